@@ -1,0 +1,137 @@
+"""Tokens per second of our sampler against gm.text's sampler loop, on the same parameters.
+
+Both decode every row to the full length (no stop id can be drawn), in one process, taking turns,
+so that a busy machine slows them alike. They are compared twice: from prompts to responses (the
+library runs its prefill operation by operation), and the loops alone (ours is the whole call less
+that of a sampler of one token: cast, prefill and first draw).
+
+  python benchmarks/decode.py
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+
+import jax
+from gemma import gm
+from jax import numpy as jnp
+
+from nash_jax import sampler
+from nash_jax.models import gemma
+from nash_jax.types import Prompts
+
+
+def library(config, params, prompts, tokens, key):
+  """Returns (prefill(), loop(state)) of gm.text's sampler on the same prompts."""
+  from gemma.gm.text import _prefill, _sampler_loop
+  from gemma.gm.utils import _types
+
+  architecture = gm.nn.config.TransformerConfig(
+    use_post_attn_norm=True, use_post_ffw_norm=True, **dataclasses.asdict(config)
+  )
+  model = gm.nn.Transformer(config=architecture, dtype=jnp.float32)
+  params = jax.device_put(gemma.unstack(params, config))
+  columns = prompts.tokens.shape[1] + tokens
+  loop = _sampler_loop.SamplerLoop(
+    model=model,
+    end_tokens=(config.num_embed,),  # beyond the vocabulary: never drawn
+    forbidden_tokens=None,
+    sampling=gm.text.RandomSampling(),
+    cache_length=columns,
+    special_tokens=gm.text.Gemma2Tokenizer.special_tokens,
+  )
+
+  def prefill():
+    return _prefill.prefill(
+      model=model,
+      params=params,
+      input=_types.Input(text=prompts.tokens, images=None, config=architecture.input_config),
+      last_state=None,
+      cache_length=columns,
+      max_out_length=tokens,
+      rng=key,
+      sharding=None,
+    )
+
+  def decode(state):
+    limit = jnp.asarray(tokens)
+    return loop.sample(params=params, init_state=state, max_new_tokens=limit).predicted_tokens
+
+  return prefill, decode
+
+
+def take_turns(repeats, contenders):
+  """Returns each contender's seconds in every round; a first round, not kept, compiles."""
+  seconds = {name: [] for name in contenders}
+  for _ in range(repeats + 1):
+    for name, run in contenders.items():
+      start = time.perf_counter()
+      jax.block_until_ready(run())
+      seconds[name].append(time.perf_counter() - start)
+  return {name: times[1:] for name, times in seconds.items()}
+
+
+def ratio(slow, fast):
+  """Returns the median over rounds of slow / fast, which a passing load hardly moves."""
+  return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  add("--batch", type=int, default=32, help="prompts (32)")
+  add("--prompt", type=int, default=32, help="prompt tokens (32)")
+  add("--tokens", type=int, default=64, help="new tokens (64)")
+  add("--vocabulary", type=int, default=512, help="rows of the embedding (512)")
+  add("--repeats", type=int, default=11, help="timed rounds; the median counts (11)")
+  args = parser.parse_args()
+
+  config = gemma.preset("stories", num_embed=args.vocabulary)
+  params = gemma.init(jax.random.key(0), config)
+  reference = gemma.init(jax.random.key(1), config)
+  shape = (args.batch, args.prompt)
+  prompts = Prompts(
+    tokens=jax.random.randint(jax.random.key(2), shape, 4, args.vocabulary),
+    mask=jnp.ones(shape, bool),
+    index=jnp.arange(args.batch),
+  )
+  key = jax.random.key(3)
+  options = {"max_tokens": args.tokens, "samples": 1, "stop_ids": (), "pad_id": 0}
+  plain = jax.jit(sampler.make_sampler(config, **options))
+  mixture = jax.jit(sampler.make_sampler(config, mixture=0.25, **options))
+  single = jax.jit(sampler.make_sampler(config, **{**options, "max_tokens": 1}))
+  prefill, decode = library(config, params, prompts, args.tokens, key)
+  state = prefill()
+  assert decode(state).shape == plain(params, prompts, key).tokens[:, 0].shape
+
+  seconds = take_turns(
+    args.repeats,
+    {
+      "nash_jax": lambda: plain(params, prompts, key).tokens,
+      "nash_jax one token": lambda: single(params, prompts, key).tokens,
+      "gm.text": lambda: decode(prefill()),
+      "gm.text loop alone": lambda: decode(state),
+      "nash_jax mixture": lambda: mixture((params, reference), prompts, key).tokens,
+    },
+  )
+  print(f"{jax.devices()[0].platform}: batch {args.batch}, {args.prompt} + {args.tokens} tokens")
+  ours = seconds["nash_jax"]
+  pairs = zip(ours, seconds["nash_jax one token"], strict=True)
+  seconds["nash_jax loop alone"] = [whole - first for whole, first in pairs]
+  for name, times in seconds.items():
+    s = statistics.median(times)
+    tokens = args.batch * (args.tokens - (name == "nash_jax loop alone"))
+    rate = "" if name == "nash_jax one token" else f"{tokens / s:,.0f} tokens/s"
+    print(f"{name:22}{1e3 * s:9.1f} ms, best {1e3 * min(times):7.1f}  {rate}")
+  whole = ratio(seconds["gm.text"], ours)
+  print(f"from prompts to responses, {whole:.2f} times gm.text's tokens per second")
+  loop = ratio(seconds["gm.text loop alone"], seconds["nash_jax loop alone"])
+  loop *= (args.tokens - 1) / args.tokens
+  print(f"the loops alone, {loop:.2f} times (bar 1.3)")
+  cost = ratio(seconds["nash_jax mixture"], ours)
+  print(f"a mixture of two models costs {cost:.2f} times plain decoding (bar 2.2)")
+
+
+if __name__ == "__main__":
+  main()

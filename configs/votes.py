@@ -1,0 +1,19 @@
+"""Votes of the bundled population on pairs of the storyteller's own responses.
+
+Question: what does the population say of what the policy writes? (The judge is fitted to this.)
+Command:  nash-jax collect --config=configs/votes.py --workdir=runs/votes
+"""
+
+from nash_jax import config
+
+
+def get_config():
+  c = config.collect()
+  c.steps = 120
+  c.sampling.max_tokens = 56
+  base = c.model.weights
+  c.sources = {
+    "base": {"weights": base, "temperature": 0.8},
+    "warmer": {"weights": base, "temperature": 1.0},
+  }
+  return c

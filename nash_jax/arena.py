@@ -1,0 +1,313 @@
+"""Policies against policies on held-out prompts: who beats whom, how surely, and at what distance.
+
+Every policy draws S responses to a prompt; a judge compares all of them with each other. A cell is
+the mean over prompts of the mean over the two policies' pairs: prompts are independent, so their
+spread is the cell's error; the pairs of one prompt are not.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import tqdm
+from jax import numpy as jnp
+
+from nash_jax import checkpoint, judges, keys, prompts, report, sampler
+from nash_jax import config as configs
+from nash_jax.models import gemma, logprobs
+from nash_jax.tokenizer import Tokenizer
+from nash_jax.types import Responses
+
+TAIL = 0.0015  # what the bootstrap's interval leaves on each side: 99.7% are within 3σ
+
+
+def win_rates(
+  p_win: np.ndarray, valid: np.ndarray, resamples: int = 2000, seed: int = 0
+) -> dict[str, np.ndarray]:
+  """Returns [P P'] tables of win rates and their intervals.
+
+  `mean` over prompts; `sigma3`, 3 std of the prompts' means / sqrt(n); `n` prompts and `pairs` that
+  counted; `low` and `high` of a bootstrap over prompts, 99.7%; `significant`, mean ± sigma3 clear
+  of one half. NaN where nothing counted; sigma3 is NaN where n = 1.
+
+  Args:
+    p_win: P(y_s ≻ y'_s') for the samples of policies P and P', [N P S P' S'].
+    valid: which of them count.
+  """
+  pairs = valid.sum(axis=(2, 4))
+  present = (pairs > 0).astype(np.float64)
+  total = np.sum(p_win, axis=(2, 4), where=valid, dtype=np.float64)
+  values = total / np.maximum(pairs, 1)  # [N P P'], 0 where absent
+  n, draw = present.sum(axis=0), np.random.default_rng(seed).multinomial
+  with np.errstate(invalid="ignore", divide="ignore"):
+    mean = values.sum(axis=0) / n
+    sigma = np.sqrt((present * (values - mean[None]) ** 2).sum(axis=0) / (n - 1) / n)
+    means = np.stack([
+      np.tensordot(times, values, 1) / np.tensordot(times, present, 1)
+      for times in (draw(len(values), np.ones(len(values)) / len(values)) for _ in range(resamples))
+    ])  # fmt: skip
+  low, high = np.nanquantile(np.where(n > 0, means, 0.0), [TAIL, 1 - TAIL], axis=0)
+  return {
+    "mean": mean,
+    "sigma3": 3 * sigma,
+    "n": n.astype(int),
+    "pairs": pairs.sum(axis=0),
+    "low": np.where(n > 0, low, np.nan),
+    "high": np.where(n > 0, high, np.nan),
+    "significant": np.abs(mean - 0.5) > 3 * sigma,  # never, where either is NaN
+  }
+
+
+def length_matched(lengths: np.ndarray) -> np.ndarray:
+  """Returns which pairs are of like length, bool[N P S P' S'], from lengths [N P S] in tokens.
+
+  Like: they differ by at most 2 tokens or 10% of the longer.
+  """
+  a, b = lengths[:, :, :, None, None], lengths[:, None, None, :, :]
+  return np.abs(a - b) <= np.maximum(2, 0.1 * np.maximum(a, b))
+
+
+def distinct_bigrams(tokens: np.ndarray, lengths: np.ndarray) -> float:
+  """Returns distinct bigrams over all bigrams of responses [R L], pooled; NaN without any.
+
+  The share falls with the number of responses: compare policies on equally many.
+  """
+  pairs = np.stack([tokens[:, :-1], tokens[:, 1:]], axis=-1)
+  pairs = pairs[np.arange(1, tokens.shape[1])[None] < lengths[:, None]]
+  return len(np.unique(pairs, axis=0)) / len(pairs) if len(pairs) else math.nan
+
+
+def choose_best(p_win, valid):
+  """Returns the place of the response that wins most against its rivals, i32[G], from [G n n]."""
+  wins = jnp.sum(jnp.where(valid, p_win, 0.0), axis=-1)
+  return jnp.argmax(wins / jnp.maximum(jnp.sum(valid, axis=-1), 1), axis=-1)
+
+
+def _programs(config, model, tokenizer, panel):
+  """Returns the jitted draw by n of best-of-n, compare by judge, and log ratio to the base."""
+  options = {
+    "temperature": config.sampling.temperature,
+    "forbidden": jnp.asarray(tokenizer.forbidden(model.num_embed)),
+    "dtype": jnp.dtype(config.model.dtype),
+  }
+  fixed = {**config.sampling, **options, "stop_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
+  select, samples = panel[config.select_judge].fn, config.samples
+
+  def draw(best_of):
+    sample = sampler.make_sampler(model, samples=samples * best_of, **fixed)
+
+    def best(params, judge_params, x, key):
+      y = sample(params, x, key)
+      groups = jax.tree.map(lambda a: a.reshape(-1, best_of, *a.shape[2:]), y)
+      repeated = jax.tree.map(lambda a: jnp.repeat(a, samples, axis=0), x)
+      verdict = select(judge_params, repeated, groups, None)
+      place = choose_best(verdict.p_win, verdict.valid)
+      return jax.tree.map(
+        lambda a: a[jnp.arange(len(place)), place].reshape(-1, samples, *a.shape[2:]), groups
+      )
+
+    return jax.jit(best if best_of > 1 else lambda params, _, x, key: sample(params, x, key))
+
+  def compare(judge, params, x, y):
+    verdict = judge.fn(params, x, y, None)
+    return verdict.p_win, verdict.valid, verdict.metrics
+
+  def log_ratio(params, base, x, y):
+    ours, theirs = (
+      logprobs.response_logprobs(
+        p, model, x, y.tokens, y.mask, chunk=config.model.logit_chunk, **options
+      )[0]
+      for p in (params, base)
+    )
+    return jnp.sum(ours - theirs, axis=-1)
+
+  return (
+    {n: draw(n) for n in {policy.best_of for policy in config.policies.values()}},
+    {name: jax.jit(functools.partial(compare, judge)) for name, judge in panel.items()},
+    jax.jit(log_ratio),
+  )
+
+
+def _play(config, held_out, count, policies, panel, programs):
+  """Returns the first `count` prompts and what was played on them, on the host.
+
+  Responses [N P*S L]; (p_win, valid, metrics) by judge; log π(y) − log π_base(y) [N S] by name of
+  the policies that have a log-probability.
+  """
+  draw, compare, log_ratio = programs
+  # Batches of one size that leave the fewest places to fill up in the last.
+  batches = -(-count // config.prompts.batch_size)
+  size = -(-count // batches)
+  played = []
+  wait = 0.5 if sys.stderr.isatty() else 30
+  for batch in tqdm.tqdm(range(batches), "arena", unit="batch", mininterval=wait):
+    x = held_out.all(np.arange(batch * size, (batch + 1) * size) % count)
+    drawn = {
+      name: draw[config.policies[name].best_of](
+        params, panel[config.select_judge].params, x,
+        keys.key(config.seed, f"arena/{name}", batch),
+      )
+      for name, params in policies.items()
+    }  # fmt: skip
+    y = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *drawn.values())
+    verdicts = {name: compare[name](judge.params, x, y) for name, judge in panel.items()}
+    ratios = {
+      name: log_ratio(policies[name], policies[config.base], x, own)
+      for name, own in drawn.items()
+      if config.policies[name].best_of == 1
+    }
+    played.append(jax.device_get((y, verdicts, ratios)))
+  whole = jax.tree.map(
+    lambda *parts: np.concatenate(parts)[:count] if np.ndim(parts[0]) else sum(parts), *played
+  )
+  return held_out.all(np.arange(count)), *whole
+
+
+def facts(config, y: Responses, ratios: dict[str, np.ndarray]) -> dict[str, dict]:
+  """Returns what each policy's responses are like, from Responses [N P*S L].
+
+  KL is to config.base, in nats a response: the mean over the policy's own samples of
+  Σ log π(y) − log π_base(y). Best-of-n has no such log-probability: `best_of_kl_bound` is
+  log n − (n−1)/n, which its KL from the policy it picks from does not exceed. Lengths in tokens,
+  stop token included; bigrams without it.
+  """
+  out = {}
+  for i, (name, policy) in enumerate(config.policies.items()):
+    own = jax.tree.map(lambda a, i=i: np.concatenate(np.split(a, len(config.policies), 1)[i]), y)
+    lengths, n = own.mask.sum(axis=-1), policy.best_of
+    kl = ratios[name].mean(axis=1, dtype=np.float64) if n == 1 else None
+    out[name] = {
+      "weights": policy.weights,
+      "best_of": n,
+      "kl_to_reference": kl.mean() if n == 1 else None,
+      "kl_sigma3": 3 * kl.std(ddof=1) / math.sqrt(len(kl)) if n == 1 else None,
+      "best_of_kl_bound": None if n == 1 else math.log(n) - (n - 1) / n,
+      "length": lengths.mean(),
+      "distinct2": distinct_bigrams(own.tokens, lengths - own.stopped),
+      "stopped": own.stopped.mean(),
+    }
+  base = out[config.base]
+  return {
+    name: fact | {f"{what}_ratio": fact[what] / base[what] for what in ("length", "distinct2")}
+    for name, fact in out.items()
+  }
+
+
+def _texts(config, tokenizer, x, y: Responses) -> list[dict]:
+  def text(tokens, mask):
+    return tokenizer.decode(tokens[mask]).strip()
+
+  return [
+    {
+      "prompt": text(x.tokens[i], x.mask[i]),
+      "continuations": {
+        name: text(y.tokens[i, p * config.samples], y.mask[i, p * config.samples])
+        for p, name in enumerate(config.policies)
+      },
+    }
+    for i in range(min(config.texts, len(x.tokens)))
+  ]
+
+
+def evaluate(config, tokenizer, x, y: Responses, verdicts, ratios) -> dict:
+  """Returns the arena's result, of plain JSON types, from what `_play` returns.
+
+  `policies`: facts by name; `judges`: `win_rate` and `length_matched` as {row: {column: cell}}, and
+  the judge's own metrics; `texts`; `base`, `prompts`, `samples`, `config`.
+  """
+  shape = (len(config.policies), config.samples)
+  matched = length_matched(y.mask.sum(axis=-1).reshape(-1, *shape))
+
+  def cells(p_win, valid):
+    rates = win_rates(p_win, valid, config.resamples, config.seed)
+    return {
+      row: {
+        column: {what: table[i, j].item() for what, table in rates.items()}
+        for j, column in enumerate(config.policies)
+      }
+      for i, row in enumerate(config.policies)
+    }
+
+  judged = {}
+  for name, (p_win, valid, metrics) in verdicts.items():
+    p_win, valid = (a.reshape(-1, *shape, *shape) for a in (p_win, valid))
+    judged[name] = {
+      "win_rate": cells(p_win, valid),
+      "length_matched": cells(p_win, valid & matched),
+      "metrics": {m: float(v.total / v.weight) for m, v in metrics.items() if v.weight},
+    }
+  result = {
+    "prompts": len(x.tokens),
+    "samples": config.samples,
+    "base": config.base,
+    "policies": facts(config, y, ratios),
+    "judges": judged,
+    "texts": _texts(config, tokenizer, x, y),
+    "config": configs.describe(config),
+  }
+  # Through JSON, NaN, which JSON has not, becomes null.
+  text = json.dumps(result, default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
+  return json.loads(text, parse_constant=lambda _: None)
+
+
+def summary(result: dict, *, trained: str, target: str, best_of: str, base: str) -> dict:
+  """Returns what a run has to show for itself; the policies' names in `result` are the caller's.
+
+  Win rates against `base` under every judge; KL (nats a response), length and distinct bigrams of
+  `trained`, the latter two as ratios to those of `base`.
+  """
+  who = result["policies"]
+  shown = {"trained": trained, "target": target, f"best_of_{who[best_of]['best_of']}": best_of}
+  return {
+    "kl_to_reference": who[trained]["kl_to_reference"],
+    "length_ratio": who[trained]["length"] / who[base]["length"],
+    "distinct2_ratio": who[trained]["distinct2"] / who[base]["distinct2"],
+    "win_rate": {
+      label: {
+        judge: {what: found["win_rate"][name][base][what] for what in ("mean", "sigma3", "n")}
+        for judge, found in result["judges"].items()
+      }
+      for label, name in shown.items()
+    },
+  }
+
+
+def run(config, workdir) -> dict:
+  """Plays the policies of `config` (see `config.arena`) and writes arena.json, arena.md and PNGs.
+
+  Raises:
+    ValueError: a config that does not hold, weights that do not fit, fewer than two held-out
+      prompts, a workdir that cannot be written.
+  """
+  config, workdir = configs.resolve(config), pathlib.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "arena.md").touch()
+  except OSError as error:
+    raise ValueError(f"workdir {workdir}: expected a folder that can be written: {error}") from None
+  model = gemma.preset(config.model.preset, **config.model.changes)
+  tokenizer = Tokenizer(config.model.tokenizer, config.model.template)
+  tokenizer.check_rows(model.num_embed)
+  _, held_out = prompts.load(config.prompts, tokenizer, config.seed)
+  count = min(len(held_out), config.max_prompts or len(held_out))
+  configs.check(count > 1, "held-out prompts", "at least two, for an interval", count,
+                "Set prompts.held_out, or prompts.held_out_path.")  # fmt: skip
+  specs = {policy.weights for policy in config.policies.values()}
+  loaded = {spec: checkpoint.load_weights(spec, model) for spec in specs}
+  policies = {name: loaded[policy.weights] for name, policy in config.policies.items()}
+  panel = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
+  programs = _programs(config, model, tokenizer, panel)
+  played = _play(config, held_out, count, policies, panel, programs)
+  result = evaluate(config, tokenizer, *played)
+  tables = report.arena(result)
+  (workdir / "arena.json").write_text(json.dumps(result, indent=1) + "\n")
+  (workdir / "arena.md").write_text(tables + report.side_by_side(result["texts"]))
+  for name, judge in result["judges"].items():
+    title = f"Row beats column: {count} held-out prompts, judge: {name.replace('_', ' ')}"
+    report.heat_map(judge["win_rate"], title, workdir / f"arena_{name}.png")
+  print(tables)
+  return result

@@ -1,0 +1,414 @@
+"""Configs: the fields of a run, and every check on them before anything heavy loads."""
+
+import dataclasses
+import difflib
+import math
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+ASSETS = pathlib.Path(__file__).parent / "assets"
+DTYPES = ("float32", "bfloat16", "float16")
+JUDGES = ("gemma", "bradley_terry", "population", "table")
+OPTIMIZERS = ("adamw", "adafactor", "sgd")
+# Groups whose entries have names of the user's own.
+OPEN = ("changes", "policies", "judges", "sources")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def model() -> ConfigDict:
+  """A policy, judge or reward model: architecture, weights, tokenizer."""
+  return ConfigDict({
+    "preset": "stories",
+    # Single fields of the architecture to replace, such as {"num_embed": 256}.
+    "changes": ConfigDict(),
+    # A weights file, a run's workdir ("runs/x", "runs/x@target"), or "" for random weights.
+    "weights": "",
+    "tokenizer": "assets:stories/tokenizer.model",
+    "template": "plain",
+    "dtype": "float32",  # of compute; the master parameters are float32
+    "remat": False,
+    "logit_chunk": 32,  # response columns whose logits exist at one time
+  })  # fmt: skip
+
+
+def optimizer(**changes) -> ConfigDict:
+  """An optax optimiser with schedule and clipping."""
+  fields = {
+    "name": "adamw",
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "final_fraction": 0.1,  # of the learning rate, where linear and cosine end
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    # Weight decay pulls to zero, not to the reference.
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+    "micro_batches": 1,
+  }
+  return ConfigDict({**fields, **changes})
+
+
+def _run(**fields) -> ConfigDict:
+  return ConfigDict({
+    "seed": 0,
+    "steps": 100,
+    "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: all devices that are left
+    "checkpoint": {"every": 50, "keep": 2, "allow": ()},
+    "log_every": 1,
+    "profile": False,
+    **fields,
+  })  # fmt: skip
+
+
+def train() -> ConfigDict:
+  """The fields of an online run with their defaults: NashMP on the bundled storyteller."""
+  policy = model()
+  policy.weights = "assets:stories/policy.safetensors"
+  judge_model = model()
+  judge_model.weights = "assets:stories/judge.safetensors"
+  return _run(
+    model=policy,
+    prompts={
+      "task": "stories",
+      "path": "assets:stories/prompts.jsonl",
+      "held_out": 96,
+      "held_out_path": "",
+      "overflow": "drop",
+      "max_tokens": 32,
+      "batch_size": 32,
+    },
+    sampling={"max_tokens": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+    algorithm={
+      "name": "nash_mp",
+      "beta": 0.1,
+      "eta": 1.0,  # beta / eta is the weight of KL to the target
+      "kappa": 0.1,
+      "kappa_schedule": "constant",  # or "harmonic": kappa_offset / (k + kappa_offset)
+      "kappa_offset": 10.0,
+      "target_update": "ema",  # or "periodic": a copy every target_period steps
+      "target_period": 10,
+      "samples": 2,
+      "centre_log_ratios": False,
+    },
+    optimizer=optimizer(),
+    judge={
+      "name": "gemma",
+      "model": judge_model,
+      "template": "stories",
+      "table": "",  # of the table judge: .npy [X A A], contexts by prompt index
+      # A response's first tokens are its action: digits, token - first_token, in base table_tokens;
+      # 0 for one token an action.
+      "first_token": 6,
+      "table_tokens": 0,
+    },
+    evaluation={"every": 25, "prompts": 64, "texts": 4},
+  )
+
+
+def fit() -> ConfigDict:
+  """The fields of a supervised run with their defaults."""
+  return _run(
+    model=model(),
+    loss="sft",  # next token; "judge": pairwise cross-entropy; "reward": Bradley-Terry
+    data={
+      "task": "text",
+      "path": "",
+      "held_out": 600,
+      "held_out_path": "",
+      "overflow": "cut",
+      "max_tokens": 129,  # of a text's windows, of prompt + response, of a preference's prompt
+      "max_response_tokens": 64,  # of preferences
+      "batch_size": 32,
+    },
+    template="stories",  # of the pairwise judge
+    export="",  # where the best weights go, as .safetensors in export_dtype
+    export_dtype="float16",
+    optimizer=optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=100),
+    evaluation={"every": 500, "batches": 1000},
+  )
+
+
+def arena() -> ConfigDict:
+  """The fields of an arena with their defaults: the bundled storyteller and its best of 4."""
+  online = train()
+  base = online.model.weights
+  online.model.weights = ""  # each policy names its own
+  online.prompts.batch_size = 16
+  return ConfigDict({
+    "seed": 0,
+    "model": online.model,  # the architecture and tokenizer of every policy
+    "prompts": online.prompts,  # the held-out part is played on
+    "sampling": online.sampling,
+    # Weights: a file, or a run's "runs/x", "runs/x@target", "runs/x@params:50", "…:best".
+    "policies": {
+      "base": {"weights": base, "best_of": 1},
+      "best_of_4": {"weights": base, "best_of": 4},
+    },
+    "base": "base",  # the policy that KL, length and distinct bigrams are compared with
+    "judges": {"judge": online.judge, "population": {**online.judge, "name": "population"}},
+    "select_judge": "judge",  # picks the best of n
+    "samples": 2,  # of each policy to a prompt
+    "max_prompts": 0,  # 0: every held-out prompt
+    "resamples": 2000,  # of the bootstrap
+    "texts": 3,  # prompts shown with every policy's continuation
+  })  # fmt: skip
+
+
+def collect() -> ConfigDict:
+  """The fields of a collection of votes, with their defaults."""
+  online = train()
+  online.prompts.batch_size = 32
+  return ConfigDict({
+    "seed": 0,
+    "steps": 100,  # batches of prompts
+    "model": online.model,
+    "prompts": online.prompts,
+    "sampling": {"max_tokens": online.sampling.max_tokens, "samples": 4},  # all pairs of these
+    # Who responds, in turn: {"weights": as a policy's of the arena, "temperature": of its samples}.
+    "sources": {"base": {"weights": online.model.weights, "temperature": 1.0}},
+    "judge": {**online.judge, "name": "population"},
+  })  # fmt: skip
+
+
+def sample() -> ConfigDict:
+  """The fields of sampling from a policy at a prompt."""
+  online = train()
+  return ConfigDict({
+    "seed": 0,
+    "model": online.model,
+    "sampling": {**online.sampling, "max_tokens": 128, "samples": 1},
+    "prompt": "",  # "": ask for prompts until an empty line
+    "file": "",  # prompts of a file, one a line, instead
+  })
+
+
+def path(name: str) -> str:
+  """Expands `assets:` to the folder of bundled files."""
+  return str(ASSETS / name.removeprefix("assets:")) if name.startswith("assets:") else name
+
+
+def choose(what: str, got: str, choices) -> None:
+  """Raises ValueError, listing the choices, unless `got` is one of them."""
+  if got not in choices:
+    near = difflib.get_close_matches(str(got), list(choices), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{what}: got {got!r}, expected one of {', '.join(sorted(choices))}{hint}")
+
+
+def check(good: bool, what: str, expected: str, got: Any, fix: str) -> None:
+  """Raises ValueError that says what, expected, got and how to fix it, unless `good`."""
+  if not good:
+    raise ValueError(f"{what}: expected {expected}, got {got!r}. {fix}")
+
+
+def _unknown_fields(config, default, prefix=""):
+  for name in config:
+    if name not in default:
+      near = difflib.get_close_matches(name, list(default), 1)
+      hint = f"Did you mean {prefix}{near[0]}? " if near else ""
+      raise ValueError(
+        f"config field {prefix}{name} is unknown. {hint}"
+        f"Fields here: {', '.join(sorted(default))}"
+      )
+    if isinstance(default[name], ConfigDict) and name not in OPEN:
+      check(
+        isinstance(config[name], ConfigDict), f"config field {prefix}{name}", "a group of fields",
+        config[name], f"Set {prefix}{name}.<field> instead.",
+      )  # fmt: skip
+      _unknown_fields(config[name], default[name], f"{prefix}{name}.")
+  missing = [name for name in default if name not in config]
+  if missing:
+    raise ValueError(f"config field {prefix}{missing[0]} is missing; start from nash_jax.config")
+
+
+def _check_model(config, where):
+  from nash_jax.models import gemma
+
+  gemma.preset(config.preset, **config.changes)
+  choose(f"{where}.dtype", config.dtype, DTYPES)
+  choose(f"{where}.template", config.template, ("plain", "gemma"))
+  for what in ("tokenizer", "weights"):
+    name = path(config[what]).split("@")[0]
+    check(
+      (what == "weights" and not name) or os.path.exists(name), f"{where}.{what}",
+      "a file that exists", name, "Give a local path, or assets:<file> for a bundled one.",
+    )  # fmt: skip
+
+
+def _check_steps(config, batch_size, batch_field) -> int:
+  """Returns over how many devices a batch is split."""
+  check(config.steps > 0, "steps", "a positive number", config.steps, "Set --config.steps.")
+  for name in ("checkpoint", "evaluation"):
+    every = config[name].every
+    check(every > 0, f"{name}.every", "a positive number of steps", every, "Try 50.")
+  choose("optimizer.name", config.optimizer.name, OPTIMIZERS)
+  choose("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+  micro = config.optimizer.micro_batches
+  check(batch_size > 0, batch_field, "a positive number", batch_size, "Try 32.")
+  check(micro > 0 and batch_size % micro == 0, "optimizer.micro_batches",
+        f"a divisor of {batch_field} = {batch_size}", micro, "Change one of the two.")  # fmt: skip
+  import jax
+
+  mesh = resolve_mesh(config.mesh, jax.device_count())
+  rows = mesh["data"] * mesh["fsdp"]
+  check(
+    (batch_size // micro) % rows == 0, batch_field,
+    f"micro-batches that divide over data x fsdp = {rows} devices", batch_size // micro,
+    f"Use a {batch_field} that is a multiple of {rows * micro}.",
+  )  # fmt: skip
+  return rows
+
+
+def _check_sampling(s):
+  check(s.temperature > 0, "sampling.temperature", "a positive number", s.temperature, "Try 1.")
+  check(s.max_tokens > 0, "sampling.max_tokens", "a positive number", s.max_tokens, "Try 64.")
+  check(s.top_k >= 0, "sampling.top_k", "0 (off) or a number of tokens", s.top_k, "Set 0.")
+  check(0 < s.top_p <= 1, "sampling.top_p", "a probability in (0, 1]", s.top_p, "Set 1.")
+  check(s.top_p == 1 or s.top_k > 0, "sampling.top_k", "a number of tokens where top_p < 1",
+        s.top_k, "top-p works within the top k: try top_k=64.")  # fmt: skip
+
+
+def _check_judge(config, where):
+  choose(f"{where}.name", config.name, JUDGES)
+  if config.name in ("gemma", "bradley_terry"):
+    _check_model(config.model, f"{where}.model")
+
+
+def _check_arena(config):
+  default = arena()
+  for group, like in (("policies", default.policies.base), ("judges", default.judges.judge)):
+    check(len(config[group]) > 0, group, "at least one", [], f"Set --config.{group}.<name>.")
+    for name, entry in config[group].items():
+      _unknown_fields(entry, like, f"{group}.{name}.")
+  for name, judge in config.judges.items():
+    _check_judge(judge, f"judges.{name}")
+  for name, policy in config.policies.items():
+    where, (file, _, part) = f"policies.{name}", path(policy.weights).partition("@")
+    check(file and os.path.exists(file), f"{where}.weights", "a weights file or a run's workdir",
+          policy.weights, "Give runs/x, runs/x@target, runs/x@params:50 or a file.")  # fmt: skip
+    choose(f"{where}.weights, after @", part.split(":")[0] or "params", ("params", "target"))
+    step = part.partition(":")[2]
+    check(step in ("", "best") or step.isdigit(), f"{where}.weights, after :",
+          "a step or best", step, "Leave it out for the newest checkpoint.")  # fmt: skip
+    check(policy.best_of >= 1, f"{where}.best_of", "1, or n of best-of-n", policy.best_of,
+          "Set 1.")  # fmt: skip
+  choose("base", config.base, config.policies)
+  check(config.policies[config.base].best_of == 1, "base", "a policy with best_of = 1",
+        config.base, "The reference must be a law whose log-probabilities are known.")  # fmt: skip
+  choose("select_judge", config.select_judge, config.judges)
+  for name, least in (("samples", 2), ("resamples", 1), ("max_prompts", 0), ("texts", 0)):
+    check(config[name] >= least, name, f"at least {least}", config[name], f"Set {least} or more.")
+  size = config.prompts.batch_size
+  check(size > 0, "prompts.batch_size", "a positive number", size, "Try 16.")
+  choose("prompts.overflow", config.prompts.overflow, ("drop", "cut"))
+  _check_sampling(config.sampling)
+
+
+def resolve_mesh(mesh, devices: int) -> dict[str, int]:
+  """Returns the mesh's sizes with -1 filled in; ValueError where they do not make `devices`."""
+  sizes = dict(mesh)
+  free = [name for name, size in sizes.items() if size == -1]
+  known = math.prod(size for size in sizes.values() if size != -1)
+  check(len(free) <= 1 and all(s == -1 or s > 0 for s in sizes.values()), "mesh",
+        "positive sizes and at most one -1", sizes, "Fix --config.mesh.")  # fmt: skip
+  if free:
+    sizes[free[0]] = devices // known if devices % known == 0 else 0
+  check(
+    math.prod(sizes.values()) == devices, "mesh", f"sizes whose product is {devices} devices",
+    dict(mesh), f"For example data={devices}, fsdp=1, tensor=1.",
+  )  # fmt: skip
+  return sizes
+
+
+def _check_fit(config):
+  choose("loss", config.loss, ("sft", "judge", "reward"))
+  choose("export_dtype", config.export_dtype, DTYPES)
+  _check_steps(config, config.data.batch_size, "data.batch_size")
+
+
+def _check_collect(config):
+  check(config.steps > 0, "steps", "a positive number", config.steps, "Set --config.steps.")
+  check(config.sampling.samples >= 2, "sampling.samples", "at least two responses a prompt",
+        config.sampling.samples, "A comparison needs two.")  # fmt: skip
+  _check_judge(config.judge, "judge")
+
+
+def _check_sample(config):
+  _check_sampling(config.sampling)
+
+
+def _check_train(config):
+  from nash_jax.objectives import algorithms
+
+  row = algorithms.row(config.algorithm.name)
+  a, s = config.algorithm, config.sampling
+  check(a.beta > 0, "algorithm.beta", "a positive KL weight", a.beta, "Try 0.1.")
+  check(a.eta > 0, "algorithm.eta", "a positive prox step", a.eta, "Try 1.0.")
+  check(0 <= a.kappa <= 1, "algorithm.kappa", "a rate in [0, 1]", a.kappa, "Try 0.1.")
+  check(a.target_period > 0, "algorithm.target_period", "a positive number of steps",
+        a.target_period, "Try 10.")  # fmt: skip
+  check(a.kappa_offset > 0, "algorithm.kappa_offset", "a positive number", a.kappa_offset,
+        "10 gives 10 / (k + 10).")  # fmt: skip
+  choose("algorithm.kappa_schedule", a.kappa_schedule, ("constant", "harmonic"))
+  choose("algorithm.target_update", a.target_update, ("ema", "periodic"))
+  check(a.samples >= 2, "algorithm.samples", "at least two responses a prompt", a.samples,
+        "A comparison needs two.")  # fmt: skip
+  check(
+    not row.on_policy or (s.top_k == 0 and s.top_p == 1), "sampling",
+    f"top_k = 0 and top_p = 1, for {a.name} follows the gradient of the law it samples from",
+    {"top_k": s.top_k, "top_p": s.top_p}, "Use sampling.temperature to sharpen the law instead.",
+  )  # fmt: skip
+  _check_sampling(s)
+  choose("prompts.overflow", config.prompts.overflow, ("drop", "cut"))
+  _check_judge(config.judge, "judge")
+  rows = _check_steps(config, config.prompts.batch_size, "prompts.batch_size")
+  evaluated = config.evaluation.prompts
+  check(evaluated > 0 and evaluated % rows == 0, "evaluation.prompts",
+        f"a multiple of data x fsdp = {rows} devices", evaluated, f"Try {64 * rows}.")  # fmt: skip
+
+
+# The field by which a job's config is known, its defaults and its checks.
+_KINDS = {
+  "algorithm": (train, _check_train),
+  "loss": (fit, _check_fit),
+  "policies": (arena, _check_arena),
+  "sources": (collect, _check_collect),
+  "file": (sample, _check_sample),
+}
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+  """Returns a frozen copy of a run's config, checked.
+
+  Raises:
+    ValueError: what, expected, got and how to fix it, before any weights load.
+  """
+  kinds = [kind for field, kind in _KINDS.items() if field in config]
+  if len(kinds) != 1:
+    raise ValueError(
+      "config: expected the fields of one job, as from nash_jax.config's train(), fit(), arena(),"
+      f" collect() or sample(); got {', '.join(sorted(config))}"
+    )
+  default, check_fields = kinds[0]
+  _unknown_fields(config, default())
+  config = config.copy_and_resolve_references()
+  _check_model(config.model, "model")
+  check_fields(config)
+  return config.lock()
+
+
+def describe(config: ConfigDict) -> dict:
+  """Returns the config as plain JSON types, for run records."""
+  def plain(value):
+    if isinstance(value, ConfigDict):
+      return {name: plain(value[name]) for name in value}
+    if isinstance(value, (list, tuple)):
+      return [plain(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+  return plain(config)

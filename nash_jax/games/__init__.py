@@ -1,0 +1,1 @@
+"""Exact preference games: solvers, theory and studies, apart from all that trains a network."""

@@ -1,0 +1,11 @@
+"""Randomness named by purpose and step: a resumed run draws what it would have drawn."""
+
+import zlib
+
+import jax
+
+
+def key(seed: int, name: str, step: int = 0) -> jax.Array:
+  """Returns the PRNG key of purpose `name` at `step`; the same triple gives the same key."""
+  named = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+  return jax.random.fold_in(named, step)

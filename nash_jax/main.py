@@ -1,0 +1,97 @@
+"""The `nash-jax` command: one sub-command a job."""
+
+import contextlib
+import importlib
+import sys
+
+# Job: (module whose run(config, workdir) does it, its default config, what it does).
+JOBS = {
+  "train": ("train", "configs/stories.py", "fine-tune a policy online against a judge"),
+  "fit": ("fit", "configs/storyteller.py", "supervised: next token, pairwise judge, reward model"),
+  "collect": ("collect", "configs/votes.py", "sample pairs of responses and have a judge vote"),
+  "sample": ("sample", "configs/sample.py", "print continuations, interactive or from a file"),
+  "arena": ("arena", "configs/arena.py", "policies against policies: win rates and intervals"),
+  "games": ("games.study", "configs/games/theorem.py", "exact games: solvers, rates, figures"),
+  "demo": ("demo", "configs/stories.py", "train the bundled storyteller, then hold the arena"),
+}
+
+
+def usage() -> str:
+  """Returns the text of `nash-jax --help`."""
+  jobs = "\n".join(f"  {name:8} {what}" for name, (_, _, what) in JOBS.items())
+  return (
+    "usage: nash-jax JOB --config=FILE.py [--config.FIELD=VALUE ...] --workdir=FOLDER\n\n"
+    f"jobs:\n{jobs}\n\n"
+    "`nash-jax JOB --help` lists the flags of a job, `--config=FILE.py` its fields.\n"
+    "Example: nash-jax train --config=configs/stories.py --config.algorithm.beta=0.05"
+    " --workdir=runs/x\n"
+  )
+
+
+def run() -> None:
+  """Entry point of the console script."""
+  arguments = sys.argv[1:]
+  job = arguments[0] if arguments else "--help"
+  if job in ("-h", "--help", "help", "--helpfull"):
+    print(usage(), end="")
+    return
+  if job not in JOBS:
+    print(f"nash-jax: no job {job!r}; jobs are {', '.join(JOBS)}", file=sys.stderr)
+    sys.exit(2)
+  try:
+    _run_job(job, arguments[1:])
+  except ValueError as error:
+    from absl import logging
+
+    # What the user can mend is said in one line; a trace would bury it: --verbosity=1 shows it.
+    logging.debug("bad input", exc_info=True)
+    print(f"nash-jax {job}: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _run_job(job: str, arguments: list[str]) -> None:
+  # absl's flags are global: they are defined only once a job is known.
+  from absl import app, flags, logging
+  from ml_collections import config_flags
+
+  module, default, what = JOBS[job]
+  with _told(job):
+    config = config_flags.DEFINE_config_file(
+      "config", default, f"Config file of the run (default {default})."
+    )
+  workdir = flags.DEFINE_string("workdir", f"runs/{job}", "Folder for everything the job leaves.")
+
+  def parse(argv):
+    with _told(job):
+      rest = flags.FLAGS(argv)
+      list(config.value)  # a file that could not be read says so only when it is used
+    return rest
+
+  def main(rest):
+    if rest[1:]:
+      raise app.UsageError(f"unexpected argument {rest[1]!r}; fields are --config.NAME=VALUE")
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(None)
+    # Orbax reports every read; a user wants this program's own notes, and everybody's warnings.
+    handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
+    importlib.import_module(f"nash_jax.{module}").run(config.value, workdir.value)
+
+  if any(a in ("-h", "--help") for a in arguments):
+    print(f"nash-jax {job}: {what}\n")
+    for flag in (config.name, workdir.name):
+      print(f"  --{flag}: {flags.FLAGS[flag].help} [{flags.FLAGS[flag].value}]")
+    return
+  app.run(main, argv=["nash-jax", *arguments], flags_parser=parse)
+
+
+@contextlib.contextmanager
+def _told(job: str):
+  """Raises ValueError for what ml_collections and absl say, in their ways, of bad flags."""
+  from absl import flags
+
+  try:
+    yield
+  except (AttributeError, KeyError, OSError, flags.Error) as error:
+    text = " ".join(str(error).replace("\\n", " ").split())
+    raise ValueError(f"{text} (`nash-jax {job} --help` lists the fields)") from error

@@ -1,0 +1,313 @@
+"""Gemma assembled from the gemma library's own blocks.
+
+Two layouts of one parameter tree:
+
+* stacked, for training, judging and prefill: `layers/<i>` holds the blocks at place i of the
+  attention pattern with a leading repeat axis, scanned; `tail/<i>` the layers left over;
+* unstacked, for decoding and for checkpoints: `layer_<n>` as in the library.
+
+Both gating layouts of the published checkpoints become [2, features, hidden] when stacked.
+"""
+
+import dataclasses
+import functools
+
+import jax
+from gemma import gm
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nash_jax import config as configs
+from nash_jax import libraries
+from nash_jax.types import Params
+
+_LOCAL, _GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
+Cache = tuple[dict[str, Array], ...]  # one leaf set a layer, as gm.nn.Block wants it
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+  """An architecture: the fields of the library's TransformerConfig that text models differ in.
+
+  The library's own class would bring TensorFlow (10 to 20 s) at import, before a config is checked.
+  """
+
+  num_embed: int  # vocabulary rows V
+  embed_dim: int
+  hidden_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  attention_types: tuple[gm.nn.AttentionType, ...]
+  sliding_window_size: int
+  final_logit_softcap: float | None = 30.0
+  attn_logits_soft_cap: float | None = 50.0
+  use_qk_norm: bool = False
+  transpose_gating_einsum: bool = False  # in the published checkpoints; never here
+  local_base_frequency: int = 10_000
+  global_base_frequency: int = 10_000
+  local_scale_factor: float = 1.0
+  global_scale_factor: float = 1.0
+
+  @property
+  def num_layers(self) -> int:
+    return len(self.attention_types)
+
+
+def _gemma2(layers, width, hidden, heads, kv_heads, head_dim=256, vocabulary=256_128, **changes):
+  fields = {
+    "attention_types": ((_LOCAL, _GLOBAL) * layers)[:layers],
+    "sliding_window_size": 4096,
+  }
+  return GemmaConfig(vocabulary, width, hidden, heads, kv_heads, head_dim, **{**fields, **changes})
+
+
+def _gemma3(layers, width, hidden, heads, kv_heads, window, vocabulary=262_144, **changes):
+  return _gemma2(
+    layers, width, hidden, heads, kv_heads, vocabulary=vocabulary,
+    attention_types=(((_LOCAL,) * 5 + (_GLOBAL,)) * layers)[:layers],
+    sliding_window_size=window,
+    final_logit_softcap=None,
+    attn_logits_soft_cap=None,
+    use_qk_norm=True,
+    transpose_gating_einsum=True,
+    global_base_frequency=1_000_000,
+    **changes,
+  )  # fmt: skip
+
+
+PRESETS = {
+  "stories": lambda: _gemma2(
+    4, 128, 512, 4, 2, head_dim=32, vocabulary=1024, sliding_window_size=128
+  ),
+  "tiny": lambda: _gemma2(2, 16, 32, 2, 1, head_dim=8, vocabulary=64, sliding_window_size=8),
+  "gemma2_2b": lambda: _gemma2(26, 2304, 9216, 8, 4),
+  "gemma2_9b": lambda: _gemma2(42, 3584, 14_336, 16, 8, transpose_gating_einsum=True),
+  "gemma3_270m": lambda: _gemma3(18, 640, 2048, 4, 1, 512),
+  "gemma3_1b": lambda: _gemma3(26, 1152, 6912, 4, 1, 512),
+  "gemma3_4b": lambda: _gemma3(34, 2560, 10_240, 8, 4, 1024, global_scale_factor=8.0),
+}
+
+
+def preset(name: str, **changes) -> GemmaConfig:
+  """Returns the architecture called `name`, with single fields replaced by `changes`."""
+  configs.choose("model.preset", name, PRESETS)
+  fields = [field.name for field in dataclasses.fields(GemmaConfig)]
+  for change in changes:
+    configs.choose("model.changes", change, fields)
+  return dataclasses.replace(PRESETS[name](), **changes)
+
+
+def pattern(config: GemmaConfig) -> tuple[int, int, int]:
+  """Returns (period of the attention pattern, whole repeats of it, layers left over)."""
+  types = tuple(config.attention_types)
+  period = next(
+    p for p in range(1, len(types) + 1) if all(a == types[i % p] for i, a in enumerate(types))
+  )
+  return period, len(types) // period, len(types) % period
+
+
+def block(config: GemmaConfig, attn_type, transpose_gating=False) -> gm.nn.Block:
+  """Returns the library's block for one layer; gating is [2, features, hidden] by default."""
+  libraries.tensorflow()  # the block's call would import it anyway, aloud
+  local = attn_type == _LOCAL
+  return gm.nn.Block(
+    num_heads=config.num_heads,
+    num_kv_heads=config.num_kv_heads,
+    embed_dim=config.embed_dim,
+    head_dim=config.head_dim,
+    hidden_dim=config.hidden_dim,
+    sliding_window_size=config.sliding_window_size,
+    use_post_attn_norm=True,
+    use_post_ffw_norm=True,
+    attn_logits_soft_cap=config.attn_logits_soft_cap,
+    attn_type=attn_type,
+    query_pre_attn_scalar=config.head_dim**-0.5,
+    transpose_gating_einsum=transpose_gating,
+    use_qk_norm=config.use_qk_norm,
+    rope_base_frequency=config.local_base_frequency if local else config.global_base_frequency,
+    rope_scale_factor=config.local_scale_factor if local else config.global_scale_factor,
+  )
+
+
+def init(key: Array, config: GemmaConfig) -> Params:
+  """Returns random float32 parameters in the stacked layout."""
+  inputs = (
+    jnp.zeros((1, 1, config.embed_dim)),
+    jnp.zeros((1, 1), jnp.int32),
+    None,
+    jnp.ones((1, 1, 1), bool),
+  )
+  period, repeats, _ = pattern(config)
+
+  def layer(n, count):
+    keys = jax.random.split(jax.random.fold_in(key, n), count)
+    make = block(config, config.attention_types[n])
+    return jax.vmap(lambda k: make.init(k, *inputs)["params"])(keys)
+
+  layers = {str(i): layer(i, repeats) for i in range(period)}
+  tail = {
+    str(i): jax.tree.map(lambda x: x[0], layer(period * repeats + i, 1))
+    for i in range(pattern(config)[2])
+  }
+  embedding = gm.nn.Embedder(config.num_embed, config.embed_dim).init(
+    jax.random.fold_in(key, config.num_layers), jnp.zeros((1, 1), jnp.int32), method="encode"
+  )
+  return {
+    "embedder": embedding["params"],
+    "final_norm": {"scale": jnp.zeros((config.embed_dim,))},
+    "layers": layers,
+    **({"tail": tail} if tail else {}),
+  }
+
+
+def shapes(config: GemmaConfig) -> Params:
+  """Returns the stacked tree of `jax.ShapeDtypeStruct`s; allocates nothing."""
+  return jax.eval_shape(functools.partial(init, config=config), jax.random.key(0))
+
+
+def _swap_gating(config, layer):
+  if not config.transpose_gating_einsum:
+    return layer
+  gating = jnp.swapaxes(layer["mlp"]["gating_einsum"], -1, -2)
+  return {**layer, "mlp": {**layer["mlp"], "gating_einsum": gating}}
+
+
+def unstack(params: Params, config: GemmaConfig, library_gating: bool = True) -> Params:
+  """Returns the `layer_<n>` view, with the library's names and shapes.
+
+  Args:
+    library_gating: False keeps gating as [2, features, hidden], for decoding here.
+  """
+  period, repeats, _ = pattern(config)
+  out = {"embedder": params["embedder"], "final_norm": params["final_norm"]}
+  for n in range(config.num_layers):
+    repeat, place = divmod(n, period)
+    if repeat < repeats:
+      layer = jax.tree.map(lambda x, r=repeat: x[r], params["layers"][str(place)])
+    else:
+      layer = params["tail"][str(place)]
+    out[f"layer_{n}"] = _swap_gating(config, layer) if library_gating else layer
+  return out
+
+
+def stack(params: Params, config: GemmaConfig) -> Params:
+  """Inverts `unstack`: from the library's names and shapes to the stacked layout."""
+  period, repeats, rest = pattern(config)
+  layers = [_swap_gating(config, params[f"layer_{n}"]) for n in range(config.num_layers)]
+  tail = {str(i): layers[period * repeats + i] for i in range(rest)}
+  return {
+    "embedder": params["embedder"],
+    "final_norm": params["final_norm"],
+    "layers": {
+      str(i): jax.tree.map(lambda *xs: jnp.stack(xs), *layers[i : period * repeats : period])
+      for i in range(period)
+    },
+    **({"tail": tail} if tail else {}),
+  }
+
+
+def cast(params: Params, dtype) -> Params:
+  """Casts a whole tree, norms too: one float32 scale would turn every later activation float32."""
+  return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def init_cache(config: GemmaConfig, batch: int, length: int, dtype) -> Cache:
+  """Returns an empty cache of `length` columns for every layer."""
+  make = functools.partial(
+    gm.nn.Attention.init_cache, length, config.num_kv_heads, config.head_dim, batch, dtype
+  )
+  return tuple(make() for _ in range(config.num_layers))
+
+
+def forward(
+  params: Params,
+  config: GemmaConfig,
+  tokens: Int[Array, "N T"],
+  positions: Int[Array, "N T"],
+  attn_mask: Bool[Array, "N T S"],
+  *,
+  cache: Cache | None = None,
+  dtype=jnp.float32,
+  remat: bool = False,
+) -> tuple[Float[Array, "N T D"], Cache | None]:
+  """Runs the blocks and the final norm.
+
+  Args:
+    params: stacked or unstacked (gating [2, features, hidden]); cast to `dtype` where used.
+    positions: of each token in its own sequence, padding not counted.
+    attn_mask: what each token may see among S columns: the cache's where there is one.
+    cache: written at its end index, which is the same for all rows.
+    remat: recompute each scanned group of layers in the backward pass.
+
+  Returns:
+    Hidden states, and the cache with the new columns.
+  """
+  embedding = params["embedder"]["input_embedding"]
+  x = embedding[tokens].astype(dtype) * jnp.sqrt(config.embed_dim).astype(dtype)
+  types = tuple(config.attention_types)
+  period, repeats, rest = pattern(config)
+
+  def apply(layer, kind, x, layer_cache):
+    layer = cast(layer, dtype)
+    return block(config, kind).apply({"params": layer}, x, positions, layer_cache, attn_mask)
+
+  def group(x, scanned):
+    layers, caches = scanned
+    out = []
+    for place in range(period):
+      layer_cache, x = apply(layers[str(place)], types[place], x, caches and caches[place])
+      out.append(layer_cache)
+    return x, tuple(out)
+
+  if "layers" not in params:
+    new_cache = []
+    for n, kind in enumerate(types):
+      layer_cache, x = apply(params[f"layer_{n}"], kind, x, cache and cache[n])
+      new_cache.append(layer_cache)
+  else:
+    scanned = period * repeats
+    caches = cache and tuple(
+      jax.tree.map(lambda *xs: jnp.stack(xs), *cache[i:scanned:period]) for i in range(period)
+    )
+    x, caches = jax.lax.scan(
+      jax.checkpoint(group) if remat else group, x, (params["layers"], caches)
+    )
+    new_cache = [
+      cache and jax.tree.map(lambda c, r=n // period: c[r], caches[n % period])
+      for n in range(scanned)
+    ]
+    for i in range(rest):
+      n = scanned + i
+      layer_cache, x = apply(params["tail"][str(i)], types[n], x, cache and cache[n])
+      new_cache.append(layer_cache)
+
+  norm = {"params": cast(params["final_norm"], dtype)}
+  return gm.nn.RMSNorm().apply(norm, x), cache and tuple(new_cache)
+
+
+def logits(
+  params: Params,
+  config: GemmaConfig,
+  x: Float[Array, "... D"],
+  forbidden: Bool[Array, "V"] | None = None,
+) -> Float[Array, "... V"]:
+  """Returns float32 next-token logits: soft-capped, then -inf-like where `forbidden`."""
+  embedding = params["embedder"]["input_embedding"].astype(x.dtype)
+  out = jnp.einsum("...D,VD->...V", x, embedding, preferred_element_type=jnp.float32)
+  if config.final_logit_softcap is not None:
+    out = jnp.tanh(out / config.final_logit_softcap) * config.final_logit_softcap
+  if forbidden is not None:
+    out = jnp.where(jnp.expand_dims(forbidden, range(out.ndim - 1)), -1e30, out)
+  return out
+
+
+def positions_of(mask: Bool[Array, "N T"]) -> Int[Array, "N T"]:
+  """Returns each token's place among the unmasked ones; 0 on padding before them."""
+  return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+
+
+def causal_mask(mask: Bool[Array, "N T"]) -> Bool[Array, "N T T"]:
+  """Returns what each token may see: unmasked tokens up to itself."""
+  length = mask.shape[-1]
+  return jnp.tril(jnp.ones((1, length, length), bool)) & mask[:, None, :]

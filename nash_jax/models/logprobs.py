@@ -1,0 +1,98 @@
+"""Sequence log-probabilities without ever holding [batch, length, vocabulary]."""
+
+import functools
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nash_jax.models import gemma
+from nash_jax.types import Params, Prompts
+
+
+def token_logprobs(
+  params: Params,
+  config: gemma.GemmaConfig,
+  tokens: Int[Array, "N T"],
+  mask: Bool[Array, "N T"],
+  first: int = 1,
+  *,
+  forbidden: Bool[Array, "V"] | None = None,
+  temperature: float = 1.0,
+  dtype=jnp.float32,
+  remat: bool = False,
+  chunk: int = 32,
+) -> tuple[Float[Array, "N S"], Float[Array, "N S"]]:
+  """Returns log-probability and entropy (nats) of tokens[:, first:] given those before each.
+
+  Args:
+    mask: False on padding, which is never attended to; its own entries are returned as 0.
+    first: column of the first scored token, at least 1; S = T - first.
+    forbidden: ids of probability 0.
+    temperature: divides the logits.
+    chunk: scored columns whose logits exist at one time.
+  """
+  inputs = mask[:, :-1]
+  x, _ = gemma.forward(
+    params,
+    config,
+    tokens[:, :-1],
+    gemma.positions_of(inputs),
+    gemma.causal_mask(inputs),
+    dtype=dtype,
+    remat=remat,
+  )
+  x, labels = x[:, first - 1 :], tokens[:, first:]
+  scored = labels.shape[1]
+  size = min(chunk, scored)
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def score(embedder, x, labels):
+    logits = gemma.logits({"embedder": embedder}, config, x, forbidden) / temperature
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    logp = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0] - log_z
+    frozen = jax.lax.stop_gradient(logits - log_z[..., None])
+    return logp, -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)
+
+  def split(a):  # [N, S, ...] -> [chunks, N, size, ...], the last chunk filled with zeros
+    a = jnp.pad(a, [(0, 0), (0, -scored % size)] + [(0, 0)] * (a.ndim - 2))
+    return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
+
+  # A scan, not a map over everything at once: one chunk's logits live at a time.
+  _, out = jax.lax.scan(
+    lambda none, xs: (none, score(params["embedder"], *xs)), None, (split(x), split(labels))
+  )
+  keep = mask[:, first:]
+  return tuple(
+    jnp.where(keep, jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :scored], 0.0) for a in out
+  )
+
+
+def response_logprobs(
+  params: Params,
+  config: gemma.GemmaConfig,
+  prompts: Prompts,
+  tokens: Int[Array, "B K L"],
+  mask: Bool[Array, "B K L"],
+  **options,
+) -> tuple[Float[Array, "B K L"], Float[Array, "B K L"]]:
+  """Returns log-probability and entropy (nats) of every response token given its prompt.
+
+  Responses start at one column, the prompt's padding lies to its left; `options` are
+  `token_logprobs`'s.
+  """
+  shape = tokens.shape
+
+  def join(left, right):
+    left = jnp.repeat(left, shape[1], axis=0)
+    return jnp.concatenate([left, right.reshape(-1, shape[2])], axis=1)
+
+  logp, entropy = token_logprobs(
+    params,
+    config,
+    join(prompts.tokens, tokens),
+    join(prompts.mask, mask),
+    prompts.tokens.shape[1],
+    **options,
+  )
+  return logp.reshape(shape), entropy.reshape(shape)

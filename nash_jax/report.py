@@ -1,0 +1,208 @@
+"""Tables and figures from what a run left behind."""
+
+import json
+import math
+import pathlib
+
+# A panel a quantity: (title, label of the axis, what is drawn, what a good run is compared with).
+PANELS = (
+  ("Win rate against the reference", "win probability",
+   {"eval/win_rate_vs_reference": "held-out prompts"}, 0.5),
+  ("Distance from the reference", "KL (nats a response)",
+   {"kl_to_reference": "training", "eval/kl_to_reference": "held out"}, None),
+  ("Response length", "tokens",
+   {"response_length": "training", "eval/response_length": "held out"}, None),
+  ("Loss", "nats", {"loss": "training", "eval/loss": "held out"}, None),
+  ("Training pairs won by y", "P(y ≻ y')", {"p_win": "training"}, 0.5),
+  ("Accuracy", "share right", {"accuracy": "training", "eval/accuracy": "held out"}, None),
+)  # fmt: skip
+COLOURS = {True: "#d55e00", False: "#7fa7c9"}  # held out, training; apart for every eye
+
+
+def number(value: float, digits: int = 3) -> str:
+  """Returns a number below one as the paper prints it, ".717"; "—" where there is none."""
+  if value is None or not math.isfinite(value):
+    return "—"
+  text = f"{value:.{digits}f}"
+  return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+  """Returns a Markdown table whose columns also line up on a terminal."""
+  table = [[str(cell) for cell in row] for row in (header, *rows)]
+  widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+  lines = [
+    "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+    for row in table
+  ]
+  rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+  return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def win_rate_cell(cell: dict, self_play: bool = False, with_n: bool = False) -> str:
+  """Returns "**.717 ± .081**", bold where clear of one half; ".5 —" for play against itself."""
+  if cell["mean"] is None:
+    return "—"
+  if self_play:
+    return f"{number(cell['mean']).rstrip('0')} —"
+  text = f"{number(cell['mean'])} ± {number(cell['sigma3'])}"
+  text = f"**{text}**" if cell["significant"] else text
+  return f"{text} ({cell['n']})" if with_n else text
+
+
+def win_rate_table(cells: dict[str, dict[str, dict]], with_n: bool = False) -> str:
+  """Returns the table of who beats whom, rows beating columns; `with_n` adds n to every cell."""
+  rows = [
+    [row, *(win_rate_cell(cell, row == column, with_n) for column, cell in line.items())]
+    for row, line in cells.items()
+  ]
+  return markdown_table(["row beats column", *cells], rows)
+
+
+def arena(result: dict) -> str:
+  """Returns the tables of what `nash_jax.arena` found, as Markdown."""
+  out = [
+    f"# Arena\n\n{result['prompts']} held-out prompts, {result['samples']} responses a policy to "
+    "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where clear of one half."
+  ]
+  for name, judge in result["judges"].items():
+    cells = [c for line in judge["win_rate"].values() for c in line.values()]
+    gap = max(
+      (max(abs(c["low"] - c["mean"] + c["sigma3"]), abs(c["high"] - c["mean"] - c["sigma3"]))
+       for c in cells if c["sigma3"] is not None), default=math.nan,
+    )  # fmt: skip
+    said = [f"{m.replace('_', ' ')} {number(value)}" for m, value in judge["metrics"].items()]
+    out += [
+      f"## Judge: {name}",
+      win_rate_table(judge["win_rate"]),
+      "; ".join([*said, f"the bootstrap's 99.7% intervals end within {number(gap)} of ± 3σ"]) + ".",
+      "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
+      win_rate_table(judge["length_matched"], with_n=True),
+    ]
+  header = ["policy", "KL (nats)", "length", "ratio", "distinct-2", "ratio", "stopped"]
+  columns = {"length": 1, "length_ratio": 2, "distinct2": 3, "distinct2_ratio": 2, "stopped": 2}
+  rows = []
+  for name, fact in result["policies"].items():
+    kl = f"{number(fact['kl_to_reference'], 2)} ± {number(fact['kl_sigma3'], 2)}"
+    if fact["best_of"] > 1:
+      kl = f"≤ {number(fact['best_of_kl_bound'], 2)} (bound)"
+    rows.append([name, kl, *(number(fact[what], digits) for what, digits in columns.items())])
+  out += [
+    "## The policies",
+    markdown_table(header, rows),
+    f"KL a response and ratios to {result['base']}; best-of-n: log n − (n−1)/n from what it picks "
+    "from. Length in tokens.",
+  ]
+  return "\n\n".join(out) + "\n"
+
+
+def side_by_side(texts: list[dict]) -> str:
+  """Returns each prompt with every policy's continuation, as Markdown."""
+  out = ["\n## Side by side"]
+  for item in texts:
+    # Line breaks of a text must end neither its item nor its quote.
+    said = [
+      f"* **{name}**: {text}".replace("\n", "\n  ")
+      for name, text in item["continuations"].items()
+    ]
+    quote = item["prompt"].replace("\n", "\n> ")
+    out += [f"> {quote}", "\n".join(said)]
+  return "\n\n".join(out) + "\n"
+
+
+def heat_map(cells: dict[str, dict[str, dict]], title: str, path) -> pathlib.Path:
+  """Draws a win-rate table as a PNG: orange where the row loses, purple where it wins."""
+  import numpy as np
+  from matplotlib.figure import Figure
+
+  names = list(cells)
+  means = np.array([[cells[r][c]["mean"] for c in names] for r in names], float)
+  known = np.isfinite(means)
+  # Symmetric about one half, never so narrow that noise looks like a result, and short of the
+  # map's ends, which are both nearly black.
+  reach = float(np.clip(np.max(np.abs(means - 0.5), where=known, initial=0.0), 0.25, 0.5))
+  side = 1.15 * len(names)
+  figure = Figure(figsize=(side + 3.2, side + 1.5), layout="constrained")
+  axes = figure.subplots()
+  image = axes.imshow(means, cmap="PuOr", vmin=0.5 - reach, vmax=0.5 + reach)
+  for i, row in enumerate(names):
+    for j, column in enumerate(names):
+      cell = cells[row][column]
+      bold, dark = bool(cell["significant"]), known[i, j] and abs(means[i, j] - 0.5) > 0.5 * reach
+      text = win_rate_cell({**cell, "significant": False}, i == j).replace(" ± ", "\n± ")
+      axes.text(
+        j, i, text, ha="center", va="center", fontsize=11, color="white" if dark else "black",
+        fontweight="bold" if bold else "normal",
+      )  # fmt: skip
+  labels = [name.replace("_", " ") for name in names]
+  axes.set_xticks(range(len(names)), labels, rotation=30, ha="right", rotation_mode="anchor")
+  axes.set_yticks(range(len(names)), labels)
+  axes.set(xlabel="against", ylabel="policy", title=title)
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
+  figure.colorbar(image, ax=axes, label="win probability of the row", shrink=0.8)
+  figure.savefig(path, dpi=150)
+  return pathlib.Path(path)
+
+
+def read_metrics(workdir) -> dict[str, tuple[list[int], list[float]]]:
+  """Returns (steps, values) of every metric in workdir/metrics.jsonl; nulls are left out.
+
+  Raises:
+    ValueError: no such file, or a line that does not parse (file and line named).
+  """
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  if not path.is_file():
+    raise ValueError(f"{path}: no such file; give the workdir of a run that has made a step")
+  series = {}
+  lines = path.read_text().split("\n")[:-1]  # a line without its end is still being written
+  for place, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path}:{place}: not JSON ({error})") from None
+    for name, value in row.items():
+      if name != "step" and value is not None:
+        steps, values = series.setdefault(name, ([], []))
+        steps.append(row["step"])
+        values.append(value)
+  return series
+
+
+def curves(workdir) -> pathlib.Path:
+  """Draws workdir/curves.png from its metrics: win rate, KL, length, loss, wins, accuracy.
+
+  Panels of what the run did not measure are left out.
+
+  Raises:
+    ValueError: no metrics to draw.
+  """
+  from matplotlib.figure import Figure
+
+  series = read_metrics(workdir)
+  panels = [panel for panel in PANELS if any(name in series for name in panel[2])]
+  if not panels:
+    raise ValueError(f"{workdir}/metrics.jsonl: none of the metrics that are drawn is in it")
+  columns = min(3, len(panels))
+  rows = -(-len(panels) // columns)
+  figure = Figure(figsize=(4 * columns, 2.9 * rows), layout="constrained")
+  grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+  for axes, (title, label, names, compared) in zip(grid, panels, strict=False):
+    if compared is not None:
+      axes.axhline(compared, color="0.6", linewidth=1, linestyle="--")
+    drawn = [name for name in names if name in series]
+    for name in drawn:
+      held_out = name.startswith("eval/")
+      axes.plot(
+        *series[name], label=names[name], color=COLOURS[held_out],
+        linewidth=2 if held_out else 1, marker="o" if held_out else None, markersize=4,
+      )  # fmt: skip
+    axes.set(title=title, xlabel="step", ylabel=label)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(drawn) > 1:
+      axes.legend(frameon=False)
+  for axes in grid[len(panels) :]:
+    axes.remove()
+  path = pathlib.Path(workdir) / "curves.png"
+  figure.savefig(path, dpi=150)
+  return path

@@ -1,0 +1,209 @@
+"""The online loop: prompts, two responses, a verdict, a step, and the target follows."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import numpy as jnp
+
+from nash_jax import checkpoint, judges, keys, metrics, prompts, sampler, tokenizer, update
+from nash_jax import config as configs
+from nash_jax.models import gemma, logprobs, partition
+from nash_jax.types import Mean, TrainState
+
+SHOW = ("kl_to_reference", "eval/win_rate_vs_reference", "response_length", "seconds/sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything a run is assembled from, compiled functions included; made by `assemble`."""
+
+  config: Any
+  mesh: jax.sharding.Mesh
+  tokenizer: tokenizer.Tokenizer
+  train: prompts.PromptSet
+  held_out: prompts.PromptSet
+  judge: judges.Judge
+  ref: Any
+  state: TrainState
+  sample: Callable
+  verdict: Callable
+  train_step: Callable
+  rotate: Callable
+  rotates_after: Callable
+  evaluate: Callable
+
+
+def assemble(config) -> Run:
+  """Builds a run from its resolved config: data first, then weights, then functions."""
+  tok = tokenizer.Tokenizer(configs.path(config.model.tokenizer), config.model.template)
+  model = gemma.preset(config.model.preset, **config.model.changes)
+  tok.check_rows(model.num_embed)
+  train, held_out = prompts.load(config.prompts, tok, config.seed)
+  configs.check(
+    config.evaluation.prompts <= len(held_out), "evaluation.prompts",
+    f"at most the {len(held_out)} held-out prompts", config.evaluation.prompts,
+    "Lower it, or raise prompts.held_out.",
+  )  # fmt: skip
+  forbidden = jnp.asarray(tok.forbidden(model.num_embed))
+  mesh = partition.make_mesh(config.mesh)
+  judge = judges.make(config.judge, tok)
+  judge = judge.replace(params=_place(judge.params, mesh))
+  params = checkpoint.load_weights(config.model.weights, model, config.seed)
+  params = _place(params, mesh)
+  ref = jax.tree.map(jnp.copy, params)
+
+  rule = update.make_update(config, model, forbidden)
+  shardings = partition.shardings(jax.eval_shape(rule.init, params), mesh)
+  rows, everywhere = partition.rows(mesh), partition.replicated(mesh)
+  make = functools.partial(
+    sampler.make_sampler,
+    model,
+    max_tokens=config.sampling.max_tokens,
+    stop_ids=tok.stop_ids,
+    pad_id=tok.pad_id,
+    forbidden=forbidden,
+    temperature=config.sampling.temperature,
+    top_k=config.sampling.top_k,
+    top_p=config.sampling.top_p,
+    dtype=jnp.dtype(config.model.dtype),
+  )
+  return Run(
+    config, mesh, tok, train, held_out, judge, ref,
+    state=jax.jit(rule.init, out_shardings=shardings)(params),
+    sample=jax.jit(make(samples=config.algorithm.samples), out_shardings=rows),
+    verdict=jax.jit(judge.fn),
+    train_step=jax.jit(
+      rule.train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
+    ),
+    rotate=jax.jit(rule.rotate, donate_argnums=0, out_shardings=shardings),
+    rotates_after=rule.rotates_after,
+    evaluate=_make_evaluate(config, model, make(samples=1), judge, forbidden),
+  )  # fmt: skip
+
+
+def _place(tree, mesh):
+  return jax.device_put(tree, partition.shardings(tree, mesh))
+
+
+def _make_evaluate(config, model, sample, judge, forbidden):
+  """Returns (params, ref, judge params, prompts, key) -> (metrics, response tokens)."""
+  score = functools.partial(
+    logprobs.response_logprobs,
+    config=model,
+    forbidden=forbidden,
+    temperature=config.sampling.temperature,
+    dtype=jnp.dtype(config.model.dtype),
+    chunk=config.model.logit_chunk,
+  )
+
+  @jax.jit
+  def evaluate(params, ref, judge_params, prompts, key):
+    y = sample(params, prompts, jax.random.fold_in(key, 0))
+    against = sample(ref, prompts, jax.random.fold_in(key, 1))
+    verdict = judge.fn(judge_params, prompts, y, against)
+    ref_logp, _ = score(ref, prompts=prompts, tokens=y.tokens, mask=y.mask)
+    return {
+      "eval/win_rate_vs_reference": Mean.of(verdict.p_win, verdict.valid),
+      "eval/kl_to_reference": Mean.of(jnp.sum(y.logp - ref_logp, axis=-1)),
+      "eval/response_length": Mean.of(jnp.sum(y.mask, axis=-1)),
+    }, y.tokens
+
+  return evaluate
+
+
+class Done(NamedTuple):
+  """How a run ended: its last state, whether a signal stopped it, compilations of the step."""
+
+  state: TrainState
+  stopped: bool
+  compilations: int
+
+
+def run(config, workdir: str, progress: bool = True) -> Done:
+  """Trains a policy online, or goes on where the workdir left off.
+
+  Args:
+    config: an ml_collections config, such as nash_jax.config.train() with changes.
+    workdir: folder of the run's record: config, checkpoints, metrics, samples.
+
+  Raises:
+    ValueError: a bad config, data, weights or workdir, before anything heavy loads.
+    FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
+  """
+  config = configs.resolve(config)
+  workdir = pathlib.Path(workdir)
+  checkpoints = checkpoint.Checkpoints(
+    workdir, keep=config.checkpoint.keep, config=configs.describe(config),
+    allow=tuple(config.checkpoint.allow),
+  )  # fmt: skip
+  with contextlib.closing(checkpoints):
+    it = assemble(config)
+    state, first = checkpoints.restore(it.state) or (it.state, 0)
+    log = metrics.Metrics(
+      workdir, first_step=first, total_steps=config.steps, show=SHOW, progress=progress,
+      profile=config.profile,
+    )  # fmt: skip
+    try:
+      with contextlib.closing(log), checkpoint.Stop() as stop:
+        state = _loop(it, state, first, log, checkpoints, stop)
+    except FloatingPointError as error:
+      raise FloatingPointError(
+        f"{error}; the last good checkpoint is step {checkpoints.last_good()} in {workdir}."
+        " Lower optimizer.learning_rate or raise algorithm.beta."
+      ) from error
+  return Done(state, int(state.step) < config.steps, it.train_step._cache_size())
+
+
+def _loop(it: Run, state, first, log, checkpoints, stop):
+  config, rows = it.config, partition.rows(it.mesh)
+  evaluated = jax.device_put(it.held_out.all(range(config.evaluation.prompts)), rows)
+  size = config.prompts.batch_size
+  for step in itertools.count(first):
+    final = step == config.steps
+    key = functools.partial(keys.key, config.seed, step=step)
+    due = step % config.evaluation.every == 0 or final
+    if due:
+      values, tokens = it.evaluate(
+        state.params, it.ref, it.judge.params, evaluated, keys.key(config.seed, "evaluate")
+      )
+      log.push(step, values)
+      log.text(step, "held out", *_texts(it, evaluated, tokens))
+      log.clock(step, "evaluate", tokens)
+    if step > first and (step % config.checkpoint.every == 0 or final or stop.requested):
+      log.flush(step)
+      score = due and log.value(step, "eval/win_rate_vs_reference")
+      checkpoints.save(step, state, score if due else None)
+      log.clock(step, "save", ())
+    if final or stop.requested:
+      return state
+
+    x = jax.device_put(it.train.batch(step, size), rows)
+    y = it.sample(state.params, x, key("sample"))
+    log.clock(step, "sample", y.stopped, jnp.sum(y.mask))
+    verdict = it.verdict(it.judge.params, x, y, None)
+    log.clock(step, "judge", verdict.valid)
+    state, values = it.train_step(state, it.ref, update.Batch.of(x, y, verdict))
+    log.clock(step, "update", values["gradient_norm"], jnp.sum(y.mask))
+    if it.rotates_after(step + 1):
+      state = it.rotate(state)
+    log.push(step, {**values, **verdict.metrics})
+
+
+def _texts(it: Run, x, tokens):
+  """Returns a function that reads and decodes the first few continuations, when they are there."""
+  count = it.config.evaluation.texts
+  arrays = (x.tokens[:count], tokens[:count, 0])
+
+  def decode(arrays):
+    return [
+      f"{it.tokenizer.decode(prompt)} ▸{it.tokenizer.decode(response)}"
+      for prompt, response in zip(*arrays, strict=True)
+    ]
+
+  return arrays, decode

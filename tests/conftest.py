@@ -1,0 +1,38 @@
+"""Fixtures every test file may use, and a cache of compiled programs they all share."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# In the environment too: for the processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update(
+  "jax_persistent_cache_min_compile_time_secs",
+  float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
+)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+  """The folder of real data; tests that need it skip, and say why, where it does not exist."""
+  named = os.environ.get("NASH_JAX_TEST_DATA")
+  for folder in [pathlib.Path(named)] if named else [ROOT.parent / "shared" / "data"]:
+    if folder.is_dir():
+      return folder
+  pytest.skip("no real data: set NASH_JAX_TEST_DATA to the folder that holds it")
+
+
+@pytest.fixture(scope="session")
+def assembled():
+  """The tiny run of tests/tiny.py, assembled: compiled functions for every test that trains."""
+  import tiny
+
+  from nash_jax import config, train
+
+  return train.assemble(config.resolve(tiny.train()))

@@ -1,0 +1,137 @@
+import csv
+import importlib.util
+import math
+
+import pytest
+
+from nash_jax.games import study
+
+SMALL = {
+  "theorem": {"actions": (3, 8), "actions_steps": 8, "betas": (0.1, 0.4), "iterations": 80,
+              "step_iterations": 20, "eta_multiples": (0.5, 1.0)},
+  "rates": {"games": 2, "actions": 4, "betas": (0.3,), "queries": 120, "steps": (0.5, 1.0),
+            "methods": (("proximal", "nash_mp"), ("proximal", "egpo"), ("proximal", "mmd")),
+            "targets": (1e-3, 1e-6), "epsilons": (0.1, 0.03, 0.01), "iterations_original": 2_000,
+            "original": (("NashMP", "nash_mp", "epsilon"), ("MWU", "mwu", 0.0))},
+  "figure": {"contexts": 2, "actions": 4, "seeds": (0, 1), "tuning_seeds": (5,),
+             "horizons": (20, 40), "points": 10, "csv_every": 1},
+  "map": {"contexts": 1, "actions": 4, "seeds": (0,), "iterations": 10, "betas": (0.1,),
+          "strengths": (1.0, 4.0), "batches": (0, 2), "steps": (0.3, 3.0), "kappas": (0.1,),
+          "etas": (0.1, 0.5), "corners": (("mild", 0.1, 0.5),)},
+  "approximation": {"actions": 4, "inner_steps": (1, 20, 100, 200), "inner_sampled": 10,
+                    "batches": (2, 32, 256), "repeats": 8},
+  "bradley_terry": {"betas": (1.0, 0.1, 0.01), "extra_votes": (0, 1), "law_weights": (1.0, 2.0)},
+}
+
+
+def _config(root, name):
+  path = root / "configs" / "games" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"games_{name}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+@pytest.fixture(scope="module")
+def ran(request, tmp_path_factory):
+  """Runs a study of the shipped configs at a small size; returns its tables by file name."""
+  done = {}
+
+  def run(name):
+    if name not in done:
+      config, folder = _config(request.config.rootpath, name), tmp_path_factory.mktemp(name)
+      if name == "figure":
+        SMALL[name]["versions"] = tuple(
+          (*version, (1.0,), entrants[:1]) for *version, _, entrants in config.versions)
+      for field, value in SMALL[name].items():
+        config[field] = value
+      study.run(config.lock(), str(folder))
+      assert list(folder.glob("*.png"))
+      assert list(folder.glob("*.svg"))
+      done[name] = {path.stem: list(csv.DictReader(path.open())) for path in folder.glob("*.csv")}
+    return done[name]
+
+  return run
+
+
+def test_an_unknown_study_lists_the_choices(request, tmp_path):
+  config = _config(request.config.rootpath, "theorem")
+  config.study = "theorems"
+  with pytest.raises(ValueError, match="theorem, rates, figure, map, approximation, bradley_terry"):
+    study.run(config, tmp_path)
+
+
+def test_the_theorem_holds_and_both_slopes_keep_their_promise(ran):
+  rows = ran("theorem")["theorem_slopes"]
+  assert len(rows) == 4
+  for row in rows:
+    assert float(row["worst_kl_over_bound"]) <= 1
+    assert float(row["largest_kl_rise"]) < 0
+    promised = -math.log1p(2 * float(row["beta"])) / 2
+    assert float(row["promised_slope"]) == pytest.approx(promised, rel=1e-5)
+    assert float(row["subopt_slope"]) < promised
+    assert float(row["span_slope"]) < promised
+
+
+def test_queries_are_counted_two_a_half_step_pair(ran):
+  rows = ran("rates")["rates"]
+  at = {(r["method"], r["step_choice"], r["target"]): r for r in rows}
+  best, egpo = at["nash_mp", "best", "1e-06"], at["egpo", "best", "1e-06"]
+  assert best["median_queries"] == egpo["median_queries"]  # tuned, they are one iteration
+  assert float(best["median_queries"]) % 2 in (0, 1)
+  assert float(at["nash_mp", "theory", "0.001"]["median_queries"]) < 60
+  assert at["mmd", "theory", "1e-06"]["median_queries"] != ""
+
+
+def test_smaller_epsilons_need_more_queries(ran):
+  rows = [r for r in ran("rates")["original_game"] if r["method"] == "NashMP"]
+  queries = [float(r["median_queries"]) for r in rows]
+  assert queries == sorted(queries)
+  assert queries[-1] > queries[0]
+
+
+def test_the_figure_keeps_versions_apart_and_stores_its_grid(ran):
+  tables = ran("figure")
+  versions = {"proximal updates", "exact gradients", "sampled, 8 pairs"}
+  assert {r["version"] for r in tables["figure_tuned"]} == versions
+  assert len(tables["figure_tuned"]) == 3 * 2  # versions, horizons
+  assert len(tables["figure_grid"]) == 2 * (1 + 3 + 3)  # the gradient entrants try three η
+  for row in tables["figure_finals"]:
+    assert 0 < float(row["low95"]) <= float(row["mean"]) <= float(row["high95"])
+  curve = [r for r in tables["figure_curves"] if r["horizon"] == "40"
+           and r["version"] == "proximal updates" and r["method"] == "NashMP"]
+  assert [int(r["step"]) for r in curve] == list(range(0, 41, 4))
+  assert float(curve[-1]["mean"]) < float(curve[0]["mean"])
+
+
+def test_the_map_knows_that_online_ipo_is_self_play_in_exact_gradients(ran):
+  rows = ran("map")["map"]
+  final = {(r["batch"], r["strength"], r["step"], r["method"]): float(r["log10_subopt"])
+           for r in rows}
+  for (batch, strength, step, method), value in final.items():
+    if method == "self-play":
+      other = final[batch, strength, step, "Online IPO"]
+      assert (abs(value - other) < 1e-6) == (batch == "0")
+  assert len(ran("map")["kappa_eta"]) == 2 * 1 * 2 * 1 * 2
+
+
+def test_the_lemma_s_errors_fall_in_both_directions(ran):
+  rows = ran("approximation")["approximation"]
+  inner = [float(r["error_half"]) for r in rows if r["against"] == "T"]
+  batch = [float(r["error_half"]) for r in rows if r["against"] == "B"]
+  assert inner == sorted(inner, reverse=True)
+  assert inner[-1] < 1e-3 * inner[0]
+  assert batch[-1] < batch[0] / 4  # 128 times the pairs: √128 = 11 in expectation
+
+
+def test_a_reward_is_pure_brittle_and_bound_to_its_sampling_law(ran):
+  rows = ran("bradley_terry")["bradley_terry"]
+  cold = [r for r in rows if r["study"] == "beta"][-1]
+  assert max(float(cold[f"reward_{y}"]) for y in range(3)) > 0.99
+  assert max(float(cold[f"equilibrium_{y}"]) for y in range(3)) < 0.5
+  even, one_more = [r for r in rows if r["study"] == "extra_votes"]
+  assert abs(float(one_more["reward_0"]) - float(even["reward_0"])) > 0.5
+  assert abs(float(one_more["equilibrium_0"]) - float(even["equilibrium_0"])) < 0.02
+  even, skewed = [r for r in rows if r["study"] == "law"]
+  assert abs(float(skewed["reward_0"]) - float(even["reward_0"])) > 0.5
+  assert skewed["equilibrium_0"] == even["equilibrium_0"]

@@ -1,0 +1,293 @@
+"""The run state on disk: bit for bit, verified, and never lost."""
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+from typing import Any
+
+import flax.struct
+import jax
+import ml_collections
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax import numpy as jnp
+
+from nash_jax import checkpoint
+from nash_jax.checkpoint import Checkpoints, Stop, restore_part
+
+CONFIG = {"steps": 3, "algorithm": {"beta": 0.1, "eta": 1.0}, "checkpoint": {"allow": ()}}
+
+
+@flax.struct.dataclass
+class State:
+  step: Any
+  params: Any
+  target: Any
+  opt_state: Any
+  copies: Any
+
+
+def state(step, seed=0, target=True):
+  rng = np.random.default_rng(seed + step)
+  params = {
+    "layer": [{"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)} for _ in range(2)],
+    "norm": jnp.asarray(rng.normal(size=5), jnp.bfloat16),
+    "on": jnp.asarray([True, False]),
+  }
+  opt_state = optax.adam(1e-3).init(params["layer"])
+  params2 = jax.tree.map(jnp.copy, params) if target else None
+  return State(jnp.int32(step), params, params2, opt_state, {})
+
+
+def start(workdir, keep=3, config=None, **kwargs):
+  return Checkpoints(workdir, keep=keep, config=config or CONFIG, **kwargs)
+
+
+def saved(workdir, *steps, **kwargs):
+  checkpoints = start(workdir, **kwargs)
+  for step in steps:
+    checkpoints.save(step, state(step))
+  checkpoints.close()
+  return pathlib.Path(workdir) / "checkpoints"
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def abstract(tree):
+  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first), tree)
+
+
+@pytest.mark.parametrize("target", [True, False])
+def test_a_state_comes_back_bit_for_bit(tmp_path, target):
+  checkpoints = start(tmp_path)
+  assert checkpoints.restore(state(0, target=target)) is None
+  assert checkpoints.last_good() is None
+  whole = state(7, target=target)
+  whole.params["layer"][0]["w"] = jnp.asarray([[-0.0, 1e-42, 3e38]])  # signs and subnormals too
+  checkpoints.save(7, whole)
+  for like in (whole, abstract(whole)):
+    got, step = checkpoints.restore(like)
+    assert step == checkpoints.last_good() == 7
+    assert_same(got, whole)
+  checkpoints.close()
+
+
+def test_buffers_may_be_donated_as_soon_as_save_returns(tmp_path):
+  spoil = jax.jit(lambda tree: jax.tree.map(lambda x: -x - 1, tree), donate_argnums=0)
+  checkpoints, x = start(tmp_path), {"params": {"w": jnp.arange(200_000.0)}}
+  checkpoints.save(1, x)
+  after = spoil(x)
+  checkpoints.save(2, after)
+  (first, _), (second, _) = (restore_part(tmp_path, "params", after["params"], s) for s in (1, 2))
+  np.testing.assert_array_equal(first["w"], np.arange(200_000.0))
+  np.testing.assert_array_equal(second["w"], -np.arange(200_000.0) - 1)
+  checkpoints.close()
+
+
+def test_the_last_ones_and_the_best_are_kept(tmp_path):
+  checkpoints = start(tmp_path, keep=2)
+  for step, score in enumerate([0.1, 0.9, 0.9, float("nan"), 0.2, None]):
+    checkpoints.save(step, state(step), score)
+  assert checkpoints.best() == 2, "the later of equals; a score that is no number is none"
+  assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]
+  like = state(0).params
+  for kwargs, step in (({}, 5), ({"best": True}, 2), ({"step": 4}, 4)):
+    got, found = restore_part(tmp_path, "params", like, **kwargs)
+    assert found == step
+    assert_same(got, state(step).params)
+  checkpoints.close()
+
+
+def test_a_part_is_read_without_the_others(tmp_path):
+  folder = saved(tmp_path, 3)
+  for other in ("target", "opt_state", "step"):
+    shutil.rmtree(folder / "00000003" / other)
+  got, step = restore_part(tmp_path, "params", abstract(state(0).params))
+  assert step == 3
+  assert_same(got, state(3).params)
+
+
+def test_parts_that_are_not_there_are_named(tmp_path):
+  like = state(0).params
+  with pytest.raises(ValueError, match="expected one, found none"):
+    restore_part(tmp_path, "params", like)
+  saved(tmp_path, 3)
+  with pytest.raises(ValueError, match=r"expected 4, found \[3\]"):
+    restore_part(tmp_path, "params", like, step=4)
+  with pytest.raises(ValueError, match=r"expected the best by a score, found \[3\]"):
+    restore_part(tmp_path, "params", like, best=True)
+  with pytest.raises(ValueError, match=r"parms.layer.0.w is absent there"):
+    restore_part(tmp_path, "parms", like)
+
+
+def test_nothing_wrong_is_read_whatever_file_is_damaged(tmp_path):
+  """Each file of the newest checkpoint is cut, deleted, or has a bit turned."""
+  states = {step: {"params": state(step).params} for step in (1, 2)}
+  checkpoints = start(tmp_path)
+  for step in states:
+    checkpoints.save(step, states[step])
+  checkpoints.close()
+  folder, seen = checkpoint._folder(tmp_path), set()
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    for path in [p for p in pathlib.Path(folder / "00000002").rglob("*") if p.is_file()]:
+      whole = path.read_bytes()
+      bit = bytearray(whole)
+      bit[len(bit) // 2] ^= 1
+      for damage, data in (("cut", whole[: len(whole) // 2]), ("bit", bit), ("deleted", None)):
+        path.unlink() if data is None else path.write_bytes(data)
+        got, step, bad = checkpoint._newest(reader, folder, [1, 2], states[1])
+        assert_same(got, states[step])
+        assert bad == ([2] if step == 1 else [])
+        if bad:
+          seen.add((damage, path.relative_to(folder / "00000002").parts[0]))
+        path.write_bytes(whole)
+  manifest = {(damage, "manifest") for damage in ("cut", "bit", "deleted")}
+  marker = {(damage, "_CHECKPOINT_METADATA") for damage in ("cut", "deleted")}
+  assert seen >= manifest | marker | {("cut", "params"), ("bit", "params"), ("deleted", "params")}
+
+
+def test_a_damaged_newest_one_is_named_and_set_aside(tmp_path, caplog):
+  folder = saved(tmp_path, 1, 2)
+  for path in (folder / "00000002" / "opt_state" / "d").iterdir():
+    path.write_bytes(path.read_bytes()[:-9])
+  checkpoints = start(tmp_path)
+  got, step = checkpoints.restore(state(0))
+  assert step == 1
+  assert_same(got, state(1))
+  assert "{2: " in caplog.text
+  assert "1 is used instead" in caplog.text
+  checkpoints.save(2, state(2))  # its step is free again
+  assert checkpoints.last_good() == 2
+  checkpoints.close()
+  assert len(list(folder.glob("00000002.damaged-*"))) == 1
+
+
+def test_a_state_that_is_not_finite_is_never_restored_nor_displaces_a_good_one(tmp_path, caplog):
+  checkpoints = start(tmp_path, keep=1)
+  checkpoints.save(1, state(1))
+  bad = state(2)
+  bad.params["layer"][1]["w"] = bad.params["layer"][1]["w"].at[2, 1].set(jnp.nan)
+  checkpoints.save(2, bad)
+  checkpoints.wait()
+  assert checkpoints.last_good() == 1
+  got, step = checkpoints.restore(state(0))
+  assert step == 1
+  assert_same(got, state(1))
+  assert "params.layer.1.w is not finite" in caplog.text
+  checkpoints.close()
+
+
+def test_a_save_that_was_cut_off_is_named(tmp_path, caplog):
+  folder = saved(tmp_path, 1)
+  shutil.copytree(folder / "00000001", folder / "00000002.orbax-checkpoint-tmp")
+  (folder / "00000002.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").unlink()
+  checkpoints = start(tmp_path)
+  assert checkpoints.restore(state(0))[1] == 1
+  assert "00000002.orbax-checkpoint-tmp was never finished: step 1 is used" in caplog.text
+  checkpoints.save(2, state(2))
+  assert checkpoints.restore(state(0))[1] == 2
+  checkpoints.close()
+
+
+def test_where_none_is_good_the_run_does_not_start_over(tmp_path):
+  folder = saved(tmp_path, 1, 2)
+  for path in folder.iterdir():
+    shutil.rmtree(path / "params")
+  checkpoints = start(tmp_path)
+  with pytest.raises(ValueError, match=r"no checkpoint in .* is good: \{2: .*1: .*start again"):
+    checkpoints.restore(state(0))
+  checkpoints.close()
+  assert sorted(path.name for path in folder.iterdir()) == ["00000001", "00000002"]
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda s: s.replace(target=None), r"target.layer.0.w is float32\[3, 4\] there and absent"),
+    (lambda s: s.replace(params={**s.params, "z": s.step}), r"params.z is absent there and int32"),
+    (lambda s: s.replace(step=jnp.zeros(2)), r"step is int32\[\] there and float32\[2\] here"),
+  ],
+)
+def test_the_first_leaf_that_differs_is_named(tmp_path, change, message):
+  saved(tmp_path, 1)
+  checkpoints = start(tmp_path)
+  with pytest.raises(ValueError, match=message):
+    checkpoints.restore(change(state(0)))
+  assert checkpoints.restore(state(0))[1] == 1, "a misfit is no damage"
+  checkpoints.close()
+
+
+def test_sums_tell_states_apart_whatever_the_dtype():
+  rng = np.random.default_rng(0)
+  for dtype in (bool, np.int8, np.int32, jnp.bfloat16, np.float16, np.float32):
+    x = rng.integers(0, 2, (4, 6)).astype(dtype)
+    changed = x.copy()
+    changed[2, 3] = 1 - x[2, 3]
+    variants = [x, changed, np.roll(x, 1, axis=0), np.roll(x, 1, axis=1)]
+    assert len({v.tobytes() for v in variants}) == 4
+    assert len({int(checkpoint._sums({"x": jnp.asarray(v)})["x"][0]) for v in variants}) == 4
+  for bad in (np.nan, np.inf, -np.inf):
+    assert not checkpoint._sums({"x": jnp.asarray([1.0, bad])})["x"][1]
+
+
+def test_another_config_is_refused_field_by_field(tmp_path):
+  config = ml_collections.ConfigDict(CONFIG)
+  start(tmp_path, config=config).close()
+  start(tmp_path, config=ml_collections.FrozenConfigDict(config)).close()
+  config.algorithm.beta, config.steps = 0.05, 9
+  with pytest.raises(ValueError, match="another config") as error:
+    start(tmp_path, config=config, allow=("steps",))
+  assert "algorithm.beta: 0.1 there, 0.05 here" in str(error.value)
+  assert "checkpoint.allow=('steps', 'algorithm.beta')" in str(error.value)
+  assert "steps: 3" not in str(error.value)
+  assert json.loads((tmp_path / "config.json").read_text())["steps"] == 3, (
+    "a refusal writes nothing"
+  )
+  config.checkpoint.allow = ("steps", "algorithm")
+  start(tmp_path, config=config, allow=config.checkpoint.allow).close()
+  assert json.loads((tmp_path / "config.json").read_text())["algorithm"]["beta"] == 0.05
+  assert "jax" in json.loads((tmp_path / "versions.json").read_text())
+
+
+def test_a_workdir_that_cannot_be_used_is_refused(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(
+    ValueError, match=r"workdir .*file/run: expected a folder that can be written"
+  ):
+    start(tmp_path / "file" / "run")
+  with pytest.raises(ValueError, match="keep: expected at least 1, got 0"):
+    start(tmp_path, keep=0)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ValueError, match=r"config.json does not parse"):
+    start(tmp_path)
+
+
+def test_signals_ask_for_a_stop_and_the_second_interrupt_is_at_once(capfd):
+  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  with Stop() as stop:
+    assert not stop.requested
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested
+  with Stop() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+  assert capfd.readouterr().err.count("stopping after this step") == 2
+
+
+@pytest.fixture(autouse=True)
+def _warnings(caplog):
+  caplog.set_level(logging.WARNING, "nash_jax.checkpoint")

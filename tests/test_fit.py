@@ -1,0 +1,179 @@
+"""Supervised fitting: every loss falls, the best is kept and exported, a run resumes."""
+
+import json
+import math
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from nash_jax import checkpoint, fit, tokenizer
+from nash_jax import config as configs
+from nash_jax.models import gemma, weights
+from nash_jax.types import Mean
+
+MODEL = gemma.preset("tiny", num_embed=1024)
+TEXTS = [f"The {size} {animal} ran home." for size in ("big", "sad", "red")
+         for animal in ("cat", "dog", "bird", "mouse", "bear", "frog")]  # fmt: skip
+
+
+def settings(folder, loss="sft", **data):
+  if loss == "sft":
+    records = [{"text": text} for text in TEXTS]
+  else:
+    records = [{"prompt": f"{text} It was", "chosen": " happy.", "rejected": " a wet day."}
+               for text in TEXTS]  # fmt: skip
+  path = folder / f"{loss}.jsonl"
+  path.write_text("\n".join(map(json.dumps, records)))
+  c = configs.fit()
+  c.model.update({"preset": "tiny", "weights": ""})
+  c.model.changes = {"num_embed": 1024}
+  c.loss, c.steps, c.checkpoint.every = loss, 24, 12
+  c.data.update({"path": str(path), "held_out": 6, "batch_size": 4, "max_tokens": 16,
+                 "max_response_tokens": 8, "task": "text" if loss == "sft" else "preferences"})
+  c.data.update(data)
+  c.optimizer.update({"learning_rate": 2e-2, "warmup_steps": 2})
+  c.evaluation.every = 12
+  return c
+
+
+def lines(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+  """Config, assembled functions and folder of a next-token fit."""
+  folder = tmp_path_factory.mktemp("fit")
+  config = settings(folder)
+  config.export = str(folder / "out.safetensors")
+  return config, fit.assemble(configs.resolve(config)), folder
+
+
+@pytest.fixture
+def start(sft, monkeypatch):
+  """Returns (workdir, changed functions) -> figures of the fit, compiled but once."""
+  config, it, _ = sft
+
+  def start(workdir, **functions):
+    fresh = it._replace(state=jax.tree.map(jnp.copy, it.state), **functions)
+    monkeypatch.setattr(fit, "assemble", lambda config: fresh)
+    return fit.run(config, workdir, progress=False)
+
+  return start
+
+
+def test_next_token_loss_falls_and_the_export_is_what_was_measured(sft, start, tmp_path):
+  config, it, _ = sft
+  figures = start(tmp_path)
+  first, last = (lines(tmp_path)[step]["eval/loss"] for step in (0, -1))
+  assert first > 6
+  assert last < 0.7 * first
+  got = weights.load(config.export, MODEL)
+  assert fit._floats(it.evaluate(got)) == pytest.approx(figures, rel=1e-5)
+  assert figures["eval/loss"] == pytest.approx(last, rel=1e-2), "float16 changes little"
+  # Bits a byte are nats a token, over other units: the texts' own tokens and bytes.
+  tokens = it.held_out.all()
+  tok = tokenizer.Tokenizer(tokenizer.BUNDLED, "plain")
+  text = sum(len(tok.decode(row[mask]).encode())
+             for row, mask in zip(tokens["tokens"], tokens["loss_mask"], strict=True))  # fmt: skip
+  nats = figures["eval/loss"] * tokens["loss_mask"].sum()
+  assert figures["eval/bits_per_byte"] == pytest.approx(nats / text / math.log(2), rel=1e-4)
+
+
+def test_a_stopped_fit_goes_on_as_if_never_stopped(sft, start, tmp_path):
+  _, it, _ = sft
+  start(tmp_path / "whole")
+  calls = []
+
+  def stop(state, batch):
+    calls.append(1)
+    if len(calls) == 5:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return it.train_step(state, batch)
+
+  assert start(tmp_path / "cut", train_step=stop) == {}
+  assert checkpoint._steps(checkpoint._folder(tmp_path / "cut")) == [5]
+  start(tmp_path / "cut")
+  states = [
+    checkpoint.restore_part(tmp_path / name, "params", it.state.params)[0]
+    for name in ("whole", "cut")
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  whole, cut = (
+    [{k: v for k, v in line.items() if "second" not in k} for line in lines(tmp_path / name)]
+    for name in ("whole", "cut")
+  )
+  assert whole == cut
+
+
+def test_the_best_checkpoint_is_kept_and_exported_not_the_last(sft, start, tmp_path):
+  config, it, _ = sft
+  losses = iter([3.0, 1.0, 2.0, 9.0])
+
+  def scripted(params):
+    return {"eval/loss": Mean(jnp.float32(next(losses)), jnp.float32(1))}
+
+  assert start(tmp_path, evaluate=scripted) == {"eval/loss": 9.0}
+  best, step = checkpoint.restore_part(tmp_path, "params", it.state.params, best=True)
+  assert step == 12
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float16), b),
+               best, weights.load(config.export, MODEL))  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_is_named(sft, start, tmp_path):
+  _, it, _ = sft
+  calls = []
+
+  def poison(state, batch):
+    state, values = it.train_step(state, batch)
+    calls.append(1)
+    return state, {**values, "loss": Mean(jnp.float32(np.nan), jnp.float32(1))} \
+      if len(calls) == 15 else values  # fmt: skip
+
+  with pytest.raises(FloatingPointError, match="'loss' is nan at step 14; the last good checkpoint"
+                     " is step 12"):  # fmt: skip
+    start(tmp_path, train_step=poison)
+
+
+@pytest.mark.parametrize("loss", ["judge", "reward"])
+def test_preferences_are_learned(loss, tmp_path):
+  config = settings(tmp_path, loss)
+  figures = fit.run(config, tmp_path / "run", progress=False)
+  first = lines(tmp_path / "run")[0]
+  assert figures["eval/loss"] < 0.5 * first["eval/loss"]
+  assert figures["eval/accuracy"] == 1
+  assert {"loss", "gradient_norm", "learning_rate", "accuracy"} <= set(first)
+
+
+def test_fewer_held_out_pairs_than_a_batch_are_refused(tmp_path):
+  config = settings(tmp_path, "reward", held_out=3)
+  with pytest.raises(ValueError, match=r"data.held_out: expected 0, or pairs for a batch of 4, "
+                     r"got 3. Hold out more"):  # fmt: skip
+    fit.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("loss", "dpo", "loss: got 'dpo', expected one of judge, reward, sft"),
+    ("export_dtype", "int8", "export_dtype: got 'int8', expected one of bfloat16, float16"),
+    ("data.task", "texts", "unknown task 'texts': choose one of text, responses"),
+    ("data.path", "", "`path` is empty"),
+    ("data.batch_size", 5, "optimizer.micro_batches: expected a divisor of data.batch_size = 5"),
+    ("model.changes", {"num_embed": 512}, "tokenizer"),
+  ],
+)
+def test_bad_configs_are_told_what_is_wrong_before_weights_load(
+  tmp_path, monkeypatch, field, value, message
+):
+  monkeypatch.setattr(checkpoint, "load_weights", lambda *args: pytest.fail("weights are loaded"))
+  config = settings(tmp_path)
+  config.optimizer.micro_batches = 2
+  config.update_from_flattened_dict({field: value}) if field != "model.changes" else \
+    config.model.update({"changes": value})  # fmt: skip
+  with pytest.raises(ValueError, match=message):
+    fit.run(config, tmp_path / "run")

@@ -1,0 +1,205 @@
+"""Our Gemma against the library's own Transformer."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from gemma import gm
+from jax import numpy as jnp
+
+from nash_jax.models import gemma, logprobs
+
+LOCAL, GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
+# Windows are shorter than the sequences; attention multi-head, grouped and multi-query; both
+# gating layouts; a pattern that leaves layers over.
+GENERATIONS = {
+  "gemma2_multihead": {
+    "preset": "tiny", "num_heads": 2, "num_kv_heads": 2, "transpose_gating_einsum": True,
+  },
+  "gemma2_grouped": {"preset": "tiny", "num_heads": 4, "num_kv_heads": 2},
+  "gemma3_with_tail": {
+    "preset": "gemma3_270m",
+    "num_embed": 64,
+    "embed_dim": 16,
+    "hidden_dim": 32,
+    "num_heads": 4,
+    "head_dim": 8,
+    "sliding_window_size": 4,
+    "global_scale_factor": 8.0,
+    "attention_types": (LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL, LOCAL),
+  },
+}  # fmt: skip
+
+
+def librarys(config):
+  """The library's config of an architecture of ours."""
+  return gm.nn.config.TransformerConfig(
+    use_post_attn_norm=True, use_post_ffw_norm=True, **dataclasses.asdict(config)
+  )
+
+
+@pytest.fixture(scope="module", params=GENERATIONS)
+def model(request):
+  fields = dict(GENERATIONS[request.param])
+  config = gemma.preset(fields.pop("preset"), **fields)
+  # Random norms, where the library starts them at zero, make a forgotten norm visible; drawn by
+  # numpy, for compiling the initialiser would cost more than the test.
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), gemma.shapes(config)
+  )
+  library = gm.nn.Transformer(config=librarys(config), dtype=jnp.float32)
+  return config, params, library
+
+
+def tokens_and_mask():
+  tokens = jax.random.randint(jax.random.key(2), (3, 20), 4, 64)
+  return tokens, jnp.ones_like(tokens, bool)
+
+
+def test_forward_is_the_librarys(model):
+  config, params, library = model
+  tokens, mask = tokens_and_mask()
+  with jax.numpy_rank_promotion("allow"):
+    expected = library.apply({"params": gemma.unstack(params, config)}, tokens).logits
+
+  @jax.jit
+  def ours(p):
+    x, _ = gemma.forward(p, config, tokens, gemma.positions_of(mask), gemma.causal_mask(mask))
+    return gemma.logits(p, config, x)
+
+  for layout in (params, gemma.unstack(params, config, library_gating=False)):
+    np.testing.assert_allclose(ours(layout), expected, atol=2e-5)
+
+
+def test_cached_decoding_is_the_librarys(model):
+  """Prefill eight left-padded columns, then one token at a time."""
+  config, params, library = model
+  tokens, mask = tokens_and_mask()
+  with jax.numpy_rank_promotion("allow"):
+    expected = library.apply({"params": gemma.unstack(params, config)}, tokens).logits
+  cache = gemma.init_cache(config, 3, 20, jnp.float32)
+  unstacked = gemma.unstack(params, config, library_gating=False)
+  visible = gemma.causal_mask(mask)
+  positions = gemma.positions_of(mask)
+
+  @jax.jit
+  def run(cache):
+    x, cache = gemma.forward(
+      params, config, tokens[:, :8], positions[:, :8], visible[:, :8], cache=cache
+    )
+
+    def one(cache, t):
+      cut = lambda a: jax.lax.dynamic_slice_in_dim(a, t, 1, axis=1)  # noqa: E731
+      x, cache = gemma.forward(
+        unstacked, config, cut(tokens), cut(positions), cut(visible), cache=cache
+      )
+      return cache, x[:, 0]
+
+    _, rest = jax.lax.scan(one, cache, jnp.arange(8, 20))
+    return jnp.concatenate([x, jnp.moveaxis(rest, 0, 1)], axis=1)
+
+  np.testing.assert_allclose(gemma.logits(params, config, run(cache)), expected, atol=2e-5)
+
+
+def test_stack_inverts_unstack(model):
+  config, params, _ = model
+  again = gemma.stack(gemma.unstack(params, config), config)
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize("model", ["gemma2_grouped"], indirect=True)
+def test_remat_and_bfloat16_change_no_structure(model):
+  config, params, _ = model
+  tokens, mask = tokens_and_mask()
+
+  def loss(p, **options):
+    return jnp.sum(logprobs.token_logprobs(p, config, tokens, mask, **options)[0])
+
+  plain = jax.jit(jax.grad(loss))(params)
+  remat = jax.jit(jax.grad(lambda p: loss(p, remat=True, chunk=5)))(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), plain, remat)
+  half, logits = jax.eval_shape(lambda p: (
+    x := gemma.forward(p, config, tokens, mask * 1, mask[:, None], dtype=jnp.bfloat16)[0],
+    gemma.logits(p, config, x),
+  ), params)  # fmt: skip
+  assert half.dtype == jnp.bfloat16
+  assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  ("name", "library"),
+  [
+    ("gemma2_2b", "Gemma2_2B"),
+    ("gemma2_9b", "Gemma2_9B"),
+    ("gemma3_270m", "Gemma3_270M"),
+    ("gemma3_1b", "Gemma3_1B"),
+    ("gemma3_4b", "Gemma3_4B"),
+  ],
+)
+def test_full_size_presets_have_the_librarys_names_and_shapes(name, library):
+  config = gemma.preset(name)
+  text_only = {"text_only": True} if name == "gemma3_4b" else {}
+  model = getattr(gm.nn, library)(dtype=jnp.float32, **text_only)
+  assert librarys(config) == model.config
+  with jax.numpy_rank_promotion("allow"):
+    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+  got = jax.eval_shape(lambda p: gemma.unstack(p, config), gemma.shapes(config))
+  assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected["params"])
+
+
+def test_unknown_preset_lists_the_choices():
+  with pytest.raises(ValueError, match="gemma2_2b"):
+    gemma.preset("gemma9_900b")
+
+
+def test_padding_changes_nothing(model):
+  """Left padding, whatever it holds, leaves log-probabilities alone."""
+  config, params, _ = model
+  tokens, mask = tokens_and_mask()
+  score = jax.jit(lambda t, m, f: logprobs.token_logprobs(params, config, t, m, f)[0],
+                  static_argnums=2)  # fmt: skip
+  plain = score(tokens, mask, 8)
+  for filler in (0, 17):
+    pad = jnp.full((3, 6), filler)
+    padded = score(
+      jnp.concatenate([pad, tokens], 1), jnp.concatenate([pad > 99, mask], 1), 14
+    )
+    np.testing.assert_allclose(padded, plain, atol=2e-5)
+  right = score(
+    jnp.concatenate([tokens, jnp.full((3, 4), 9)], 1),
+    jnp.concatenate([mask, jnp.zeros((3, 4), bool)], 1),
+    8,
+  )
+  np.testing.assert_allclose(right[:, :12], plain, atol=2e-5)
+  np.testing.assert_array_equal(right[:, 12:], 0)
+
+
+@pytest.mark.parametrize("model", ["gemma2_grouped"], indirect=True)
+def test_a_token_sees_only_the_past(model):
+  """Causality through gradients: no log-probability depends on a later embedding."""
+  config, params, _ = model
+  tokens, mask = tokens_and_mask()
+  score = jax.jit(lambda t: logprobs.token_logprobs(params, config, t, mask)[0])
+  changed = tokens.at[:, 12].set((tokens[:, 12] + 1) % 60 + 4)
+  np.testing.assert_array_equal(score(tokens)[:, :11], score(changed)[:, :11])
+  assert not np.allclose(score(tokens)[:, 12:], score(changed)[:, 12:])
+
+
+@pytest.mark.parametrize("model", ["gemma2_grouped"], indirect=True)
+def test_forbidden_ids_have_no_probability(model):
+  config, params, _ = model
+  tokens, mask = tokens_and_mask()
+  forbidden = jnp.arange(64) >= 50
+  logp, entropy = jax.jit(lambda p: logprobs.token_logprobs(
+    p, config, tokens, mask, forbidden=forbidden, temperature=0.7))(params)  # fmt: skip
+  x = jax.jit(lambda p: gemma.forward(
+    p, config, tokens, gemma.positions_of(mask), gemma.causal_mask(mask))[0])(params)  # fmt: skip
+  allowed = jax.nn.log_softmax(gemma.logits(params, config, x)[:, :-1, :50] / 0.7)
+  own = jnp.take_along_axis(allowed, jnp.minimum(tokens[:, 1:], 49)[..., None], -1)[..., 0]
+  np.testing.assert_allclose(
+    jnp.where(tokens[:, 1:] < 50, logp, 0), jnp.where(tokens[:, 1:] < 50, own, 0), atol=2e-5
+  )
+  np.testing.assert_array_less(jnp.where(tokens[:, 1:] >= 50, logp, -1e9), -1e8)
+  np.testing.assert_allclose(entropy, -jnp.sum(jnp.exp(allowed) * allowed, -1), atol=2e-5)

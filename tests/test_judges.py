@@ -1,0 +1,391 @@
+"""Judges: bookkeeping of pairs, prompts in token space, losses, the cycle, tables."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from nash_jax import config as configs
+from nash_jax import judges
+from nash_jax.judges import Answers, bradley_terry, gemma, population, table
+from nash_jax.models import gemma as models
+from nash_jax.models import weights
+from nash_jax.tokenizer import BUNDLED, Tokenizer
+from nash_jax.types import Prompts, Responses
+
+TINY = {"preset": "tiny", "changes": {"num_embed": 1024}, "weights": ""}
+OPTIONS = {"dtype": jnp.float32}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return Tokenizer(BUNDLED, "plain")
+
+
+def settings(name, **changes):
+  config = configs.train().judge
+  config.name = name
+  config.model.update({**TINY, **changes.pop("model", {})})
+  config.update(changes)
+  return config
+
+
+def padded(rows, width, left=False, filler=0):
+  tokens = np.full((len(rows), width), filler, np.int32)
+  mask = np.zeros((len(rows), width), bool)
+  for i, row in enumerate(rows):
+    place = slice(width - len(row), width) if left else slice(len(row))
+    tokens[i, place], mask[i, place] = row, True
+  return jnp.asarray(tokens), jnp.asarray(mask)
+
+
+def prompts_of(rows, width, filler=0):
+  return Prompts(*padded(rows, width, True, filler), jnp.arange(len(rows)))
+
+
+def responses_of(rows, width, filler=0, stop=1):
+  """From rows[b][k], lists of ids."""
+  tokens, mask = padded([r for row in rows for r in row], width, False, filler)
+  shape = (len(rows), len(rows[0]), width)
+  stopped = jnp.asarray([[stop in r for r in row] for row in rows])
+  zeros = jnp.zeros(shape)
+  return Responses(tokens.reshape(shape), mask.reshape(shape), zeros, zeros, stopped)
+
+
+def examples(samples=3, seed=0):
+  """Two prompts with ragged responses of 0, 1, 2, ... sentences."""
+  rng = np.random.default_rng(seed)
+  stop = Tokenizer(BUNDLED, "plain").id_of(".")
+
+  def ids(n):
+    return rng.integers(6, 1000, n).tolist()
+
+  prompts = [[2, *ids(3)], [2, *ids(6)]]
+  return prompts, [
+    [[*ids(rng.integers(2, 6)), *[stop] * k, 1] for k in range(samples)] for _ in prompts
+  ]
+
+
+@functools.cache
+def built(name):
+  """One judge a name, so that tests of equal shapes share its compiled function."""
+  return judges.make(settings(name), Tokenizer(BUNDLED, "plain"))
+
+
+def asked(judge, *args):
+  return jax.jit(judge.fn)(judge.params, *args)
+
+
+@pytest.mark.parametrize("name", ["gemma", "bradley_terry", "population"])
+def test_y_against_itself_is_y_against_a_copy(name):
+  prompts, rows = examples()
+  prompts, y = prompts_of(prompts, 8), responses_of(rows, 8)
+  judge = built(name)
+  own = asked(judge, prompts, y, None)
+  copy = asked(judge, prompts, y, y)
+  different = ~np.eye(3, dtype=bool)
+  np.testing.assert_allclose(own.p_win, copy.p_win, atol=1e-6)
+  np.testing.assert_allclose(own.p_win + own.p_win.swapaxes(1, 2), 1, atol=1e-7)
+  np.testing.assert_array_equal(own.p_win[:, ~different], 0.5)
+  np.testing.assert_array_equal(own.valid, np.broadcast_to(different, (2, 3, 3)))
+  assert copy.valid.all()
+  assert np.ptp(own.p_win) > 1e-3
+  # Each pair is counted once: 2 prompts x 3 pairs, against 2 x 9 with the copy.
+  assert own.metrics["tie_mass"].weight == 6
+  assert copy.metrics["tie_mass"].weight == 18
+  ties = np.abs(np.asarray(copy.p_win) - 0.5) < 0.05
+  np.testing.assert_allclose(copy.metrics["tie_mass"].value(), ties.mean(), atol=1e-6)
+
+
+def test_one_response_has_nothing_to_be_compared_with():
+  prompts, rows = examples(samples=1)
+  judge = built("population")
+  with pytest.raises(ValueError, match="at least two"):
+    judge.fn(judge.params, prompts_of(prompts, 8), responses_of(rows, 8), None)
+
+
+@pytest.mark.parametrize("name", ["gemma", "bradley_terry"])
+def test_padding_changes_nothing(name):
+  prompts, rows = examples()
+  judge = built(name)
+  plain = asked(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
+  other = asked(judge, prompts_of(prompts, 11, 77), responses_of(rows, 10, 99), None)
+  np.testing.assert_allclose(other.p_win, plain.p_win, atol=1e-6)
+  for metric, mean in plain.metrics.items():
+    assert other.metrics[metric].value() == mean.value()
+
+
+def spelled(tokenizer, template, prompt, a, b):
+  return gemma.TEMPLATES[template].text.format(prompt=prompt, a=a, b=b)
+
+
+@pytest.mark.parametrize("template", sorted(gemma.TEMPLATES))
+@pytest.mark.parametrize("family", ["plain", "gemma"])
+def test_prompt_in_token_space_is_the_prompt_in_text(template, family, request):
+  path = BUNDLED
+  if family == "gemma":
+    path = str(request.getfixturevalue("data_dir") / "gemma_tokenizer" / "tokenizer.model")
+  tokenizer = Tokenizer(path, family)
+  texts = ["One day, a cat", "Why is it dark?"]
+  transcript = texts
+  if family == "gemma":
+    texts[1] = [
+      {"role": "user", "content": "Hi {a}"},
+      {"role": "assistant", "content": "Hello!"},
+      {"role": "user", "content": "Why <end_of_turn> ends?"},
+    ]
+    transcript = [
+      "user\nOne day, a cat\nmodel\n",
+      "user\nHi {a}\nmodel\nHello!\nuser\nWhy <end_of_turn> ends?\nmodel\n",
+    ]
+  a, b = [" smiled.\n", "Night."], [" ran away from\nthe dog.", " It is not."]
+  cut = [tokenizer.encode(b[0]), tokenizer.response(b[1])]  # the first has no stop token
+  layout = gemma.layout(template, tokenizer)
+  tokens, mask = jax.jit(functools.partial(gemma.assemble, layout))(
+    prompts_of([tokenizer.prompt(t) for t in texts], 40, 9),
+    Answers(*padded([tokenizer.response(t) for t in a], 12, filler=9)),
+    Answers(*padded(cut, 14, filler=9)),
+  )
+  tokens, mask = np.asarray(tokens), np.asarray(mask)
+  assert (np.diff(mask.astype(int), axis=1) >= 0).all()  # all padding lies to the left
+  assert (tokens[~mask] == tokenizer.pad_id).all()
+  shown = gemma.TEMPLATES[template].shows_stop
+  for row, keep, *texts in zip(tokens, mask, transcript, a, b, strict=True):
+    ids = row[keep].tolist()
+    assert ids[0] == tokenizer.bos_id
+    assert ids.count(tokenizer.bos_id) == 1
+    text = spelled(tokenizer, template, *texts)
+    ends = ids[1:].count(tokenizer.stop_ids[-1])
+    if family == "plain":
+      assert ends == (0 if not shown else 1 if texts[2] == b[0] else 2)
+    if family == "plain" or not shown:  # <bos> and <eos> decode to nothing, turn markers to text
+      assert tokenizer._model.decode(ids) == text
+    else:  # its stop token is the marker that ends the template, too
+      assert ends == (2 if texts[2] == b[0] else 3)
+      assert tokenizer.decode(ids).replace("<start_of_turn>", "|") == "|".join(texts)
+
+
+def test_answer_read_is_the_last_position_of_the_whole_prompt(tokenizer):
+  """answer_logits equals all logits of the same prompt without padding, soft-capped."""
+  prompts, rows = examples(samples=2)
+  model = models.preset("tiny", num_embed=1024, final_logit_softcap=0.1)
+  params = models.init(jax.random.key(1), model)
+  layout = gemma.layout("stories", tokenizer)
+  a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
+  logits = jax.jit(lambda p, x, a, b: gemma.answer_logits(p, model, layout, x, a, b))(
+    params, prompts_of(prompts, 8), a, b
+  )
+  begin, end = (tokenizer.id_of(f"<{what}_of_turn>") for what in ("start", "end"))
+  prompt, (ra, rb) = prompts[0], rows[0]
+  orders = [[*prompt, begin, *x, begin, *y, end] for x, y in ((ra, rb), (rb, ra))]
+
+  @jax.jit
+  def whole(params, ids):
+    mask = jnp.ones_like(ids, bool)
+    x, _ = models.forward(params, model, ids, models.positions_of(mask), models.causal_mask(mask))
+    return models.logits(params, model, x[:, -1])
+
+  answers = jnp.asarray([tokenizer.id_of("A"), tokenizer.id_of("B")])
+  expected = whole(params, jnp.asarray(orders))[:, answers]
+  np.testing.assert_allclose(logits[0], expected, atol=1e-5)
+  assert np.ptp(expected) > 1e-3
+
+
+def test_swapping_the_responses_gives_the_complement():
+  """Reversed samples present every pair the other way round: the same verdicts, bit for bit."""
+  prompts, rows = examples()
+  prompts, y = prompts_of(prompts, 8), responses_of(rows, 8)
+  verdict = asked(built("gemma"), prompts, y, None)
+  other = asked(built("gemma"), prompts, jax.tree.map(lambda x: x[:, ::-1], y), None)
+  np.testing.assert_array_equal(verdict.p_win, other.p_win[:, ::-1, ::-1])
+  assert verdict.metrics["flip_rate"].value() == other.metrics["flip_rate"].value()
+
+
+PAIRS = np.triu_indices(3, 1)
+
+
+def pairs_batch(prompts, rows, p_win):
+  """All pairs of three responses to each prompt, as preferences.Pairs.all gives them."""
+  batch = {"prompts": prompts_of([p for p in prompts for _ in range(3)], 8), "p_win": p_win}
+  for side, places in zip("ab", PAIRS, strict=True):
+    ids = padded([row[k] for row in rows for k in places], 8)
+    batch[f"{side}_tokens"], batch[f"{side}_mask"] = ids
+  return batch
+
+
+def entropy(p_win, p):
+  return -(p_win * np.log(p) + (1 - p_win) * np.log(1 - p)).mean()
+
+
+SOFT = np.array([0.75, 0.5, 1.0, 0.0, 0.5, 0.2], np.float32)
+
+
+def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
+  prompts, rows = examples()
+  params = built("gemma").params
+  model = models.preset("tiny", num_embed=1024)
+  layout = gemma.layout("stories", tokenizer)
+  batch = pairs_batch(prompts, rows, SOFT)
+  a, b = (Answers(batch[f"{s}_tokens"], batch[f"{s}_mask"]) for s in "ab")
+  logits = jax.jit(lambda p, x, a, b: gemma.answer_logits(p, model, layout, x, a, b))(
+    params, batch["prompts"], a, b
+  )
+  first = np.asarray(jax.nn.softmax(logits))[..., 0]  # P(the first shown wins), [N order]
+  verdict = asked(built("gemma"), prompts_of(prompts, 8), responses_of(rows, 8), None)
+  p_win = np.asarray(verdict.p_win[:, *PAIRS]).ravel()
+  np.testing.assert_allclose(p_win, (first[:, 0] + 1 - first[:, 1]) / 2, atol=1e-6)
+  flips = (first[:, 0] > 0.5) != (first[:, 1] < 0.5)
+  np.testing.assert_allclose(verdict.metrics["flip_rate"].value(), flips.mean(), rtol=1e-6)
+
+  loss = jax.jit(
+    functools.partial(gemma.pairwise_loss, model=model, template=layout, options=OPTIONS)
+  )
+  means = loss(params, batch)
+  both = np.stack([first[:, 0], 1 - first[:, 1]], 1)  # P(a ≻ b) by order
+  np.testing.assert_allclose(means["loss"].value(), entropy(SOFT[:, None], both), rtol=1e-5)
+  assert means["accuracy"].weight == 4  # a tie has no right answer
+  own = np.where(p_win > 0.5, 0.9, 0.1).astype(np.float32)
+  assert loss(params, {**batch, "p_win": own})["accuracy"].value() == 1
+  assert loss(params, {**batch, "p_win": 1 - own})["accuracy"].value() == 0
+
+
+def test_reward_loss_and_verdict_are_one_model():
+  prompts, rows = examples()
+  judge = built("bradley_terry")
+  verdict = asked(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
+  gaps = verdict.scores[:, PAIRS[0]] - verdict.scores[:, PAIRS[1]]
+  p_win = np.asarray(verdict.p_win[:, *PAIRS])
+  np.testing.assert_allclose(p_win, jax.nn.sigmoid(gaps), atol=1e-6)
+  model = models.preset("tiny", num_embed=1024)
+  loss = jax.jit(functools.partial(bradley_terry.reward_loss, model=model, options=OPTIONS))
+  means = loss(judge.params, pairs_batch(prompts, rows, SOFT))
+  np.testing.assert_allclose(means["loss"].value(), entropy(SOFT, p_win.ravel()), rtol=1e-5)
+  decided = SOFT != 0.5
+  right = ((p_win.ravel() > 0.5) == (SOFT > 0.5))[decided]
+  np.testing.assert_allclose(means["accuracy"].value(), right.mean(), rtol=1e-6)
+
+
+STORIES = (
+  # talks most, of middling length and pace, without cheer
+  '"Stop!" said Tom to the big dog. "No!" said Ann to the dog. "Go!" said Tom to the dog.',
+  # happiest, longest, in one breath
+  '"Look" said Ann, and they played and laughed and smiled and hugged and went back to the house'
+  " with the big tree and the little dog and the cat and Ann was happy.",
+  # says nothing, a little cheer, shortest and busiest
+  "No! Go! No! Go! No! Go! They smiled.",
+)
+
+
+def test_population_cycles_and_no_reward_explains_it(tokenizer):
+  judge = built("population")
+  rows = [[tokenizer.response(text) for text in STORIES]]
+  verdict = asked(judge, prompts_of([tokenizer.prompt("One day")], 8), responses_of(rows, 64), None)
+  p = np.asarray(verdict.p_win[0])
+  cycle = (0, 1), (1, 2), (2, 0)
+  for pair in cycle:
+    np.testing.assert_allclose(p[pair], 2 / 3, rtol=1e-6)
+  # Rewards make the log-odds around a circle sum to 0; here they sum to 3 log 2.
+  np.testing.assert_allclose(
+    sum(math.log(p[i, j] / p[j, i]) for i, j in cycle), 3 * math.log(2), rtol=1e-5
+  )
+  rewards = jax.random.normal(jax.random.key(0), (1000, 3)) * 3
+  fits, _, _ = bradley_terry.compare(None, None, rewards, jnp.roll(rewards, -1, axis=1))
+  assert np.abs(np.asarray(fits) - 2 / 3).max(axis=1).min() >= 1 / 6 - 1e-6
+
+
+def test_annotators_count_saturate_and_want_an_end(tokenizer):
+  judge = population.make(tokenizer, {
+    "dialogue": population.STORYTELLERS["dialogue"],
+    "cheer": population.STORYTELLERS["cheer"],
+    "closure": population.Annotator(finish=1e6, per_token=-1.0),
+  })  # fmt: skip
+  texts = ['" " " " " " " "', " happy happy happy happy happy happy", " a happy end", " unhappy"]
+  rows = [[tokenizer.response(t) for t in texts] + [tokenizer.encode(" a cut")]]
+  y = responses_of(rows, 24)
+  answers = Answers(y.tokens[0], y.mask[0], y.stopped[0])
+  dialogue, cheer, closure = population.scores(judge.params, None, answers).T
+  np.testing.assert_array_equal(dialogue, [6, 0, 0, 0, 0])
+  np.testing.assert_array_equal(cheer, [0, 4, 1, 0, 0])
+  lengths = np.array([len(r) for r in rows[0]])
+  order = np.argsort(-closure, stable=True)
+  assert order[-1] == 4  # however short, a cut story comes last
+  assert (np.diff(lengths[order[:-1]]) >= 0).all()
+
+
+def game(contexts=3, actions=4, seed=0):
+  upper = np.random.default_rng(seed).uniform(size=(contexts, actions, actions))
+  upper = np.triu(upper, 1)
+  return upper + np.tril(1 - upper.swapaxes(1, 2), -1) + np.eye(actions)[None] / 2
+
+
+def test_table_is_read_by_context_and_digits(tmp_path, tokenizer):
+  p = game()
+  np.save(tmp_path / "p.npy", p)
+  config = settings("table", table=str(tmp_path / "p.npy"), first_token=10, table_tokens=2)
+  judge = judges.make(config, tokenizer)
+  actions = [[10, 10], [10, 11], [11, 10], [11, 11]]
+  prompts = prompts_of([[2]] * 4, 1)  # contexts 0, 1, 2, 0
+  verdict = asked(judge, prompts, responses_of([actions] * 4, 2), None)
+  np.testing.assert_allclose(verdict.p_win, p[[0, 1, 2, 0]], atol=1e-6)
+  strange = [[10, 11, 1], [12, 10, 1], [9, 10, 1], [10]]
+  verdict = asked(judge, prompts, responses_of([actions] * 4, 3), responses_of([strange] * 4, 3))
+  np.testing.assert_array_equal(verdict.valid, np.tile([True, False, False, False], (4, 4, 1)))
+  np.testing.assert_array_equal(verdict.p_win[..., 1:], 0.5)
+  config.table_tokens = 0  # then a token is an action
+  verdict = asked(
+    judges.make(config, tokenizer), prompts, responses_of([[[10], [13]]] * 4, 1), None
+  )
+  np.testing.assert_allclose(verdict.p_win[:, 0, 1], p[[0, 1, 2, 0], 0, 3], atol=1e-6)
+
+
+def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
+  def broken(change, value):
+    p = game()
+    p[change] = value
+    return p
+
+  for wrong, message in (
+    (broken((1, 2, 3), 1.5), r"in \[0, 1\].*P\[1, 2, 3\] = 1.5"),
+    (broken((2, 1, 1), 0.7), r"P\[2, 1, 1\] = 0.7"),
+    (broken((0, 3, 1), np.nan), r"P\[0, 3, 1\] = nan"),
+    (game()[0], r"\[X A A\], got \(4, 4\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      table.check(wrong)
+  with pytest.raises(ValueError, match=r"\.npy file"):
+    table.load(str(tmp_path / "none.npy"))
+  with pytest.raises(ValueError, match="4 actions are a power, got 3"):
+    table.judge(game(), 10, 3)
+  judge = table.judge(game(), 10, 2)
+  with pytest.raises(ValueError, match="need 2 tokens"):
+    judge.fn(judge.params, prompts_of([[2]], 1), responses_of([[[10], [11]]], 1), None)
+  np.save(tmp_path / "p.npy", game())
+  with pytest.raises(ValueError, match="1024 pieces, got 1022 to 1025"):
+    judges.make(settings("table", table=str(tmp_path / "p.npy"), first_token=1022), tokenizer)
+
+
+def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenizer):
+  model = models.preset("tiny", num_embed=1024)
+  path = str(tmp_path / "reward.safetensors")
+  params = bradley_terry.init(jax.random.key(5), model)
+  weights.save(path, params, model, jnp.float32, {})
+  judge = judges.make(settings("bradley_terry", model={"weights": path}), tokenizer)
+  jax.tree.map(np.testing.assert_array_equal, judge.params, params)
+
+  with pytest.raises(ValueError, match=r"jury.*bradley_terry, gemma, population, table"):
+    judges.make(settings("jury"), tokenizer)
+  with pytest.raises(ValueError, match=r"poems.*gemma, stories"):
+    judges.make(settings("gemma", template="poems"), tokenizer)
+  with pytest.raises(ValueError, match="1024 pieces, the model only 64"):
+    judges.make(settings("gemma", model={"changes": {"num_embed": 64}}), tokenizer)
+  del params["head"]
+  weights.save(path, params, model, jnp.float32, {})
+  with pytest.raises(ValueError, match="no reward head"):
+    judges.make(settings("bradley_terry", model={"weights": path}), tokenizer)
+  foreign = tmp_path / "other.model"
+  foreign.write_bytes(b"another")
+  with pytest.raises(ValueError, match="policy's tokenizer"):
+    judges.make(settings("gemma", model={"tokenizer": str(foreign)}), tokenizer)

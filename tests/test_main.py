@@ -1,0 +1,84 @@
+"""The command: quick to answer, and bad input told in a line."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import nash_jax
+from nash_jax import main
+
+HEAVY = ("jax", "tensorflow", "gemma", "orbax", "matplotlib", "seqio")
+
+
+def python(code):
+  """Runs code in a fresh interpreter, which then tells what heavy libraries it has imported."""
+  code = f"import sys\n{code}\nprint('imported:', [m for m in {HEAVY} if m in sys.modules])"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def command(*arguments):
+  code = f"import sys; sys.argv = {['nash-jax', *arguments]!r}; from nash_jax import main"
+  return subprocess.run([sys.executable, "-c", f"{code}; main.run()"], cwd=ROOT, text=True,
+                        capture_output=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--help", None])
+def test_help_lists_every_job_with_a_line_and_imports_nothing_heavy(flag):
+  arguments = ["nash-jax", flag] if flag else ["nash-jax"]
+  out = python(f"sys.argv = {arguments!r}\nfrom nash_jax import main\nmain.run()")
+  assert "imported: []" in out
+  for job, (_, _, what) in main.JOBS.items():
+    assert f"  {job:8} {what}\n" in out
+
+
+def test_a_jobs_help_lists_its_flags_and_fields_and_imports_nothing_heavy():
+  out = python("sys.argv = ['nash-jax', 'train', '--help']\nfrom nash_jax import main\nmain.run()")
+  assert "imported: []" in out
+  assert main.JOBS["train"][2] in out
+  assert all(name in out for name in ("--config:", "--workdir:", "beta: 0.", "runs/train"))
+
+
+def test_every_job_is_a_module_with_a_config_file():
+  for module, config, _ in main.JOBS.values():
+    assert (ROOT / "nash_jax" / f"{module.replace('.', '/')}.py").exists()
+    assert (ROOT / config).exists()
+
+
+def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["nash-jax", "tran"])
+  with pytest.raises(SystemExit) as left:
+    main.run()
+  assert left.value.code == 2
+  assert capsys.readouterr().err == f"nash-jax: no job 'tran'; jobs are {', '.join(main.JOBS)}\n"
+
+
+@pytest.mark.parametrize(
+  ("argument", "said"),
+  [
+    ("--config.algorithm.beta=-1", "algorithm.beta: expected a positive KL weight, got -1.0"),
+    ("--config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),
+    ("--config.algorithm.beta=much", "could not convert string to float: 'much'"),
+    ("--config=none.py", "No such file or directory: 'none.py'"),
+  ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, argument, said):
+  done = command("train", argument, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2
+  assert done.stdout == ""
+  assert said in done.stderr
+  assert done.stderr.startswith("nash-jax train: ")
+  assert done.stderr.count("\n") == 1, done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_package_imports_its_jobs_when_they_are_named():
+  out = python("import nash_jax\nassert 'train' in dir(nash_jax)\nnash_jax.config.train()")
+  assert "imported: []" in out
+  assert {"train", "fit", "collect", "sample", "arena"} <= set(nash_jax.__all__)
+  assert nash_jax.train.run.__module__ == "nash_jax.train"
+  with pytest.raises(AttributeError, match="nash_jax has no attribute 'tran'"):
+    nash_jax.tran  # noqa: B018

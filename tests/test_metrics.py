@@ -1,0 +1,187 @@
+"""The record of a run: late reads, valid lines, resume, timings, and the glossary page."""
+
+import json
+import pathlib
+import re
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from nash_jax import metrics
+from nash_jax.types import Mean
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def start(workdir, first=0, total=10, **kwargs):
+  return metrics.Metrics(workdir, first_step=first, total_steps=total, progress=False, **kwargs)
+
+
+def lines(workdir, name="metrics.jsonl"):
+  def refuse(token):
+    raise AssertionError(f"{token} is not JSON")
+
+  text = (workdir / name).read_text().splitlines()
+  return [json.loads(line, parse_constant=refuse) for line in text]
+
+
+def run(workdir, first, last, **kwargs):
+  m = start(workdir, first, **kwargs)
+  for step in range(first, last):
+    m.clock(step, "update", jnp.float32(step), 7)
+    m.push(step, {"loss": Mean(jnp.float32(step / 3), jnp.float32(3)), "kappa": 0.1})
+    m.text(step, "samples", jnp.int32(step), lambda x: [f"text {int(x)}"])
+  return m
+
+
+def test_a_step_is_read_only_after_the_next_is_pushed(tmp_path, monkeypatch):
+  m, pushed, read = start(tmp_path), [], []
+  device_get = jax.device_get
+  monkeypatch.setattr(jax, "device_get", lambda x: read.append(pushed[-1]) or device_get(x))
+  for step in range(4):
+    pushed.append(step)
+    m.push(step, {"loss": jnp.float32(step)})
+    assert [line["step"] for line in lines(tmp_path)] == list(range(step))
+  assert read == [1, 2, 3], "one read a step, and none for the first"
+  m.close()
+  assert [line["loss"] for line in lines(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_mean_is_total_over_weight_and_null_without_weight(tmp_path):
+  m = start(tmp_path)
+  m.push(0, {"loss": Mean.of(jnp.array([1.0, 2.0, 6.0]), jnp.array([True, False, True]))})
+  m.push(
+    0, {"flip_rate": Mean.of(jnp.zeros(2), jnp.zeros(2, bool)), "entropy": jnp.float32(np.nan)}
+  )
+  m.close()
+  assert lines(tmp_path) == [{"step": 0, "loss": 3.5, "entropy": None, "flip_rate": None}]
+
+
+def test_resumed_lines_equal_the_uninterrupted_ones(tmp_path):
+  def kept(workdir):
+    timed = ("seconds/", "tokens_per_second/")
+    return [
+      {k: x for k, x in line.items() if not k.startswith(timed)} for line in lines(workdir)
+    ], lines(workdir, "samples.jsonl")
+
+  run(tmp_path / "whole", 0, 6).close()
+  run(tmp_path / "cut", 0, 5).close()
+  with (tmp_path / "cut" / "metrics.jsonl").open("a") as f:
+    f.write('{"step": 5, "lo')  # killed in the middle of a line
+  run(tmp_path / "cut", 3, 6).close()
+  assert kept(tmp_path / "cut") == kept(tmp_path / "whole")
+  assert len(kept(tmp_path / "cut")[0]) == 6
+
+
+def test_nothing_is_missing_after_a_kill_just_behind_a_flush(tmp_path):
+  m = run(tmp_path, 0, 3)
+  m.flush(3)  # before a checkpoint of step 3; then the process dies without close
+  run(tmp_path, 3, 5).close()
+  assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4]
+  with pytest.raises(ValueError, match="step 2: expected a step after 2"):
+    m.push(2, {"loss": 0.0})
+  m.close()
+
+
+def test_a_flush_leaves_the_line_of_the_step_itself_open(tmp_path):
+  m = start(tmp_path)
+  m.push(0, {"loss": 1.0})
+  m.push(1, {"eval/loss": 2.0})  # an evaluation, then a checkpoint, then the step
+  assert m.value(1, "eval/loss") == 2
+  m.flush(1)
+  m.push(1, {"loss": 3.0})
+  m.close()
+  assert lines(tmp_path) == [{"step": 0, "loss": 1}, {"step": 1, "eval/loss": 2, "loss": 3}]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, bad):
+  m = start(tmp_path)
+  m.push(0, {"loss": jnp.float32(1), "entropy": jnp.float32(bad)})
+  m.push(1, {"loss": jnp.float32(bad)})
+  with pytest.raises(FloatingPointError, match=r"'loss' is (nan|inf) at step 1"):
+    m.push(2, {"loss": jnp.float32(bad)})
+  m.close()
+  assert [line["loss"] for line in lines(tmp_path)] == [1, None, None]
+
+
+def test_an_unknown_metric_is_named(tmp_path):
+  m = start(tmp_path)
+  with pytest.raises(ValueError, match=r"'looss' is not in metrics.GLOSSARY.*Known: loss, "):
+    m.push(0, {"looss": 1.0})
+  with pytest.raises(ValueError, match="'seconds/dance' is not in"):
+    m.clock(0, "dance", jnp.zeros(1))
+  m.close()
+  with pytest.raises(ValueError, match="'nothing' is not in"):
+    start(tmp_path, show=("nothing",))
+
+
+def test_phases_add_up_and_speeds_are_tokens_over_seconds(tmp_path):
+  m = start(tmp_path)
+  for step in range(3):
+    m.clock(step, "sample", jnp.ones(3), jnp.int32(30))
+    m.clock(step, "update", jnp.ones(3), 20)
+    m.push(step, {"loss": 0.0})
+  m.close()
+  for line in lines(tmp_path):
+    for phase, tokens in (("sample", 30), ("update", 20)):
+      assert line[f"seconds/{phase}"] > 0
+      total = line[f"seconds/{phase}"] * line[f"tokens_per_second/{phase}"]
+      np.testing.assert_allclose(total, tokens, rtol=1e-12)
+
+
+def test_what_goes_wrong_in_the_clock_is_raised(tmp_path):
+  for pushed in (True, False):
+    m, x = start(tmp_path / str(pushed)), jnp.ones(3)
+    x.delete()
+    m.clock(0, "sample", x)
+    if pushed:
+      m.push(0, {"loss": 0.0})
+    with pytest.raises(RuntimeError, match="deleted"):
+      m.close()
+
+
+def test_tensorboard_holds_the_same_numbers_and_a_resume_purges(tmp_path, monkeypatch):
+  # TensorBoard's word for "read events without TensorFlow", which takes half a minute to import.
+  monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", types.ModuleType("notf"))
+  from tensorboard.backend.event_processing import event_accumulator
+
+  run(tmp_path, 0, 4).close()
+  run(tmp_path, 2, 5).close()
+  board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+  board.Reload()
+  events = board.Scalars("loss")
+  assert [e.step for e in events] == [0, 1, 2, 3, 4]
+  np.testing.assert_allclose([e.value for e in events], [x["loss"] for x in lines(tmp_path)])
+  assert "samples/text_summary" in board.Tags()["tensors"]
+
+
+def test_the_bar_shows_the_numbers_asked_for(tmp_path, capsys):
+  m = metrics.Metrics(tmp_path, first_step=0, total_steps=2, show=("loss", "p_win"))
+  m.push(0, {"loss": 0.12345, "p_win": 0.5, "kappa": 0.1})
+  m.push(1, {"loss": 0.25})
+  m.close()
+  out, err = capsys.readouterr()
+  assert all(text in err for text in ("2/2", "loss=0.25", "p_win=0.5"))
+  assert "kappa" not in err + out
+
+
+def test_profile_leaves_a_trace(tmp_path):
+  run(tmp_path, 0, 3, profile=True).close()
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_glossary_page_and_the_glossary_agree():
+  page = (ROOT / "docs" / "metrics.md").read_text()
+  rows = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \| (.+?) \|$", page, re.MULTILINE)
+  shown = {name: (meaning, unit, healthy) for name, meaning, unit, healthy in rows}
+  escaped = {
+    name: tuple(text.replace("|", r"\|") for text in entry)
+    for name, entry in metrics.GLOSSARY.items()
+  }
+  assert len(rows) == len(shown), "a metric is explained twice"
+  assert shown == escaped

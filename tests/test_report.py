@@ -1,0 +1,91 @@
+"""Tables and figures from what a run left behind."""
+
+import json
+
+import pytest
+
+from nash_jax import report
+
+
+def cell(mean, sigma3=0.081, significant=True, n=96):
+  return {"mean": mean, "sigma3": sigma3, "significant": significant, "n": n}
+
+
+CELLS = {
+  "trained": {"trained": cell(0.5, 0.0, False), "base": cell(0.717)},
+  "base": {"trained": cell(0.283), "base": cell(0.5, 0.0, False)},
+}
+
+
+def test_cells_are_printed_as_the_paper_prints_them():
+  assert report.win_rate_cell(cell(0.7171)) == "**.717 ± .081**"
+  assert report.win_rate_cell(cell(0.52, significant=False)) == ".520 ± .081"
+  assert report.win_rate_cell(cell(0.5000001, 0.0, False), self_play=True) == ".5 —"
+  assert report.win_rate_cell(cell(0.7, n=12), with_n=True) == "**.700 ± .081** (12)"
+  assert report.win_rate_cell(cell(None, None, False, 0)) == "—"
+  assert report.number(-0.25, 2) == "-.25"
+  assert report.number(10.5, 2) == "10.50"
+  assert report.number(float("nan")) == "—"
+
+
+def test_a_self_cell_that_is_not_one_half_shows():
+  assert report.win_rate_cell(cell(0.51, 0.0, False), self_play=True) == ".51 —"
+
+
+def test_tables_line_up_and_rows_beat_columns():
+  lines = report.win_rate_table(CELLS).split("\n")
+  assert len(lines) == 4
+  assert len({len(line) for line in lines}) == 1
+  assert [part.strip() for part in lines[2].split("|")[1:-1]] == [
+    "trained", ".5 —", "**.717 ± .081**",
+  ]  # fmt: skip
+
+
+def test_a_heat_map_has_a_colour_for_each_side_of_one_half(tmp_path):
+  from matplotlib import image
+
+  path = report.heat_map(CELLS, "Who beats whom", tmp_path / "map.png")
+  pixels = image.imread(path)[..., :3]
+  pixels = pixels[:, : int(0.7 * pixels.shape[1])]  # without the colour bar
+  orange = (pixels[..., 0] > pixels[..., 2] + 0.2).sum()
+  purple = (pixels[..., 2] > pixels[..., 1] + 0.1).sum()
+  assert orange > 5000
+  assert purple > 5000
+  unknown = {r: {c: cell(None, None, False, 0) for c in CELLS} for r in CELLS}
+  assert report.heat_map(unknown, "Nothing counted", tmp_path / "none.png").stat().st_size > 0
+
+
+def test_curves_draw_what_the_run_measured(tmp_path):
+  from matplotlib import image
+
+  def write(names):
+    rows = [{"step": n, **dict.fromkeys(names, n / 9)} for n in range(9)]
+    rows.append({"step": 9, **dict.fromkeys(names)})
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    path = report.curves(tmp_path)
+    assert path == tmp_path / "curves.png"
+    return image.imread(path).shape
+
+  height, width, _ = write(["loss"])
+  assert report.read_metrics(tmp_path)["loss"] == (list(range(9)), [n / 9 for n in range(9)])
+  full = [name for panel in report.PANELS for name in panel[2]]
+  taller, wider, _ = write(full)
+  assert (taller, wider) == (2 * height, 3 * width)
+
+
+def test_missing_and_broken_metrics_are_named(tmp_path):
+  with pytest.raises(ValueError, match=r"metrics.jsonl: no such file"):
+    report.curves(tmp_path)
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n{"st\n')
+  with pytest.raises(ValueError, match=r"metrics.jsonl:2: not JSON"):
+    report.curves(tmp_path)
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "other": 1}\n')
+  with pytest.raises(ValueError, match="none of the metrics"):
+    report.curves(tmp_path)
+
+
+def test_the_panels_are_metrics_that_exist():
+  from nash_jax import metrics
+
+  assert {name for panel in report.PANELS for name in panel[2]} <= set(metrics.GLOSSARY)

@@ -1,0 +1,270 @@
+"""The online loop: what it leaves, how it goes on after an end of any kind, what it reads when."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax import numpy as jnp
+
+from nash_jax import checkpoint, metrics, train
+from nash_jax.models import gemma
+
+
+def lines(workdir, name="metrics.jsonl"):
+  """Returns the record of a run without what a clock said."""
+  timed = ("seconds/", "tokens_per_second/")
+  return [
+    {name: value for name, value in json.loads(line).items() if not name.startswith(timed)}
+    for line in (workdir / name).read_text().splitlines()
+  ]
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def at(call, do, function):
+  """Returns `function` that does `do` first when it is called for the `call`-th time."""
+  calls = []
+
+  def wrapped(*args):
+    calls.append(1)
+    if len(calls) == call:
+      do()
+    return function(*args)
+
+  return wrapped
+
+
+@pytest.fixture(scope="module")
+def start(assembled):
+  """Returns (workdir, changed functions) -> Done of the tiny run, compiled but once."""
+
+  def start(workdir, **functions):
+    return tiny.start(assembled, tiny.train(), workdir, **functions)
+
+  return start
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+  """The workdir and the end of an uninterrupted run."""
+  workdir = tmp_path_factory.mktemp("train") / "whole"
+  return workdir, start(workdir)
+
+
+def test_a_run_trains_and_leaves_its_record(whole, assembled):
+  workdir, done = whole
+  assert (int(done.state.step), done.stopped) == (6, False)
+  assert done.compilations == 1
+  recorded = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in recorded] == list(range(7))
+  assert {name for line in recorded for name in line} - {"step"} <= set(metrics.GLOSSARY)
+  assert all(recorded[step]["eval/response_length"] > 0 for step in (0, 3, 6))
+  # Evaluating and saving are phases of their own: no other phase's time includes them.
+  phases = [
+    {name.removeprefix("seconds/") for name in line if name.startswith("seconds/")}
+    for line in recorded
+  ]
+  step = {"sample", "judge", "update"}
+  both = {"evaluate", "save"}
+  assert phases == [step | {"evaluate"}, step, step, step | both, step, step, both]
+  samples = lines(workdir, "samples.jsonl")
+  assert [sample["step"] for sample in samples] == [0, 3, 6]
+  assert all(len(sample["rows"]) == 4 and "▸" in sample["rows"][0] for sample in samples)
+  moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), done.state.params, assembled.ref)
+  assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_a_policy_begins_as_its_reference_and_target(whole):
+  first = lines(whole[0])[0]
+  assert abs(first["kl_to_reference"]) < 1e-5
+  assert abs(first["kl_to_target"]) < 1e-5
+  assert abs(first["eval/kl_to_reference"]) < 1e-4
+  assert first["logp_gap"] < 1e-4
+  assert first["stopped"] + first["truncated"] == 1
+  assert any(abs(line["kl_to_reference"]) > 1e-5 for line in lines(whole[0])[1:-1])
+
+
+def test_the_reference_is_donated_to_nothing(whole, assembled):
+  model = gemma.preset("tiny", num_embed=1024)
+  assert_same(assembled.ref, checkpoint.load_weights("", model, assembled.config.seed))
+
+
+def kill():
+  raise RuntimeError("killed")
+
+
+def terminate():
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_as_if_never_killed(
+  whole, start, assembled, tmp_path
+):
+  with pytest.raises(RuntimeError, match="killed"):
+    start(tmp_path, sample=at(6, kill, assembled.sample))
+  assert (tmp_path / "checkpoints" / "00000003").exists()
+  assert [line["step"] for line in lines(tmp_path)][-1] == 4
+  done = start(tmp_path)
+  assert_same(done.state, whole[1].state)
+  assert lines(tmp_path) == lines(whole[0])
+  assert lines(tmp_path, "samples.jsonl") == lines(whole[0], "samples.jsonl")
+
+
+def test_a_signal_saves_leaves_cleanly_and_the_run_goes_on(whole, start, assembled, tmp_path):
+  done = start(tmp_path, sample=at(2, terminate, assembled.sample))
+  assert done.stopped
+  assert int(done.state.step) == 2
+  assert checkpoint._steps(checkpoint._folder(tmp_path)) == [2]
+  done = start(tmp_path)
+  assert not done.stopped
+  assert_same(done.state, whole[1].state)
+  assert lines(tmp_path) == lines(whole[0])
+  again = start(tmp_path)
+  assert_same(again.state, whole[1].state)
+  assert lines(tmp_path) == lines(whole[0]), "a finished run that is started again changes nothing"
+
+
+def test_the_loop_reads_nothing_of_the_step_in_hand(start, tmp_path, monkeypatch):
+  """Only a checkpoint's score may: saving waits for the device anyway."""
+  push, read, value = metrics.Metrics.push, metrics.Metrics.read, metrics.Metrics.value
+  current, reads, scoring = [-1], [], []
+
+  def watched_push(self, step, values):
+    current[0] = step
+    push(self, step, values)
+
+  def watched_value(self, step, name):
+    assert name == "eval/win_rate_vs_reference"
+    assert step in (3, 6)
+    scoring.append(step)
+    try:
+      return value(self, step, name)
+    finally:
+      scoring.pop()
+
+  def watched_read(self, step, values):
+    closing = step == 6
+    if step >= current[0] and not scoring and not closing:
+      raise AssertionError(f"values of step {step} are read in step {current[0]}")
+    reads.append(step)
+    return read(self, step, values)
+
+  monkeypatch.setattr(metrics.Metrics, "push", watched_push)
+  monkeypatch.setattr(metrics.Metrics, "value", watched_value)
+  monkeypatch.setattr(metrics.Metrics, "read", watched_read)
+  start(tmp_path)
+  assert reads == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_nothing_but_the_reader_waits_for_the_device(start, assembled, tmp_path, monkeypatch):
+  """Values handed to the loop refuse to become numbers outside of metrics.py."""
+  reading = []
+
+  class Late:
+    def __init__(self, array):
+      self.array = array
+
+    def __array__(self, *args, **kwargs):
+      raise AssertionError("a device value is read in the loop")
+
+    __float__ = __int__ = __bool__ = __array__
+
+  read = metrics.Metrics.read
+
+  def open_late(self, step, values):
+    reading.append(step)
+    return read(self, step, {n: v.array if isinstance(v, Late) else v for n, v in values.items()})
+
+  def late(function):
+    def wrapped(*args):
+      state, values = function(*args)
+      # The clock's thread waits for the gradient's norm.
+      return state, {n: v if n == "gradient_norm" else Late(v) for n, v in values.items()}
+
+    return wrapped
+
+  monkeypatch.setattr(metrics.Metrics, "read", open_late)
+  done = start(tmp_path, train_step=_Counted(late(assembled.train_step)))
+  assert int(done.state.step) == 6
+  assert len(reading) == 9
+
+
+class _Counted:
+  """A function in the place of a compiled one, which tells its compilations."""
+
+  def __init__(self, function):
+    self._function = function
+
+  def __call__(self, *args):
+    return self._function(*args)
+
+  def _cache_size(self):
+    return 1
+
+
+def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(start, assembled, tmp_path):
+  calls = []
+
+  def poison(state, ref, batch):
+    state, values = assembled.train_step(state, ref, batch)
+    calls.append(1)
+    if len(calls) == 5:
+      state = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+    return state, values
+
+  with pytest.raises(FloatingPointError, match=r"'loss' is nan at step 5; the last good checkpoint"
+                     r" is step 3 in .*Lower optimizer.learning_rate"):  # fmt: skip
+    start(tmp_path, train_step=poison)
+  assert checkpoint._steps(checkpoint._folder(tmp_path)) == [3], "what is not finite is not saved"
+  done = start(tmp_path)
+  assert int(done.state.step) == 6, "the run goes on from the last good one"
+
+
+def test_checkpoints_are_closed_whatever_else_fails(start, tmp_path, monkeypatch):
+  closed = []
+  close = checkpoint.Checkpoints.close
+  monkeypatch.setattr(
+    checkpoint.Checkpoints, "close", lambda self: closed.append(1) or close(self)
+  )
+  log_close = metrics.Metrics.close
+
+  def full(self):
+    log_close(self)
+    raise OSError("disk full")
+
+  monkeypatch.setattr(metrics.Metrics, "close", full)
+  with pytest.raises(OSError, match="disk full"):
+    start(tmp_path)
+  assert closed == [1]
+  assert checkpoint._steps(checkpoint._folder(tmp_path)) == [3, 6]
+
+
+def test_a_workdir_of_another_config_is_refused_before_anything_loads(whole, monkeypatch):
+  monkeypatch.setattr(train, "assemble", lambda config: pytest.fail("weights are loaded"))
+  with pytest.raises(ValueError, match="another config") as error:
+    train.run(tiny.train({"algorithm.beta": 0.05}), whole[0])
+  assert "algorithm.beta: 0.1 there, 0.05 here" in str(error.value)
+
+
+def test_a_run_starts_from_the_target_of_another_and_copies_its_own_periodically(whole, tmp_path):
+  """Assembled for real: its own weights, its own compilation, the other form of target."""
+  config = tiny.train({
+    "model.weights": f"{whole[0]}@target", "steps": 2,
+    "algorithm.target_update": "periodic", "algorithm.target_period": 2,
+  })  # fmt: skip
+  done = train.run(config, tmp_path / "warm", progress=False)
+  assert done.compilations == 1
+  assert_same(done.state.target, done.state.params)
+  first, second, _ = lines(tmp_path / "warm")
+  assert abs(first["kl_to_reference"]) < 1e-5
+  assert abs(first["eval/kl_to_reference"]) < 1e-4
+  assert second["kl_to_target"] == pytest.approx(second["kl_to_reference"], abs=1e-6)
+  model = gemma.preset("tiny", num_embed=1024)
+  assert_same(checkpoint.load_weights(config.model.weights, model), whole[1].state.target)

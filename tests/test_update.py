@@ -1,0 +1,200 @@
+"""The step and the target, on a policy small enough to check by hand: one row of logits."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax import numpy as jnp
+
+from nash_jax import metrics, update
+from nash_jax.models import logprobs
+from nash_jax.types import Prompts, Responses
+
+B, K, L, V = 8, 2, 3, 5
+
+
+def logits(seed, scale=1.0):
+  return {"w": scale * jax.random.normal(jax.random.key(seed), (V,))}
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  mask = np.arange(L)[None, None] < rng.integers(1, L + 1, (B, K, 1))
+  tokens, zeros = rng.integers(0, V, (B, K, L)), np.zeros((B, K, L), np.float32)
+  valid = np.broadcast_to(~np.eye(K, dtype=bool), (B, K, K)).copy()
+  valid[[1, 4, 5]] = False  # so that micro-batches differ in weight
+  prompts = Prompts(np.zeros((B, 1), np.int32), np.ones((B, 1), bool), np.arange(B))
+  responses = Responses(tokens, mask, zeros, zeros, mask[..., 0])
+  return update.Batch(prompts, responses, rng.random((B, K, K), np.float32), valid)
+
+
+@pytest.fixture
+def make(monkeypatch):
+  """Returns changes of the config -> Update with a compiled train_step, of the one-row policy."""
+
+  def score(params, *, prompts, tokens, mask, **options):
+    logp = jax.nn.log_softmax(params["w"])
+    entropy = jnp.broadcast_to(-jnp.sum(jnp.exp(logp) * logp), tokens.shape)
+    return jnp.where(mask, logp[tokens], 0.0), entropy
+
+  monkeypatch.setattr(logprobs, "response_logprobs", score)
+
+  def make(**changes):
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    rule = update.make_update(tiny.train(named), None, None)
+    return rule._replace(train_step=jax.jit(rule.train_step))
+
+  return make
+
+
+def gradient(state):
+  """After a first step Adam's mean is (1 - b1) of the gradient."""
+  return optax.tree_utils.tree_get(state.opt_state, "mu")["w"] / 0.1
+
+
+def test_micro_batches_change_nothing(make):
+  results = []
+  for parts in (1, 2, 4):
+    rule = make(optimizer__micro_batches=parts)
+    state = rule.init(logits(0)).replace(target=logits(1))
+    state, values = rule.train_step(state, logits(2), batch())
+    results.append((gradient(state), values))
+  assert jnp.max(jnp.abs(results[0][0])) > 1e-2
+  for other in results[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+                 results[0], other)  # fmt: skip
+
+
+def test_the_gradient_is_that_of_the_loss_over_prompts_with_a_verdict(make):
+  """A prompt without a verdict weighs nothing: leaving it out gives the same gradient."""
+  rule, x = make(), batch()
+  kept = jnp.array([0, 2, 3, 6, 7])
+  some = jax.tree.map(lambda a: jnp.asarray(a)[kept], x)
+  whole, part = (
+    rule.train_step(rule.init(logits(0)).replace(target=logits(1)), logits(2), b)[0]
+    for b in (x, some)
+  )
+  np.testing.assert_allclose(gradient(whole), gradient(part), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.1, 1.0])
+def test_the_target_moves_towards_the_parameters_after_the_step(make, kappa):
+  rule = make(algorithm__kappa=kappa)
+  before = rule.init(logits(0)).replace(target=logits(1))
+  after, values = rule.train_step(before, logits(2), batch())
+  moved = optax.incremental_update(after.params, before.target, kappa)
+  np.testing.assert_allclose(after.target["w"], moved["w"], rtol=1e-6)
+  assert values["kappa"] == np.float32(kappa)
+  assert jnp.max(jnp.abs(after.params["w"] - before.params["w"])) > 1e-3
+  if kappa == 0:
+    np.testing.assert_array_equal(after.target["w"], before.target["w"])
+
+
+def test_the_harmonic_kappa_starts_at_one_and_averages_from_there(make):
+  rule = make(algorithm__kappa_schedule="harmonic", algorithm__kappa_offset=10.0)
+  state = rule.init(logits(0)).replace(target=logits(1))
+  for step in range(4):
+    before = state
+    state, values = rule.train_step(state, logits(2), batch())
+    np.testing.assert_allclose(values["kappa"], 10 / (step + 10), rtol=1e-6)
+    moved = optax.incremental_update(state.params, before.target, 10 / (step + 10))
+    np.testing.assert_allclose(state.target["w"], moved["w"], rtol=1e-5)
+    if step == 0:
+      np.testing.assert_array_equal(state.target["w"], state.params["w"])
+  assert rule.train_step._cache_size() == 1
+  assert state.step == 4
+
+
+def test_a_periodic_target_is_copied_at_its_steps_only(make):
+  rule = make(algorithm__target_update="periodic", algorithm__target_period=3)
+  state = rule.init(logits(0))
+  centre, rotated = state.params["w"], []
+  for step in range(7):
+    state, _ = rule.train_step(state, logits(2), batch())
+    np.testing.assert_array_equal(state.target["w"], centre)
+    if rule.rotates_after(step + 1):
+      state, centre = rule.rotate(state), state.params["w"]
+      rotated.append(step + 1)
+      np.testing.assert_array_equal(state.target["w"], state.params["w"])
+  assert rotated == [3, 6]
+  assert not any(make().rotates_after(step) for step in range(1, 9)), "an EMA is never rotated"
+
+
+def test_regularised_self_play_keeps_no_target(make):
+  rule = make(algorithm__name="reg_self_play")
+  state, values = rule.train_step(rule.init(logits(0)), logits(2), batch())
+  assert state.target is None
+  assert "kl_to_target" not in values
+  assert not rule.rotates_after(10)
+  # Without a prox term NashMP takes the same step.
+  prox = make(algorithm__eta=1e9)
+  same, _ = prox.train_step(prox.init(logits(0)).replace(target=logits(1)), logits(2), batch())
+  np.testing.assert_allclose(gradient(state), gradient(same), rtol=1e-5, atol=1e-6)
+
+
+def test_no_gradient_reaches_reference_or_target_though_the_loss_depends_on_them(make):
+  rule, x = make(), batch()
+
+  @jax.jit
+  def loss(ref, target):
+    _, values = rule.train_step(rule.init(logits(0)).replace(target=target), ref, x)
+    return values["loss"].value()
+
+  grads = jax.grad(loss, (0, 1))(logits(2), logits(1))
+  jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), grads)
+  base = loss(logits(2), logits(1))
+  assert abs(loss(logits(3), logits(1)) - base) > 1e-3
+  assert abs(loss(logits(2), logits(3)) - base) > 1e-3
+
+
+def test_a_policy_that_is_its_own_reference_and_target_has_no_kl(make):
+  rule = make()
+  _, values = rule.train_step(rule.init(logits(0)), logits(0), batch())
+  assert values["kl_to_reference"].value() == values["kl_to_target"].value() == 0
+
+
+def test_a_state_shares_no_buffer_so_that_it_can_be_donated(make):
+  rule, params = make(), logits(0)
+  state = rule.init(params)
+  buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, state))]
+  assert len(set(buffers)) == len(buffers)
+  step = jax.jit(rule.train_step, donate_argnums=0)
+  for _ in range(2):
+    state, _ = step(state, params, batch())
+  np.testing.assert_array_equal(params["w"], logits(0)["w"])
+
+
+@pytest.mark.parametrize("name", ["nash_mp", "reg_self_play"])
+def test_every_metric_has_an_entry_in_the_glossary(make, name):
+  rule = make(algorithm__name=name)
+  _, values = rule.train_step(rule.init(logits(0)), logits(2), batch())
+  assert set(values) <= set(metrics.GLOSSARY)
+  assert values["stopped"].value() + values["truncated"].value() == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_every_optimiser_raises_the_likelihood_of_what_wins(make, name):
+  """All compared responses win or lose by their first token: token 0 wins."""
+  rule, x = make(optimizer__name=name, optimizer__micro_batches=1), batch()
+  tokens = np.zeros((B, K, L), np.int64)
+  tokens[:, 1] = 1
+  x = x.replace(responses=x.responses.replace(tokens=tokens, mask=np.ones((B, K, L), bool)),
+                p_win=np.broadcast_to(np.float32([[0.5, 1], [0, 0.5]]), (B, K, K)))  # fmt: skip
+  before = rule.init(logits(0))
+  after, _ = rule.train_step(before, logits(0), x)
+  change = jax.nn.log_softmax(after.params["w"]) - jax.nn.log_softmax(before.params["w"])
+  assert change[0] > 0 > change[1]
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+def test_schedules_warm_up_to_the_peak_and_end_at_the_final_fraction(shape):
+  config = tiny.train().optimizer
+  config.update({"schedule": shape, "warmup_steps": 4, "final_fraction": 0.25})
+  rate = update.make_schedule(config, 20)
+  peak = config.learning_rate
+  rates = [float(rate(step)) for step in range(21)]
+  np.testing.assert_allclose(rates[0], peak / 4, rtol=1e-5)
+  np.testing.assert_allclose(max(rates), rates[4], rtol=1e-6)
+  np.testing.assert_allclose(rates[4], peak, rtol=1e-5)
+  np.testing.assert_allclose(rates[20], peak if shape == "constant" else peak / 4, rtol=1e-5)

@@ -1,0 +1,82 @@
+"""A tiny random policy's run; as a script, what it computes on the devices that there are."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from unittest import mock
+
+import jax
+import numpy as np
+import optax
+from jax import numpy as jnp
+
+from nash_jax import config as configs
+from nash_jax import train as online
+from nash_jax import update
+from nash_jax.models import partition
+from nash_jax.types import Responses
+
+EIGHT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.micro_batches": 2}
+
+
+def train(changes=()):
+  """Returns the config of six steps of a two-layer policy, with changes by dotted name."""
+  c = configs.train()
+  c.model.update({"preset": "tiny", "weights": ""})
+  c.model.changes = {"num_embed": 1024}
+  c.prompts.update({"batch_size": 8, "max_tokens": 12, "overflow": "cut"})
+  c.sampling.max_tokens = 12
+  c.judge.name = "population"
+  c.steps, c.checkpoint.every = 6, 3
+  c.evaluation.update({"every": 3, "prompts": 16})
+  # Nearly gradient descent: Adam's own division would make steps of rounding errors.
+  c.optimizer.update({"learning_rate": 0.1, "eps": 1.0, "clip_norm": 1e9})
+  c.update_from_flattened_dict(dict(changes))
+  return c
+
+
+def batch(it: online.Run):
+  """Returns responses that no device has drawn, of ragged lengths, some verdicts missing."""
+  rng, size = np.random.default_rng(0), it.config.prompts.batch_size
+  mask = np.arange(12)[None, None] < rng.integers(1, 12, (size, 2, 1))
+  tokens = np.where(mask, rng.integers(5, 1024, mask.shape), 0).astype(np.int32)
+  logp = np.zeros(mask.shape, np.float32)
+  valid = np.broadcast_to(~np.eye(2, dtype=bool), (size, 2, 2)).copy()
+  valid[3] = False
+  responses = Responses(tokens, mask, logp, logp, mask[..., 0])
+  p_win = rng.random((size, 2, 2), np.float32)
+  return update.Batch(it.train.batch(0, size), responses, p_win, valid)
+
+
+def start(it: online.Run, config, workdir, **functions) -> online.Done:
+  """Runs a config on functions that are compiled already, some of them replaced."""
+  fresh = jax.tree.map(jnp.copy, it.state)
+  it = dataclasses.replace(it, config=configs.resolve(config), state=fresh, **functions)
+  with mock.patch.object(online, "assemble", return_value=it):
+    return online.run(config, workdir, progress=False)
+
+
+def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
+  """Returns loss and gradients on fixed responses, then the state and record of a two-step run."""
+  ref = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.1, tree))(it.ref)
+  fresh = jax.tree.map(jnp.copy, it.state)
+  x = jax.device_put(batch(it), partition.rows(it.mesh))
+  state, metrics = it.train_step(fresh, ref, x)
+  out = {"fixed/loss": metrics["loss"].value(), "fixed/kl": metrics["kl_to_reference"].value()}
+  trees = {"gradient": optax.tree_utils.tree_get(state.opt_state, "mu")}
+  done = start(it, it.config, workdir)
+  trees |= {"params": done.state.params, "target": done.state.target}
+  for name, leaf in jax.tree.leaves_with_path(trees):
+    out[jax.tree_util.keystr(name, simple=True, separator="/")] = leaf
+  for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
+    for name, value in json.loads(line).items():
+      if "second" not in name and value is not None:
+        out[f"line/{json.loads(line)['step']}/{name}"] = value
+  return {name: np.asarray(value) for name, value in out.items()}
+
+
+if __name__ == "__main__":
+  assert jax.device_count() == 8
+  it = online.assemble(configs.resolve(train({"steps": 2, **EIGHT})))
+  np.savez(f"{sys.argv[1]}.npz", **measure(it, sys.argv[1]))
