@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 import nash_jax
 from nash_jax import main

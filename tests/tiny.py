@@ -17,6 +17,7 @@ from nash_jax import update
 from nash_jax.models import partition
 from nash_jax.types import Responses
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 EIGHT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.micro_batches": 2}
 
 
