@@ -2,10 +2,10 @@
 
 workdir/config.json, versions.json      what the run was started with last
 workdir/checkpoints/00000050/<field>    one Orbax folder for every field of the state
-workdir/checkpoints/00000050/manifest   shape, sum and finiteness of every leaf, score, config
+workdir/checkpoints/00000050/manifest   type and sum of every leaf, score, config, versions
 
-A checkpoint is good where it was committed, its leaves are finite and their sums are those of the
-state that was saved. A bad one that is passed over is renamed, never deleted.
+A checkpoint is good where its leaves are those that are asked for and have the sums of the state
+that was saved. A bad one that is passed over is renamed, never deleted.
 """
 
 import importlib.metadata
@@ -15,7 +15,6 @@ import os
 import signal
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -36,38 +35,31 @@ log = logging.getLogger(__name__)
 LIBRARIES = ("nash_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gemma")
 
 
-class Damaged(Exception):
-  """A checkpoint that must not be used; its text says why."""
-
-
-def _sum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns a uint32 sum over hashes of bit pattern and place, and finiteness.
+def _sum(x: jax.Array) -> jax.Array:
+  """Returns a uint32 sum over hashes of bit pattern and place.
 
   Integer addition commutes even where it wraps around, so every mesh gives the same sum; the hash
   of a place is one-to-one (murmur3's last mixing), so that no single change goes unseen.
   """
-  finite = jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.array(True)
-  x = x.astype(jnp.uint8) if x.dtype == bool else x
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-  h = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+  h = x.view(f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
   for axis in range(h.ndim):
     place = jax.lax.broadcasted_iota(jnp.uint32, h.shape, axis)
     h += place * jnp.uint32(pow(0x9E3779B1, axis + 1, 2**32))
   h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-  return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32), finite
+  return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
 
 
 @jax.jit
 def _sums(leaves: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-  return {name: _sum(x) for name, x in leaves.items()}
+  """Returns the sum of every leaf, and whether it is finite."""
+  return {name: (_sum(x), jnp.all(jnp.isfinite(x))) for name, x in leaves.items()}
 
 
-def _leaves(tree, field: str = "") -> dict[str, Any]:
-  """Returns leaves by dotted name, in the tree's order; `field` is what the tree is part of."""
-  paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-  names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-  return {".".join(filter(None, (field, n))): x for n, (_, x) in zip(names, paths, strict=True)}
+def _leaves(tree) -> dict[str, Any]:
+  """Returns leaves by dotted name, in the tree's order."""
+  paths = jax.tree.leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in paths}
 
 
 def _composite(leaves: dict[str, Any], wrap: Callable, **more) -> ocp.args.Composite:
@@ -78,73 +70,13 @@ def _composite(leaves: dict[str, Any], wrap: Callable, **more) -> ocp.args.Compo
   return ocp.args.Composite(**{field: wrap(x) for field, x in fields.items()}, **more)
 
 
+def _type(x) -> str:
+  return f"{x.dtype}{list(x.shape)}"
+
+
 def _sync(what: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
-
-
-def _everywhere(read: Callable, *args):
-  """Returns read(*args); raises Damaged on every process where it fails on any of them."""
-  result, error = None, None
-  try:
-    result = read(*args)
-  except Exception as e:  # a broken file can make a reader raise anything
-    error = e
-  if np.any(multihost_utils.process_allgather(np.array(error is not None))):
-    # The first line says what is wrong; Orbax goes on with the trees it was given.
-    text = str(error or "another process could not read it").strip() or "no reason given"
-    kind = "" if error is None or isinstance(error, Damaged) else f"{type(error).__name__}: "
-    raise Damaged(kind + text.splitlines()[0][:300]) from error
-  return result
-
-
-def _crc32(manifest: dict[str, Any]) -> int:
-  return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
-
-
-def _manifest(path: epath.Path) -> dict[str, Any]:
-  marker = path / "_CHECKPOINT_METADATA"
-  done = ocp.utils.is_checkpoint_finalized(path) and marker.exists()
-  if not done or not json.loads(marker.read_text())["commit_timestamp_nsecs"]:
-    raise Damaged(f"half-written: {marker.name} does not say that it was committed")
-  sealed = json.loads((path / "manifest" / "metadata").read_text())
-  if sealed["crc32"] != _crc32(sealed["manifest"]):
-    raise Damaged("its manifest is not what was saved")
-  return sealed["manifest"]
-
-
-def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: epath.Path) -> None:
-  there = {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in saved.items()}
-  here = {name: f"{x.dtype}{list(x.shape)}" for name, x in wanted.items()}
-  for name in [*here, *there]:
-    if there.get(name) != here.get(name):
-      raise ValueError(
-        f"{path} does not fit: {name} is {there.get(name, 'absent')} there and "
-        f"{here.get(name, 'absent')} here. Use the config it was made with, or another workdir."
-      )
-
-
-def _read(reader: ocp.Checkpointer, path: epath.Path, like, field: str) -> Any:
-  """Restores a state, or one field of it, as `like`; raises Damaged, or ValueError on a misfit."""
-  saved = _everywhere(_manifest, path)["leaves"]
-  saved = {n: leaf for n, leaf in saved.items() if not field or n.split(".")[0] == field}
-  wanted = _leaves(like, field)
-  _compare(saved, wanted, path)
-  for name, leaf in saved.items():
-    if not leaf["finite"]:
-      raise Damaged(f"{name} is not finite")
-  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first)
-    for name, x in wanted.items()
-  }
-  args = _composite(abstract, ocp.args.StandardRestore)
-  read = _everywhere(lambda: reader.restore(path, args=args))
-  got = {name: read[name.split(".")[0]][name] for name in wanted}
-  for name, (total, _) in jax.device_get(_sums(got)).items():
-    if int(total) != saved[name]["sum"]:
-      raise Damaged(f"{name} is not what was saved: its sum differs")
-  return jax.tree.unflatten(jax.tree.structure(like), list(got.values()))
 
 
 def _folder(workdir) -> epath.Path:
@@ -156,43 +88,79 @@ def _steps(folder: epath.Path) -> list[int]:
   return sorted(int(name) for name in names if name.isdigit())
 
 
-def _good(folder: epath.Path) -> dict[int, float | None]:
-  """Returns the scores of the checkpoints that their manifests call complete and finite."""
-  good = {}
+def _manifest(folder: epath.Path, step: int) -> dict[str, Any]:
+  return json.loads((folder / f"{step:08d}" / "manifest" / "metadata").read_text())
+
+
+def _scores(folder: epath.Path) -> dict[int, float]:
+  """Returns the score of every checkpoint with a readable manifest; -inf for one without."""
+  scores = {}
   for step in _steps(folder):
     try:
-      manifest = _manifest(folder / f"{step:08d}")
-    except Exception as e:
+      score = _manifest(folder, step)["score"]
+    except (OSError, ValueError, KeyError) as e:
       log.info("checkpoint %d does not count: %s", step, e)
       continue
-    if all(leaf["finite"] for leaf in manifest["leaves"].values()):
-      good[step] = manifest["score"]
-  return good
+    scores[step] = -np.inf if score is None else score
+  return scores
 
 
-def _best(good: dict[int, float | None]) -> int | None:
-  scored = [(score, step) for step, score in good.items() if score is not None]
-  return max(scored)[1] if scored else None
+def _best(scores: dict[int, float]) -> int | None:
+  """Returns the step with the best score, the later of equals; None where none has a score."""
+  score, step = max(((score, step) for step, score in scores.items()), default=(-np.inf, None))
+  return step if score > -np.inf else None
 
 
-def _newest(reader: ocp.Checkpointer, folder: epath.Path, steps: list[int], like, field: str = ""):
+def _read(reader: ocp.Checkpointer, folder: epath.Path, step: int, like, part: str):
+  """Returns a state, or {part: its field}, as `like`; raises where anything is wrong with it."""
+  saved = _manifest(folder, step)["leaves"]
+  saved = {name: leaf for name, leaf in saved.items() if part in ("", name.split(".")[0])}
+  wanted = _leaves(like)
+  there = {name: leaf["type"] for name, leaf in saved.items()}
+  here = {name: _type(x) for name, x in wanted.items()}
+  for name in [*here, *there]:
+    if there.get(name) != here.get(name):
+      raise ValueError(
+        f"{name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+      )
+  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first)
+    for name, x in wanted.items()
+  }
+  args = _composite(abstract, ocp.args.StandardRestore)
+  restored = reader.restore(folder / f"{step:08d}", args=args)
+  got = {name: restored[name.split(".")[0]][name] for name in wanted}
+  for name, (total, _) in jax.device_get(_sums(got)).items():
+    if int(total) != saved[name]["sum"]:
+      raise ValueError(f"{name} is not what was saved: its sum differs")
+  return jax.tree.unflatten(jax.tree.structure(like), got.values())
+
+
+def _newest(reader: ocp.Checkpointer, folder: epath.Path, steps: list[int], like, part: str = ""):
   """Returns (tree, step, bad steps) of the newest good one of `steps`; (None, -1, []) without any.
 
   Raises:
-    ValueError: none of them is good, or a good one does not fit.
+    ValueError: none of them is good; says why, for each.
   """
   bad = {}
   for step in sorted(steps, reverse=True):
+    why = ""
     try:
-      tree = _read(reader, folder / f"{step:08d}", like, field)
-    except Damaged as e:
-      bad[step] = str(e)
-      continue
-    if bad:
-      log.warning("damaged checkpoints in %s: %s; %d is used instead", folder, bad, step)
-    return tree, step, list(bad)
+      tree = _read(reader, folder, step, like, part)
+    except Exception as e:  # a broken file can make a reader raise anything
+      # The first line says what is wrong; Orbax goes on with the trees it was given.
+      why = f"{type(e).__name__}: {e}".splitlines()[0][:300]
+    if not np.any(multihost_utils.process_allgather(np.array(why != ""))):
+      if bad:
+        log.warning("damaged checkpoints in %s: %s; %d is used instead", folder, bad, step)
+      return tree, step, list(bad)
+    bad[step] = why or "another process could not read it"
   if bad:
-    raise ValueError(f"no checkpoint in {folder} is good: {bad}. To start again, move it away.")
+    raise ValueError(
+      f"no checkpoint in {folder} is good, or fits this config: {bad}. Use the config it was made "
+      "with, or another workdir; to start again, move it away."
+    )
   return None, -1, []
 
 
@@ -219,7 +187,7 @@ class Checkpoints:
   All processes make the same calls.
 
   Args:
-    config: the run's, a dict or ConfigDict.
+    config: the run's, as plain types (config.describe).
     allow: dotted fields, or groups of them, in which it may differ from the workdir's.
 
   Raises:
@@ -227,12 +195,10 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, *, keep: int, config, allow: tuple[str, ...] = ()):
-    if keep < 1:
-      raise ValueError(f"checkpoint.keep: expected at least 1, got {keep}")
+    configs.check(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
     self._keep, self._folder = keep, _folder(workdir)
     workdir = self._folder.parent
     path = workdir / "config.json"
-    config = config.to_dict() if hasattr(config, "to_dict") else config
     # Through JSON and back, tuples are lists on both sides of the comparison.
     self._config = json.loads(json.dumps(config, default=str))
     self._versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
@@ -261,25 +227,25 @@ class Checkpoints:
       step: completed steps.
       state: a dataclass or dict of pytrees of jax arrays; a field may be None or {}.
       score: higher is better.
+
+    Raises:
+      FloatingPointError: a leaf is not finite; such a state is never saved.
     """
     self.wait()
     if step in _steps(self._folder):
       return
     leaves = _leaves(state)
     sums = jax.device_get(_sums(leaves))
+    for name, (_, finite) in sums.items():
+      if not finite:
+        raise FloatingPointError(f"{name} is not finite after step {step}")
     manifest = {
-      "step": step,
+      "leaves": {n: {"type": _type(x), "sum": int(sums[n][0])} for n, x in leaves.items()},
       "score": None if score is None or not np.isfinite(score) else float(score),
-      "versions": self._versions,
       "config": self._config,
-      "leaves": {
-        name: {"shape": list(x.shape), "dtype": str(x.dtype),
-               "sum": int(sums[name][0]), "finite": bool(sums[name][1])}
-        for name, x in leaves.items()
-      },
-    }  # fmt: skip
-    sealed = ocp.args.JsonSave({"crc32": _crc32(manifest), "manifest": manifest})
-    args = _composite(leaves, ocp.args.StandardSave, manifest=sealed)
+      "versions": self._versions,
+    }
+    args = _composite(leaves, ocp.args.StandardSave, manifest=ocp.args.JsonSave(manifest))
     self._orbax.save(self._folder / f"{step:08d}", args=args)
 
   def restore(self, like) -> tuple[Any, int] | None:
@@ -288,8 +254,8 @@ class Checkpoints:
     Bad ones on the way are named in a warning and renamed, so that their steps can be saved again.
 
     Raises:
-      ValueError: a leaf is missing or has another shape or dtype (the first is named), or there
-        are checkpoints and none is good.
+      ValueError: there are checkpoints and none is good, or of the leaves, shapes and dtypes of
+        `like` (the first difference is named).
     """
     self.wait()
     tree, step, bad = _newest(self._orbax, self._folder, _steps(self._folder), like)
@@ -303,23 +269,18 @@ class Checkpoints:
     return None if step < 0 else (tree, step)
 
   def last_good(self) -> int | None:
-    """Returns the newest step whose checkpoint its manifest calls complete and finite."""
+    """Returns the newest step that was saved to its end."""
     self.wait()
-    return max(_good(self._folder), default=None)
-
-  def best(self) -> int | None:
-    """Returns the step of the best score, the later of equals."""
-    self.wait()
-    return _best(_good(self._folder))
+    return max(_scores(self._folder), default=None)
 
   def wait(self) -> None:
     """Waits until what was saved is on disk, raises what went wrong, then deletes old ones."""
     self._orbax.wait_until_finished()
-    good = _good(self._folder) if jax.process_index() == 0 else {}
-    kept = {*sorted(good)[-self._keep :], _best(good)}
-    for step in _steps(self._folder) if good else ():
+    scores = _scores(self._folder) if jax.process_index() == 0 else {}
+    kept = {*sorted(scores)[-self._keep :], _best(scores)}
+    for step in _steps(self._folder) if scores else ():
       # What is newer than the last good one is left for `restore` to judge.
-      if step not in kept and step < max(good):
+      if step not in kept and step < max(scores):
         (self._folder / f"{step:08d}").rmtree()
     _sync("old checkpoints are deleted")
 
@@ -344,12 +305,14 @@ def restore_part(
   folder = _folder(workdir)
   steps = _steps(folder)
   if best and step is None:
-    step = _best(_good(folder))
+    step = _best(_scores(folder))
   if not steps or step not in (None, *steps) or (best and step is None):
     wanted = "the best by a score" if step is None and best else "one" if step is None else step
     raise ValueError(f"checkpoint in {folder}: expected {wanted}, found {steps or 'none'}")
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-    return _newest(reader, folder, steps if step is None else [step], like, part)[:2]
+    steps = steps if step is None else [step]
+    tree, step, _ = _newest(reader, folder, steps, {part: like}, part)
+  return tree[part], step
 
 
 def load_weights(spec: str, model: gemma.GemmaConfig, seed: int = 0) -> Params:
