@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 DTYPES = ("float32", "bfloat16", "float16")
-JUDGES = ("gemma", "bradley_terry", "population", "table")
+JUDGES = ("gemma", "bradley_terry", "population", "table", "table_reward")
+SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 OPTIMIZERS = ("adamw", "adafactor", "sgd")
 # Groups whose entries have names of the user's own.
 OPEN = ("changes", "policies", "judges", "sources")
@@ -82,7 +83,14 @@ def train() -> ConfigDict:
       "max_tokens": 32,
       "batch_size": 32,
     },
-    sampling={"max_tokens": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+    sampling={
+      "max_tokens": 64,
+      "temperature": 1.0,
+      "behaviour_temperature": 1.0,  # times temperature: of y's draws, where a loss allows others
+      "top_k": 0,
+      "top_p": 1.0,
+      "tokens": (),  # the only ids that may be drawn; () for every piece
+    },
     algorithm={
       "name": "nash_mp",
       "beta": 0.1,
@@ -92,8 +100,13 @@ def train() -> ConfigDict:
       "kappa_offset": 10.0,
       "target_update": "ema",  # or "periodic": a copy every target_period steps
       "target_period": 10,
-      "samples": 2,
+      "step": 5.0,  # s of mpo, inpo and sppo: at most 1 / beta
+      "mixture": 0.25,  # weight of the reference in nash_md and ipo_md
+      "reference_period": 0,  # the reference becomes the policy every so many steps; 0: never
+      "samples": 2,  # responses a prompt in all: the opponent draws half of them, if there is one
+      "labels": "soft",  # P(y beats y') itself, or "sampled": 0 or 1 drawn with it
       "centre_log_ratios": False,
+      "reward_to_go": False,  # a token's KL coefficient counts its own and later tokens alone
     },
     optimizer=optimizer(),
     judge={
@@ -106,7 +119,8 @@ def train() -> ConfigDict:
       "first_token": 6,
       "table_tokens": 0,
     },
-    evaluation={"every": 25, "prompts": 64, "texts": 4},
+    # exact: score the policy over every response, in a game of the table judge that allows it.
+    evaluation={"every": 25, "prompts": 64, "texts": 4, "exact": False},
   )
 
 
@@ -265,7 +279,8 @@ def _check_steps(config, batch_size, batch_field) -> int:
 
 
 def _check_sampling(s):
-  check(s.temperature > 0, "sampling.temperature", "a positive number", s.temperature, "Try 1.")
+  for name in ("temperature", "behaviour_temperature"):
+    check(s[name] > 0, f"sampling.{name}", "a positive number", s[name], "Try 1.")
   check(s.max_tokens > 0, "sampling.max_tokens", "a positive number", s.max_tokens, "Try 64.")
   check(s.top_k >= 0, "sampling.top_k", "0 (off) or a number of tokens", s.top_k, "Set 0.")
   check(0 < s.top_p <= 1, "sampling.top_p", "a probability in (0, 1]", s.top_p, "Set 1.")
@@ -356,12 +371,26 @@ def _check_train(config):
         "10 gives 10 / (k + 10).")  # fmt: skip
   choose("algorithm.kappa_schedule", a.kappa_schedule, ("constant", "harmonic"))
   choose("algorithm.target_update", a.target_update, ("ema", "periodic"))
-  check(a.samples >= 2, "algorithm.samples", "at least two responses a prompt", a.samples,
-        "A comparison needs two.")  # fmt: skip
+  choose("algorithm.labels", a.labels, ("soft", "sampled"))
+  check(0 <= a.mixture <= 1, "algorithm.mixture", "a weight in [0, 1]", a.mixture, "Try 0.25.")
+  check(0 < a.step <= 1 / a.beta, "algorithm.step", f"in (0, 1 / beta = {1 / a.beta:g}]", a.step,
+        "Lower it, or algorithm.beta.")  # fmt: skip
+  check(a.reference_period >= 0, "algorithm.reference_period", "0 (never) or a number of steps",
+        a.reference_period, "Set 0.")  # fmt: skip
+  for field, least in row.least.items():
+    check(a[field] >= least, f"algorithm.{field}", f"at least {least} for {a.name}", a[field],
+          f"Set {least} or more.")  # fmt: skip
   check(
-    not row.on_policy or (s.top_k == 0 and s.top_p == 1), "sampling",
-    f"top_k = 0 and top_p = 1, for {a.name} follows the gradient of the law it samples from",
-    {"top_k": s.top_k, "top_p": s.top_p}, "Use sampling.temperature to sharpen the law instead.",
+    not row.scores or config.judge.name in SCALAR, "judge.name",
+    f"a judge with scalar rewards, {' or '.join(SCALAR)}, for {a.name}", config.judge.name,
+    "Fit one with `nash-jax fit --config.loss=reward`.",
+  )  # fmt: skip
+  law = {"top_k": s.top_k, "top_p": s.top_p, "behaviour_temperature": s.behaviour_temperature}
+  check(
+    not row.on_policy or law == {"top_k": 0, "top_p": 1, "behaviour_temperature": 1}, "sampling",
+    "top_k = 0, top_p = 1 and behaviour_temperature = 1, for "
+    f"{a.name} follows the gradient of the law it samples from",
+    law, "Use sampling.temperature to sharpen the law instead.",
   )  # fmt: skip
   _check_sampling(s)
   choose("prompts.overflow", config.prompts.overflow, ("drop", "cut"))

@@ -25,6 +25,7 @@ def make_sampler(
   top_p: float = 1.0,
   dtype=jnp.float32,
   mixture: float | None = None,
+  behaviour: float = 1.0,
 ) -> Sample:
   """Returns `sample(params, prompts, key) -> Responses`, pure and jittable.
 
@@ -47,11 +48,13 @@ def make_sampler(
     top_p: then among the fewest of these k that hold this share of their probability.
     dtype: of the weights, activations and cache while decoding; logits are float32.
     mixture: m, the weight of the reference; None for one model.
+    behaviour: divides the logits of the sampling law alone: flatter draws for losses that do not
+      need draws of the trained law. In `logp_sampling`, not in `logp`.
 
   Raises:
     ValueError: for a law that cannot be sampled from.
   """
-  _check(model, max_tokens, samples, temperature, top_k, top_p, forbidden)
+  _check(model, max_tokens, samples, temperature, behaviour, top_k, top_p, forbidden)
   weights = (1.0,) if mixture is None else (1.0 - mixture, mixture)
 
   def next_logits(policies, hidden) -> Float[Array, "N V"]:
@@ -67,14 +70,15 @@ def make_sampler(
       return jnp.take_along_axis(values, place[:, None], axis=-1)[:, 0]
 
     if top_k == 0:
-      token = _categorical(key, logits)
+      token = _categorical(key, logits / behaviour)
       logp = pick(logits, token) - log_z
-      return token, logp, logp
+      flat = logp if behaviour == 1 else pick(jax.nn.log_softmax(logits / behaviour), token)
+      return token, logp, flat
     best, ids = jax.lax.top_k(logits, top_k)
-    share = jax.nn.softmax(best)
+    share = jax.nn.softmax(best / behaviour)
     # The likeliest id always stays: nothing lies above it.
     kept = jnp.cumsum(share, axis=-1) - share < top_p
-    narrowed = jax.nn.log_softmax(jnp.where(kept, best, -jnp.inf))
+    narrowed = jax.nn.log_softmax(jnp.where(kept, best / behaviour, -jnp.inf))
     place = _categorical(key, narrowed)
     return pick(ids, place), pick(best, place) - log_z, pick(narrowed, place)
 
@@ -172,16 +176,16 @@ def _categorical(key, logits):
   return jnp.min(jnp.where(noisy == best, ids, logits.shape[-1] - 1), axis=-1)
 
 
-def _check(model, max_tokens, samples, temperature, top_k, top_p, forbidden):
+def _check(model, max_tokens, samples, temperature, behaviour, top_k, top_p, forbidden):
   rows = model.num_embed
   if max_tokens < 1 or samples < 1:
     raise ValueError(
       f"sampler: expected at least one sample of one token, got samples={samples}, "
       f"max_tokens={max_tokens}"
     )
-  if not temperature > 0:
+  if not (temperature > 0 and behaviour > 0):
     raise ValueError(
-      f"sampler.temperature: expected a positive number, got {temperature}; "
+      f"sampler.temperature, behaviour: expected positive numbers, got {temperature}, {behaviour}; "
       "for nearly greedy decoding set top_k=1"
     )
   if not 0 <= top_k <= rows:

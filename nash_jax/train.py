@@ -9,11 +9,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import numpy as jnp
 
-from nash_jax import checkpoint, judges, keys, metrics, prompts, sampler, tokenizer, update
+from nash_jax import (
+  checkpoint,
+  judges,
+  keys,
+  metrics,
+  prompts,
+  sampler,
+  short_game,
+  tokenizer,
+  update,
+)
 from nash_jax import config as configs
 from nash_jax.models import gemma, logprobs, partition
+from nash_jax.objectives import algorithms
 from nash_jax.types import Mean, TrainState
 
 SHOW = ("kl_to_reference", "eval/win_rate_vs_reference", "response_length", "seconds/sample")
@@ -34,8 +46,8 @@ class Run:
   sample: Callable
   verdict: Callable
   train_step: Callable
+  moves: Callable
   rotate: Callable
-  rotates_after: Callable
   evaluate: Callable
 
 
@@ -50,7 +62,6 @@ def assemble(config) -> Run:
     f"at most the {len(held_out)} held-out prompts", config.evaluation.prompts,
     "Lower it, or raise prompts.held_out.",
   )  # fmt: skip
-  forbidden = jnp.asarray(tok.forbidden(model.num_embed))
   mesh = partition.make_mesh(config.mesh)
   judge = judges.make(config.judge, tok)
   judge = judge.replace(params=_place(judge.params, mesh))
@@ -58,49 +69,97 @@ def assemble(config) -> Run:
   params = _place(params, mesh)
   ref = jax.tree.map(jnp.copy, params)
 
-  rule = update.make_update(config, model, forbidden)
+  score, make = policy(config, tok, model)
+  rule = update.make_update(config, score)
+  exact = short_game.make_exact(config, score, held_out, ref) if config.evaluation.exact else None
   shardings = partition.shardings(jax.eval_shape(rule.init, params), mesh)
   rows, everywhere = partition.rows(mesh), partition.replicated(mesh)
-  make = functools.partial(
-    sampler.make_sampler,
-    model,
-    max_tokens=config.sampling.max_tokens,
-    stop_ids=tok.stop_ids,
-    pad_id=tok.pad_id,
-    forbidden=forbidden,
-    temperature=config.sampling.temperature,
-    top_k=config.sampling.top_k,
-    top_p=config.sampling.top_p,
-    dtype=jnp.dtype(config.model.dtype),
-  )
   return Run(
     config, mesh, tok, train, held_out, judge, ref,
     state=jax.jit(rule.init, out_shardings=shardings)(params),
-    sample=jax.jit(make(samples=config.algorithm.samples), out_shardings=rows),
-    verdict=jax.jit(judge.fn),
+    sample=jax.jit(
+      make_sample(config.algorithm, config.sampling, rule.players, make),
+      out_shardings=(rows, rows, everywhere),
+    ),
+    verdict=jax.jit(functools.partial(judges.labels, judge.fn, config.algorithm.labels)),
     train_step=jax.jit(
       rule.train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
     ),
-    rotate=jax.jit(rule.rotate, donate_argnums=0, out_shardings=shardings),
-    rotates_after=rule.rotates_after,
-    evaluate=_make_evaluate(config, model, make(samples=1), judge, forbidden),
+    moves=rule.moves,
+    rotate=jax.jit(rule.rotate, static_argnums=1, donate_argnums=0, out_shardings=shardings),
+    evaluate=_make_evaluate(score, make(samples=1), judge, exact),
   )  # fmt: skip
+
+
+def policy(config, tok, model: gemma.GemmaConfig) -> tuple[Callable, Callable]:
+  """Returns how a Gemma policy is scored and how its samplers are made, from a run's config.
+
+  Returns:
+    score: as update.make_update takes it. make: (samples=, mixture=, behaviour=) -> a sampler.
+  """
+  shared = {
+    "forbidden": _forbidden(config, tok, model),
+    "temperature": config.sampling.temperature,
+    "dtype": jnp.dtype(config.model.dtype),
+  }
+  score = functools.partial(
+    logprobs.response_logprobs, config=model, remat=config.model.remat,
+    chunk=config.model.logit_chunk, **shared,
+  )  # fmt: skip
+  make = functools.partial(
+    sampler.make_sampler, model, max_tokens=config.sampling.max_tokens, stop_ids=tok.stop_ids,
+    pad_id=tok.pad_id, top_k=config.sampling.top_k, top_p=config.sampling.top_p, **shared,
+  )  # fmt: skip
+  return score, make
+
+
+def _forbidden(config, tok, model):
+  """Returns bool[V], the ids that no policy may draw."""
+  forbidden = tok.forbidden(model.num_embed)
+  allowed = np.asarray(config.sampling.tokens, int)
+  if not len(allowed):
+    return jnp.asarray(forbidden)
+  fit = (allowed >= 0) & (allowed < tok.size)
+  configs.check(
+    bool(fit.all()), "sampling.tokens", f"ids below the tokenizer's {tok.size} pieces",
+    allowed[~fit].tolist(), "Leave it empty to allow every piece.",
+  )  # fmt: skip
+  return jnp.asarray(~np.isin(np.arange(model.num_embed), allowed))
+
+
+def make_sample(algorithm, sampling, players: Callable, make: Callable) -> Callable:
+  """Returns (state, ref, prompts, key) -> (y, the opponent's responses or None, tokens drawn).
+
+  Args:
+    players: (state, ref) -> parameters by player, as update.Update.players.
+    make: (samples=, mixture=, behaviour=) -> a sampler.
+  """
+  row = algorithms.row(algorithm.name)
+  samples, opponents = row.samples(algorithm)
+
+  def sampler_of(player, samples, **law):
+    return make(
+      samples=samples, mixture=algorithm.mixture if player == "mixture" else None, **law
+    )
+
+  draw = sampler_of(row.y, samples, behaviour=sampling.behaviour_temperature)
+  oppose = sampler_of(row.opponent, opponents) if row.opponent else lambda *_: None
+
+  def sample(state, ref, prompts, key):
+    who = players(state, ref)
+    y = draw(who[row.y], prompts, key)
+    against = oppose(who.get(row.opponent), prompts, jax.random.fold_in(key, 1))
+    return y, against, sum(jnp.sum(mask) for mask in (y.mask, getattr(against, "mask", 0)))
+
+  return sample
 
 
 def _place(tree, mesh):
   return jax.device_put(tree, partition.shardings(tree, mesh))
 
 
-def _make_evaluate(config, model, sample, judge, forbidden):
+def _make_evaluate(score, sample, judge, exact):
   """Returns (params, ref, judge params, prompts, key) -> (metrics, response tokens)."""
-  score = functools.partial(
-    logprobs.response_logprobs,
-    config=model,
-    forbidden=forbidden,
-    temperature=config.sampling.temperature,
-    dtype=jnp.dtype(config.model.dtype),
-    chunk=config.model.logit_chunk,
-  )
 
   @jax.jit
   def evaluate(params, ref, judge_params, prompts, key):
@@ -112,6 +171,7 @@ def _make_evaluate(config, model, sample, judge, forbidden):
       "eval/win_rate_vs_reference": Mean.of(verdict.p_win, verdict.valid),
       "eval/kl_to_reference": Mean.of(jnp.sum(y.logp - ref_logp, axis=-1)),
       "eval/response_length": Mean.of(jnp.sum(y.mask, axis=-1)),
+      **(exact(params) if exact else {}),
     }, y.tokens
 
   return evaluate
@@ -184,14 +244,14 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
       return state
 
     x = jax.device_put(it.train.batch(step, size), rows)
-    y = it.sample(state.params, x, key("sample"))
-    log.clock(step, "sample", y.stopped, jnp.sum(y.mask))
-    verdict = it.verdict(it.judge.params, x, y, None)
+    y, against, drawn = it.sample(state, it.ref, x, key("sample"))
+    log.clock(step, "sample", y.stopped, drawn)
+    verdict = it.verdict(it.judge.params, x, y, against, key("labels"))
     log.clock(step, "judge", verdict.valid)
     state, values = it.train_step(state, it.ref, update.Batch.of(x, y, verdict))
-    log.clock(step, "update", values["gradient_norm"], jnp.sum(y.mask))
-    if it.rotates_after(step + 1):
-      state = it.rotate(state)
+    log.clock(step, "update", values["gradient_norm"], drawn)
+    if moves := it.moves(step + 1):
+      state = it.rotate(state, moves)
     log.push(step, {**values, **verdict.metrics})
 
 

@@ -88,9 +88,10 @@ class Mean:
   @classmethod
   def of(cls, values, where=None) -> "Mean":
     """Sums `values` over the entries where `where` (broadcastable, default all) is true."""
-    values = jnp.asarray(values, jnp.float32)
+    values = jnp.asarray(values)
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     where = jnp.ones_like(values) if where is None else jnp.broadcast_to(where, values.shape)
-    where = where.astype(jnp.float32)
+    where = where.astype(values.dtype)
     return cls(jnp.sum(jnp.where(where > 0, values, 0.0) * where), jnp.sum(where))
 
   def value(self):

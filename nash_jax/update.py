@@ -2,14 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import optax
 from jax import numpy as jnp
 
-from nash_jax.models import logprobs
 from nash_jax.objectives import algorithms
 from nash_jax.types import Mean, Params, Prompts, Responses, TrainState, Verdict
 
@@ -73,17 +72,16 @@ def gradients(
 
 @flax.struct.dataclass
 class Batch:
-  """One iteration's data: responses of the policy to B prompts, and what the judge said of them."""
+  """One iteration's data: the responses y to B prompts, and what the judge said of them."""
 
   prompts: Prompts
   responses: Responses
-  p_win: jax.Array  # f32[B K J]
-  valid: jax.Array  # bool[B K J]
+  verdict: Verdict
 
   @classmethod
   def of(cls, prompts: Prompts, responses: Responses, verdict: Verdict) -> "Batch":
-    """Joins the outputs of the three stages before the update."""
-    return cls(prompts, responses, verdict.p_win, verdict.valid)
+    """Joins the outputs of the three stages before the update; the judge's metrics stay out."""
+    return cls(prompts, responses, verdict.replace(metrics={}))
 
 
 class Update(NamedTuple):
@@ -91,15 +89,17 @@ class Update(NamedTuple):
 
   Attributes:
     init: params -> TrainState; copies what it keeps, so that donation never meets an alias.
+    players: (state, ref) -> what each player's responses are drawn from, by name.
     train_step: (state, ref, batch) -> (state, metrics).
-    rotate: state -> state at the end of a phase: the periodic copy of the target.
-    rotates_after: completed step -> whether `rotate` is due, from the step number alone.
+    moves: completed steps -> the ((slot, source), ...) that are due there, () mostly.
+    rotate: (state, moves) -> state at the end of a phase: slots become copies of their sources.
   """
 
   init: Callable[[Params], TrainState]
+  players: Callable[[TrainState, Params], dict[str, Any]]
   train_step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict]]
-  rotate: Callable[[TrainState], TrainState]
-  rotates_after: Callable[[int], bool]
+  moves: Callable[[int], tuple[tuple[str, str], ...]]
+  rotate: Callable[[TrainState, tuple[tuple[str, str], ...]], TrainState]
 
 
 def make_kappa(config) -> Callable:
@@ -109,60 +109,56 @@ def make_kappa(config) -> Callable:
   return optax.constant_schedule(config.kappa)
 
 
-def make_update(config, model, forbidden) -> Update:
-  """Returns the update of `config.algorithm` for a policy of architecture `model`.
+def make_update(config, score: Callable) -> Update:
+  """Returns the update of `config.algorithm` for the policies that `score` evaluates.
 
   Args:
-    config: a resolved run config.
-    forbidden: bool[V], ids of probability 0 in every policy, or None.
+    config: a resolved run config; its learning rate and the numbers of its algorithm may be traced.
+    score: (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each token
+      (nats, [B K L], 0 where masked), as logprobs.response_logprobs.
   """
-  row = algorithms.row(config.algorithm.name)
-  kl = row.kl(config.algorithm)
-  objective = functools.partial(row.loss, kl=kl, centre=config.algorithm.centre_log_ratios)
+  a, row = config.algorithm, algorithms.row(config.algorithm.name)
+  weights, objective = row.weights(a), row.loss(a)
+  roles = list(dict.fromkeys(("reference", *weights)))
+  copies = {**row.copies, **({"reference": "params"} if a.reference_period else {})}
   tx = make_optimizer(config.optimizer, config.steps)
   rate = make_schedule(config.optimizer, config.steps)
-  kappa = make_kappa(config.algorithm)
-  periodic = config.algorithm.target_update == "periodic"
-  moves = row.target and not periodic
-  move = optax.incremental_update if moves else (lambda new, old, k: old)
-  score = functools.partial(
-    logprobs.response_logprobs,
-    config=model,
-    forbidden=forbidden,
-    temperature=config.sampling.temperature,
-    dtype=jnp.dtype(config.model.dtype),
-    remat=config.model.remat,
-    chunk=config.model.logit_chunk,
-  )
+  kappa = make_kappa(a)
+  move = optax.incremental_update if row.ema(a) else (lambda new, old, k: old)
 
   def init(params):
-    params = jax.tree.map(jnp.copy, params)
-    target = jax.tree.map(jnp.copy, params) if row.target else None
-    return TrainState(jnp.zeros((), jnp.int32), params, target, tx.init(params), {})
+    slots = {"params": params, "opt_state": tx.init(params), "target": params}
+    made = {name: jax.tree.map(jnp.copy, slots[source]) for name, source in copies.items()}
+    target = jax.tree.map(jnp.copy, params) if row.keeps_target(a) else None
+    return TrainState(
+      jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), target, slots["opt_state"], made
+    )
+
+  def players(state, ref):
+    named = {"policy": state.params, "reference": ref, "target": state.target, **state.copies}
+    return {**named, "mixture": (named["policy"], named["reference"])}
 
   def loss(params, part, frozen):
-    y = part.responses
-    logp, entropy = score(params, prompts=part.prompts, tokens=y.tokens, mask=y.mask)
-    own, total = jax.lax.stop_gradient(logp), functools.partial(jnp.sum, axis=-1)
-    others = {
-      role: score(frozen[role], prompts=part.prompts, tokens=y.tokens, mask=y.mask)[0]
-      for role in kl
-    }
-    ratios = {role: total(own - other) for role, other in others.items()}
+    y, verdict = part.responses, jax.lax.stop_gradient(part.verdict)
+    of = functools.partial(score, prompts=part.prompts, tokens=y.tokens, mask=y.mask)
+    logp, entropy = of(params)
+    ratios = {role: logp - jax.lax.stop_gradient(of(frozen[role])[0]) for role in roles}
+    total = functools.partial(jnp.sum, axis=-1)
     return {
-      "loss": objective(total(logp), ratios, part.p_win, part.valid),
-      "p_win": Mean.of(part.p_win[:, 0, -1], part.valid[:, 0, -1]),
-      "valid": Mean.of(jnp.any(part.valid, axis=-1)),
-      **{f"kl_to_{role}": Mean.of(ratio) for role, ratio in ratios.items()},
+      "loss": objective(logp, ratios, verdict, weights=weights),
+      "p_win": Mean.of(verdict.p_win[:, 0, -1], verdict.valid[:, 0, -1]),
+      "valid": Mean.of(jnp.any(verdict.valid, axis=-1)),
+      **{f"kl_to_{role}": Mean.of(total(ratio)) for role, ratio in ratios.items()},
       "entropy": Mean.of(entropy, y.mask),
-      "logp_gap": Mean.of(jnp.abs(own - y.logp), y.mask),
+      # Of other players' responses the sampler's law is not the one that is scored here.
+      **({"logp_gap": Mean.of(jnp.abs(logp - y.logp), y.mask)} if row.y == "policy" else {}),
       "response_length": Mean.of(total(y.mask)),
       "stopped": Mean.of(y.stopped),
       "truncated": Mean.of(~y.stopped),
     }
 
   def train_step(state, ref, batch):
-    frozen = {"reference": ref, "target": state.target, **state.copies}
+    frozen = players(state, ref)
     grads, metrics = gradients(
       lambda params, part: loss(params, part, frozen),
       state.params,
@@ -179,10 +175,18 @@ def make_update(config, model, forbidden) -> Update:
     }
     return TrainState(state.step + 1, params, target, opt_state, state.copies), metrics
 
-  def rotate(state):
-    return state.replace(target=jax.tree.map(jnp.copy, state.params))
+  def moves(step):
+    refresh = a.reference_period and step % a.reference_period == 0
+    due = row.moves(a, step) | ({"reference": "params"} if refresh else {})
+    return tuple(sorted(due.items()))
 
-  def rotates_after(step):
-    return row.target and periodic and step % config.algorithm.target_period == 0
+  def rotate(state, moves):
+    slots = {**state.copies, "params": state.params, "opt_state": state.opt_state,
+             "target": state.target}  # fmt: skip
+    slots |= {slot: jax.tree.map(jnp.copy, slots[source]) for slot, source in moves}
+    return TrainState(
+      state.step, **{name: slots.pop(name) for name in ("params", "target", "opt_state")},
+      copies=slots,
+    )  # fmt: skip
 
-  return Update(init, train_step, rotate, rotates_after)
+  return Update(init, players, train_step, moves, rotate)

@@ -38,10 +38,10 @@ def test_defaults_are_good_and_come_back_locked(kind):
   [
     ("model.preset", "storys", "model.preset: got 'storys', expected one of gemma2_2b, gemma2_9b, "
      "gemma3_1b, .*tiny; did you mean 'stories'"),
-    ("algorithm.name", "nash_pm", "algorithm.name: got 'nash_pm', expected one of nash_mp, "
-     "reg_self_play; did you mean 'nash_mp'"),
+    ("algorithm.name", "nash_pm", "algorithm.name: got 'nash_pm', expected one of best_response, "
+     "egpo, .*sppo; did you mean 'nash_mp'"),
     ("judge.name", "popular", "judge.name: got 'popular', expected one of bradley_terry, gemma, "
-     "population, table; did you mean 'population'"),
+     "population, table, table_reward; did you mean 'population'"),
     ("model.dtype", "float64", "model.dtype: got 'float64', expected one of bfloat16, float16"),
     ("model.template", "chat", "model.template: got 'chat', expected one of gemma, plain"),
     ("optimizer.name", "adam", "optimizer.name: got 'adam', expected one of adafactor, adamw"),
@@ -59,10 +59,19 @@ def test_defaults_are_good_and_come_back_locked(kind):
     ("algorithm.kappa", -0.5, r"algorithm.kappa: expected a rate in \[0, 1\], got -0.5"),
     ("algorithm.kappa_offset", 0.0, "kappa_offset: expected a positive number"),
     ("algorithm.target_period", 0, "target_period: expected a positive number of steps"),
-    ("algorithm.samples", 1, "algorithm.samples: expected at least two responses a prompt"),
-    ("sampling.top_k", 5, "sampling: expected top_k = 0 and top_p = 1, for nash_mp follows the "
-     "gradient of the law it samples from, got .*'top_k': 5"),
-    ("sampling.top_p", 0.9, "sampling: expected top_k = 0 and top_p = 1, for nash_mp"),
+    ("algorithm.samples", 1, "algorithm.samples: expected at least 2 for nash_mp, got 1"),
+    ("algorithm.name", "egpo", "algorithm.samples: expected at least 3 for egpo, got 2"),
+    ("algorithm.name", "mpo", "algorithm.reference_period: expected at least 1 for mpo, got 0"),
+    ("algorithm.name", "rlhf", "judge.name: expected a judge with scalar rewards, bradley_terry "
+     "or table_reward, for rlhf, got 'population'. Fit one"),
+    ("algorithm.step", 10.5, r"algorithm.step: expected in \(0, 1 / beta = 10\], got 10.5"),
+    ("algorithm.mixture", 1.5, r"algorithm.mixture: expected a weight in \[0, 1\], got 1.5"),
+    ("algorithm.labels", "hard", "algorithm.labels: got 'hard', expected one of sampled, soft"),
+    ("algorithm.reference_period", -1, "reference_period: expected 0 .never. or a number"),
+    ("sampling.behaviour_temperature", 2.0, "behaviour_temperature = 1, for nash_mp follows"),
+    ("sampling.top_k", 5, "sampling: expected top_k = 0, top_p = 1 and behaviour_temperature = 1, "
+     "for nash_mp follows the gradient of the law it samples from, got .*'top_k': 5"),
+    ("sampling.top_p", 0.9, "sampling: expected top_k = 0, top_p = 1 and .*, for nash_mp"),
     ("sampling.temperature", 0.0, "sampling.temperature: expected a positive number"),
     ("sampling.max_tokens", 0, "sampling.max_tokens: expected a positive number"),
     ("optimizer.micro_batches", 3, "optimizer.micro_batches: expected a divisor of "

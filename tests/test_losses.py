@@ -1,4 +1,7 @@
-"""The losses against the exact game: every pair of responses enumerated."""
+"""Every row against the exact game: responses enumerated, objectives differentiated in full."""
+
+import itertools
+import types
 
 import jax
 import numpy as np
@@ -7,154 +10,278 @@ from jax import numpy as jnp
 
 from nash_jax.models import gemma, logprobs
 from nash_jax.objectives import algorithms, losses
-from nash_jax.types import Prompts
+from nash_jax.types import Prompts, Verdict
 
-CONTEXTS, ACTIONS = 3, 4
-BETA, ETA = 0.2, 0.7
-KL = {"reference": BETA, "target": BETA / ETA}
+X, A = 3, 4  # contexts; responses: 4 tokens once, or 2 tokens twice
+CONFIG = types.SimpleNamespace(
+  beta=0.2, eta=0.7, step=2.0, mixture=0.3, samples=2, target_update="ema", target_period=3,
+  centre_log_ratios=False, reward_to_go=False,
+)  # fmt: skip
+LENGTHS = {1: (A,), 2: (2, 4)}  # sizes of the tables of logits, by response length
 
 
-def game(dtype):
-  """A random preference table and three policies' log-probabilities [X A]."""
-  keys = jax.random.split(jax.random.key(0), 4)
-  a = 2 * jax.random.normal(keys[0], (CONTEXTS, ACTIONS, ACTIONS), dtype)
+def config(**changes):
+  return types.SimpleNamespace(**{**vars(CONFIG), **changes})
+
+
+def logps(theta, length):
+  """Returns log-probabilities [X A L] of each response's tokens; theta [X 4], or [X 6] for two."""
+  if length == 1:
+    return jax.nn.log_softmax(theta)[..., None]
+  first = jax.nn.log_softmax(theta[:, :2])
+  second = jax.nn.log_softmax(theta[:, 2:].reshape(X, 2, 2))
+  return jnp.stack([jnp.repeat(first, 2, axis=1), second.reshape(X, A)], axis=-1)
+
+
+def whole(theta, length=1):
+  return jnp.sum(logps(theta, length), axis=-1)
+
+
+def game(dtype=jnp.float64, length=1):
+  """A random table [X A A], rewards [X A], and the logits of every player."""
+  keys = jax.random.split(jax.random.key(0), 6)
+  a = 2 * jax.random.normal(keys[0], (X, A, A), dtype)
   table = jax.nn.sigmoid(a - jnp.swapaxes(a, 1, 2))
-  theta, ref, target = (
-    jax.nn.log_softmax(jax.random.normal(k, (CONTEXTS, ACTIONS), dtype)) for k in keys[1:]
-  )
-  return table, theta, ref, target
-
-
-def objective(log_policy, opponent, table, frozen, kl):
-  """Mean over contexts of 1/2 − P(π ≻ opponent) + Σ weight·KL(π‖role)."""
-  policy = jnp.exp(log_policy)
-  wins = jnp.einsum("xa,xab,xb->x", policy, table, opponent)
-  penalty = sum(
-    weight * jnp.sum(policy * (log_policy - frozen[role]), -1) for role, weight in kl.items()
-  )
-  return jnp.mean(0.5 - wins + penalty)
-
-
-def enumerated(loss, log_policy, table, frozen, samples=2):
-  """Expectation of a loss over all tuples of responses, their probabilities under stop_gradient."""
-  choices = np.indices((ACTIONS,) * samples).reshape(samples, -1).T  # [tuples, K]
-  x = np.repeat(np.arange(CONTEXTS), len(choices))[:, None]
-  chosen = np.tile(choices, (CONTEXTS, 1))  # [tuples of all contexts, K]
-  logp = log_policy[x, chosen]
-  ratios = {
-    role: jax.lax.stop_gradient(logp) - other[x, chosen] for role, other in frozen.items()
+  names = ("policy", "reference", "target", "opponent")
+  who = {
+    name: jax.random.normal(key, (X, sum(LENGTHS[length])), dtype)
+    for name, key in zip(names, keys[1:], strict=False)
   }
-  p_win = table[x[..., None], chosen[:, :, None], chosen[:, None, :]]
-  valid = np.broadcast_to(~np.eye(samples, dtype=bool), p_win.shape)
+  return table, jax.random.normal(keys[5], (X, A), dtype), who
+
+
+def law(player, who, length, mixture):
+  """log π [X A] of a player, constant; the mixture is token-wise: tables of logits are mixed."""
+  if player != "mixture":
+    return jax.lax.stop_gradient(whole(who[player], length))
+
+  def normalised(theta):
+    groups = [theta[:, :4]] if length == 1 else [theta[:, i : i + 2] for i in (0, 2, 4)]
+    return jnp.concatenate([jax.nn.log_softmax(g) for g in groups], axis=-1)
+
+  mixed = (1 - mixture) * normalised(who["policy"]) + mixture * normalised(who["reference"])
+  return jax.lax.stop_gradient(whole(mixed, length))
+
+
+def enumerated(row, a, table, rewards, who, length):
+  """Expectation of a row's loss over all tuples of responses, their probabilities constant."""
+  samples, opponents = row.samples(a)
+  chosen = np.array(list(itertools.product(range(A), repeat=samples + opponents)))
+  x = np.repeat(np.arange(X), len(chosen))
+  chosen = np.tile(chosen, (X, 1))
+  y, against = chosen[:, :samples], chosen[:, samples:] if opponents else chosen
+  logp = logps(who["policy"], length)
+  weights = row.weights(a)
+  ratios = {role: logp - jax.lax.stop_gradient(logps(who[role], length)) for role in weights}
+  def pick(tree):
+    return jax.tree.map(lambda v: v[x[:, None], y][:, None], tree)
+  p_win = table[x[:, None, None], y[:, :, None], against[:, None, :]]
+  own = ~np.eye(samples, dtype=bool) if not opponents else np.ones((samples, opponents), bool)
+  verdict = Verdict(p_win, jnp.broadcast_to(own[None], p_win.shape), rewards[x[:, None], y])
   # Each tuple is a batch of one prompt of its own, weighted by its probability.
-  one = jax.tree.map(lambda a: a[:, None], (logp, ratios, p_win, jnp.asarray(valid)))
-  mean = jax.vmap(loss)(*one)
-  weight = jax.lax.stop_gradient(jnp.exp(jnp.sum(logp, axis=-1)))
-  return jnp.sum(weight * mean.total / mean.weight) / CONTEXTS
+  def loss(*arrays):
+    return row.loss(a)(*arrays, weights=weights)
+  mean = jax.vmap(loss)(pick(logp), pick(ratios), jax.tree.map(lambda v: v[:, None], verdict))
+  logs = jnp.sum(law(row.y, who, length, a.mixture)[x[:, None], y], axis=-1)
+  if opponents:
+    logs += jnp.sum(law(row.opponent, who, length, a.mixture)[x[:, None], against], axis=-1)
+  return jnp.sum(jnp.exp(logs) * mean.total / mean.weight) / X
 
 
-@pytest.mark.parametrize("name", ["nash_mp", "reg_self_play"])
-@pytest.mark.parametrize("centre", [False, True])
-@pytest.mark.parametrize("samples", [2, 3])
-def test_expected_gradient_is_twice_that_of_the_objective(name, centre, samples):
-  row = algorithms.row(name)
+def regularised(row, a, table, rewards, who, length):
+  """The stated objective: 1/2 − P(π≻opponent), or −E[R], + Σ weight·KL(π‖role), with its arms."""
+  logp, arms = whole(who["policy"], length), 1 if row.opponent else 2
+  policy = jnp.exp(logp)
+  if row.scores:
+    won = jnp.sum(policy * rewards, -1)
+  else:
+    opponent = jnp.exp(law(row.opponent or "policy", who, length, a.mixture))
+    won = jnp.einsum("xa,xab,xb->x", policy, table, opponent) - 0.5
+  penalty = sum(
+    weight * jnp.sum(policy * (logp - whole(who[role], length)), -1)
+    for role, weight in row.weights(a).items()
+  )
+  return arms * jnp.mean(penalty - won)
 
-  class A:
-    beta, eta = BETA, ETA
 
-  kl = row.kl(A)
+def squared(row, a, table, rewards, who, length):
+  """The stated objective of the regressions: squares, or DPO's cross-entropy, under fixed laws."""
+  mu = jnp.exp(law(row.y, who, length, a.mixture))
+  logp = whole(who["policy"], length)
+  h = sum(w * (logp - whole(who[role], length)) for role, w in row.weights(a).items())
+  delta = h[:, :, None] - h[:, None, :]
+  against = jnp.exp(law(row.opponent, who, length, 0)) if row.opponent else mu
+  rates = jnp.einsum("xab,xb->xa", table, against)
+  def pairs(values):
+    return jnp.mean(jnp.einsum("xa,xb,xab->x", mu, mu, values))
+  return {
+    "online_ipo": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
+    "ipo_md": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
+    "inpo": lambda: pairs((delta - (table - 0.5) * a.step) ** 2),
+    "egpo": lambda: pairs((delta - (rates[:, :, None] - rates[:, None, :]) / a.beta) ** 2),
+    "online_dpo": lambda: pairs(table * jnp.logaddexp(0, -delta)
+                                + (1 - table) * jnp.logaddexp(0, delta)),
+    "sppo": lambda: jnp.mean(jnp.sum(mu * (h - a.step * (rates - 0.5)) ** 2, -1)),
+  }[next(name for name, r in algorithms.ROWS.items() if r is row)]()  # fmt: skip
+
+
+REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo")
+
+
+def compare(name, a, length):
   with jax.enable_x64(True):
-    table, theta, ref, target = game(jnp.float64)
-    frozen = {"reference": ref, "target": target}
-    frozen = {role: frozen[role] for role in kl}
-
-    def sampled(theta):
-      return enumerated(
-        lambda *arrays: row.loss(*arrays, kl=kl, centre=centre),
-        jax.nn.log_softmax(theta), table, frozen, samples,
-      )  # fmt: skip
-
-    def exact(theta):
-      opponent = jax.lax.stop_gradient(jax.nn.softmax(theta))
-      return objective(jax.nn.log_softmax(theta), opponent, table, frozen, kl)
-
-    got, expected = jax.jit(jax.grad(sampled))(theta), 2 * jax.grad(exact)(theta)
+    table, rewards, who = game(length=length)
+    row = algorithms.row(name)
+    stated = squared if name in REGRESSIONS else regularised
+    got, expected = (
+      jax.jit(jax.grad(lambda p, f=f: f(row, a, table, rewards, {**who, "policy": p}, length)))(
+        who["policy"]
+      )
+      for f in (enumerated, stated)
+    )
+    assert np.max(np.abs(expected)) > 1e-3
     np.testing.assert_allclose(got, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", algorithms.ROWS)
+def test_the_expected_gradient_is_that_of_the_stated_objective(name, length):
+  compare(name, config(samples=int(algorithms.row(name).least.get("samples", 2))), length)
+
+
+@pytest.mark.parametrize("options", [
+  {"samples": 3}, {"centre_log_ratios": True}, {"samples": 3, "centre_log_ratios": True},
+  {"reward_to_go": True}, {"reward_to_go": True, "centre_log_ratios": True},
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["nash_mp", "rlhf"])
+def test_no_option_changes_the_expected_gradient(name, options):
+  compare(name, config(**options), length=2)
+
+
+@pytest.mark.parametrize("name", ["online_ipo", "online_dpo", "nash_md", "egpo"])
+def test_more_samples_do_not_change_the_expected_gradient(name):
+  compare(name, config(samples=4), length=1)
+
+
+def test_online_ipo_is_self_play_on_another_scale():
+  """Its expected gradient is 2/β times that of regularised self-play (2403.08635)."""
+  with jax.enable_x64(True):
+    table, rewards, who = game()
+
+    def gradient(name):
+      row = algorithms.row(name)
+      return jax.grad(lambda p: enumerated(row, CONFIG, table, rewards, {**who, "policy": p}, 1))(
+        who["policy"]
+      )
+
+    ipo, play = gradient("online_ipo"), gradient("reg_self_play")
+    np.testing.assert_allclose(ipo, 2 / CONFIG.beta * play, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["inpo", "egpo", "nash_md", "mpo", "nash_mp_two_step"])
+def test_a_step_in_closed_form_zeroes_the_gradient(name):
+  """log π ∝ Σ weight·log role + P(·≻opponent), over Σ weight, where the opponent stands still."""
+  a, row = config(samples=3), algorithms.row(name)
+  with jax.enable_x64(True):
+    table, rewards, who = game()
+    if name == "nash_md":  # the mixture follows the policy: a target that stands still instead
+      row = algorithms.row("best_response")
+    opponent = {"inpo": "target", "egpo": "opponent"}.get(name, row.opponent)
+    wins = jnp.einsum("xab,xb->xa", table, jnp.exp(whole(who[opponent])))
+    weights = {**row.weights(a)}
+    scale = {"inpo": a.step, "egpo": 1 / a.beta}.get(name, 1.0)
+    mixed = sum(w * whole(who[role]) for role, w in weights.items()) + scale * wins
+    best = mixed / sum(weights.values())
+    grad = jax.grad(lambda p: enumerated(row, a, table, rewards, {**who, "policy": p}, 1))
+    np.testing.assert_allclose(grad(best), 0, atol=1e-10)
+    assert np.max(np.abs(grad(who["policy"]))) > 1e-2
 
 
 def test_the_printed_sign_would_make_the_policy_worse():
   """One step on the loss must raise the win rate against the old policy."""
-  table, theta, _, _ = game(jnp.float32)
-
-  def loss(theta):
-    return enumerated(
-      lambda *arrays: losses.score_function(*arrays, kl={}), jax.nn.log_softmax(theta), table, {}
-    )
-
-  moved = theta - 0.1 * jax.grad(loss)(theta)
-  wins = jnp.einsum("xa,xab,xb->x", jax.nn.softmax(moved), table, jax.nn.softmax(theta))
-  assert jnp.mean(wins) > 0.5
+  table, rewards, who = game(jnp.float32)
+  row, free = algorithms.row("reg_self_play"), config(beta=0.0)
+  theta = who["policy"]
+  grad = jax.grad(lambda p: enumerated(row, free, table, rewards, {**who, "policy": p}, 1))(theta)
+  moved = jax.nn.softmax(theta - 0.1 * grad)
+  assert jnp.mean(jnp.einsum("xa,xab,xb->x", moved, table, jax.nn.softmax(theta))) > 0.5
 
 
 def test_a_log_ratio_differentiated_through_its_samples_has_no_gradient():
   """Why ratios are coefficients: the expected gradient of the printed KL term is zero."""
   with jax.enable_x64(True):
-    _, theta, ref, _ = game(jnp.float64)
+    _, _, who = game()
 
     def printed(theta):
-      logp = jax.nn.log_softmax(theta)
-      return jnp.mean(jnp.sum(jax.lax.stop_gradient(jnp.exp(logp)) * (logp - ref), -1))
+      logp = whole(theta)
+      mean = jnp.sum(jax.lax.stop_gradient(jnp.exp(logp)) * (logp - whole(who["reference"])), -1)
+      return jnp.mean(mean)
 
-    np.testing.assert_allclose(jax.grad(printed)(theta), 0, atol=1e-12)
+    np.testing.assert_allclose(jax.grad(printed)(who["policy"]), 0, atol=1e-12)
 
 
-def test_responses_without_a_valid_verdict_weigh_nothing():
-  logp = jnp.log(jnp.array([[0.3, 0.4], [0.2, 0.1]]))
-  ratios = {"reference": logp + 1.0}
-  p_win = jnp.full((2, 2, 2), 0.8)
-  off = jnp.broadcast_to(~jnp.eye(2, dtype=bool), (2, 2, 2))
+def off(rows=2):
+  return jnp.broadcast_to(~jnp.eye(2, dtype=bool), (rows, 2, 2))
+
+
+@pytest.mark.parametrize("name", [n for n in algorithms.ROWS if not algorithms.ROWS[n].opponent])
+def test_prompts_without_a_valid_verdict_weigh_nothing(name):
+  row, logp = algorithms.row(name), jnp.log(jnp.array([[[0.3], [0.4]], [[0.2], [0.1]]]))
+  p_win = jnp.array([[0.5, 0.8], [0.2, 0.5]])[None] * jnp.ones((2, 1, 1))
+  scores = jnp.array([[1.0, 2.0], [0.5, 0.1]])
 
   def loss(logp, count, valid):
-    some = {role: ratio[:count] for role, ratio in ratios.items()}
-    mean = losses.score_function(logp, some, p_win[:count], valid, kl={"reference": 0.1})
+    frozen = {role: logp - logps[:count] for role, logps in roles.items()}
+    verdict = Verdict(p_win[:count], valid, scores[:count])
+    mean = row.loss(CONFIG)(logp, frozen, verdict, weights=row.weights(CONFIG))
     return mean.total / mean.weight
 
-  grad = jax.grad(loss)(logp, 2, off.at[1].set(False))
+  roles = {role: jnp.log(jnp.full((2, 2, 1), 0.25)) for role in row.weights(CONFIG)}
+  grad = jax.grad(loss)(logp, 2, off().at[1].set(False))
   np.testing.assert_array_equal(grad[1], 0)
-  np.testing.assert_allclose(grad[0], jax.grad(loss)(logp[:1], 1, off[:1])[0], rtol=1e-6)
+  assert np.max(np.abs(grad[0])) > 1e-3
+  np.testing.assert_allclose(grad[0], jax.grad(loss)(logp[:1], 1, off(1))[0], rtol=1e-6)
 
 
 def test_centring_changes_no_expectation_but_the_variance():
   """At a large KL the centred coefficients vary less."""
-  key = jax.random.key(1)
-  ratios = {"reference": 18 + 3 * jax.random.normal(key, (512, 2))}
+  ratios = {"reference": 18 + 3 * jax.random.normal(jax.random.key(1), (512, 2, 1))}
   p_win = jnp.broadcast_to(jnp.array([[0.5, 0.6], [0.4, 0.5]]), (512, 2, 2))
-  off = jnp.broadcast_to(~jnp.eye(2, dtype=bool), (512, 2, 2))
 
   def coefficients(centre):
-    grad = jax.grad(lambda logp: losses.score_function(
-      logp, ratios, p_win, off, kl={"reference": 0.1}, centre=centre).total)  # fmt: skip
-    return grad(jnp.zeros((512, 2)))
+    return jax.grad(lambda logp: losses.score_function(
+      logp, ratios, Verdict(p_win, off(512)), weights={"reference": 0.1}, arms=2, centre=centre
+    ).total)(jnp.zeros((512, 2, 1)))  # fmt: skip
 
   assert jnp.mean(coefficients(True) ** 2) < 0.2 * jnp.mean(coefficients(False) ** 2)
+
+
+def test_reward_to_go_drops_the_ratios_of_earlier_tokens_alone():
+  """By hand: the second token's coefficient holds its own log-ratio, the first token's both."""
+  ratios = {"reference": jnp.array([[[2.0, 3.0], [5.0, 7.0]]])}
+  verdict = Verdict(jnp.full((1, 2, 2), 0.5), off(1))
+  grad = jax.grad(lambda logp: losses.score_function(
+    logp, ratios, verdict, weights={"reference": 1.0}, arms=2, to_go=True
+  ).total)(jnp.zeros((1, 2, 2)))  # fmt: skip
+  np.testing.assert_allclose(grad, [[[5.0, 3.0], [12.0, 7.0]]])
 
 
 def test_a_one_token_gemma_has_the_exact_games_gradient():
   """The loss that trains Gemma, on one-token responses, is the exact game's gradient."""
   model = gemma.preset("tiny", num_embed=16)
-  forbidden = jnp.arange(16) >= ACTIONS
-  table, _, _, _ = game(jnp.float32)
+  forbidden = jnp.arange(16) >= A
+  table, rewards, _ = game(jnp.float32)
   rng = np.random.default_rng(0)
-  params, ref, target = (
+  params, *frozen = (
     jax.tree.map(lambda s: jnp.asarray(0.1 * rng.normal(size=s.shape), s.dtype), shapes)
     for shapes in [gemma.shapes(model)] * 3
   )
   prompts = Prompts(
     jnp.array([[0, 5, 6], [5, 7, 8], [0, 0, 9]]),
     jnp.array([[False, True, True], [True, True, True], [False, False, True]]),
-    jnp.arange(CONTEXTS),
+    jnp.arange(X),
   )
-  tokens = jnp.broadcast_to(jnp.arange(ACTIONS)[None, :, None], (CONTEXTS, ACTIONS, 1))
+  tokens = jnp.broadcast_to(jnp.arange(A)[None, :, None], (X, A, 1))
 
   def log_policy(params):
     logp, _ = logprobs.response_logprobs(
@@ -162,19 +289,19 @@ def test_a_one_token_gemma_has_the_exact_games_gradient():
     )
     return logp[..., 0]
 
-  frozen = {"reference": log_policy(ref), "target": log_policy(target)}
+  row, (ref, target) = algorithms.row("nash_mp"), frozen
+  who = {"reference": log_policy(ref), "target": log_policy(target)}
   np.testing.assert_allclose(jnp.sum(jnp.exp(log_policy(params)), -1), 1, atol=1e-5)
 
   @jax.jit
-  def gradients(params):
-    sampled = jax.grad(lambda p: enumerated(
-      lambda *arrays: losses.score_function(*arrays, kl=KL), log_policy(p), table, frozen
-    ))(params)  # fmt: skip
-    exact = jax.grad(lambda p: objective(
-      log_policy(p), jax.lax.stop_gradient(jnp.exp(log_policy(p))), table, frozen, KL
-    ))(params)  # fmt: skip
-    return sampled, exact
+  def both(params):
+    return [
+      jax.grad(lambda p, f=f: f(row, CONFIG, table, rewards, {**who, "policy": log_policy(p)}, 1))(
+        params
+      )
+      for f in (enumerated, regularised)
+    ]
 
-  sampled, exact = gradients(params)
+  sampled, exact = both(params)
   assert max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(exact)) > 1e-3
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, atol=1e-5), sampled, exact)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sampled, exact)

@@ -262,7 +262,7 @@ def test_the_loop_ends_with_the_last_row(policy, drawn, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
+    ({"temperature": 0.0}, "temperature, behaviour: expected positive numbers, got 0.0, 1.0"),
     ({"top_k": 65}, r"top_k: expected 0 \(all ids\) to 64"),
     ({"top_k": 5, "top_p": 0.0}, "top_p: expected a share"),
     ({"top_p": 0.9}, "needs top_k"),

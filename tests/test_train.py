@@ -52,8 +52,9 @@ def start(assembled):
 
 
 @pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-  """The workdir and the end of an uninterrupted run."""
+def whole(start, assembled, tmp_path_factory):
+  """The workdir and the end of an uninterrupted run, its step compiled by nobody before."""
+  assembled.train_step.clear_cache()
   workdir = tmp_path_factory.mktemp("train") / "whole"
   return workdir, start(workdir)
 

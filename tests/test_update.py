@@ -8,8 +8,8 @@ import tiny
 from jax import numpy as jnp
 
 from nash_jax import metrics, update
-from nash_jax.models import logprobs
-from nash_jax.types import Prompts, Responses
+from nash_jax.objectives import algorithms
+from nash_jax.types import Prompts, Responses, Verdict
 
 B, K, L, V = 8, 2, 3, 5
 
@@ -26,26 +26,21 @@ def batch():
   valid[[1, 4, 5]] = False  # so that micro-batches differ in weight
   prompts = Prompts(np.zeros((B, 1), np.int32), np.ones((B, 1), bool), np.arange(B))
   responses = Responses(tokens, mask, zeros, zeros, mask[..., 0])
-  return update.Batch(prompts, responses, rng.random((B, K, K), np.float32), valid)
+  verdict = Verdict(rng.random((B, K, K), np.float32), valid, rng.random((B, K), np.float32))
+  return update.Batch(prompts, responses, verdict)
 
 
-@pytest.fixture
-def make(monkeypatch):
-  """Returns changes of the config -> Update with a compiled train_step, of the one-row policy."""
+def score(params, *, prompts, tokens, mask):
+  logp = jax.nn.log_softmax(params["w"])
+  entropy = jnp.broadcast_to(-jnp.sum(jnp.exp(logp) * logp), tokens.shape)
+  return jnp.where(mask, logp[tokens], 0.0), entropy
 
-  def score(params, *, prompts, tokens, mask, **options):
-    logp = jax.nn.log_softmax(params["w"])
-    entropy = jnp.broadcast_to(-jnp.sum(jnp.exp(logp) * logp), tokens.shape)
-    return jnp.where(mask, logp[tokens], 0.0), entropy
 
-  monkeypatch.setattr(logprobs, "response_logprobs", score)
-
-  def make(**changes):
-    named = {name.replace("__", "."): value for name, value in changes.items()}
-    rule = update.make_update(tiny.train(named), None, None)
-    return rule._replace(train_step=jax.jit(rule.train_step))
-
-  return make
+def make(**changes):
+  """Returns the Update of a changed config with a compiled train_step, of the one-row policy."""
+  named = {name.replace("__", "."): value for name, value in changes.items()}
+  rule = update.make_update(tiny.train(named), score)
+  return rule._replace(train_step=jax.jit(rule.train_step))
 
 
 def gradient(state):
@@ -53,7 +48,7 @@ def gradient(state):
   return optax.tree_utils.tree_get(state.opt_state, "mu")["w"] / 0.1
 
 
-def test_micro_batches_change_nothing(make):
+def test_micro_batches_change_nothing():
   results = []
   for parts in (1, 2, 4):
     rule = make(optimizer__micro_batches=parts)
@@ -66,7 +61,7 @@ def test_micro_batches_change_nothing(make):
                  results[0], other)  # fmt: skip
 
 
-def test_the_gradient_is_that_of_the_loss_over_prompts_with_a_verdict(make):
+def test_the_gradient_is_that_of_the_loss_over_prompts_with_a_verdict():
   """A prompt without a verdict weighs nothing: leaving it out gives the same gradient."""
   rule, x = make(), batch()
   kept = jnp.array([0, 2, 3, 6, 7])
@@ -79,7 +74,7 @@ def test_the_gradient_is_that_of_the_loss_over_prompts_with_a_verdict(make):
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.1, 1.0])
-def test_the_target_moves_towards_the_parameters_after_the_step(make, kappa):
+def test_the_target_moves_towards_the_parameters_after_the_step(kappa):
   rule = make(algorithm__kappa=kappa)
   before = rule.init(logits(0)).replace(target=logits(1))
   after, values = rule.train_step(before, logits(2), batch())
@@ -91,7 +86,7 @@ def test_the_target_moves_towards_the_parameters_after_the_step(make, kappa):
     np.testing.assert_array_equal(after.target["w"], before.target["w"])
 
 
-def test_the_harmonic_kappa_starts_at_one_and_averages_from_there(make):
+def test_the_harmonic_kappa_starts_at_one_and_averages_from_there():
   rule = make(algorithm__kappa_schedule="harmonic", algorithm__kappa_offset=10.0)
   state = rule.init(logits(0)).replace(target=logits(1))
   for step in range(4):
@@ -106,55 +101,112 @@ def test_the_harmonic_kappa_starts_at_one_and_averages_from_there(make):
   assert state.step == 4
 
 
-def test_a_periodic_target_is_copied_at_its_steps_only(make):
+def test_a_periodic_target_is_copied_at_its_steps_only():
   rule = make(algorithm__target_update="periodic", algorithm__target_period=3)
   state = rule.init(logits(0))
   centre, rotated = state.params["w"], []
   for step in range(7):
     state, _ = rule.train_step(state, logits(2), batch())
     np.testing.assert_array_equal(state.target["w"], centre)
-    if rule.rotates_after(step + 1):
-      state, centre = rule.rotate(state), state.params["w"]
+    if moves := rule.moves(step + 1):
+      state, centre = rule.rotate(state, moves), state.params["w"]
       rotated.append(step + 1)
       np.testing.assert_array_equal(state.target["w"], state.params["w"])
   assert rotated == [3, 6]
-  assert not any(make().rotates_after(step) for step in range(1, 9)), "an EMA is never rotated"
+  assert not any(make().moves(step) for step in range(1, 9)), "an EMA is never rotated"
 
 
-def test_regularised_self_play_keeps_no_target(make):
+def test_regularised_self_play_keeps_no_target():
   rule = make(algorithm__name="reg_self_play")
   state, values = rule.train_step(rule.init(logits(0)), logits(2), batch())
   assert state.target is None
   assert "kl_to_target" not in values
-  assert not rule.rotates_after(10)
+  assert not rule.moves(10)
   # Without a prox term NashMP takes the same step.
   prox = make(algorithm__eta=1e9)
   same, _ = prox.train_step(prox.init(logits(0)).replace(target=logits(1)), logits(2), batch())
   np.testing.assert_allclose(gradient(state), gradient(same), rtol=1e-5, atol=1e-6)
 
 
-def test_no_gradient_reaches_reference_or_target_though_the_loss_depends_on_them(make):
-  rule, x = make(), batch()
+@pytest.mark.parametrize("name", algorithms.ROWS)
+def test_gradients_stop_at_every_role_and_the_judge_though_the_loss_depends_on_them(name):
+  """The step depends on reference, target and verdict, but nothing flows back into them."""
+  rule, x = make(algorithm__name=name, optimizer__micro_batches=1), batch()
+  weights = algorithms.row(name).weights(tiny.train().algorithm)
+  scored = "scores" if algorithms.row(name).scores else "p_win"
 
   @jax.jit
-  def loss(ref, target):
-    _, values = rule.train_step(rule.init(logits(0)).replace(target=target), ref, x)
-    return values["loss"].value()
+  def loss(ref, target, judged):
+    verdict = x.verdict.replace(**{scored: judged})
+    state = rule.init(logits(0)).replace(target=target)
+    state, values = rule.train_step(state, ref, x.replace(verdict=verdict))
+    return values["loss"].value(), gradient(state)
 
-  grads = jax.grad(loss, (0, 1))(logits(2), logits(1))
+  judged = jnp.asarray(getattr(x.verdict, scored))
+  roles = (logits(2), logits(1), judged)
+  grads = jax.grad(lambda *roles: loss(*roles)[0], (0, 1, 2))(*roles)
   jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), grads)
-  base = loss(logits(2), logits(1))
-  assert abs(loss(logits(3), logits(1)) - base) > 1e-3
-  assert abs(loss(logits(2), logits(3)) - base) > 1e-3
+  _, base = loss(*roles)
+  changes = {"reference": (logits(3), *roles[1:]), "target": (roles[0], logits(3), judged)}
+  for other in [changes[role] for role in weights] + [(*roles[:2], judged[::-1] * 0.9)]:
+    assert np.max(np.abs(loss(*other)[1] - base)) > 1e-3
 
 
-def test_a_policy_that_is_its_own_reference_and_target_has_no_kl(make):
+def play(rule, steps):
+  """Returns (state after n steps and the moves due there, state before those moves) for every n."""
+  state, history = rule.init(logits(0)), []
+  for step in range(1, steps + 1):
+    before, _ = rule.train_step(state, logits(2), batch())
+    state = rule.rotate(before, rule.moves(step))
+    history.append((state, before))
+  return history
+
+
+def test_extragradient_half_steps_start_where_the_whole_step_did():
+  """EGPO: parameters and optimiser state of the start return; y'' comes from the half step."""
+  rule = make(algorithm__name="egpo")
+  start = rule.init(logits(0))
+  (half, first), (whole, second), (third, _) = play(rule, 3)
+  restored = (half.params, half.opt_state)
+  jax.tree.map(np.testing.assert_array_equal, restored, (start.params, start.opt_state))
+  np.testing.assert_array_equal(half.copies["opponent"]["w"], first.params["w"])
+  assert np.max(np.abs(first.params["w"] - start.params["w"])) > 1e-3
+  for name in ("opponent", "start"):
+    np.testing.assert_array_equal(whole.copies[name]["w"], second.params["w"])
+  np.testing.assert_array_equal(third.params["w"], whole.params["w"])
+  assert (int(half.step), int(whole.step)) == (1, 2)
+
+
+def test_two_step_nash_mp_moves_its_opponent_each_half_and_its_centre_each_whole():
+  rule = make(algorithm__name="nash_mp_two_step", algorithm__target_period=2)
+  history = play(rule, 4)
+  start, after = logits(0)["w"], [state.params["w"] for state, _ in history]
+  opponents = [start, after[1], after[1], after[3]]
+  centres = [start, start, start, after[3]]
+  for (state, _), opponent, centre in zip(history, opponents, centres, strict=True):
+    np.testing.assert_array_equal(state.copies["opponent"]["w"], opponent)
+    np.testing.assert_array_equal(state.target["w"], centre)
+
+
+@pytest.mark.parametrize("name", ["mpo", "nash_mp"])
+def test_a_refreshed_reference_is_the_policy_of_its_last_period(name):
+  """MPO's magnet is the reference refreshed; any row may refresh it."""
+  rule = make(algorithm__name=name, algorithm__reference_period=3, algorithm__target_period=1)
+  history = play(rule, 4)
+  # It starts as the run's reference, whatever the policy starts from, and KL to it returns to 0.
+  np.testing.assert_array_equal(history[1][0].copies["reference"]["w"], logits(0)["w"])
+  np.testing.assert_array_equal(history[2][0].copies["reference"]["w"], history[2][0].params["w"])
+  np.testing.assert_array_equal(history[3][0].copies["reference"]["w"], history[2][0].params["w"])
+  assert rule.players(history[0][0], logits(2))["reference"] is history[0][0].copies["reference"]
+
+
+def test_a_policy_that_is_its_own_reference_and_target_has_no_kl():
   rule = make()
   _, values = rule.train_step(rule.init(logits(0)), logits(0), batch())
   assert values["kl_to_reference"].value() == values["kl_to_target"].value() == 0
 
 
-def test_a_state_shares_no_buffer_so_that_it_can_be_donated(make):
+def test_a_state_shares_no_buffer_so_that_it_can_be_donated():
   rule, params = make(), logits(0)
   state = rule.init(params)
   buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, state))]
@@ -165,8 +217,8 @@ def test_a_state_shares_no_buffer_so_that_it_can_be_donated(make):
   np.testing.assert_array_equal(params["w"], logits(0)["w"])
 
 
-@pytest.mark.parametrize("name", ["nash_mp", "reg_self_play"])
-def test_every_metric_has_an_entry_in_the_glossary(make, name):
+@pytest.mark.parametrize("name", algorithms.ROWS)
+def test_every_metric_has_an_entry_in_the_glossary(name):
   rule = make(algorithm__name=name)
   _, values = rule.train_step(rule.init(logits(0)), logits(2), batch())
   assert set(values) <= set(metrics.GLOSSARY)
@@ -174,13 +226,14 @@ def test_every_metric_has_an_entry_in_the_glossary(make, name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
-def test_every_optimiser_raises_the_likelihood_of_what_wins(make, name):
+def test_every_optimiser_raises_the_likelihood_of_what_wins(name):
   """All compared responses win or lose by their first token: token 0 wins."""
   rule, x = make(optimizer__name=name, optimizer__micro_batches=1), batch()
   tokens = np.zeros((B, K, L), np.int64)
   tokens[:, 1] = 1
+  p_win = np.broadcast_to(np.float32([[0.5, 1], [0, 0.5]]), (B, K, K))
   x = x.replace(responses=x.responses.replace(tokens=tokens, mask=np.ones((B, K, L), bool)),
-                p_win=np.broadcast_to(np.float32([[0.5, 1], [0, 0.5]]), (B, K, K)))  # fmt: skip
+                verdict=x.verdict.replace(p_win=p_win))  # fmt: skip
   before = rule.init(logits(0))
   after, _ = rule.train_step(before, logits(0), x)
   change = jax.nn.log_softmax(after.params["w"]) - jax.nn.log_softmax(before.params["w"])

@@ -15,7 +15,7 @@ from nash_jax import config as configs
 from nash_jax import train as online
 from nash_jax import update
 from nash_jax.models import partition
-from nash_jax.types import Responses
+from nash_jax.types import Responses, Verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EIGHT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.micro_batches": 2}
@@ -47,7 +47,7 @@ def batch(it: online.Run):
   valid[3] = False
   responses = Responses(tokens, mask, logp, logp, mask[..., 0])
   p_win = rng.random((size, 2, 2), np.float32)
-  return update.Batch(it.train.batch(0, size), responses, p_win, valid)
+  return update.Batch(it.train.batch(0, size), responses, Verdict(p_win, valid))
 
 
 def start(it: online.Run, config, workdir, **functions) -> online.Done:

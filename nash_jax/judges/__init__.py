@@ -53,7 +53,7 @@ def make(config, tokenizer, params: Params | None = None) -> Judge:
   from nash_jax.judges import bradley_terry, gemma, population, table
 
   choose("judge.name", config.name, JUDGES)
-  if config.name == "table":
+  if config.name.startswith("table"):
     return table.make(config, tokenizer)
   if config.name == "population":
     return population.make(tokenizer)
@@ -107,6 +107,18 @@ def pairwise(
     return Verdict(p_win, known, a if scalar else None, metrics)
 
   return fn
+
+
+def labels(fn: Callable[..., Verdict], kind: str, params, prompts, y, y2, key) -> Verdict:
+  """Returns fn's verdict, with "sampled" labels drawn with its probabilities instead of them."""
+  verdict = fn(params, prompts, y, y2)
+  if kind == "soft":
+    return verdict
+  won = jax.random.bernoulli(key, verdict.p_win).astype(verdict.p_win.dtype)
+  if y2 is None:  # each pair has one label, seen from both sides
+    upper = jnp.triu(won, 1)
+    won = upper + jnp.tril(1 - jnp.swapaxes(upper, 1, 2), -1)
+  return verdict.replace(p_win=won)
 
 
 def _rows(x):

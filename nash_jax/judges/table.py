@@ -1,5 +1,6 @@
 """A judge that looks the preference up: P[context, action, action'], for exact games."""
 
+import jax
 import numpy as np
 from jax import numpy as jnp
 
@@ -39,7 +40,7 @@ def check(table: np.ndarray, name: str = "the array") -> None:
 
 
 def make(config, tokenizer) -> Judge:
-  """Builds the judge from `config.table`; see judges.make and `judge`."""
+  """Builds the judge from `config.table`; see judges.make, `judge` and `reward_judge`."""
   table = load(configs.path(config.table))
   base = config.table_tokens or table.shape[1]
   last = config.first_token + base
@@ -48,7 +49,8 @@ def make(config, tokenizer) -> Judge:
       f"judge.first_token + judge.table_tokens: expected ids within the tokenizer's "
       f"{tokenizer.size} pieces, got {config.first_token} to {last - 1}"
     )
-  return judge(table, config.first_token, base)
+  kind = reward_judge if config.name == "table_reward" else judge
+  return kind(table, config.first_token, base)
 
 
 def judge(table: np.ndarray, first_token: int, base: int) -> Judge:
@@ -58,7 +60,41 @@ def judge(table: np.ndarray, first_token: int, base: int) -> Judge:
   token - first_token, in `base`, the most significant first; A must be a power of the base. Other
   tokens, or too few, make the comparison not valid.
   """
-  actions = table.shape[1]
+  read = _reader(table.shape[1], first_token, base)
+
+  def compare(params, prompts, a, b):
+    (action, known), (other, other_known) = a, b
+    valid = known & other_known
+    p = params[prompts.index % len(params), action, other]
+    return jnp.where(valid, p, 0.5), valid, {}
+
+  return Judge(jnp.asarray(table), judges.pairwise(compare, lambda params, *rest: read(*rest)))
+
+
+def reward_judge(table: np.ndarray, first_token: int, base: int) -> Judge:
+  """Builds the judge of the Bradley-Terry rewards that fit a table best, all pairs alike.
+
+  Responses are read as `judge` reads them; what cannot be read has no reward (NaN).
+  """
+  from nash_jax.games import preference
+
+  read = _reader(table.shape[1], first_token, base)
+  with jax.enable_x64(True):
+    rewards = np.stack([preference.bradley_terry(game.astype(np.float64)) for game in table])
+
+  def reward(params, prompts, answers):
+    action, known = read(prompts, answers)
+    return jnp.where(known, params[prompts.index % len(params), action], jnp.nan)
+
+  def compare(params, prompts, a, b):
+    valid = jnp.isfinite(a) & jnp.isfinite(b)
+    return jnp.where(valid, jax.nn.sigmoid(a - b), 0.5), valid, {}
+
+  return Judge(jnp.asarray(rewards, jnp.float32), judges.pairwise(compare, reward, scalar=True))
+
+
+def _reader(actions: int, first_token: int, base: int):
+  """Returns (prompts, answers) -> (action [N], whether it could be read [N])."""
   digits = next((n for n in range(1, actions + 1) if base**n >= actions), 1)
   if base**digits != actions:
     raise ValueError(
@@ -67,7 +103,7 @@ def judge(table: np.ndarray, first_token: int, base: int) -> Judge:
     )
   powers = base ** np.arange(digits)[::-1]
 
-  def read(params, prompts, answers):
+  def read(prompts, answers):
     if answers.tokens.shape[1] < digits:
       raise ValueError(
         f"the table's {actions} actions need {digits} tokens in base {base}, but responses have "
@@ -77,10 +113,4 @@ def judge(table: np.ndarray, first_token: int, base: int) -> Judge:
     known = answers.mask[:, :digits] & (values >= 0) & (values < base)
     return jnp.sum(values * powers[None], axis=1), known.all(axis=1)
 
-  def compare(params, prompts, a, b):
-    (action, known), (other, other_known) = a, b
-    valid = known & other_known
-    p = params[prompts.index % len(params), action, other]
-    return jnp.where(valid, p, 0.5), valid, {}
-
-  return Judge(jnp.asarray(table), judges.pairwise(compare, read))
+  return read
