@@ -11,6 +11,7 @@ JOBS = {
   "collect": ("collect", "configs/votes.py", "sample pairs of responses and have a judge vote"),
   "sample": ("sample", "configs/sample.py", "print continuations, interactive or from a file"),
   "arena": ("arena", "configs/arena.py", "policies against policies: win rates and intervals"),
+  "short_game": ("short_game", "configs/short_game.py", "draw the short games, fit their reference"),
   "games": ("games.study", "configs/games/theorem.py", "exact games: solvers, rates, figures"),
   "demo": ("demo", "configs/stories.py", "train the bundled storyteller, then hold the arena"),
 }
@@ -18,7 +19,7 @@ JOBS = {
 
 def usage() -> str:
   """Returns the text of `nash-jax --help`."""
-  jobs = "\n".join(f"  {name:8} {what}" for name, (_, _, what) in JOBS.items())
+  jobs = "\n".join(f"  {name:10} {what}" for name, (_, _, what) in JOBS.items())
   return (
     "usage: nash-jax JOB --config=FILE.py [--config.FIELD=VALUE ...] --workdir=FOLDER\n\n"
     f"jobs:\n{jobs}\n\n"

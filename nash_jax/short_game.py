@@ -4,12 +4,16 @@ A response is L tokens out of a few, so there are A = tokens^L of them, in the o
 judge: digits, the most significant first. The game is contextual: prompt i plays in context i % X.
 """
 
+import functools
 import itertools
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
+from absl import logging
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -38,54 +42,68 @@ def responses(tokens: tuple[int, ...], length: int) -> Int[Array, "A L"]:
   return np.array(list(itertools.product(tokens, repeat=length)), np.int32)
 
 
-def log_policy(score: Callable, params: Params, prompts: Prompts, every) -> Float[Array, "X A"]:
-  """Returns log π(y) of every response to each prompt, nats."""
-  shape = (len(prompts.index), *every.shape)
-  tokens = jnp.broadcast_to(every[None], shape)
-  logp, _ = score(params, prompts=prompts, tokens=tokens, mask=jnp.ones(shape, bool))
-  return jnp.sum(logp, axis=-1)
+class Game(NamedTuple):
+  """The game that a run plays, in full.
 
-
-def make_exact(config, score: Callable, held_out, ref: Params) -> Callable[[Params], dict]:
-  """Returns params -> exact/suboptimality and exact/kl_to_equilibrium over the held-out prompts.
-
-  SubOpt_β is that of algorithms.md's regularised game with β = `algorithm.beta` and the policy
-  `ref` as reference; KL is KL(π*‖π_θ), nats a response. Both are means over contexts.
-
-  Raises:
-    ValueError: a run whose responses cannot be enumerated as the actions of `judge.table`.
+  Attributes:
+    prompts: the contexts, X prompts.
+    p_win: P(y≻y'|x) of all responses [X A A].
+    every: all responses' tokens [A L].
   """
-  s, beta = config.sampling, config.algorithm.beta
-  table = tables.load(configs.path(config.judge.table))
-  actions = len(s.tokens) ** s.max_tokens
-  configs.check(
-    actions == table.shape[1], "evaluation.exact",
-    f"len(sampling.tokens) ** sampling.max_tokens to be the {table.shape[1]} actions of"
-    " judge.table", f"{len(s.tokens)} ** {s.max_tokens}", "Set the three together.",
-  )  # fmt: skip
-  prompts = jax.tree.map(jnp.asarray, held_out.all())
-  table, every = jnp.asarray(table)[prompts.index % len(table)], responses(s.tokens, s.max_tokens)
-  def policy(params):
-    return log_policy(score, params, prompts, every)
-  return scorer(table, jax.jit(policy)(ref), beta, policy)
 
+  prompts: Prompts
+  p_win: Float[Array, "X A A"]
+  every: Int[Array, "A L"]
 
-def scorer(table, log_ref, beta: float, log_policy: Callable) -> Callable[[Params], dict]:
-  """Returns params -> the exact metrics, for policies given by their log π [X A]."""
-  with jax.enable_x64(True):  # Newton's method ends at 1e-12
-    star = preference.equilibrium(
-      np.asarray(table, np.float64), np.exp(np.asarray(log_ref, np.float64)), beta
-    )
-  log_star = jnp.asarray(np.log(np.maximum(star, 1e-38)), jnp.float32)
+  @classmethod
+  def of(cls, config, held_out) -> "Game":
+    """Returns the game of a resolved run config over its held-out prompts.
 
-  def exact(params):
-    logp = log_policy(params)
+    Raises:
+      ValueError: where responses cannot be enumerated as the actions of `judge.table`.
+    """
+    s, table = config.sampling, tables.load(configs.path(config.judge.table))
+    configs.check(
+      len(s.tokens) ** s.max_tokens == table.shape[1], "evaluation.exact",
+      f"len(sampling.tokens) ** sampling.max_tokens to be the {table.shape[1]} actions of"
+      " judge.table", f"{len(s.tokens)} ** {s.max_tokens}", "Set the three together.",
+    )  # fmt: skip
+    prompts = jax.tree.map(jnp.asarray, held_out.all())
+    p_win = jnp.asarray(table)[prompts.index % len(table)]
+    return cls(prompts, p_win, responses(s.tokens, s.max_tokens))
+
+  def log_policy(self, score: Callable, params: Params) -> Float[Array, "X A"]:
+    """Returns log π(y) of every response, nats; `score` as update.make_update takes it."""
+    shape = (len(self.p_win), *self.every.shape)
+    tokens = jnp.broadcast_to(self.every[None], shape)
+    logp, _ = score(params, prompts=self.prompts, tokens=tokens, mask=jnp.ones(shape, bool))
+    return jnp.sum(logp, axis=-1)
+
+  def log_equilibrium(self, log_ref, beta: float) -> Float[Array, "X A"]:
+    """Returns log π* of the game regularised towards a reference [X A] with weight β."""
+    with jax.enable_x64(True):  # Newton's method ends at 1e-12
+      p_win, ref = np.asarray(self.p_win, np.float64), np.exp(np.asarray(log_ref, np.float64))
+      star = preference.equilibrium(p_win, ref / ref.sum(-1, keepdims=True), float(beta))
+    return jnp.asarray(np.log(np.maximum(star, 1e-38)), jnp.float32)
+
+  def exact(self, logp, log_ref, log_star, beta) -> dict[str, Mean]:
+    """Returns exact/suboptimality (SubOpt_β) and exact/kl_to_equilibrium (KL(π*‖π), nats).
+
+    Both are means over contexts; arguments are log-probabilities [X A] of policy, reference and
+    equilibrium, and β.
+    """
     return {
-      "exact/suboptimality": Mean.of(preference.gap(table, logp, log_ref, beta)),
+      "exact/suboptimality": Mean.of(preference.gap(self.p_win, logp, log_ref, beta)),
       "exact/kl_to_equilibrium": Mean.of(preference.kl(log_star, logp)),
     }
 
-  return exact
+
+def make_exact(config, score: Callable, held_out, ref: Params) -> Callable[[Params], dict]:
+  """Returns params -> the exact metrics of a run's policy; see Game."""
+  game, beta = Game.of(config, held_out), config.algorithm.beta
+  log_ref = jax.jit(functools.partial(game.log_policy, score))(ref)
+  log_star = game.log_equilibrium(log_ref, beta)
+  return lambda params: game.exact(game.log_policy(score, params), log_ref, log_star, beta)
 
 
 def tabular(log_ref: Float[Array, "X A"], tokens: tuple[int, ...], length: int) -> Policy:
@@ -130,7 +148,7 @@ def tabular(log_ref: Float[Array, "X A"], tokens: tuple[int, ...], length: int) 
 
 
 def random_game(
-  seed: int, strength: float, contexts: int, actions: int, rank: int
+  seed: int, strength: float, contexts: int = 4, actions: int = 64, rank: int = 4
 ) -> Float[Array, "X A A"]:
   """Returns P = σ(A − Aᵀ), A = strength·U Θ_x Vᵀ / rank with standard normal entries, float32."""
   rng = np.random.default_rng(seed)
@@ -139,3 +157,52 @@ def random_game(
   a = strength * np.einsum("ar,xrs,bs->xab", u, theta, v) / rank
   p = 1 / (1 + np.exp(a.swapaxes(1, 2) - a))
   return ((p + 1 - p.swapaxes(1, 2)) / 2).astype(np.float32)
+
+
+def fit_reference(score: Callable, game: Game, params: Params, log_ref, steps: int = 3000):
+  """Fits a policy to probabilities [X A] by Adam on KL(target‖π); returns (params, KL in nats)."""
+  tx = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+
+  def loss(params):
+    return jnp.mean(preference.kl(log_ref, game.log_policy(score, params)))
+
+  def step(carry, _):
+    params, state = carry
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), value
+
+  fit = jax.jit(lambda params: jax.lax.scan(step, (params, tx.init(params)), length=steps)[0][0])
+  params = fit(params)
+  return params, float(jax.jit(loss)(params))
+
+
+def run(config, workdir) -> None:
+  """Draws the two games of configs/short_game.py and fits their reference policy, into a folder.
+
+  Args:
+    config: of a run on the game; its `model.weights` are not read.
+  """
+  from nash_jax import prompts, tokenizer, train
+  from nash_jax.models import gemma, weights
+
+  folder = pathlib.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, strength in (("mild", 4.0), ("strong", 8.0)):
+    np.save(folder / f"{name}.npy", random_game(0, strength))
+  config = config.copy_and_resolve_references()
+  config.model.weights, config.judge.table = "", str(folder / "mild.npy")
+  config = configs.resolve(config)
+  tok = tokenizer.Tokenizer(configs.path(config.model.tokenizer), config.model.template)
+  model = gemma.preset(config.model.preset, **config.model.changes)
+  score, _ = train.policy(config, tok, model)
+  game = Game.of(config, prompts.load(config.prompts, tok, config.seed)[1])
+  rng = np.random.default_rng(config.seed)
+  log_ref = jax.nn.log_softmax(jnp.float32(0.5 * rng.standard_normal(game.p_win.shape[:2])))
+  start = jax.tree.map(
+    lambda s: jnp.asarray(rng.normal(0, 0.1, s.shape), s.dtype), gemma.shapes(model)
+  )
+  params, kl = fit_reference(score, game, start, log_ref)
+  card = {"kl_to_drawn_probabilities": kl, "config": configs.describe(config)}
+  weights.save(str(folder / "policy.safetensors"), params, model, "float32", card)
+  logging.info("wrote %s: KL of the policy to the drawn probabilities %.2e nats", folder, kl)

@@ -1,0 +1,41 @@
+"""The short-response game: a Gemma whose 64 responses are enumerated, scored by the exact SubOpt.
+
+Question: how near the regularised equilibrium does a method bring a neural policy?
+Command:  nash-jax train --config=configs/short_game.py --config.algorithm.name=online_dpo \\
+            --workdir=runs/short   (configs/short_game.py:strong for strong cycles and small beta)
+Cost:     a minute or two on two CPU cores.
+Expected: exact/suboptimality falls from the reference's to a tenth of it and less under nash_mp;
+          docs/short_game.md has every method's.
+"""
+
+from nash_jax import config
+
+# Four contexts, four tokens, length 3: P = σ(A − Aᵀ), A = c·U Θ_x Vᵀ / rank.
+BETA = {"mild": 0.05, "strong": 0.01}  # c = 4, c = 8
+
+
+def get_config(strength="mild"):
+  config.choose("configs/short_game.py", strength, BETA)
+  c = config.train()
+  c.steps = 4000
+  c.model.preset = "tiny"
+  c.model.changes = {"num_embed": 1024, "embed_dim": 32, "hidden_dim": 64}
+  c.model.weights = "assets:short_game/policy.safetensors"
+  c.prompts.path = c.prompts.held_out_path = "assets:short_game/prompts.jsonl"
+  c.prompts.max_tokens = 6
+  c.prompts.batch_size = 256
+  c.sampling.max_tokens = 3
+  c.sampling.tokens = (7, 8, 9, 10)
+  c.judge.name = "table"
+  c.judge.table = f"assets:short_game/{strength}.npy"
+  c.judge.first_token = 7
+  c.judge.table_tokens = 4
+  c.algorithm.beta = BETA[strength]
+  c.algorithm.eta = 0.1
+  c.algorithm.kappa = 0.1 if strength == "mild" else 0.01
+  c.optimizer.learning_rate = 1e-2
+  c.evaluation.every = 100
+  c.evaluation.prompts = 4
+  c.evaluation.exact = True
+  c.checkpoint.every = 2000
+  return c
