@@ -3,7 +3,7 @@
 Question: how much of a cyclic population can a small pairwise judge learn?
 Command:  nash-jax fit --config=configs/judge.py --workdir=runs/judge
           --config.export=nash_jax/assets/stories/judge.safetensors
-Data:     runs/votes/pairs.npz, of configs/votes.py; the last 1,000 pairs are held out.
+Data:     runs/votes/pairs.jsonl, of configs/votes.py; the last 1,000 pairs are held out.
 """
 
 from nash_jax import config
@@ -14,7 +14,7 @@ def get_config():
   c.loss = "judge"
   c.model.weights = "assets:stories/policy.safetensors"
   c.data.task = "tokens"
-  c.data.path = "runs/votes/pairs.npz"
+  c.data.path = "runs/votes/pairs.jsonl"
   c.data.held_out = 1000
   c.data.max_tokens = 32
   c.data.max_response_tokens = 56

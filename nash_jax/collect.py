@@ -1,6 +1,9 @@
 """Preference data of a run's own making: policies draw responses, a judge votes on the pairs."""
 
+import itertools
+import json
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -8,13 +11,13 @@ import tqdm
 from absl import logging
 from jax import numpy as jnp
 
-from nash_jax import checkpoint, judges, keys, preferences, prompts, sampler, tokenizer
+from nash_jax import checkpoint, judges, keys, prompts, sampler, tokenizer
 from nash_jax import config as configs
 from nash_jax.models import gemma
 
 
 def run(config, workdir: str) -> str:
-  """Writes pairs of responses with their vote to workdir/pairs.npz, and returns its path.
+  """Writes pairs of responses with their vote to workdir/pairs.jsonl, and returns its path.
 
   Args:
     config: from nash_jax.config.collect(); every round goes over batches of the training prompts
@@ -41,34 +44,26 @@ def run(config, workdir: str) -> str:
     )
     for source in config.sources.values()
   ]  # fmt: skip
-  columns = []
-  for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
-    params, sample = policies[step % len(policies)]
-    x = data.batch(step // len(policies), config.prompts.batch_size)
-    y = sample(params, x, keys.key(config.seed, "collect", step))
-    p_win = verdict(judge.params, x, y, None).p_win
-    columns.append(_pairs(x, *jax.device_get((y, p_win))))
-  joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
   pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-  path = str(pathlib.Path(workdir) / "pairs.npz")
-  preferences.save_pairs(path, *joined)
-  logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(joined[0]), path,
-               np.mean(np.abs(joined[-1] - 0.5)))  # fmt: skip
-  return path
+  path = pathlib.Path(workdir) / "pairs.jsonl"
+  strengths = []
+  with path.open("w") as lines:
+    for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
+      params, sample = policies[step % len(policies)]
+      x = data.batch(step // len(policies), config.prompts.batch_size)
+      y = sample(params, x, keys.key(config.seed, "collect", step))
+      p_win = verdict(judge.params, x, y, None).p_win
+      for pair in _pairs(x, *jax.device_get((y, p_win))):
+        lines.write(json.dumps(pair) + "\n")
+        strengths.append(abs(pair["p_a"] - 0.5))
+  logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(strengths), path, np.mean(strengths))
+  return str(path)
 
 
-def _pairs(x, y, p_win) -> list[np.ndarray]:
-  """Returns save_pairs' columns: all pairs of the samples of each prompt."""
-  i, j = np.triu_indices(p_win.shape[1], 1)
-
-  def each(a):
-    return np.repeat(a, len(i), axis=0)
-
-  def pick(a, places):
-    return a[:, places].reshape(-1, a.shape[-1])
-
-  return [
-    each(x.tokens), each(x.mask),
-    pick(y.tokens, i), pick(y.mask, i), pick(y.tokens, j), pick(y.mask, j),
-    p_win[:, i, j].reshape(-1),
-  ]  # fmt: skip
+def _pairs(x, y, p_win) -> Iterator[dict]:
+  """Yields all pairs of the samples of each prompt, as the task "tokens" of preferences.py."""
+  for row, prompt in enumerate(x.tokens):
+    said = [ids[kept].tolist() for ids, kept in zip(y.tokens[row], y.mask[row], strict=True)]
+    for i, j in itertools.combinations(range(len(said)), 2):
+      p_a = float(p_win[row, i, j])
+      yield {"inputs": prompt[x.mask[row]].tolist(), "a": said[i], "b": said[j], "p_a": p_a}

@@ -1,4 +1,4 @@
-"""Text files tokenised once by seqio, kept as ragged arrays, and dealt out by step.
+"""Text files read once, tokenised, through seqio; kept in memory and dealt out by step.
 
 The order of a data set is the order in which seqio yields it, unshuffled and unrepeated. The batch
 of step n is cut from one seeded permutation an epoch, so it depends on the seed and the step alone:
@@ -9,48 +9,53 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from nash_jax import config as configs
 from nash_jax import libraries
-from nash_jax.config import path as expand
+
+Columns = dict[str, Sequence]  # by feature, one entry an example: token ids i32[n], or a number
 
 
 @dataclasses.dataclass(frozen=True)
-class Ragged:
-  """Sequences of different lengths laid end to end: the i-th is values[offsets[i]:offsets[i+1]]."""
+class Examples:
+  """One part of a data set, to train on or held out.
 
-  values: np.ndarray  # i32[total]
-  offsets: np.ndarray  # i64[N + 1]
+  Attributes:
+    columns: the examples.
+    arrange: makes a batch from columns of its rows alone.
+    seed: of the order.
+    report: how many examples were kept, dropped and cut.
+  """
 
-  @classmethod
-  def of(cls, sequences: Iterable) -> "Ragged":
-    """Lays the sequences end to end."""
-    arrays = [np.asarray(sequence, np.int32) for sequence in sequences]
-    values = np.concatenate([np.zeros(0, np.int32), *arrays])
-    return cls(values, np.cumsum([0, *map(len, arrays)], dtype=np.int64))
+  columns: Columns
+  arrange: Callable[[Columns], Any]
+  seed: int
+  report: dict[str, int]
 
   def __len__(self) -> int:
-    return len(self.offsets) - 1
+    return len(next(iter(self.columns.values())))
 
-  def __getitem__(self, i: int) -> np.ndarray:
-    return self.values[self.offsets[i] : self.offsets[i + 1]]
+  def all(self, indices=None):
+    """Returns the examples at some places of this part (default: every one, in order)."""
+    indices = range(len(self)) if indices is None else indices
+    return self.arrange({name: [x[i] for i in indices] for name, x in self.columns.items()})
 
-  @property
-  def lengths(self) -> np.ndarray:
-    return np.diff(self.offsets)
+  def batch(self, step: int, size: int, rows: slice = slice(None)):
+    """Returns a host's `rows` of the batch of `size` at `step`, as numpy arrays.
 
-  def padded(self, indices, width: int, pad_id: int, left: bool = False):
-    """Returns (tokens i32[B width], mask bool[B width]) of some sequences, padded left or right."""
-    starts, lengths = self.offsets[indices], self.lengths[indices]
-    columns = np.arange(width)[None, :]
-    if left:
-      columns = columns - (width - lengths)[:, None]
-    mask = (columns >= 0) & (columns < lengths[:, None])
-    places = np.where(mask, starts[:, None] + columns, 0)
-    values = self.values if len(self.values) else np.zeros(1, np.int32)
-    return np.where(mask, values[places], np.int32(pad_id)), mask
+    The batches of steps 0, 1, … are consecutive pieces of one seeded permutation after another, so
+    every example comes once an epoch; a batch may straddle two epochs.
+    """
+    length = len(self)
+    if not length:
+      raise ValueError("this part of the data is empty, so it has no batches: see `held_out`")
+    places = range(step * size, (step + 1) * size)[rows]
+    return self.all([_epoch(length, p // length, self.seed)[p % length] for p in places])
 
 
 @functools.lru_cache(maxsize=8)
@@ -58,28 +63,63 @@ def _epoch(length: int, epoch: int, seed: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(length)
 
 
-def draw(length: int, step: int, size: int, seed: int, rows: slice = slice(None)) -> np.ndarray:
-  """Returns which examples make up `rows` of the batch of `size` at `step`.
+def pad(sequences: Sequence, width: int, pad_id: int, left: bool = False):
+  """Returns (tokens i32[B width], mask bool[B width]) of token ids, padded right or left."""
+  tokens = np.full((len(sequences), width), pad_id, np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for row, ids in enumerate(sequences):
+    place = slice(width - len(ids), width) if left else slice(len(ids))
+    tokens[row, place], mask[row, place] = ids, True
+  return tokens, mask
 
-  The batches of steps 0, 1, … are consecutive pieces of one seeded permutation after another, so
-  every example comes once an epoch; a batch may straddle two epochs.
+
+def load(config, read: Callable, budgets: dict[str, int], arrange: Callable, seed: int):
+  """Returns (train, held_out) of a data set as `Examples`.
+
+  Held out are the last `config.held_out` rows, or those of `config.held_out_path` where it is set.
+
+  Args:
+    config: `path`, `held_out`, `held_out_path`, and `overflow`: what to do with an example over a
+      budget, "drop" it or "cut" it: a prompt to <bos> and its end, others to their beginning.
+    read: from a path to Columns; `index`, the place in the whole data set, is added.
+    budgets: the most tokens by feature, "inputs" being prompts.
+    arrange: see Examples.
   """
-  if not length:
-    raise ValueError("this part of the data is empty, so it has no batches: see `held_out`")
-  places = np.arange(step * size, (step + 1) * size)[rows]
-  return np.array([_epoch(length, int(p // length), seed)[p % length] for p in places], np.int64)
+  configs.choose("overflow", config.overflow, ("drop", "cut"))
+  columns, held_out = read(config.path), config.held_out
+  if config.held_out_path:
+    more = read(config.held_out_path)
+    columns = {name: [*column, *more[name]] for name, column in columns.items()}
+    held_out = len(more["inputs"])
+  count = len(columns["inputs"])
+  if not 0 <= held_out < count:
+    raise ValueError(f"held_out is {held_out} of {count} records: leave some to train on")
+  columns["index"] = range(count)
+  parts = []
+  for rows in (range(count - held_out), range(count - held_out, count)):
+    over = {i for i in rows if any(len(columns[f][i]) > most for f, most in budgets.items())}
+    kept = [i for i in rows if config.overflow == "cut" or i not in over]
+    report = {"kept": len(kept), "dropped": len(rows) - len(kept), "cut": len(over & {*kept})}
+    chosen = {name: [column[i] for i in kept] for name, column in columns.items()}
+    for name, most in budgets.items():
+      chosen[name] = [_cut(name, ids, most) for ids in chosen[name]]
+    parts.append(Examples(chosen, arrange, seed, report))
+  return tuple(parts)
+
+
+def _cut(name: str, ids: np.ndarray, most: int) -> np.ndarray:
+  if name != "inputs" or len(ids) <= most:
+    return ids[:most]
+  return np.concatenate([ids[:1], ids[len(ids) - most + 1 :]])  # the question is at the end
 
 
 def files(path) -> list[tuple[str, float | None]]:
   """Splits "a.jsonl:3, b.jsonl:1" (or a tuple of such) into (file, rate) pairs; no rate is None."""
   entries = path.split(",") if isinstance(path, str) else path
   pairs = []
-  for entry in filter(None, (expand(entry.strip()) for entry in entries)):
-    name, _, rate = entry.rpartition(":")
-    try:
-      pairs.append((name, float(rate)) if name else (entry, None))
-    except ValueError:
-      pairs.append((entry, None))
+  for entry in filter(None, map(str.strip, entries)):
+    name, rate = re.fullmatch(r"(.+?)(?::(\d+\.?\d*|\.\d+))?", entry).groups()
+    pairs.append((configs.path(name), rate and float(rate)))
   for name, _ in pairs:
     if not pathlib.Path(name).is_file():
       raise ValueError(f"no data file {name!r}: give `path` the file(s) to read")
@@ -90,13 +130,15 @@ def files(path) -> list[tuple[str, float | None]]:
   return pairs
 
 
-def records(path: str, read: Callable[[dict], dict], parse: Callable = json.loads) -> list[dict]:
-  """Reads a file of one record a line, blank lines skipped; errors name the file and the line."""
+def records(path: str, encode: Callable, parse: Callable = json.loads) -> list[dict]:
+  """Encodes a file of one record a line, blank lines skipped; errors name the file and the line."""
   found = []
   for number, line in enumerate(pathlib.Path(path).read_text("utf-8").split("\n"), 1):
     if line.strip():
       try:
-        found.append(read(parse(line)))
+        features = encode(parse(line)).items()
+        kinds = {name: np.float32 if np.isscalar(x) else np.int32 for name, x in features}
+        found.append({name: np.asarray(x, kinds[name]) for name, x in features})
       except json.JSONDecodeError as error:
         raise ValueError(
           f"{path}:{number}: not JSON ({error}); expected one object a line"
@@ -116,123 +158,77 @@ def field(record: dict, name: str, kind: type | tuple = str):
   return record[name]
 
 
-def prompt(record: dict, tokenizer) -> str | list[dict]:
-  """Returns a record's "prompt" (a string) or "messages" (a conversation), checked."""
+def prompt(record: dict, tokenizer) -> list[int]:
+  """Returns the ids of a record's "prompt" (a string) or "messages" (a conversation)."""
   if isinstance(record, dict) and "messages" in record and "prompt" not in record:
-    found = field(record, "messages", list)
-  else:
-    found = field(record, "prompt")
-  tokenizer.turns(found)
-  return found
+    return tokenizer.prompt(field(record, "messages", list))
+  return tokenizer.prompt(field(record, "prompt"))
 
 
-def check_overflow(overflow: str) -> None:
-  """Raises ValueError unless `overflow` is "drop" or "cut"."""
-  if overflow not in ("drop", "cut"):
-    raise ValueError(f"unknown overflow {overflow!r}: choose 'drop' or 'cut'")
-
-
-def cut(ids: np.ndarray, budget: int) -> np.ndarray:
-  """Shortens a prompt to `budget` tokens: its <bos> and its end, where the question is."""
-  return ids if len(ids) <= budget else np.concatenate([ids[:1], ids[len(ids) - budget + 1 :]])
-
-
-def split(config, read: Callable) -> tuple[dict[str, list], list[np.ndarray]]:
-  """Reads the columns of `config.path` and says which rows to train on and which to hold out.
-
-  Held out are the last `config.held_out` rows, or those of `config.held_out_path` where it is set.
-  """
-  columns, held_out = read(config.path), config.held_out
-  if config.held_out_path:
-    more = read(config.held_out_path)
-    columns = {name: [*column, *more[name]] for name, column in columns.items()}
-    held_out = len(next(iter(more.values())))
-  count = len(next(iter(columns.values())))
-  if not 0 <= held_out < count:
-    raise ValueError(f"held_out is {held_out} of {count} records: leave some to train on")
-  return columns, [np.arange(count - held_out), np.arange(count - held_out, count)]
-
-
-def run(
-  name: str,
-  sources: list[tuple[list[dict], float | None]],
-  encode: Callable[[dict], dict],
-  features: dict[str, int],
-  seed: int,
-) -> dict[str, list]:
-  """Registers records as the seqio task `name` and runs it once, unshuffled and unrepeated.
+def run(task: str, path, encode: Callable, seed: int, parse: Callable = json.loads) -> Columns:
+  """Registers files as the seqio task or mixture `task`, and reads it.
 
   Args:
-    name: of the task; with rates it is a mixture of tasks name_0, name_1, …, which ends where the
+    task: its name; with rates it is a mixture of tasks task_0, task_1, …, which ends where the
       first of them does.
-    sources: records of each file, and its rate.
-    encode: a record's features: token lists or numbers.
-    features: rank by feature: 1 for tokens (i32), 0 for a number (f32).
+    path: as `files` takes it.
+    encode: from a record to its features: token ids, or a float.
     seed: decides the order in which a mixture alternates.
-
-  Returns:
-    feature: its value in every example, in order.
+    parse: from a line to a record.
   """
   libraries.tensorflow()
   import seqio
 
+  sources = [(records(file, encode, parse), rate) for file, rate in files(path)]
   if any(rate is None for _, rate in sources):
     sources = [([record for part, _ in sources for record in part], None)]
-  names = [name] if len(sources) == 1 else [f"{name}_{i}" for i in range(len(sources))]
+  names = [task] if len(sources) == 1 else [f"{task}_{i}" for i in range(len(sources))]
   for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-    registry.remove(name)  # a name belongs to what was loaded last
-  for task, (part, _) in zip(names, sources, strict=True):
-    _register(task, part, encode, features)
+    registry.remove(task)  # a name belongs to what was loaded last
+  for name, (part, _) in zip(names, sources, strict=True):
+    _register(name, part)
   if len(names) > 1:
-    seqio.MixtureRegistry.add(name, list(zip(names, (r for _, r in sources), strict=True)))
-  return read_task(name, features, seed)
+    seqio.MixtureRegistry.add(task, list(zip(names, (r for _, r in sources), strict=True)))
+  return read(task, seed)
 
 
-def read_task(name: str, features: Iterable[str], seed: int) -> dict[str, list]:
-  """Reads the registered seqio task or mixture `name` once, unshuffled and unrepeated."""
-  libraries.tensorflow()
+def read(task: str, seed: int) -> Columns:
+  """Reads the registered seqio task or mixture `task` once, unshuffled and unrepeated."""
   import seqio
 
-  dataset = seqio.get_mixture_or_task(name).get_dataset(
+  dataset = seqio.get_mixture_or_task(task).get_dataset(
     sequence_length=None, split="train", shuffle=False, seed=seed, num_epochs=1
   )
   examples = list(dataset.as_numpy_iterator())
-  return {feature: [example[feature] for example in examples] for feature in features}
+  return {feature: [example[feature] for example in examples] for feature in dataset.element_spec}
 
 
-def _register(name: str, part: list[dict], encode: Callable, features: dict[str, int]) -> None:
-  """Adds a seqio task over records, in place of one of the same name."""
+def _register(name: str, part: list[dict]) -> None:
+  """Adds a seqio task over encoded records, in place of one of the same name."""
   tf = libraries.tensorflow()
   import seqio
 
-  types = {feature: tf.int32 if rank else tf.float32 for feature, rank in features.items()}
+  if not part:
+    raise ValueError(f"the file(s) of {name!r} hold no records: expected one a line")
+  columns = {feature: [record[feature] for record in part] for feature in part[0]}
+  tensors = {
+    feature: tf.RaggedTensor.from_row_lengths(np.concatenate(column), list(map(len, column)))
+    if column[0].ndim else tf.constant(np.array(column))
+    for feature, column in columns.items()
+  }  # fmt: skip
 
   def source(split, shuffle_files, seed=None):
     del split, shuffle_files, seed  # one split, and the order is ours
-    lines = [json.dumps(record) for record in part]
-    return tf.data.Dataset.from_tensor_slices({"record": tf.constant(lines, tf.string)})
-
-  def tokenise(dataset):
-    def arrays(line):
-      encoded = encode(json.loads(line))
-      return [np.asarray(encoded[f], t.as_numpy_dtype) for f, t in types.items()]
-
-    def example(element):
-      values = tf.numpy_function(arrays, [element["record"]], list(types.values()))
-      for value, rank in zip(values, features.values(), strict=True):
-        value.set_shape([None] * rank)
-      return dict(zip(features, values, strict=True))
-
-    return dataset.map(example)
+    return tf.data.Dataset.from_tensor_slices(tensors)
 
   vocabulary = seqio.PassThroughVocabulary(size=0)
   seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add(
     name,
     source=seqio.FunctionDataSource(source, splits=["train"]),
-    preprocessors=[tokenise],
+    preprocessors=[],
     output_features={
-      feature: seqio.Feature(vocabulary, add_eos=False, dtype=types[feature], rank=rank)
-      for feature, rank in features.items()
+      feature: seqio.Feature(vocabulary, add_eos=False, dtype=x.dtype, rank=x.shape.rank - 1)
+      for feature, x in tensors.items()
     },
   )

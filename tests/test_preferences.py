@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from nash_jax import convert, preferences
+from nash_jax import collect, preferences
+from nash_jax import config as configs
 from nash_jax.tokenizer import BUNDLED, Tokenizer
 
 TOKENIZER = Tokenizer(BUNDLED, "plain")
@@ -34,7 +35,8 @@ def test_windows_hold_every_document_once_in_order(tmp_path, width):
   whole = train.all()
   assert whole["tokens"].shape == (len(train), width)
   assert list(whole["tokens"][whole["mask"]]) == [i for document in ids[:3] for i in document]
-  assert list(held_out.tokens.values) == ids[3]
+  last = held_out.all()
+  assert list(last["tokens"][last["mask"]]) == ids[3]
   # Counted: every token that has one before it in its window, <bos> apart.
   expected = whole["mask"] & (whole["tokens"] != TOKENIZER.bos_id)
   expected[:, 0] = False
@@ -43,7 +45,7 @@ def test_windows_hold_every_document_once_in_order(tmp_path, width):
   path = write(tmp_path / "t.jsonl", [{"text": text} for text in texts[:3]])
   config.update(path=path, held_out=0, held_out_path=str(tmp_path / "more.jsonl"))
   for part, same in zip(preferences.load(config, TOKENIZER, 0), (train, held_out), strict=True):
-    np.testing.assert_array_equal(part.tokens.values, same.tokens.values)
+    np.testing.assert_array_equal(part.all()["tokens"], same.all()["tokens"])
   batch = train.batch(3, 4)
   rows = [train.batch(3, 4, slice(0, 2)), train.batch(3, 4, slice(2, 4))]
   for name, array in batch.items():
@@ -117,24 +119,21 @@ def test_budgets_drop_or_cut(tmp_path):
     preferences.load(none, TOKENIZER, seed=0)
 
 
-def test_token_arrays_come_back_as_they_were_saved(tmp_path):
-  rng = np.random.default_rng(0)
-  tokens = [rng.integers(5, 1000, (6, n)).astype(np.int32) for n in (16, 12, 12)]
-  lengths = [rng.integers(1, n + 1, 6) for n in (16, 12, 12)]
-  masks = [np.arange(t.shape[1])[None] < n[:, None] for t, n in zip(tokens, lengths, strict=True)]
-  tokens[0], masks[0] = tokens[0][:, ::-1], masks[0][:, ::-1]  # prompts are left-padded
-  tokens = [np.where(m, t, TOKENIZER.pad_id) for t, m in zip(tokens, masks, strict=True)]
-  p_win = rng.uniform(size=6).astype(np.float32)
-  path = str(tmp_path / "pairs.npz")
-  columns = [array for pair in zip(tokens, masks, strict=True) for array in pair]
-  preferences.save_pairs(path, *columns, p_win)
-  train, held_out = preferences.load(configure("tokens", path, held_out=2), TOKENIZER, seed=0)
-  for part, rows in ((train, slice(0, 4)), (held_out, slice(4, 6))):
-    arrays = part.all()
-    got = [arrays["prompts"].tokens, arrays["prompts"].mask]
-    got += [arrays[name] for name in ("a_tokens", "a_mask", "b_tokens", "b_mask", "p_win")]
-    for array, saved in zip(got, [*columns, p_win], strict=True):
-      np.testing.assert_array_equal(array, saved[rows])
+def test_pairs_of_token_ids_are_taken_as_they_are(tmp_path):
+  rows = [
+    {"inputs": [2, 9], "a": [7, 8, 1], "b": [7], "p_a": 0.25},
+    {"inputs": [2], "a": [], "b": [1], "p_a": 1},
+  ]
+  config = configure("tokens", write(tmp_path / "t.jsonl", rows), held_out=0)
+  train, _ = preferences.load(config, TOKENIZER, seed=0)
+  batch = train.all()
+  sides = [(batch["prompts"].tokens, batch["prompts"].mask)]
+  sides += [(batch[f"{side}_tokens"], batch[f"{side}_mask"]) for side in "ab"]
+  for name, (tokens, mask) in zip(("inputs", "a", "b"), sides, strict=True):
+    assert [list(ids[kept]) for ids, kept in zip(tokens, mask, strict=True)] == [
+      row[name] for row in rows
+    ]
+  np.testing.assert_array_equal(batch["p_win"], np.array([0.25, 1], np.float32))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +142,9 @@ def test_token_arrays_come_back_as_they_were_saved(tmp_path):
     ("text", '{"prompt": "x"}', r":2: no field 'text', got 'prompt'"),
     ("responses", '{"prompt": "x"}', r":2: no field 'response'"),
     ("preferences", '{"prompt": "x", "chosen": "y"}', r":2: no field 'rejected'"),
+    ("tokens", '{"inputs": [1], "a": [5000], "b": [], "p_a": 1}',
+     r":2: field 'a' holds 5000, expected ids of this tokenizer's 1024 pieces"),
+    ("tokens", '{"inputs": ["x"], "a": [], "b": [], "p_a": 1}', r":2: field 'inputs' holds 'x'"),
     (
       "preferences",
       '{"prompt": "x", "response_a": "y", "response_b": "z"}',
@@ -171,56 +173,59 @@ def test_other_bad_input(tmp_path):
   path = write(tmp_path / "p.jsonl", [{"text": "x"}])
   with pytest.raises(ValueError, match="choose one of text, responses, preferences, tokens"):
     preferences.load(configure("pairs", path), TOKENIZER, seed=0)
-  np.savez(tmp_path / "foreign.npz", a_tokens=np.zeros((2, 3)))
-  with pytest.raises(ValueError, match="no array prompt_tokens, prompt_mask, a_mask"):
-    preferences.load(configure("tokens", f"{tmp_path}/foreign.npz"), TOKENIZER, seed=0)
-  two = configure("tokens", f"{tmp_path}/foreign.npz, {tmp_path}/foreign.npz")
-  with pytest.raises(ValueError, match="reads one"):
-    preferences.load(two, TOKENIZER, seed=0)
-  ones, mask = np.full((2, 3), 5000), np.ones((2, 3), bool)
-  preferences.save_pairs(tmp_path / "big.npz", ones, mask, ones, mask, ones, mask, np.ones(2))
-  with pytest.raises(ValueError, match="token 5000, but this tokenizer only 1024"):
-    preferences.load(configure("tokens", f"{tmp_path}/big.npz"), TOKENIZER, seed=0)
+  (tmp_path / "none.jsonl").write_text("\n")
+  with pytest.raises(ValueError, match="hold no records"):
+    preferences.load(configure("text", f"{tmp_path}/none.jsonl"), TOKENIZER, seed=0)
 
 
-@pytest.mark.parametrize(
-  ("kind", "file", "counts"),
-  [
-    ("hh_rlhf", "hh_rlhf/helpful-base.test.jsonl.gz", (2339, 15)),
-    ("oasst", "oasst/ranked_pairs.jsonl", (732, 0)),
-    ("pandalm", "pandalm/testset-v1.json", (999, 0)),
-  ],
-)
-def test_published_sets(data_dir, tmp_path, kind, file, counts):
-  output = tmp_path / "all.jsonl"
-  done = convert.convert(kind, str(data_dir / file), str(output))
-  assert (done["written"], done["skipped"]) == counts
-  few = output.read_text("utf-8").split("\n")[:40]
-  (tmp_path / "few.jsonl").write_text("\n".join(few), "utf-8")
+def test_votes_of_three_annotators_under_gemmas_template(data_dir, tmp_path):
+  """PandaLM's test set: each annotator says 1, 2, or 0 for a tie."""
+  found = json.loads((data_dir / "pandalm" / "testset-v1.json").read_text("utf-8"))[:40]
+  rows = []
+  for row in found:
+    votes = [row[f"annotator{i}"] for i in (1, 2, 3)]
+    rows.append({
+      "messages": [{"role": "user", "content": row["instruction"]}],
+      "response_a": row["response1"], "response_b": row["response2"],
+      "votes_a": votes.count(1), "votes_b": votes.count(2), "ties": votes.count(0),
+    })  # fmt: skip
   gemma = Tokenizer(str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
-  config = configure(
-    "preferences",
-    str(tmp_path / "few.jsonl"),
-    overflow="cut",
-    max_tokens=64,
-    max_response_tokens=48,
-  )
+  path = write(tmp_path / "votes.jsonl", rows)
+  config = configure("preferences", path, overflow="cut", max_tokens=64, max_response_tokens=48)
   train, held_out = preferences.load(config, gemma, seed=0)
   assert (len(train), len(held_out)) == (39, 1)
-  arrays = train.all()
+  batch = train.all()
   model = gemma.prompt("x")[-3:]
-  assert (arrays["prompts"].tokens[:, -3:] == np.array(model)[None]).all()
-  assert (arrays["prompts"].tokens == gemma.bos_id).sum(1).tolist() == [1] * 39
-  first = json.loads(few[0])
-  texts = [
-    first[k]
-    for k in (("response_a", "response_b") if kind == "pandalm" else ("chosen", "rejected"))
-  ]
-  for name, text in zip("ab", texts, strict=True):
-    said = gemma.decode(arrays[f"{name}_tokens"][0][arrays[f"{name}_mask"][0]])
-    assert text.startswith(said)
-    assert len(said) > 0
-  if kind == "pandalm":
-    thirds = arrays["p_win"] * 6  # three annotators, halves for ties
-    np.testing.assert_allclose(thirds, np.round(thirds), atol=1e-5)
-    assert 0 < arrays["p_win"].mean() < 1
+  assert (batch["prompts"].tokens[:, -3:] == np.array(model)[None]).all()
+  assert (batch["prompts"].tokens == gemma.bos_id).sum(1).tolist() == [1] * 39
+  for side in "ab":
+    said = gemma.decode(batch[f"{side}_tokens"][0][batch[f"{side}_mask"][0]])
+    assert said
+    assert rows[0][f"response_{side}"].startswith(said)
+  sixths = batch["p_win"] * 6  # three annotators, halves for ties
+  np.testing.assert_allclose(sixths, np.round(sixths), atol=1e-5)
+  assert 0 < batch["p_win"].mean() < 1
+
+
+def test_collected_votes_are_data_for_a_judge(tmp_path):
+  config = configs.collect()
+  config.model.update({"preset": "tiny", "changes": {"num_embed": 1024}, "weights": ""})
+  config.prompts.update({"held_out": 300, "batch_size": 4})
+  config.sampling.update({"max_tokens": 6, "samples": 3})
+  config.sources = {name: {"weights": "", "temperature": t} for name, t in (("a", 1.0), ("b", 2.0))}
+  config.steps = 3
+  path = collect.run(config, tmp_path / "votes")
+  config = configure("tokens", path, held_out=9, max_tokens=32, max_response_tokens=6)
+  train, held_out = preferences.load(config, TOKENIZER, seed=0)
+  assert (len(train), len(held_out)) == (3 * 4 * 3 - 9, 9)
+  assert train.report["dropped"] == 0
+  batch = train.all()
+  # The pairs of a prompt's three responses follow one another: (0, 1), (0, 2), (1, 2).
+  for first in range(0, 27, 3):
+    prompts, a, b = (
+      x[first : first + 3] for x in (batch["prompts"].tokens, batch["a_tokens"], batch["b_tokens"])
+    )
+    assert (prompts == prompts[:1]).all()
+    for same, other in ((a[0], a[1]), (b[0], a[2]), (b[1], b[2])):
+      np.testing.assert_array_equal(same, other)
+  assert set(np.round(3 * batch["p_win"], 5)) <= {0, 0.5, 1, 1.5, 2, 2.5, 3}  # three annotators

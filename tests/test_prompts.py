@@ -19,6 +19,10 @@ def configure(
   return ConfigDict(locals())
 
 
+def texts_of(part):
+  return [TOKENIZER.decode(row) for row in part.all().tokens]
+
+
 def write(path, records):
   path.write_text("\n".join(map(json.dumps, records)) + "\n")
   return str(path)
@@ -84,7 +88,7 @@ def test_drop_and_cut_are_counted_and_leave_the_split_alone(loaded, tmp_path):
   assert over
   dropped, held_out = prompts.load(configure(path, max_tokens=budget), TOKENIZER, seed=1)
   assert dropped.report == {"kept": 20 - over, "dropped": over, "cut": 0}
-  assert set(held_out.index) <= {20, 21, 22}
+  assert set(held_out.all().index) <= {20, 21, 22}
   cut, _ = prompts.load(configure(path, max_tokens=budget, overflow="cut"), TOKENIZER, seed=1)
   assert cut.report == {"kept": 20, "dropped": 0, "cut": over}
   for row, text in zip(cut.all().tokens, texts, strict=False):
@@ -100,10 +104,9 @@ def test_text_files_and_several_of_them_and_a_held_out_file(tmp_path):
     f"{tmp_path}/a.txt, {tmp_path}/b.txt", "text", held_out_path=f"{tmp_path}/c.txt"
   )
   train, held_out = prompts.load(config, TOKENIZER, seed=0)
-  said = [TOKENIZER.decode(train.tokens[i]) for i in range(3)]
-  assert said == ["one cat", "two", "three"]
-  assert TOKENIZER.decode(held_out.tokens[0]) == "a fish"
-  assert list(held_out.index) == [3]
+  assert texts_of(train) == ["one cat", "two", "three"]
+  assert texts_of(held_out) == ["a fish"]
+  assert list(held_out.all().index) == [3]
 
 
 def test_a_mixture_keeps_its_rates_and_repeats(tmp_path):
@@ -113,14 +116,14 @@ def test_a_mixture_keeps_its_rates_and_repeats(tmp_path):
   ]
   config = configure(f"{paths[0]}:3,{paths[1]}:1", max_tokens=128, held_out=0)
   train, held_out = prompts.load(config, TOKENIZER, seed=0)
-  said = [TOKENIZER.decode(train.tokens[i]) for i in range(len(train))]
+  said = texts_of(train)
   cats = [text for text in said if text.startswith("cat")]
   assert cats == [
     "cat" + " ran" * i for i in range(60)
   ]  # the mixture ends with its first source to end
   assert 8 <= len(said) - len(cats) <= 35  # 60 / 3, give or take five standard deviations
   again, _ = prompts.load(config, TOKENIZER, seed=0)
-  np.testing.assert_array_equal(again.tokens.values, train.tokens.values)
+  assert texts_of(again) == said
   with pytest.raises(ValueError, match="empty"):
     held_out.batch(0, 2)
 
@@ -139,7 +142,8 @@ def test_a_task_registered_elsewhere(tmp_path):
     output_features={"inputs": seqio.Feature(seqio.PassThroughVocabulary(64), add_eos=False)},
   )
   train, _ = prompts.load(configure(task="someone_elses", held_out=1), TOKENIZER, seed=0)
-  assert list(train.tokens[0]) == [2, 9, 10]
+  batch = train.all()
+  assert list(batch.tokens[batch.mask]) == [2, 9, 10]
   with pytest.raises(ValueError, match=r"unknown task 'storys'.*someone_elses.*stories"):
     prompts.load(configure(task="storys"), TOKENIZER, seed=0)
 
@@ -167,7 +171,7 @@ def test_other_bad_input(tmp_path):
   path = write(tmp_path / "p.jsonl", [{"prompt": "a long prompt of many words"}] * 5)
   for config, message in [
     (configure(path, max_tokens=2), "no prompts left: all 2 are over max_tokens=2"),
-    (configure(path, overflow="wrap"), "choose 'drop' or 'cut'"),
+    (configure(path, overflow="wrap"), "expected one of cut, drop"),
     (configure(path, held_out=5), "held_out is 5 of 5 records"),
     (configure(f"{tmp_path}/none.jsonl"), "no data file"),
     (configure(""), "`path` is empty"),
@@ -184,9 +188,10 @@ def test_bundled_stories():
   assert len(held_out) == 96
   assert len(train) >= 200
   assert train.report["dropped"] == held_out.report["dropped"] == 0
-  texts = [TOKENIZER.decode(part.tokens[i]) for part in (train, held_out) for i in range(len(part))]
+  texts = texts_of(train) + texts_of(held_out)
   assert len(set(texts)) == len(texts)
-  assert TOKENIZER.id_of("<unk>") not in {*train.tokens.values, *held_out.tokens.values}
+  unknown = TOKENIZER.id_of("<unk>")
+  assert not any((part.all().tokens == unknown).any() for part in (train, held_out))
   assert sum('"' in text for text in texts) <= len(texts) / 8
   assert all(text.isascii() and "\n" not in text for text in texts)
 
@@ -209,9 +214,10 @@ def test_rlhflow_collection_from_parquet_to_prompts(tmp_path, data_dir):
   (tmp_path / "in" / "more.json").write_text(json.dumps([{"prompt": "Why?"}, {"prompt": [ask]}]))
   (tmp_path / "in" / "README.md").write_text("not rows")
   output = str(tmp_path / "out.jsonl")
-  counts = convert.convert("rlhflow", str(tmp_path / "in"), output)
+  counts = convert.convert(str(tmp_path / "in"), output)
   assert counts == {"written": 4, "skipped": 2}
   gemma = Tokenizer(str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
   train, _ = prompts.load(configure(output, "rlhflow", 64, held_out=0), gemma, seed=0)
-  assert list(train.tokens[0]) == gemma.prompt("Why?")
-  assert list(train.tokens[3]) == gemma.prompt([ask, answer, ask])
+  batch = train.all()
+  said = [list(row[mask]) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
+  assert (said[0], said[3]) == (gemma.prompt("Why?"), gemma.prompt([ask, answer, ask]))
