@@ -15,49 +15,17 @@ import tqdm
 
 from nash_jax.types import Mean
 
-PHASES = {
-  "sample": "the responses",
-  "judge": "the verdicts",
-  "update": "the new state",
-  "evaluate": "an evaluation",
-  "save": "a checkpoint's copy on the host",
-}
-# (meaning, unit, healthy range); docs/metrics.md explains them, and a test holds the two together.
-GLOSSARY = {
-  "loss": ("the objective's surrogate; in fit, the loss", "nats", "finite; in fit, falls"),
-  "p_win": ("mean P(y≻y') on the training pairs", "probability", "1/2 in self-play"),
-  "kl_to_reference": ("mean Σ log π_θ − log π_ref", "nats a response", "0 at first, below 1/β"),
-  "kl_to_target": ("mean Σ log π_θ − log π_tgt", "nats a response", "below kl_to_reference"),
-  "entropy": ("of π_θ's next token", "nats a token", "falls slowly; near 0 is collapse"),
-  "response_length": ("mean length, stop token included", "tokens", "within 25% of the reference"),
-  "stopped": ("responses that reached a stop token", "share", "near the reference's"),
-  "truncated": ("responses cut at the budget: 1 − stopped", "share", "near the reference's"),
-  "flip_rate": ("pairs whose winner changes with the order shown", "share", "below 0.3"),
-  "tie_mass": ("verdicts that are ties", "share", "steady"),
-  "valid": ("comparisons with a valid verdict", "share", "1 for a pairwise judge"),
-  "logp_gap": ("mean |Δ log p| of sampler, trainer", "nats a token", "< 1e-4 (bfloat16: 0.03)"),
-  "logp_gap_max": ("the largest such gap", "nats a token", "< 1e-2 (bfloat16: 1)"),
-  "gradient_norm": ("global norm before clipping", "nats", "steady, no growing spikes"),
-  "learning_rate": ("the schedule's at this step", "1", "as configured"),
-  "kappa": ("κ in π_tgt ← κ·π_θ + (1−κ)·π_tgt", "1", "in [0, 1]"),
-  "accuracy": ("fit: tokens or preferences told right", "share", "rises"),
-  "tokens": ("fit: tokens trained on in this step", "tokens", "steady"),
-  "eval/win_rate_vs_reference": ("held-out P(y≻y'), y' ~ π_ref", "probability", "1/2, then rises"),
-  "eval/kl_to_reference": ("kl_to_reference, held out", "nats a response", "near the training one"),
-  "eval/response_length": ("response_length, held out", "tokens", "near the training one"),
-  "eval/loss": ("fit: loss, held out", "nats", "falls"),
-  "eval/accuracy": ("fit: accuracy, held out", "share", "rises"),
-  "eval/bits_per_byte": ("fit: −log₂ p a UTF-8 byte, held out", "bits a byte", "falls"),
-  "exact/suboptimality": ("SubOpt_β(π_θ), enumerated", "probability", "≥ 0, falls towards 0"),
-  "exact/kl_to_equilibrium": ("KL(π*‖π_θ), enumerated", "nats a response", "falls towards 0"),
-}
-for _phase, _what in PHASES.items():
-  GLOSSARY[f"seconds/{_phase}"] = (
-    f"from the end of the phase before until {_what} is there", "s", "steady after compilation"
-  )  # fmt: skip
-  GLOSSARY[f"tokens_per_second/{_phase}"] = (
-    f"tokens that went into {_what}, over seconds/{_phase}", "tokens/s", "steady"
-  )  # fmt: skip
+PHASES = ("sample", "judge", "update", "evaluate", "save")
+# What each name means, its unit and its healthy range: docs/metrics.md, which a test holds to this.
+GLOSSARY = (
+  "loss", "p_win", "kl_to_reference", "kl_to_target", "entropy",
+  "response_length", "stopped", "truncated", "flip_rate", "tie_mass", "valid",
+  "logp_gap", "logp_gap_max", "gradient_norm", "learning_rate", "kappa", "accuracy", "tokens",
+  "eval/win_rate_vs_reference", "eval/kl_to_reference", "eval/response_length",
+  "eval/loss", "eval/accuracy", "eval/bits_per_byte",
+  "exact/suboptimality", "exact/kl_to_equilibrium",
+  *(f"{what}/{phase}" for what in ("seconds", "tokens_per_second") for phase in PHASES),
+)  # fmt: skip
 
 
 def _number(x) -> float | None:
@@ -84,9 +52,9 @@ class Metrics:
   Process 0 writes; every process reads, so that all of them stop at a loss that is not finite.
 
   Args:
-    first_step: of this session; what an earlier one wrote from there on is dropped.
+    first_step: where the run begins or goes on; what it wrote from there on before is dropped.
     show: names for the progress bar.
-    profile: leave a trace of the third and fourth step of this session in workdir/profile.
+    profile: leave a trace of the third and fourth step from there in workdir/profile.
   """
 
   def __init__(
@@ -107,7 +75,7 @@ class Metrics:
       self._lines = _open(workdir / "metrics.jsonl", first_step)
       self._samples = _open(workdir / "samples.jsonl", first_step)
       self._board = tensorboardX.SummaryWriter(
-        # Two sessions in one second must not share a file.
+        # A run that is resumed within one second must not share a file.
         str(workdir / "tensorboard"), purge_step=first_step or None,
         filename_suffix=f".{first_step:08d}",
       )  # fmt: skip
@@ -120,8 +88,8 @@ class Metrics:
     for name in names:
       if name not in GLOSSARY:
         raise ValueError(
-          f"metric {name!r} is not in metrics.GLOSSARY: add its meaning, unit and healthy range "
-          f"there and to docs/metrics.md. Known: {', '.join(GLOSSARY)}"
+          f"metric {name!r} is not in metrics.GLOSSARY: add it there, and its meaning, unit and "
+          f"healthy range to docs/metrics.md. Known: {', '.join(GLOSSARY)}"
         )
 
   def push(self, step: int, values: dict[str, Mean | jax.Array | float]) -> None:
@@ -216,14 +184,12 @@ class Metrics:
     self._texts.append((step, name, arrays, decode))
 
   def _write_texts(self, step: int) -> None:
-    due, self._texts = (
-      [t for t in self._texts if t[0] <= step],
-      [t for t in self._texts if t[0] > step],
-    )
-    for number, name, arrays, decode in due if self._writes else ():
-      rows = decode(jax.device_get(arrays))
-      self._samples.write(json.dumps({"step": number, "name": name, "rows": rows}) + "\n")
-      self._board.add_text(name, "\n\n---\n\n".join(rows), number)
+    while self._texts and self._texts[0][0] <= step:
+      number, name, arrays, decode = self._texts.pop(0)
+      if self._writes:
+        rows = decode(jax.device_get(arrays))
+        self._samples.write(json.dumps({"step": number, "name": name, "rows": rows}) + "\n")
+        self._board.add_text(name, "\n\n---\n\n".join(rows), number)
 
   def close(self) -> None:
     """Writes the last line and lets go of files and threads."""
