@@ -319,7 +319,7 @@ def load_weights(spec: str, model: gemma.GemmaConfig, seed: int = 0) -> Params:
   """Returns float32 parameters from a file, from a run, or random ones for "".
 
   Args:
-    spec: "weights.safetensors", "assets:...", or a run's workdir: "runs/x" (its newest params),
+    spec: what weights.load takes, "assets:...", or a run's workdir: "runs/x" (its newest params),
       "runs/x@target", "runs/x@params:50", "runs/x@params:best".
 
   Raises:
@@ -328,7 +328,7 @@ def load_weights(spec: str, model: gemma.GemmaConfig, seed: int = 0) -> Params:
   if not spec:
     return jax.jit(lambda key: gemma.init(key, model))(keys.key(seed, "init"))
   where, _, rest = configs.path(spec).partition("@")
-  if not os.path.isdir(where):
+  if not os.path.isdir(where) or weights.kind(where):
     return weights.load(where, model)
   part, _, step = rest.partition(":")
   number = int(step) if step.isdigit() else None

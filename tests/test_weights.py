@@ -18,6 +18,7 @@ from jax import numpy as jnp
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from nash_jax import checkpoint as checkpoints
 from nash_jax.models import files, gemma, hugging_face, names, weights
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -373,6 +374,18 @@ def test_a_folder_without_weights_is_named(tmp_path):
   save_file({"a": np.ones(2, np.float32)}, str(tmp_path / "w.safetensors"))
   with pytest.raises(ValueError, match=r"expected the tensors of a Gemma text model, got 1 others"):
     weights.load(str(tmp_path), gemma.preset("tiny"))
+
+
+def test_a_spec_is_a_folder_of_weights_or_a_run(file, tmp_path):
+  path, config, params = file
+  weights.export(str(tmp_path / "hub"), params, config, "float32")
+  same(checkpoints.load_weights(str(tmp_path / "hub"), config), params)
+  run = checkpoints.Checkpoints(tmp_path / "run", keep=1, config={})
+  run.save(1, {"params": gemma.cast(params, jnp.bfloat16)})
+  run.close()
+  shutil.copy(path, tmp_path / "run")  # what a run exports into its workdir is not the run
+  with pytest.raises(ValueError, match="bfloat16"):
+    checkpoints.load_weights(str(tmp_path / "run"), config)
 
 
 # The gemma library's Orbax checkpoints.

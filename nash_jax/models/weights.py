@@ -21,8 +21,10 @@ from nash_jax.types import Params
 
 
 def kind(path: str) -> str:
-  """Returns what weights a path holds, "safetensors" or "orbax"; "" where neither is there."""
+  """Returns what weights a path holds: "safetensors", "orbax", or "" for neither, as a run's."""
   where = pathlib.Path(path)
+  if (where / "checkpoints").is_dir():  # a run's workdir, whatever it was told to export there
+    return ""
   if orbax_files.is_checkpoint(path):
     return "orbax"
   if where.is_file() or (where / hugging_face.INDEX).exists():
