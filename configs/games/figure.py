@@ -2,9 +2,10 @@
 
     nash-jax games --config=configs/games/figure.py --workdir=runs/figure
 
-Cost: within 10 minutes on 2 cores, the grids included. Expected: among proximal updates NashMP is
-exact to rounding; among exact gradients EGPO is (its step is a proximal update in disguise);
-sampled, NashMP ends at .0021 after 50,000 steps, Online IPO at .0079. docs/games.md has the rest.
+Cost: COST, the grids included; seconds as figure.py:smoke. Expected: among proximal
+updates NashMP is exact to rounding; among exact gradients EGPO is (its step is a proximal update in
+disguise); sampled, NashMP ends at .0021 after 50,000 steps, Online IPO at .0079. docs/games.md has
+the rest.
 
 Sizes, β and rates are not published. Every entrant is tuned on games of its own by the same grid of
 steps, in units of ∇J; those with a knob more (η, the mixture) try three values of it.
@@ -13,23 +14,25 @@ steps, in units of ∇J; those with a knob more (η, the mixture) try three valu
 from ml_collections import config_dict
 
 
-def get_config():
+def get_config(size="full"):
+  if size not in ("full", "smoke"):
+    raise ValueError(f"size must be full or smoke, got {size!r}.")
   beta = 0.02
   etas = (2 * beta, 0.1, 0.5)
-  gradient = (  # label, method, colour, knobs besides the step
-    ("NashMP, κ = 10/(k+10)", "nash_mp_ema", 3, {"eta": etas, "kappa": ("harmonic",)}),
-    ("NashMP, κ = 0.1", "nash_mp_ema", 1, {"eta": etas, "kappa": (0.1,)}),
-    ("Online IPO", "online_ipo", 0, {}),
-    ("Online DPO", "online_dpo", 5, {}),
-    ("Nash-MD", "nash_md", 2, {"mixture": (0.01, 0.05, 0.25)}),
-    ("MD", "mmd", 7, {}),
-    ("EGPO", "egpo", 4, {}),
+  gradient = (  # label, method, knobs besides the step
+    ("NashMP, κ = 10/(k+10)", "nash_mp_ema", {"eta": etas, "kappa": ("harmonic",)}),
+    ("NashMP, κ = 0.1", "nash_mp_ema", {"eta": etas, "kappa": (0.1,)}),
+    ("Online IPO", "online_ipo", {}),
+    ("Online DPO", "online_dpo", {}),
+    ("Nash-MD", "nash_md", {"mixture": (0.01, 0.05, 0.25)}),
+    ("MD", "mmd", {}),
+    ("EGPO", "egpo", {}),
   )
   proximal = (
-    ("NashMP", "nash_mp", 3, {}), ("EGPO (the same iteration)", "egpo", 4, {}),
-    ("MD", "mmd", 7, {}), ("Nash-MD", "nash_md", 2, {}),
+    ("NashMP", "nash_mp", {}), ("EGPO (the same iteration)", "egpo", {}),
+    ("MD", "mmd", {}), ("Nash-MD", "nash_md", {}),
   )
-  return config_dict.ConfigDict({
+  config = config_dict.ConfigDict({
     "study": "figure",
     "contexts": 10,
     "actions": 20,
@@ -48,3 +51,22 @@ def get_config():
       ("sampled, 8 pairs", "gradient", 8, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0), gradient),
     ),
   })
+  if size == "smoke":
+    config.update(contexts=2, actions=4, seeds=(0, 1), tuning_seeds=(5,), horizons=(20, 40),
+                  points=10, csv_every=1, versions=tuple(
+                    (*version, (1.0,), entrants[:1]) for *version, _, entrants in config.versions))
+  config.figures = {"figure": {"size": (3.8, 2.7), "panels": tuple(
+    tuple(panel(version, horizon, horizon == config.horizons[-1]) for horizon in config.horizons)
+    for version, *_ in config.versions)}}
+  return config
+
+
+def panel(version, horizon, legend):
+  colors = {"NashMP": 3, "NashMP, κ = 10/(k+10)": 3, "NashMP, κ = 0.1": 1, "Online IPO": 0,
+            "Online DPO": 5, "Nash-MD": 2, "MD": 7, "EGPO": 4, "EGPO (the same iteration)": 4}
+  floor = {"proximal updates": 1e-16, "exact gradients": 1e-16}.get(version, 1e-3)
+  return {"title": f"{version}, {horizon:,} steps", "xlabel": "step", "yscale": "log",
+          "ylabel": "SubOpt_β, last iterate", "ylim": (floor, 1),
+          "layers": ({"table": "figure_curves", "x": "step", "y": "mean", "by": "method",
+                      "where": {"version": version, "horizon": horizon}, "colors": colors,
+                      "band": ("low95", "high95"), "label": "{method}" if legend else "_"},)}

@@ -2,22 +2,26 @@
 
     nash-jax games --config=configs/games/rates.py --workdir=runs/rates
 
-Cost: about 4 minutes on 2 cores. Expected: rates.csv, where NashMP's own step needs tens to a few
-hundred queries and the steps of the others' theories thousands or never; tuned, EGPO equals NashMP
-(they are one iteration) and MMD is close. original_game.csv with NashMP's slope near 1.
+Cost: about 5 minutes on 2 cores; seconds as rates.py:smoke. Expected: rates.csv, where NashMP's own
+step needs tens to a few hundred queries and the steps of the others' theories thousands or never;
+tuned, EGPO equals NashMP (they are one iteration) and MMD is close. original_game.csv with NashMP's
+slope near 1.
 """
 
 from ml_collections import config_dict
 
 
-def get_config():
-  return config_dict.ConfigDict({
+def get_config(size="full"):
+  if size not in ("full", "smoke"):
+    raise ValueError(f"size must be full or smoke, got {size!r}.")
+  config = config_dict.ConfigDict({
     "study": "rates",
     "games": 10,
+    "contexts": None,  # games [A A]
     "actions": 10,
     "rank": 4,
     "strength": 2.0,
-    "betas": (0.02, 0.1),
+    "betas": (0.02, 0.05, 0.1, 0.2),
     "queries": 20_000,  # everybody's budget
     "methods": (
       *(("proximal", method) for method in
@@ -38,4 +42,16 @@ def get_config():
     ),
     "epsilons": (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001),
     "iterations_original": 30_000,
+    "figures": {"original_game": {"size": (5, 3.6), "panels": (({
+      "title": "the original game", "xlabel": "ε", "ylabel": "queries to an ε-equilibrium (median)",
+      "xscale": "log", "yscale": "log", "layers": ({
+        "table": "original_game", "x": "epsilon", "y": "median_queries", "by": "method",
+        "style": "o-", "label": "{method}: slope {fitted_slope:.2f}"},)},),)}},
   })
+  if size == "smoke":
+    config.update(games=2, actions=4, betas=(0.3,), queries=120, steps=(0.5, 1.0),
+                  methods=(*(("proximal", method) for method in ("nash_mp", "egpo", "mmd")),
+                           ("gradient", "nash_mp_ema")),
+                  targets=(1e-3, 1e-6), epsilons=(0.1, 0.03, 0.01), iterations_original=2_000,
+                  original=(("NashMP", "nash_mp", "epsilon"), ("MWU", "mwu", 0.0)))
+  return config

@@ -2,11 +2,12 @@
 
 A race is fair when every entrant is tuned by one grid of steps. Rates of gradient methods differ
 in unit (a loss with 1/β² in it wants a rate of another size), so a grid's steps are in units of ∇J,
-the gradient of regularised self-play: `unit` turns them into each loss's own rate.
+the gradient of regularised self-play: solvers.unit turns them into each loss's own rate.
 """
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -30,23 +31,14 @@ class Entrant(NamedTuple):
 
 
 def make_games(seeds, *, contexts, actions, rank, strength, beta, cyclicity=1.0):
-  """Games [S X A A], one a seed, with a uniform reference: a Game whose leaves lead with S."""
+  """Games [S X A A], or [S A A] where contexts is None: a Game whose leaves lead with S.
+
+  One game a seed; the reference is uniform.
+  """
   p_win = np.stack([
     zoo.random_game(seed, actions, rank, cyclicity, strength, contexts).p_win for seed in seeds])
   log_ref = np.full(p_win.shape[:-1], -np.log(actions))
   return solvers.Game(jnp.asarray(p_win), jnp.asarray(log_ref), jnp.full(len(seeds), beta))
-
-
-def unit(method, updates, beta):
-  """What one unit of a grid's step is for this method: near the reference all move alike.
-
-  Online IPO's exact gradient is 4/β times ∇J, Online DPO's about 2β times (its logistic slope is
-  1/4), and on uniform pairs EGPO's and MMD's regressions are scaled as Online IPO's.
-  """
-  if updates == "proximal":
-    return 1.0
-  return {"online_ipo": beta / 4, "egpo": beta / 4, "mmd": beta / 4,
-          "online_dpo": 1 / (2 * beta)}.get(method, 1.0)
 
 
 def grid(entrant, steps, beta, iterations):
@@ -54,60 +46,78 @@ def grid(entrant, steps, beta, iterations):
   names = list(entrant.knobs)
   if set(names) - {"eta", "kappa", "mixture"}:
     raise ValueError(f"{entrant.label} has knobs {names}; choices: eta, kappa, mixture.")
-  rows = [dict(zip(["step", *names], row, strict=True))
-          for row in itertools.product(steps, *entrant.knobs.values())]
-  base = {"eta": 2 * beta, "kappa": 0.0, "mixture": 0.25}
-  full = [base | row for row in rows]
+  settings = [dict(zip(["step", *names], values, strict=True))
+              for values in itertools.product(steps, *entrant.knobs.values())]
+  schedules = {"harmonic": solvers.harmonic(iterations)}
+  unset = {"eta": 2 * beta, "kappa": 0.0, "mixture": 0.25}
 
   def leaf(name):
-    column = [row[name] for row in full]
-    if name == "kappa" and "harmonic" in column:
-      ones = np.ones(iterations)
-      column = [solvers.harmonic(iterations) if v == "harmonic" else v * ones for v in column]
-    return jnp.asarray(np.stack(column), float)
+    column = [schedules.get(v, v) for v in ((unset | one)[name] for one in settings)]
+    return jnp.asarray(np.stack(np.broadcast_arrays(*column)), float)
 
-  scale = unit(entrant.method, entrant.updates, beta)
-  return rows, solvers.Knobs(leaf("step") * scale, leaf("eta"), leaf("kappa"), leaf("mixture"))
+  knobs = solvers.Knobs(*map(leaf, solvers.Knobs._fields))
+  return settings, knobs._replace(
+    step=knobs.step * solvers.unit(entrant.method, entrant.updates, beta))
 
 
-@functools.partial(jax.jit, static_argnames=("method", "updates", "points", "batch"))
-def curves(method, updates, games, knobs, keys, *, points, every, batch=0):
-  """SubOpt_β [G S points] of a grid on games, each seed with its own draws, shared by the grid."""
+@functools.partial(jax.jit, static_argnames=("method", "updates", "points", "batch", "measure"))
+def curves(method, updates, games, knobs, keys, *, points, every, batch=0,
+           measure=solvers.suboptimality):
+  """Measures [G S points] of a grid on games, each seed with its own draws, shared by the grid."""
   def one(knob, game, key):
-    return solvers.run(method, updates, game, knob, key, points=points, every=every, batch=batch)[1]
+    return solvers.run(method, updates, game, knob, key, points=points, every=every, batch=batch,
+                       measure=measure)[1]
 
   over_games = jax.vmap(one, (None, 0, 0))
   return jax.vmap(over_games, (0, None, None))(knobs, games, keys)
 
 
 def score(values):
-  """The number a grid is judged by: mean log10 of final SubOpt_β over seeds; diverged is worst."""
+  """The number a setting is judged by: mean log10 of SubOpt_β over seeds, the last axis.
+
+  Rounding counts as 1e-30, and what diverged as 1e3.
+  """
   final = np.asarray(values, float)
   return np.log10(np.where(np.isfinite(final), np.clip(final, 1e-30, 1e3), 1e3)).mean(-1)
 
 
-def race(entrant, tuning, games, *, steps, horizon, longest, points=100, seed=0):
-  """Tunes on the tuning games at this horizon, then runs the chosen knobs on the others.
+def _play(entrant, games, knobs, key, points, every):
+  if entrant.batch:  # draws are far noisier than float32 rounds
+    knobs, games = jax.tree.map(lambda v: v.astype(jnp.float32), (knobs, games))
+  keys = jax.random.split(key, len(games.beta))
+  return np.asarray(curves(entrant.method, entrant.updates, games, knobs, keys, points=points,
+                           every=every, batch=entrant.batch))
+
+
+def tune(entrant, games, *, steps, horizons, key):
+  """Runs the grid once, to the longest horizon.
 
   Returns:
-    (chosen settings, [(settings, score)] of the whole grid, curves [S points] on `games`).
+    (settings, their Knobs, scores [horizons G] of the last iterate at each horizon).
   """
-  beta = float(games.beta[0])
-  rows, knobs = grid(entrant, steps, beta, longest)
-  every = horizon // points
-  if entrant.batch:  # draws are far noisier than float32 rounds
-    knobs, tuning, games = jax.tree.map(lambda v: v.astype(jnp.float32), (knobs, tuning, games))
+  settings, knobs = grid(entrant, steps, float(games.beta[0]), max(horizons))
+  every = math.gcd(*horizons)
+  values = _play(entrant, games, knobs, key, max(horizons) // every, every)
+  return settings, knobs, [score(values[:, :, h // every - 1]) for h in horizons]
 
-  def play(on, chosen, stream):
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), stream), len(on.beta))
-    return curves(entrant.method, entrant.updates, on, chosen, keys, points=points, every=every,
-                  batch=entrant.batch)
 
-  scores = score(play(tuning, knobs, 0)[:, :, -1])
-  best = int(np.argmin(scores))
-  chosen = jax.tree.map(lambda knob: knob[best : best + 1], knobs)
-  outcome = list(zip(rows, scores.tolist(), strict=True))
-  return rows[best], outcome, np.asarray(play(games, chosen, 1)[0])
+def race(entrant, tuning, games, *, steps, horizons, points=100):
+  """Tunes on the tuning games for each horizon, then runs the chosen knobs on the others.
+
+  Returns:
+    a tuple for each horizon: (chosen setting, [(setting, score)] of the whole grid, SubOpt_β
+    [S points] on `games`, of each multiple of horizon/points steps).
+  """
+  key = jax.random.key(0)
+  settings, knobs, scores = tune(entrant, tuning, steps=steps, horizons=horizons,
+                                 key=jax.random.fold_in(key, 0))
+  outcomes = []
+  for horizon, row in zip(horizons, scores, strict=True):
+    best = int(np.argmin(row))
+    chosen = jax.tree.map(lambda knob, best=best: knob[best : best + 1], knobs)
+    lines = _play(entrant, games, chosen, jax.random.fold_in(key, 1), points, horizon // points)
+    outcomes.append((settings[best], list(zip(settings, row.tolist(), strict=True)), lines[0]))
+  return outcomes
 
 
 def interval(values, level_z=1.96):

@@ -5,12 +5,15 @@ probabilities [A] or [X A]; logarithms are natural (nats). All but the two equil
 the Bradley-Terry fit is jax and runs under jit and vmap, in the precision of its inputs.
 """
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-import scipy.sparse.linalg
-import scipy.special
+from scipy.sparse.linalg import LinearOperator, gmres
+from scipy.special import expit, softmax
 
 _DENSE_LIMIT = 1500  # above it Newton's linear systems are solved by GMRES, which never forms them
 
@@ -25,25 +28,21 @@ def validate(p_win, atol=1e-5):
   if p_win.ndim not in (2, 3) or p_win.shape[-1] != p_win.shape[-2] or p_win.size == 0:
     raise ValueError(f"p_win must be [A A] or [X A A], got shape {p_win.shape}.")
   games = np.asarray(p_win).reshape(-1, *p_win.shape[-2:])
-  worst = (0.0, None)
-  for x, game in enumerate(games):
-    for start in range(0, len(game), 1024):  # by blocks of rows: a large game is never copied whole
-      rows = game[start : start + 1024]
-      outside = np.maximum(np.maximum(-rows, rows - 1), 0)
-      fault = np.maximum(np.abs(rows + game[:, start : start + 1024].T - 1), outside)
-      fault = np.where(np.isfinite(fault), fault, np.inf)
-      i, j = np.unravel_index(np.argmax(fault), fault.shape)
-      if fault[i, j] > worst[0]:
-        worst = (fault[i, j], (x, start + i, j))
-  if worst[0] > atol:
-    x, i, j = worst[1]
-    context = f"{x}, " if p_win.ndim == 3 else ""
-    where, mirror = f"{context}{i}, {j}", f"{context}{j}, {i}"
+  worst, x, i, j = 0.0, 0, 0, 0
+  for context, start in itertools.product(range(len(games)), range(0, games.shape[-1], 1024)):
+    block = slice(start, start + 1024)  # of rows: a large game is never copied whole
+    rows = games[context, block]
+    fault = np.maximum(np.abs(rows + games[context, :, block].T - 1), np.abs(rows - 0.5) - 0.5)
+    fault = np.where(np.isfinite(fault), fault, np.inf)
+    if fault.max() > worst:
+      worst, x, (i, j) = fault.max(), context, np.unravel_index(fault.argmax(), fault.shape)
+      i += start
+  if worst > atol:
+    of = f"{x}, " if p_win.ndim == 3 else ""
     raise ValueError(
-      f"p_win must hold probabilities with P + Pᵀ = 1 (and ½ on the diagonal); worst entry: "
-      f"p_win[{where}] = {games[x, i, j]:.6g} against p_win[{mirror}] = {games[x, j, i]:.6g}. "
-      "A payoff M = -Mᵀ in [-1, 1] becomes a game by preference.from_payoff(M)."
-    )
+      "p_win must hold probabilities with P + Pᵀ = 1 (and ½ on the diagonal); worst entry: "
+      f"p_win[{of}{i}, {j}] = {games[x, i, j]:.6g} against p_win[{of}{j}, {i}] = "
+      f"{games[x, j, i]:.6g}. A payoff M = -Mᵀ in [-1, 1] becomes a game by from_payoff(M).")
   return p_win
 
 
@@ -68,12 +67,10 @@ def kl(log_p, log_q):
 
   Every summand is p·(δ + e^{-δ} - 1) ≥ 0 with δ = log p - log q: none cancels another.
   """
-  p, q = jnp.exp(log_p), jnp.exp(log_q)
+  p = jnp.exp(log_p)
   delta = jnp.where(p > 0, log_p - log_q, 0)
-  near = jnp.abs(delta) < 1
-  close = p * jnp.maximum(delta + jnp.expm1(-jnp.where(near, delta, 0)), 0)
-  far = jnp.where(p > 0, p * delta, 0) + q - p
-  return jnp.sum(jnp.where(near & (p > 0), close, far), -1)
+  summand = p * jnp.maximum(delta + jnp.expm1(-delta), 0)
+  return jnp.sum(jnp.where(p > 0, summand, jnp.exp(log_q)), -1)
 
 
 def span(log_p, log_q):
@@ -82,14 +79,9 @@ def span(log_p, log_q):
   return jnp.max(delta, -1) - jnp.min(delta, -1)
 
 
-def log_best_response(p_win, log_policy, log_ref, beta):
-  """log of π_ref·exp(P(·≻π)/β)/Z, [... A], for β > 0."""
-  return jax.nn.log_softmax(log_ref + win_rates(p_win, jnp.exp(log_policy)) / beta)
-
-
 def best_response(p_win, policy, ref, beta):
   """The policy maximising P(·≻policy) - β KL(·‖ref), probabilities [... A], for β > 0."""
-  return jnp.exp(log_best_response(p_win, jnp.log(policy), jnp.log(ref), beta))
+  return jax.nn.softmax(jnp.log(ref) + win_rates(p_win, policy) / beta)
 
 
 def gap(p_win, log_policy, log_ref, beta):
@@ -117,12 +109,25 @@ def exploitability(p_win, policy):
   return jnp.mean(jnp.max(win_rates(jnp.asarray(p_win), jnp.asarray(policy)), -1) - 0.5)
 
 
+def reference(ref, shape):
+  """ref, [A] shared by contexts or [X A], as float64 probabilities of a policy's shape.
+
+  Raises:
+    ValueError: it is no distribution of full support.
+  """
+  ref = np.broadcast_to(np.asarray(ref, np.float64), shape)
+  if np.any(ref <= 0) or np.any(np.abs(ref.sum(-1) - 1) > 1e-4):
+    raise ValueError("ref must be positive probabilities (full support) summing to 1, got least "
+                     f"{ref.min():.3g}, sums {ref.sum(-1).min():.6g} to {ref.sum(-1).max():.6g}.")
+  return ref
+
+
 def equilibrium(p_win, ref, beta):
   """The regularised equilibrium π* ∝ ref·exp(P(·≻π*)/β), probabilities [A] or [X A], to 1e-12.
 
-  Damped Newton on the fixed point, following π* from large β down, in float64 whatever jax uses.
-  Its Jacobian I - P(diag π - ππᵀ)/β has eigenvalues 1 + iμ for an antisymmetric payoff: it is never
-  singular and the path never branches. ref is [A], shared by contexts, or [X A], all positive.
+  Damped Newton on the fixed point, following π* from large β down, in float64 whatever jax
+  uses. Its Jacobian I - P(diag π - ππᵀ)/β has eigenvalues 1 + iμ for an antisymmetric payoff: it is
+  never singular and the path never branches. ref is [A], shared by contexts, or [X A].
 
   Raises:
     ValueError: not a game, β ≤ 0, or a reference that is no distribution of full support.
@@ -131,49 +136,26 @@ def equilibrium(p_win, ref, beta):
   validate(p_win)
   if not beta > 0:
     raise ValueError(f"beta must be > 0, got {beta}; the original game is nash_equilibrium's.")
-  games = np.asarray(p_win, np.float64)
-  refs = np.broadcast_to(np.asarray(ref, np.float64), games.shape[:-1])
-  if np.any(refs <= 0) or np.any(np.abs(refs.sum(-1) - 1) > 1e-4):
-    raise ValueError(f"ref must be positive probabilities summing to 1, got least {refs.min():.3g} "
-                     f"and sums in [{refs.sum(-1).min():.6g}, {refs.sum(-1).max():.6g}].")
-  shape = refs.shape
-  games, refs = games.reshape(-1, *games.shape[-2:]), refs.reshape(-1, shape[-1])
-  solved = [_equilibrium(game, np.log(r), float(beta)) for game, r in zip(games, refs, strict=True)]
-  return jnp.asarray(np.reshape(solved, shape))
-
-
-def _softmax(theta):
-  weights = np.exp(theta - theta.max())
-  return weights / weights.sum()
-
-
-def _newton_direction(p_win, pi, beta, residual):
-  def jacobian(v):  # (I - P(diag π - ππᵀ)/β) v
-    return v - p_win @ (pi * (v - pi @ v)) / beta
-
-  if len(pi) <= _DENSE_LIMIT:
-    covariance_rows = (p_win - (p_win @ pi)[:, None]) * pi / beta
-    return np.linalg.solve(np.eye(len(pi)) - covariance_rows, -residual)
-  operator = scipy.sparse.linalg.LinearOperator((len(pi), len(pi)), jacobian, dtype=np.float64)
-  return scipy.sparse.linalg.gmres(operator, -residual, rtol=1e-8, restart=60, maxiter=20)[0]
+  p_win = np.asarray(p_win, np.float64)
+  log_ref = np.log(reference(ref, p_win.shape[:-1]))
+  if p_win.ndim == 2:
+    return jnp.asarray(_equilibrium(p_win, log_ref, float(beta)))
+  return jnp.stack([_equilibrium(*game, float(beta)) for game in zip(p_win, log_ref, strict=True)])
 
 
 def _equilibrium(p_win, log_ref, beta):
-  path = [beta]
-  while path[-1] < 1:
-    path.append(path[-1] * 2)
-  theta = log_ref + p_win @ np.exp(log_ref) / path[-1]
-  for b in reversed(path):
-    theta = log_ref + p_win @ _softmax(theta) / b  # the win rates hardly move with β; the logits do
+  theta = log_ref
+  for b in beta * 2.0 ** np.arange(max(0, math.ceil(-math.log2(beta))), -1, -1):
+    theta = log_ref + p_win @ softmax(theta) / b  # the win rates hardly move with β; the logits do
 
     def residual(t, b=b):
-      return t - log_ref - p_win @ _softmax(t) / b
+      return t - log_ref - p_win @ softmax(t) / b
 
     r, enough = residual(theta), 1e-13 if b == beta else 1e-3  # the path only has to lead there
     for _ in range(200):
       if np.abs(r).max() < enough:
         break
-      direction, damping = _newton_direction(p_win, _softmax(theta), b, r), 1.0
+      direction, damping = _newton_direction(p_win, softmax(theta), b, r), 1.0
       while damping > 1e-8 and not (
         np.linalg.norm(new := residual(theta + damping * direction)) < np.linalg.norm(r)
       ):
@@ -181,12 +163,21 @@ def _equilibrium(p_win, log_ref, beta):
       if damping <= 1e-8:  # rounding is reached
         break
       theta, r = theta + damping * direction, new
-  pi = _softmax(theta)
-  error = np.abs(pi - _softmax(log_ref + p_win @ pi / beta)).max()
+  pi = softmax(theta)
+  error = np.abs(pi - softmax(log_ref + p_win @ pi / beta)).max()
   if not error < 1e-12:
     raise RuntimeError(f"equilibrium stopped {error:.2g} away from its fixed point at beta={beta}, "
                        "wanted 1e-12: a smaller beta than float64 resolves for this game.")
   return pi
+
+
+def _newton_direction(p_win, pi, beta, residual):
+  if len(pi) <= _DENSE_LIMIT:
+    jacobian = np.eye(len(pi)) - (p_win - (p_win @ pi)[:, None]) * pi / beta
+    return np.linalg.solve(jacobian, -residual)
+  operator = LinearOperator(
+    p_win.shape, lambda v: v - p_win @ (pi * (v - pi @ v)) / beta, dtype=np.float64)
+  return gmres(operator, -residual, rtol=1e-8, restart=60, maxiter=20)[0]
 
 
 def nash_equilibrium(p_win):
@@ -226,18 +217,20 @@ def bradley_terry(p_win, weights=None, ridge=1e-9):
   weights = weights / weights.sum()
 
   def loss(scores):
-    margin = scores[:, None] - scores[None]
-    fit = scipy.special.expit(margin)
-    slope = fit * (1 - fit) * weights * 2
-    hessian = np.diag(slope.sum(1)) - slope
-    gradient = 2 * (weights * (fit - p_win)).sum(1)
-    return ((weights * (np.logaddexp(0, margin) - p_win * margin)).sum() + ridge * scores @ scores,
-            gradient + 2 * ridge * scores, hessian + 2 * ridge * np.eye(len(scores)))
+    margin = scores[:, None] - scores
+    return (weights * (np.logaddexp(0, margin) - p_win * margin)).sum() + ridge * scores @ scores
 
-  result = scipy.optimize.minimize(
-    lambda s: loss(s)[:2], np.zeros(len(p_win)), jac=True, hess=lambda s: loss(s)[2],
-    method="trust-exact", options={"gtol": 1e-12, "maxiter": 500})
-  return jnp.asarray(result.x - result.x.mean())
+  def gradient(scores):
+    return 2 * (weights * (expit(scores[:, None] - scores) - p_win)).sum(1) + 2 * ridge * scores
+
+  def hessian(scores):
+    fit = expit(scores[:, None] - scores)
+    slope = fit * (1 - fit) * weights * 2
+    return np.diag(slope.sum(1) + 2 * ridge) - slope
+
+  fit = scipy.optimize.minimize(loss, np.zeros(len(p_win)), jac=gradient, hess=hessian,
+                                method="trust-exact", options={"gtol": 1e-12, "maxiter": 500})
+  return jnp.asarray(fit.x - fit.x.mean())
 
 
 def intransitive_residue(p_win, weights=None):

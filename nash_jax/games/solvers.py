@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nash_jax.games import preference
 
@@ -104,10 +105,13 @@ def mpo(state, game, knobs):
   return new, jnp.where(knobs.kappa > 0, new, state.other)
 
 
+def _mixture(state, game, weight):
+  return jax.nn.log_softmax((1 - weight) * state.logp + weight * game.log_ref)
+
+
 def nash_md(state, game, knobs):
   """Against the geometric mixture π^{1-sβ} ref^{sβ} (2312.00886)."""
-  shrink = knobs.step * game.beta
-  opponent = jax.nn.log_softmax((1 - shrink) * state.logp + shrink * game.log_ref)
+  opponent = _mixture(state, game, knobs.step * game.beta)
   return _prox(game, knobs.step, state.logp, opponent), opponent
 
 
@@ -144,28 +148,89 @@ PROXIMAL = {
 }
 
 
-# Gradient steps. A loss is Σ_arms sg[a]·log π(y) in expectation over pairs (y, y'); coefficients
-# (a, a' or None) are functions of P(y≻y'), log-ratios r to the reference and t to the prox centre:
-# the same for draws and for all pairs at once, so sampled and exact gradients cannot differ.
+# Gradient steps. A loss is sg[a]·log π(y) in expectation over y and y'; its coefficient a depends
+# on P(y≻y') and each answer's pull, the log-ratio to the reference plus 1/η of that to the prox
+# centre. Where y and y' have one law, a sample takes the mean of both arms, which in expectation
+# are equal: NashMP's estimator, halved so that its mean is ∇J.
 
 
-def _both_arms(p, r, t, beta, eta):  # half of NashMP's estimator, so that its expectation is ∇J
-  pull = [beta * r[i] + beta / eta * t[i] for i in range(2)]
-  return (0.5 - p + pull[0]) / 2, (p - 0.5 + pull[1]) / 2
+def _play(p, own, other, beta):  # of -P(π≻y') + β KL(π‖ref) + β/η KL(π‖centre)
+  del other
+  return 0.5 - p + beta * own
 
 
-def _one_arm(p, r, t, beta, eta):
-  return 0.5 - p + beta * r[0] + beta / eta * t[0], None
+def _regression(p, own, other, beta):  # of (Δ - (P - ½)/β)²
+  return 4 * (own - other - (p - 0.5) / beta)
 
 
-def _regression(p, r, t, beta, eta):  # of (Δ - (P - ½)/β)²
-  slope = 2 * (r[0] - r[1] - (p - 0.5) / beta)
-  return slope, -slope
+def _logistic(p, own, other, beta):  # of -P log σ(βΔ) - (1-P) log σ(-βΔ)
+  return 2 * beta * (jax.nn.sigmoid(beta * (own - other)) - p)
 
 
-def _logistic(p, r, t, beta, eta):  # of -P log σ(βΔ) - (1-P) log σ(-βΔ)
-  slope = beta * (jax.nn.sigmoid(beta * (r[0] - r[1])) - p)
-  return slope, -slope
+class Draws(NamedTuple):
+  """How gradients are taken: `batch` pairs a context from `key`, or all of them where it is 0.
+
+  inner: gradient steps a half of nash_mp_approximate.
+  """
+
+  key: jax.Array
+  batch: int = 0
+  inner: int = 10
+
+
+def gradient(loss, game, logp, draws, opponent=None, judge=None, centre=None, eta=1.0):
+  """Gradient on logits [... A] of a loss, expected or sampled; policies are log-probabilities.
+
+  Args:
+    loss: _play, _regression or _logistic.
+    opponent: plays y'; by default y and y' come from the policy itself.
+    judge: plays y'', whose comparisons with y and y' replace P(y≻y') by ½ + P(y≻y'') - P(y'≻y''),
+      EGPO's label; y and y' are then uniform, its behaviour law.
+    centre, eta: the prox centre and its η, for methods that have one.
+  """
+  pull = logp - game.log_ref
+  if centre is not None:
+    pull = pull + (logp - centre) / eta
+  law = logp if judge is None else jnp.full_like(logp, -jnp.log(logp.shape[-1]))
+  expected = functools.partial(_sampled, draws) if draws.batch else _enumerated
+  total = expected(loss, game, pull, law, opponent, judge)
+  return total - jnp.exp(logp) * jnp.sum(total, -1, keepdims=True)
+
+
+def _enumerated(loss, game, pull, law, opponent, judge):
+  others = jnp.exp(law if opponent is None else opponent)
+  if loss is _logistic:
+    each = loss(game.p_win, pull[..., :, None], pull[..., None, :], game.beta)
+    return jnp.exp(law) * preference.win_rates(each, others)
+
+  def mean(values):
+    return jnp.sum(others * values, -1, keepdims=True)
+
+  wins = preference.win_rates(game.p_win, others if judge is None else jnp.exp(judge))
+  if judge is not None:
+    wins = 0.5 + wins - mean(wins)
+  # affine in what y' brings, so that its mean over y' is its value at the means
+  return jnp.exp(law) * loss(wins, pull, mean(pull), game.beta)
+
+
+def _sampled(draws, loss, game, pull, law, opponent, judge):
+  actions = pull.shape[-1]
+  laws = [law, law if opponent is None else opponent] + ([] if judge is None else [judge])
+  uniform = jax.random.uniform(
+    draws.key, (len(laws), *pull.shape[:-1], draws.batch), jnp.float32)
+  y, other, *third = (_draw(law, u) for law, u in zip(laws, uniform, strict=True))
+  flat = game.p_win.reshape(*pull.shape[:-1], actions**2)
+
+  def against(a, b):
+    return jnp.take_along_axis(flat, a * actions + b, -1)
+
+  p = 0.5 + against(y, *third) - against(other, *third) if third else against(y, other)
+  pulls = [jnp.take_along_axis(pull, i, -1) for i in (y, other)]
+  arms = [(y, loss(p, *pulls, game.beta))]
+  if opponent is None:
+    arms.append((other, loss(1 - p, *pulls[::-1], game.beta)))
+  return sum(jnp.sum(jax.nn.one_hot(i, actions, dtype=a.dtype) * a[..., None], -2)
+             for i, a in arms) / (draws.batch * len(arms))
 
 
 def _draw(law, uniform):
@@ -175,118 +240,79 @@ def _draw(law, uniform):
   return jnp.minimum(index, law.shape[-1] - 1)
 
 
-def gradient(coefficients, game, logp, laws, key, batch, centre=None, eta=1.0, judge=None):
-  """Gradient on logits [... A] of the loss with these coefficients, expected or sampled.
-
-  laws: log-probabilities that y and y' come from. centre: the prox centre (the policy itself where
-  a method has none, so t = 0). judge: log-probabilities of y'', whose comparisons with y and y'
-  replace P(y≻y') by ½ + P(y≻y'') - P(y'≻y''), EGPO's label.
-  """
-  r, t = logp - game.log_ref, logp - (logp if centre is None else centre)
-  actions = logp.shape[-1]
-  if batch:
-    shape = (2 if judge is None else 3, *logp.shape[:-1], batch)
-    uniform = jax.random.uniform(key, shape, jnp.float32)
-    y = [_draw(law, u) for law, u in zip(laws, uniform[:2], strict=True)]
-    flat = game.p_win.reshape(*logp.shape[:-1], actions**2)
-
-    def against(a, b):
-      return jnp.take_along_axis(flat, a * actions + b, -1)
-
-    if judge is None:
-      p = against(y[0], y[1])
-    else:
-      third = _draw(judge, uniform[2])
-      p = 0.5 + against(y[0], third) - against(y[1], third)
-    ratios = [[jnp.take_along_axis(ratio, i, -1) for i in y] for ratio in (r, t)]
-    arms = coefficients(p, *ratios, game.beta, eta)
-    total = sum(jnp.sum(jax.nn.one_hot(i, actions, dtype=a.dtype) * a[..., None], -2) / batch
-                for i, a in zip(y, arms, strict=True) if a is not None)
-  else:
-    p = game.p_win
-    if judge is not None:
-      wins = preference.win_rates(p, jnp.exp(judge))
-      p = 0.5 + wins[..., :, None] - wins[..., None, :]
-    ratios = [(ratio[..., :, None], ratio[..., None, :]) for ratio in (r, t)]
-    first, second = coefficients(p, *ratios, game.beta, eta)
-    total = jnp.exp(laws[0]) * jnp.sum(jnp.exp(laws[1])[..., None, :] * first, -1)
-    if second is not None:  # both arms come from one law and mirror each other: they add the same
-      total = 2 * total
-  return total - jnp.exp(logp) * jnp.sum(total, -1, keepdims=True)
+def _descend(loss, game, logp, step, draws, **roles):
+  return jax.nn.log_softmax(logp - step * gradient(loss, game, logp, draws, **roles))
 
 
-def _descend(logp, step, grad):
-  return jax.nn.log_softmax(logp - step * grad)
+# Gradient steps: (state, game, knobs, draws) -> (logp, other).
 
 
-# Gradient steps: (state, game, knobs, key, batch, inner) -> (logp, other).
+def _self_play(loss, state, game, knobs, draws):
+  return _descend(loss, game, state.logp, knobs.step, draws), state.other
 
 
-def _self_play(coefficients, state, game, knobs, key, batch, inner):
-  del inner
-  grad = gradient(coefficients, game, state.logp, (state.logp, state.logp), key, batch)
-  return _descend(state.logp, knobs.step, grad), state.other
-
-
-def nash_mp_ema(state, game, knobs, key, batch, inner):
+def nash_mp_ema(state, game, knobs, draws):
   """Regularised self-play with a KL to a target that follows by κ (2505.19731, section 5)."""
-  del inner
-  laws = (state.logp, state.logp)
-  grad = gradient(_both_arms, game, state.logp, laws, key, batch, state.other, knobs.eta)
-  new = _descend(state.logp, knobs.step, grad)
-  return new, jax.nn.log_softmax(knobs.kappa * new + (1 - knobs.kappa) * state.other)
+  new = _descend(_play, game, state.logp, knobs.step, draws, centre=state.other, eta=knobs.eta)
+  return new, knobs.kappa * new + (1 - knobs.kappa) * state.other
 
 
-def nash_mp_approximate(state, game, knobs, key, batch, inner):
-  """Both halves of NashMP by `inner` gradient steps each against frozen copies (2505.19731)."""
+def nash_mp_approximate(state, game, knobs, draws):
+  """Both halves of NashMP by gradient steps, `inner` each, against frozen copies (2505.19731)."""
   def half(start, opponent, key):
     def body(i, logp):
-      grad = gradient(_one_arm, game, logp, (logp, opponent), jax.random.fold_in(key, i), batch,
-                      state.logp, knobs.eta)
-      return _descend(logp, knobs.step, grad)
+      return _descend(_play, game, logp, knobs.step,
+                      draws._replace(key=jax.random.fold_in(key, i)),
+                      opponent=opponent, centre=state.logp, eta=knobs.eta)
 
-    return jax.lax.fori_loop(0, inner, body, start)
+    return jax.lax.fori_loop(0, draws.inner, body, start)
 
-  first, second = jax.random.split(key)
+  first, second = jax.random.split(draws.key)
   middle = half(state.logp, state.logp, first)
   return half(middle, middle, second), middle
 
 
-def nash_md_pg(state, game, knobs, key, batch, inner):
-  """Nash-MD-PG: one arm against the geometric mixture of weight m (2312.00886)."""
-  del inner
-  mixed = jax.nn.log_softmax((1 - knobs.mixture) * state.logp + knobs.mixture * game.log_ref)
-  grad = gradient(_one_arm, game, state.logp, (state.logp, mixed), key, batch)
-  return _descend(state.logp, knobs.step, grad), state.other
+def nash_md_pg(state, game, knobs, draws):
+  """Nash-MD-PG: against the geometric mixture with weight m of the reference (2312.00886)."""
+  mixed = _mixture(state, game, knobs.mixture)
+  return _descend(_play, game, state.logp, knobs.step, draws, opponent=mixed), mixed
 
 
-def _regress(state, game, knobs, key, batch, judge):
-  uniform = jnp.full_like(state.logp, -jnp.log(state.logp.shape[-1]))
-  grad = gradient(_regression, game, state.logp, (uniform, uniform), key, batch, judge=judge)
-  return _descend(state.logp, knobs.step, grad)
-
-
-def mmd_regression(state, game, knobs, key, batch, inner):
+def mmd_regression(state, game, knobs, draws):
   """Mirror descent by regression on uniform pairs, labelled by a third draw from π_t."""
-  del inner
-  return _regress(state, game, knobs, key, batch, state.logp), state.other
+  new = _descend(_regression, game, state.logp, knobs.step, draws, judge=state.logp)
+  return new, state.other
 
 
-def egpo_regression(state, game, knobs, key, batch, inner):
+def egpo_regression(state, game, knobs, draws):
   """EGPO by regression on uniform pairs: both halves start at θ_t (2503.08942)."""
-  del inner
-  first, second = jax.random.split(key)
-  half = _regress(state, game, knobs, first, batch, state.logp)
-  return _regress(state, game, knobs, second, batch, half), half
+  first, second = jax.random.split(draws.key)
+  half, _ = mmd_regression(state, game, knobs, draws._replace(key=first))
+  return _descend(_regression, game, state.logp, knobs.step, draws._replace(key=second),
+                  judge=half), half
 
 
 GRADIENT = {
-  "reg_self_play": functools.partial(_self_play, _both_arms),
+  "reg_self_play": functools.partial(_self_play, _play),
   "online_ipo": functools.partial(_self_play, _regression),
   "online_dpo": functools.partial(_self_play, _logistic),
   "nash_md": nash_md_pg, "mmd": mmd_regression, "egpo": egpo_regression,
   "nash_mp_ema": nash_mp_ema, "nash_mp_approximate": nash_mp_approximate,
 }
+UPDATES = {"proximal": PROXIMAL, "gradient": GRADIENT}
+
+
+def unit(method, updates, beta):
+  """The rate at which a method's SGD moves, near the reference, as far as at rate 1 along ∇J does.
+
+  Online IPO's exact gradient is 4/β times ∇J, Online DPO's about 2β times (its logistic slope is
+  1/4), and on uniform pairs EGPO's and MMD's regressions are scaled as Online IPO's.
+  """
+  if updates == "proximal":
+    return 1.0
+  if method == "online_dpo":
+    return 1 / (2 * beta)
+  return beta / 4 if method in ("online_ipo", "egpo", "mmd") else 1.0
 
 
 def theory(method, updates, beta, actions, iterations, eta=None):
@@ -294,56 +320,59 @@ def theory(method, updates, beta, actions, iterations, eta=None):
 
   SGD has theory for none of these losses: its steps are 1/(β + β/η + ½) in units of ∇J, a bound on
   the curvature of J's surrogate, and EGPO's and MMD's proximal steps in units of their regression.
+  A step of 0 says that the theory needs a β > 0.
   """
-  eta = 2 * beta if eta is None else eta
-  prox = 2 / (1 + 2 * beta) if eta == 2 * beta else eta / (beta * (1 + eta))
   magnetic = beta / (1 + beta**2)
-  proximal = {
+  kappa = harmonic(iterations)
+  if method == "mpo":
+    kappa = periodic(int(2 / (magnetic * beta)) if beta > 0 else 1, iterations)
+  natural = eta is None  # η = 2β, whose step has a limit at β = 0
+  eta = 2 * beta if natural else eta
+  prox = 2 / (1 + 2 * beta) if natural else eta / (beta * (1 + eta))
+  steps = {
     "nash_mp": prox, "proximal_point": prox, "egpo": 1 / (1 + beta + 2 * actions),
     "mmd": magnetic, "mpo": magnetic, "omwu": 1 / 8, "fictitious_play": 1.0,
     "mwu": (8 * jnp.log(actions) / iterations) ** 0.5,
     "nash_md": 2 / (beta * (jnp.arange(iterations) + 2.0)) if beta > 0 else 0.0,
   }
-  descent = 1 / (beta + (beta / eta if eta else 0.5) + 0.5)
-  units = {"online_ipo": beta / 4, "online_dpo": 1 / (2 * beta) if beta > 0 else 0.0}
   if updates == "proximal":
-    step = proximal[method]
+    step = steps[method]
+  elif not beta > 0:
+    step = 0.0
   elif method in ("egpo", "mmd"):
-    step = proximal[method] * actions * beta / 4
+    step = steps[method] * actions * unit(method, updates, beta)
   else:
-    step = descent * units.get(method, 1.0)
-  if method != "mpo":
-    kappa = harmonic(iterations)
-  else:
-    kappa = periodic(int(2 / (magnetic * beta)) if beta > 0 else 1, iterations)
+    step = unit(method, updates, beta) / (beta + beta / eta + 0.5)
   return Knobs(step, eta, kappa, 0.25)
+
+
+def suboptimality(game, state):
+  """SubOpt_β of the iterate, averaged over contexts."""
+  return jnp.mean(preference.gap(game.p_win, state.logp, game.log_ref, game.beta))
 
 
 @functools.partial(
   jax.jit, static_argnames=("method", "updates", "points", "batch", "inner", "measure"))
-def run(method, updates, game, knobs, key, *, points, every=1, batch=0, inner=10, measure=None):
+def run(method, updates, game, knobs, key, *, points, every=1, batch=0, inner=10,
+        measure=suboptimality):
   """Iterates points·every times from the reference; returns (State, measures [points, ...]).
 
-  measure(state) is taken after every `every` steps: SubOpt_β averaged over contexts unless given.
+  measure(game, state) is taken after every `every` steps: by default SubOpt_β of the iterate.
   Pure and vmappable over game, knobs and key; `every` is no constant of the compiled program.
-  inner: gradient steps a half of nash_mp_approximate. Schedules in knobs must be long enough.
+  batch, inner: as in Draws. Schedules in knobs must be long enough.
   """
-  if measure is None:
-    def measure(state):
-      return jnp.mean(preference.gap(game.p_win, state.logp, game.log_ref, game.beta))
-
   def one(_, state):
     now = jax.tree.map(lambda knob: knob[state.k] if jnp.ndim(knob) else knob, knobs)
     if updates == "proximal":
-      logp, other = PROXIMAL[method](state, game, now)
+      new = PROXIMAL[method](state, game, now)
     else:
-      noise = jax.random.fold_in(key, state.k)
-      logp, other = GRADIENT[method](state, game, now, noise, batch, inner)
-    return State(logp, other, state.k + 1)
+      draws = Draws(jax.random.fold_in(key, state.k), batch, inner)
+      new = GRADIENT[method](state, game, now, draws)
+    return State(*new, state.k + 1)
 
   def stretch(state, _):
     state = jax.lax.fori_loop(0, every, one, state)
-    return state, measure(state)
+    return state, measure(game, state)
 
   return jax.lax.scan(stretch, init(game.log_ref), length=points)
 
@@ -367,24 +396,18 @@ def solve(method, p_win, ref, *, beta, iterations, step=None, updates=None, eta=
   Raises:
     ValueError: an unknown method or updates, no valid game or reference, knobs that do not fit.
   """
-  if method not in PROXIMAL | GRADIENT:
+  have = [kind for kind in UPDATES if method in UPDATES[kind]]
+  if not have:
     choices = ", ".join(sorted(PROXIMAL | GRADIENT))
     raise ValueError(f"unknown method {method!r}; choices: {choices}.")
-  kinds = {"proximal": PROXIMAL, "gradient": GRADIENT}
-  if updates is None:
-    updates = "proximal" if method in PROXIMAL and not batch else "gradient"
-  if updates not in kinds or method not in kinds[updates]:
-    have = [kind for kind in kinds if method in kinds[kind]]
-    raise ValueError(f"{method} has no updates={updates!r}; choices: {', '.join(have)}"
-                     + ("; batch > 0 samples gradient steps only." if batch else "."))
-  if updates == "proximal" and batch:
-    raise ValueError(f"batch={batch} samples gradient steps; proximal updates are exact: batch=0.")
+  updates = updates or ("gradient" if batch else have[0])
+  if updates not in have or (batch and updates == "proximal"):
+    raise ValueError(f"{method} has no updates={updates!r} with batch={batch}; choices: "
+                     f"{', '.join(have)}, of which proximal is exact: batch=0.")
   if iterations < 1 or iterations % every:
     raise ValueError(f"iterations must be a positive multiple of every={every}, got {iterations}.")
   p_win = jnp.asarray(preference.validate(p_win), float)
-  ref = jnp.broadcast_to(jnp.asarray(ref, float), p_win.shape[:-1])
-  if not jnp.all(ref > 0):
-    raise ValueError(f"ref must have full support, got a least probability of {ref.min():.3g}.")
+  log_ref = jnp.asarray(np.log(preference.reference(ref, p_win.shape[:-1])), float)
   default = theory(method, updates, beta, p_win.shape[-1], iterations, eta)
   given = Knobs(step, eta, kappa, mixture)
   knobs = Knobs(*(jnp.asarray(d if g is None else g, float)
@@ -394,7 +417,7 @@ def solve(method, p_win, ref, *, beta, iterations, step=None, updates=None, eta=
       raise ValueError(f"{name} must be a number or [iterations={iterations}], got {knob.shape}.")
   if not jnp.all(knobs.step > 0):
     raise ValueError(f"{method} has no step of its theory at beta={beta}: give step > 0.")
-  game = Game(p_win, jnp.log(ref), jnp.asarray(beta, float))
+  game = Game(p_win, log_ref, jnp.asarray(beta, float))
   key = jax.random.key(0) if key is None else key
   state, curve = run(method, updates, game, knobs, key, points=iterations // every, every=every,
                      batch=batch, inner=inner)

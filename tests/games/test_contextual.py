@@ -25,7 +25,7 @@ def test_one_unit_of_a_grid_s_step_moves_every_gradient_method_alike_near_the_re
   game = jax.tree.map(lambda leaf: leaf[0], games)
   moves = []
   for method in ("reg_self_play", "online_ipo", "online_dpo", "mmd"):
-    scale = contextual.unit(method, "gradient", 1.0)
+    scale = solvers.unit(method, "gradient", 1.0)
     logp, _ = solvers.solve(method, game.p_win, np.exp(game.log_ref), beta=1.0, iterations=1,
                             updates="gradient", step=1e-3 * scale)
     moves.append(logp - game.log_ref)
@@ -38,24 +38,26 @@ def test_a_race_tunes_on_other_games_and_keeps_the_best_of_its_grid():
   tuning, games = _games([5, 6]), _games(range(3))
   entrant = contextual.Entrant("x", "nash_mp_ema", "gradient",
                                {"eta": (0.1, 1.0), "kappa": ("harmonic", 0.3)})
-  best, outcome, curves = contextual.race(entrant, tuning, games, steps=[0.1, 4.0], horizon=40,
-                                          longest=80, points=10)
-  assert len(outcome) == 8
-  assert best == min(outcome, key=lambda row: row[1])[0]
-  assert curves.shape == (3, 10)
-  schedule = solvers.harmonic(40) if best["kappa"] == "harmonic" else best["kappa"]
-  for s in range(3):  # the race is what solve does with these knobs
-    _, curve = solvers.solve("nash_mp_ema", games.p_win[s], np.exp(games.log_ref[s]), beta=0.1,
-                             iterations=40, every=4, step=best["step"], eta=best["eta"],
-                             kappa=schedule)
-    np.testing.assert_allclose(curves[s], curve, rtol=1e-9)
+  outcomes = contextual.race(entrant, tuning, games, steps=[0.1, 4.0], horizons=[20, 40], points=10)
+
+  def solved(on, horizon, setting):  # what solve does with these knobs
+    schedule = solvers.harmonic(horizon) if setting["kappa"] == "harmonic" else setting["kappa"]
+    return [solvers.solve("nash_mp_ema", p_win, np.exp(log_ref), beta=0.1, iterations=horizon,
+                          every=horizon // 10, step=setting["step"], eta=setting["eta"],
+                          kappa=schedule)[1] for p_win, log_ref in zip(*on[:2], strict=True)]
+
+  for horizon, (best, outcome, curves) in zip((20, 40), outcomes, strict=True):
+    assert len(outcome) == 8
+    assert best == min(outcome, key=lambda row: row[1])[0]
+    final = np.array(solved(tuning, horizon, outcome[-1][0]))[:, -1]  # of the one tuning run
+    np.testing.assert_allclose(outcome[-1][1], np.log10(final).mean(), rtol=1e-9)
+    np.testing.assert_allclose(curves, solved(games, horizon, best), rtol=1e-9)
 
 
 def test_a_sampled_race_runs_in_float32_and_draws_differ_between_seeds():
   games = _games([0, 0, 0])  # the same game three times
   entrant = contextual.Entrant("x", "reg_self_play", "gradient", {}, batch=2)
-  _, _, curves = contextual.race(entrant, games, games, steps=[1.0], horizon=20, longest=20,
-                                 points=5)
+  ((_, _, curves),) = contextual.race(entrant, games, games, steps=[1.0], horizons=[20], points=5)
   assert curves.dtype == np.float32
   assert len(np.unique(curves[:, -1])) == 3
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nash_jax.games import preference, solvers, zoo
 
+EXACT = solvers.Draws(None)
 BOTH = [("proximal", m) for m in solvers.PROXIMAL] + [("gradient", m) for m in solvers.GRADIENT]
 
 
@@ -31,8 +32,13 @@ def _one_step(updates, method, game, state, batch=0, inner=3, **knobs):
   now = solvers.Knobs(**{name: jnp.asarray(value, float) for name, value in values.items()})
   if updates == "proximal":
     return jax.jit(solvers.PROXIMAL[method])(state, game, now)
-  step = jax.jit(solvers.GRADIENT[method], static_argnums=(4, 5))
-  return step(state, game, now, jax.random.key(1), batch, inner)
+
+  @jax.jit
+  def step(state, game, now):
+    draws = solvers.Draws(jax.random.key(1), batch, inner)
+    return solvers.GRADIENT[method](state, game, now, draws)
+
+  return step(state, game, now)
 
 
 def _objective(game, logits, opponent):
@@ -88,18 +94,18 @@ def test_nash_md_keeps_the_equilibrium_as_its_step_falls():
 def test_the_enumerated_estimator_is_the_gradient_of_its_objective(seed):
   game = _game(seed)
   logp, target = _policy(seed, game.log_ref), _policy(seed + 1, game.log_ref)
-  grad = solvers.gradient(solvers._both_arms, game, logp, (logp, logp), None, 0)
+  grad = solvers.gradient(solvers._play, game, logp, EXACT)
   np.testing.assert_allclose(
     grad, jax.grad(lambda v: _objective(game, v, logp))(logp), atol=1e-14)
-  grad = solvers.gradient(solvers._both_arms, game, logp, (logp, logp), None, 0, target, 0.3)
+  grad = solvers.gradient(solvers._play, game, logp, EXACT, centre=target, eta=0.3)
 
   def with_centre(v):
     return (_objective(game, v, logp)
             + game.beta / 0.3 * preference.kl(jax.nn.log_softmax(v), target))
 
   np.testing.assert_allclose(grad, jax.grad(with_centre)(logp), atol=1e-14)
-  opponent = _policy(seed + 2, game.log_ref)  # one arm, another player
-  grad = solvers.gradient(solvers._one_arm, game, logp, (logp, opponent), None, 0)
+  opponent = _policy(seed + 2, game.log_ref)  # another player
+  grad = solvers.gradient(solvers._play, game, logp, EXACT, opponent=opponent)
   np.testing.assert_allclose(
     grad, jax.grad(lambda v: _objective(game, v, opponent))(logp), atol=1e-14)
 
@@ -123,7 +129,7 @@ def test_regression_gradients_are_those_of_their_printed_losses(kind):
     return law @ each @ law
 
   coefficients = solvers._logistic if kind == "dpo" else solvers._regression
-  grad = solvers.gradient(coefficients, game, logp, (jnp.log(law), jnp.log(law)), None, 0,
+  grad = solvers.gradient(coefficients, game, logp, EXACT,
                           judge=third if kind == "egpo" else None)
   np.testing.assert_allclose(grad, jax.grad(loss)(logp), atol=1e-12)
 
@@ -135,7 +141,7 @@ def test_sampled_gradients_have_the_exact_ones_as_their_mean(method):
   knobs = solvers.Knobs(*(jnp.asarray(v) for v in (1e-4, 0.3, 0.4, 0.25)))  # to first order
 
   def move(key, batch):
-    new = solvers.GRADIENT[method](state, game, knobs, key, batch, 1)[0]
+    new = solvers.GRADIENT[method](state, game, knobs, solvers.Draws(key, batch, 1))[0]
     return (new - new.mean(-1, keepdims=True)) - (state.logp - state.logp.mean(-1, keepdims=True))
 
   keys = jax.random.split(jax.random.key(0), draws)
@@ -361,6 +367,7 @@ def test_the_curve_is_sampled_without_changing_the_run():
   ({"method": "nash"}, "choices: egpo, fictitious_play"),
   ({"method": "mwu", "updates": "gradient"}, "choices: proximal"),
   ({"updates": "proximal", "batch": 3}, "batch=0"),
+  ({"method": "reg_self_play", "beta": 0.0}, "give step"),
   ({"method": "nash_md", "beta": 0.0}, "give step"),
   ({"iterations": 5, "every": 2}, "multiple"),
   ({"step": np.ones(4)}, "iterations=6"),
