@@ -5,7 +5,6 @@ the mean over prompts of the mean over the two policies' pairs: prompts are inde
 spread is the cell's error; the pairs of one prompt are not.
 """
 
-import functools
 import json
 import math
 import pathlib
@@ -16,9 +15,9 @@ import numpy as np
 import tqdm
 from jax import numpy as jnp
 
-from nash_jax import checkpoint, judges, keys, prompts, report, sampler
+from nash_jax import checkpoint, judges, keys, prompts, report, train
 from nash_jax import config as configs
-from nash_jax.models import gemma, logprobs
+from nash_jax.models import gemma
 from nash_jax.tokenizer import Tokenizer
 from nash_jax.types import Responses
 
@@ -30,34 +29,31 @@ def win_rates(
 ) -> dict[str, np.ndarray]:
   """Returns [P P'] tables of win rates and their intervals.
 
-  `mean` over prompts; `sigma3`, 3 std of the prompts' means / sqrt(n); `n` prompts and `pairs` that
-  counted; `low` and `high` of a bootstrap over prompts, 99.7%; `significant`, mean ± sigma3 clear
-  of one half. NaN where nothing counted; sigma3 is NaN where n = 1.
+  `mean` over prompts; `sigma3`, 3 std of the prompts' means / sqrt(n); `n` prompts that counted;
+  `low` and `high` of a bootstrap over prompts, 99.7%; `significant`, mean ± sigma3 clear of one
+  half. NaN where nothing counted; sigma3 is NaN where n = 1.
 
   Args:
     p_win: P(y_s ≻ y'_s') for the samples of policies P and P', [N P S P' S'].
     valid: which of them count.
   """
   pairs = valid.sum(axis=(2, 4))
-  present = (pairs > 0).astype(np.float64)
   total = np.sum(p_win, axis=(2, 4), where=valid, dtype=np.float64)
-  values = total / np.maximum(pairs, 1)  # [N P P'], 0 where absent
-  n, draw = present.sum(axis=0), np.random.default_rng(seed).multinomial
+  values, present = total / np.maximum(pairs, 1), (pairs > 0).astype(float)  # [N P P']
+  n, prompts = present.sum(axis=0), len(values)
+  times = np.random.default_rng(seed).multinomial(prompts, [1 / prompts] * prompts, resamples)
   with np.errstate(invalid="ignore", divide="ignore"):
     mean = values.sum(axis=0) / n
     sigma = np.sqrt((present * (values - mean[None]) ** 2).sum(axis=0) / (n - 1) / n)
-    means = np.stack([
-      np.tensordot(times, values, 1) / np.tensordot(times, present, 1)
-      for times in (draw(len(values), np.ones(len(values)) / len(values)) for _ in range(resamples))
-    ])  # fmt: skip
-  low, high = np.nanquantile(np.where(n > 0, means, 0.0), [TAIL, 1 - TAIL], axis=0)
+    means = np.tensordot(times, values, 1) / np.tensordot(times, present, 1)
+  ends = np.nanquantile(np.where(n > 0, means, 0), [TAIL, 1 - TAIL], axis=0)
+  low, high = np.where(n > 0, ends, np.nan)
   return {
     "mean": mean,
     "sigma3": 3 * sigma,
     "n": n.astype(int),
-    "pairs": pairs.sum(axis=0),
-    "low": np.where(n > 0, low, np.nan),
-    "high": np.where(n > 0, high, np.nan),
+    "low": low,
+    "high": high,
     "significant": np.abs(mean - 0.5) > 3 * sigma,  # never, where either is NaN
   }
 
@@ -87,58 +83,40 @@ def choose_best(p_win, valid):
   return jnp.argmax(wins / jnp.maximum(jnp.sum(valid, axis=-1), 1), axis=-1)
 
 
-def _programs(config, model, tokenizer, panel):
-  """Returns the jitted draw by n of best-of-n, compare by judge, and log ratio to the base."""
-  options = {
-    "temperature": config.sampling.temperature,
-    "forbidden": jnp.asarray(tokenizer.forbidden(model.num_embed)),
-    "dtype": jnp.dtype(config.model.dtype),
-  }
-  fixed = {**config.sampling, **options, "stop_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
-  select, samples = panel[config.select_judge].fn, config.samples
+def _draw(make, samples, best_of, select):
+  """Returns the jitted (params, select's params, prompts, key) -> Responses, each the best of n."""
+  sample = make(samples=samples * best_of)
 
-  def draw(best_of):
-    sample = sampler.make_sampler(model, samples=samples * best_of, **fixed)
-
-    def best(params, judge_params, x, key):
-      y = sample(params, x, key)
-      groups = jax.tree.map(lambda a: a.reshape(-1, best_of, *a.shape[2:]), y)
-      repeated = jax.tree.map(lambda a: jnp.repeat(a, samples, axis=0), x)
-      verdict = select(judge_params, repeated, groups, None)
-      place = choose_best(verdict.p_win, verdict.valid)
-      return jax.tree.map(
-        lambda a: a[jnp.arange(len(place)), place].reshape(-1, samples, *a.shape[2:]), groups
-      )
-
-    return jax.jit(best if best_of > 1 else lambda params, _, x, key: sample(params, x, key))
-
-  def compare(judge, params, x, y):
-    verdict = judge.fn(params, x, y, None)
-    return verdict.p_win, verdict.valid, verdict.metrics
-
-  def log_ratio(params, base, x, y):
-    ours, theirs = (
-      logprobs.response_logprobs(
-        p, model, x, y.tokens, y.mask, chunk=config.model.logit_chunk, **options
-      )[0]
-      for p in (params, base)
+  def best(params, judge_params, x, key):
+    y = sample(params, x, key)
+    if best_of == 1:
+      return y
+    groups = jax.tree.map(lambda a: a.reshape(-1, best_of, *a.shape[2:]), y)
+    repeated = jax.tree.map(lambda a: jnp.repeat(a, samples, axis=0), x)
+    verdict = select(judge_params, repeated, groups, None)
+    place = choose_best(verdict.p_win, verdict.valid)
+    return jax.tree.map(
+      lambda a: a[jnp.arange(len(place)), place].reshape(-1, samples, *a.shape[2:]), groups
     )
-    return jnp.sum(ours - theirs, axis=-1)
 
-  return (
-    {n: draw(n) for n in {policy.best_of for policy in config.policies.values()}},
-    {name: jax.jit(functools.partial(compare, judge)) for name, judge in panel.items()},
-    jax.jit(log_ratio),
-  )
+  return jax.jit(best)
 
 
-def _play(config, held_out, count, policies, panel, programs):
+def _play(config, held_out, count, policies, panel, score, make):
   """Returns the first `count` prompts and what was played on them, on the host.
 
-  Responses [N P*S L]; (p_win, valid, metrics) by judge; log π(y) − log π_base(y) [N S] by name of
-  the policies that have a log-probability.
+  Responses [N P*S L]; verdicts by judge; log π(y) − log π_base(y) [N S] by name of the policies
+  that have a log-probability.
   """
-  draw, compare, log_ratio = programs
+  selector, sizes = panel[config.select_judge], {p.best_of for p in config.policies.values()}
+  draw = {n: _draw(make, config.samples, n, selector.fn) for n in sizes}
+  compare = {name: jax.jit(judge.fn) for name, judge in panel.items()}
+
+  @jax.jit
+  def log_ratio(params, base, x, y):
+    ours, theirs = (score(p, prompts=x, tokens=y.tokens, mask=y.mask)[0] for p in (params, base))
+    return jnp.sum(ours - theirs, axis=-1)
+
   # Batches of one size that leave the fewest places to fill up in the last.
   batches = -(-count // config.prompts.batch_size)
   size = -(-count // batches)
@@ -146,15 +124,12 @@ def _play(config, held_out, count, policies, panel, programs):
   wait = 0.5 if sys.stderr.isatty() else 30
   for batch in tqdm.tqdm(range(batches), "arena", unit="batch", mininterval=wait):
     x = held_out.all(np.arange(batch * size, (batch + 1) * size) % count)
-    drawn = {
-      name: draw[config.policies[name].best_of](
-        params, panel[config.select_judge].params, x,
-        keys.key(config.seed, f"arena/{name}", batch),
-      )
-      for name, params in policies.items()
-    }  # fmt: skip
+    drawn = {}
+    for name, params in policies.items():
+      key = keys.key(config.seed, f"arena/{name}", batch)
+      drawn[name] = draw[config.policies[name].best_of](params, selector.params, x, key)
     y = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *drawn.values())
-    verdicts = {name: compare[name](judge.params, x, y) for name, judge in panel.items()}
+    verdicts = {name: compare[name](judge.params, x, y, None) for name, judge in panel.items()}
     ratios = {
       name: log_ratio(policies[name], policies[config.base], x, own)
       for name, own in drawn.items()
@@ -233,12 +208,12 @@ def evaluate(config, tokenizer, x, y: Responses, verdicts, ratios) -> dict:
     }
 
   judged = {}
-  for name, (p_win, valid, metrics) in verdicts.items():
-    p_win, valid = (a.reshape(-1, *shape, *shape) for a in (p_win, valid))
+  for name, verdict in verdicts.items():
+    p_win, valid = (a.reshape(-1, *shape, *shape) for a in (verdict.p_win, verdict.valid))
     judged[name] = {
       "win_rate": cells(p_win, valid),
       "length_matched": cells(p_win, valid & matched),
-      "metrics": {m: float(v.total / v.weight) for m, v in metrics.items() if v.weight},
+      "metrics": {m: float(v.value()) for m, v in verdict.metrics.items() if v.weight},
     }
   result = {
     "prompts": len(x.tokens),
@@ -264,8 +239,8 @@ def summary(result: dict, *, trained: str, target: str, best_of: str, base: str)
   shown = {"trained": trained, "target": target, f"best_of_{who[best_of]['best_of']}": best_of}
   return {
     "kl_to_reference": who[trained]["kl_to_reference"],
-    "length_ratio": who[trained]["length"] / who[base]["length"],
-    "distinct2_ratio": who[trained]["distinct2"] / who[base]["distinct2"],
+    "length_ratio": who[trained]["length_ratio"],
+    "distinct2_ratio": who[trained]["distinct2_ratio"],
     "win_rate": {
       label: {
         judge: {what: found["win_rate"][name][base][what] for what in ("mean", "sigma3", "n")}
@@ -300,8 +275,7 @@ def run(config, workdir) -> dict:
   loaded = {spec: checkpoint.load_weights(spec, model) for spec in specs}
   policies = {name: loaded[policy.weights] for name, policy in config.policies.items()}
   panel = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
-  programs = _programs(config, model, tokenizer, panel)
-  played = _play(config, held_out, count, policies, panel, programs)
+  played = _play(config, held_out, count, policies, panel, *train.policy(config, tokenizer, model))
   result = evaluate(config, tokenizer, *played)
   tables = report.arena(result)
   (workdir / "arena.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -5,9 +5,8 @@ import pathlib
 
 import jax
 import numpy as np
-from jax import numpy as jnp
 
-from nash_jax import checkpoint, keys, sampler, tokenizer
+from nash_jax import checkpoint, keys, tokenizer, train
 from nash_jax import config as configs
 from nash_jax.models import gemma
 from nash_jax.types import Prompts
@@ -28,10 +27,8 @@ def run(config, workdir: str = "") -> None:
   model = gemma.preset(config.model.preset, **config.model.changes)
   given = _prompts(config)
   params = checkpoint.load_weights(config.model.weights, model, config.seed)
-  draw = jax.jit(sampler.make_sampler(
-    model, stop_ids=tok.stop_ids, pad_id=tok.pad_id,
-    forbidden=jnp.asarray(tok.forbidden(model.num_embed)), **config.sampling,
-  ))  # fmt: skip
+  _, make = train.policy(config, tok, model)
+  draw = jax.jit(make(samples=config.sampling.samples))
   for number, text in enumerate(given):
     ids = tok.prompt(text)
     width = 16 * -(-len(ids) // 16)  # a few widths, so that few are compiled

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from gemma import gm
 from jax import numpy as jnp
 
 from nash_jax import arena, checkpoint, judges
@@ -12,7 +13,7 @@ from nash_jax import config as configs
 from nash_jax.models import gemma, weights
 from nash_jax.types import TrainState
 
-SMALL = {"num_embed": 1024}
+SMALL = {"num_embed": 1024, "attention_types": (gm.nn.AttentionType.GLOBAL,)}
 
 
 def verdicts(n, policies, samples, seed=0):
@@ -31,8 +32,6 @@ def test_self_cells_are_one_half_and_the_table_is_antisymmetric():
   np.testing.assert_allclose(rates["mean"] + rates["mean"].T, 1, atol=1e-12)
   np.testing.assert_allclose(rates["sigma3"], rates["sigma3"].T, atol=1e-12)
   np.testing.assert_allclose(rates["low"] + rates["high"].T, 1, atol=1e-12)
-  np.testing.assert_array_equal(np.diag(rates["pairs"]), 30 * 2)
-  assert rates["pairs"][0, 1] == 30 * 4
 
 
 def test_sigma_of_coin_flips_is_the_binomial_one():
@@ -68,7 +67,6 @@ def test_what_is_not_valid_does_not_count():
   valid[5, 0, 0, 1, 0] = valid[5, 1, 0, 0, 0] = False
   rates = arena.win_rates(np.where(valid, p, np.nan), valid)
   assert rates["n"].tolist() == [[10, 6], [6, 10]]
-  assert rates["pairs"][0, 1] == 6 * 4 - 1
   only = arena.win_rates(p[4:], valid[4:])
   np.testing.assert_allclose(rates["mean"][0, 1], only["mean"][0, 1])
   nothing = arena.win_rates(p, np.zeros_like(valid))
@@ -121,9 +119,9 @@ def files(tmp_path_factory):
   """Two random policies as weights files, and story openings."""
   folder = tmp_path_factory.mktemp("arena")
   model = gemma.preset("tiny", **SMALL)
-  init = jax.jit(lambda key: jax.tree.map(lambda x: 8.0 * x, gemma.init(key, model)))
   for seed, name in enumerate(("one", "two")):
-    params = init(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x, r=rng: r.normal(0, 0.3, x.shape), gemma.shapes(model))
     weights.save(str(folder / f"{name}.safetensors"), params, model, jnp.float32, {})
   lines = [json.dumps({"prompt": f"Once there was a{' big' * i} cat"}) for i in range(30)]
   (folder / "prompts.jsonl").write_text("\n".join(lines))
