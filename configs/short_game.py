@@ -19,13 +19,14 @@ def get_config(strength="mild"):
   c = config.train()
   c.steps = 4000
   c.model.preset = "tiny"
-  c.model.changes = {"num_embed": 1024, "embed_dim": 32, "hidden_dim": 64}
+  c.model.changes = {"num_embed": 16, "embed_dim": 32, "hidden_dim": 64}
+  c.model.tokenizer = "assets:short_game/tokenizer.model"
   c.model.weights = "assets:short_game/policy.safetensors"
   c.prompts.path = c.prompts.held_out_path = "assets:short_game/prompts.jsonl"
-  c.prompts.max_tokens = 6
+  c.prompts.max_tokens = 2
   c.prompts.batch_size = 256
   c.sampling.max_tokens = 3
-  c.sampling.tokens = (7, 8, 9, 10)
+  c.sampling.tokens = (7, 8, 9, 10)  # a, b, c, d
   c.judge.name = "table"
   c.judge.table = f"assets:short_game/{strength}.npy"
   c.judge.first_token = 7

@@ -6,7 +6,9 @@ judge: digits, the most significant first. The game is contextual: prompt i play
 
 import functools
 import itertools
+import json
 import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nash_jax import config as configs
+from nash_jax import tokenizer as tokenizers
 from nash_jax.games import preference
 from nash_jax.judges import table as tables
 from nash_jax.types import Mean, Params, Prompts, Responses
@@ -177,23 +180,38 @@ def fit_reference(score: Callable, game: Game, params: Params, log_ref, steps: i
   return params, float(jax.jit(loss)(params))
 
 
+def _write_language(folder) -> None:
+  """Writes a tokenizer of eight letters, a to d to respond with, and prompts of the other four."""
+  with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as corpus:
+    # Frequent letters have small ids: a is the first of four in a row.
+    words = [letter for i, letter in enumerate("abcdefgh") for _ in range(9 - i)]
+    corpus.write("".join(json.dumps({"text": word}) + "\n" for word in words))
+    corpus.flush()
+    tokenizers.train(corpus.name, str(folder / "tokenizer.model"), vocab_size=15, held_out=0)
+  prompts = [json.dumps({"prompt": letter}) + "\n" for letter in "efgh"]
+  (folder / "prompts.jsonl").write_text("".join(prompts))
+
+
 def run(config, workdir) -> None:
   """Draws the two games of configs/short_game.py and fits their reference policy, into a folder.
 
   Args:
     config: of a run on the game; its `model.weights` are not read.
   """
-  from nash_jax import prompts, tokenizer, train
+  from nash_jax import prompts, train
   from nash_jax.models import gemma, weights
 
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   for name, strength in (("mild", 4.0), ("strong", 8.0)):
     np.save(folder / f"{name}.npy", random_game(0, strength))
+  _write_language(folder)
   config = config.copy_and_resolve_references()
-  config.model.weights, config.judge.table = "", str(folder / "mild.npy")
+  config.model.update({"weights": "", "tokenizer": str(folder / "tokenizer.model")})
+  config.judge.table = str(folder / "mild.npy")
+  config.prompts.path = config.prompts.held_out_path = str(folder / "prompts.jsonl")
   config = configs.resolve(config)
-  tok = tokenizer.Tokenizer(configs.path(config.model.tokenizer), config.model.template)
+  tok = tokenizers.Tokenizer(configs.path(config.model.tokenizer), config.model.template)
   model = gemma.preset(config.model.preset, **config.model.changes)
   score, _ = train.policy(config, tok, model)
   game = Game.of(config, prompts.load(config.prompts, tok, config.seed)[1])
