@@ -7,10 +7,9 @@ import tempfile
 
 import numpy as np
 
-from nash_jax.config import path as expand
+from nash_jax import config as configs
 
 BUNDLED = "assets:stories/tokenizer.model"
-TEMPLATES = ("gemma", "plain")
 # Typographic marks are spelled in ASCII by the tokenizer itself, so that a quote is one thing.
 _SPELLINGS = {"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "..."}
 # Pieces that steer a model. What a user types is split inside them, so that it stays text.
@@ -37,9 +36,8 @@ class Tokenizer:
     """
     import sentencepiece
 
-    if template not in TEMPLATES:
-      raise ValueError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")
-    path = expand(path)
+    configs.choose("template", template, ("gemma", "plain"))
+    path = configs.path(path)
     if not pathlib.Path(path).is_file():
       raise ValueError(f"no tokenizer file {path!r}: give the path of a SentencePiece .model file")
     try:
@@ -75,14 +73,10 @@ class Tokenizer:
     Stop tokens are allowed.
     """
     self.check_rows(rows)
-    banned = np.ones(rows, bool)
+    banned, of = np.ones(rows, bool), self._model
     for i in range(self.size):
-      banned[i] = (
-        self._model.is_control(i)
-        or self._model.is_unused(i)
-        or self._model.is_unknown(i)
-        or re.fullmatch("<" + _MARKER, self._model.id_to_piece(i)) is not None
-      )
+      marker = re.fullmatch("<" + _MARKER, of.id_to_piece(i)) is not None
+      banned[i] = marker or of.is_control(i) or of.is_unused(i) or of.is_unknown(i)
     banned[list(self.stop_ids)] = False
     return banned
 
@@ -95,22 +89,20 @@ class Tokenizer:
     skipped = {self.pad_id, self.bos_id, *self.stop_ids}
     return self._model.decode([int(i) for i in ids if int(i) not in skipped])
 
-  def turns(self, text: str | list[dict]) -> list[tuple[str, str]]:
-    """Returns a prompt's (role, text) turns, or raises ValueError where it breaks the rules."""
-    said = turns(text) if isinstance(text, list) else [("user", text)]
-    if self.template == "plain" and len(said) > 1:
-      raise ValueError(f"the plain template has no turns, got {len(said)}: use template 'gemma'")
-    return said
-
   def prompt(self, text: str | list[dict]) -> list[int]:
     """Returns the ids of a prompt: one <bos>, the template, and where a response would begin.
 
     Args:
       text: one user's text, or messages {"role", "content"} (see the function `turns`). A <bos>
         spelled out at a head is dropped, since one is added.
+
+    Raises:
+      ValueError: a conversation that breaks the rules, or several turns with the plain template.
     """
-    said = self.turns(text)
+    said = turns(text) if isinstance(text, list) else [("user", text)]
     if self.template == "plain":
+      if len(said) > 1:
+        raise ValueError(f"the plain template has no turns, got {len(said)}: use template 'gemma'")
       return [self.bos_id, *self.encode(said[0][1].removeprefix("<bos>"))]
     ids = [self.bos_id]
     for role, content in said:
@@ -169,12 +161,9 @@ def train(corpus: str, output: str, vocab_size: int = 1024, held_out: int = 600)
   texts = [json.loads(line)["text"] for line in lines[: len(lines) - held_out]]
   with tempfile.TemporaryDirectory() as folder:
     rules = pathlib.Path(folder) / "rules.tsv"
-    rules.write_text(
-      "".join(
-        f"{ord(mark):X}\t{' '.join(f'{ord(c):X}' for c in spelling)}\n"
-        for mark, spelling in sorted(_SPELLINGS.items())
-      )
-    )
+    with rules.open("w") as lines:
+      for mark, spelling in sorted(_SPELLINGS.items()):
+        print(f"{ord(mark):X}", " ".join(f"{ord(c):X}" for c in spelling), sep="\t", file=lines)
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=(line for text in texts for line in text.split("\n")),
       model_prefix=output.removesuffix(".model"),

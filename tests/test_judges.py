@@ -119,7 +119,7 @@ def test_padding_changes_nothing(name):
 
 
 def spelled(tokenizer, template, prompt, a, b):
-  return gemma.TEMPLATES[template].text.format(prompt=prompt, a=a, b=b)
+  return gemma.TEMPLATES[template].format(prompt=prompt, a=a, b=b)
 
 
 @pytest.mark.parametrize("template", sorted(gemma.TEMPLATES))
@@ -152,7 +152,7 @@ def test_prompt_in_token_space_is_the_prompt_in_text(template, family, request):
   tokens, mask = np.asarray(tokens), np.asarray(mask)
   assert (np.diff(mask.astype(int), axis=1) >= 0).all()  # all padding lies to the left
   assert (tokens[~mask] == tokenizer.pad_id).all()
-  shown = gemma.TEMPLATES[template].shows_stop
+  shown = template in gemma.SHOW_STOP
   for row, keep, *texts in zip(tokens, mask, transcript, a, b, strict=True):
     ids = row[keep].tolist()
     assert ids[0] == tokenizer.bos_id

@@ -119,7 +119,7 @@ def test_bad_files_and_names(tmp_path):
   foreign.write_text("not a model")
   with pytest.raises(ValueError, match="not a SentencePiece model"):
     Tokenizer(str(foreign), "plain")
-  with pytest.raises(ValueError, match="choose one of gemma, plain"):
+  with pytest.raises(ValueError, match="expected one of gemma, plain"):
     Tokenizer(BUNDLED, "llama")
   with pytest.raises(ValueError, match="no piece '<start_of_image>'"):
     PLAIN.id_of("<start_of_image>")

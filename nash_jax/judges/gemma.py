@@ -4,11 +4,9 @@ Its prompt is put together from token arrays on the device. Both orders of prese
 and averaged, so the verdict is antisymmetric by construction.
 """
 
-import dataclasses
-import functools
-import operator
 import pathlib
 import re
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -24,23 +22,9 @@ SLOTS = ("{prompt}", "{a}", "{b}")
 _CONTROL = ("<start_of_turn>", "<end_of_turn>")
 
 
-@dataclasses.dataclass(frozen=True)
-class Template:
-  """A judge's prompt as text: SLOTS, markers and literals; <bos> goes before it by itself.
-
-  Attributes:
-    answers: the pieces that say "the first" and "the second".
-    shows_stop: leaves the stop token on a response, so that a judge fitted to it sees whether the
-      response was finished or cut.
-  """
-
-  text: str
-  answers: tuple[str, str] = ("A", "B")
-  shows_stop: bool = False
-
-
+# Prompts as text, slots, markers and literals; <bos> goes before them by itself.
 TEMPLATES = {
-  "gemma": Template(
+  "gemma": (
     "<start_of_turn>user\n"
     "Below is a conversation and two candidate replies to its last message. Decide which reply a"
     " careful reader would prefer: the one that is more helpful, more correct and better written."
@@ -49,14 +33,15 @@ TEMPLATES = {
     "Which reply is better? Answer with a single letter, A or B.<end_of_turn>\n"
     "<start_of_turn>model\n"
   ),
-  "stories": Template(
-    "{prompt}<start_of_turn>{a}<start_of_turn>{b}<end_of_turn>", shows_stop=True
-  ),
+  "stories": "{prompt}<start_of_turn>{a}<start_of_turn>{b}<end_of_turn>",
 }
+# Those that leave its stop token on a response, so that a judge fitted to them sees whether it was
+# finished or cut.
+SHOW_STOP = ("stories",)
+ANSWERS = ("A", "B")  # the pieces that say "the first" and "the second"
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
   """A template in a tokenizer's ids.
 
   Attributes:
@@ -67,10 +52,10 @@ class Layout:
     hidden: ids left out of responses.
   """
 
-  parts: tuple[tuple[int, ...] | str, ...]
-  answers: tuple[int, int]
-  markers: tuple[int, ...]
-  hidden: tuple[int, ...]
+  parts: list[list[int] | str]
+  answers: list[int]
+  markers: list[int]
+  hidden: list[int]
   pad_id: int
 
 
@@ -81,21 +66,17 @@ def layout(name: str, tokenizer) -> Layout:
     ValueError: an unknown template; a marker or answer that is no single piece of the tokenizer.
   """
   configs.choose("judge template", name, TEMPLATES)
-  template = TEMPLATES[name]
   control = {piece: tokenizer.id_of(piece) for piece in _CONTROL}
-  parts: list[tuple[int, ...] | str] = [(tokenizer.bos_id,)]
-  for part in re.split("(" + "|".join(map(re.escape, SLOTS + _CONTROL)) + ")", template.text):
+  parts: list[list[int] | str] = [[tokenizer.bos_id]]
+  for part in re.split("(" + "|".join(map(re.escape, SLOTS + _CONTROL)) + ")", TEMPLATES[name]):
     if part in SLOTS:
       parts.append(part)
     elif part:
-      parts.append((control[part],) if part in control else tuple(tokenizer.encode(part)))
-  first, second = map(tokenizer.id_of, template.answers)
-  stops = set(tokenizer.stop_ids)
-  markers = {tokenizer.pad_id, tokenizer.bos_id, *stops, *control.values()}
-  hidden = markers - stops if template.shows_stop else markers
-  return Layout(
-    tuple(parts), (first, second), tuple(sorted(markers)), tuple(sorted(hidden)), tokenizer.pad_id
-  )
+      parts.append([control[part]] if part in control else tokenizer.encode(part))
+  stops = tokenizer.stop_ids if name in SHOW_STOP else ()
+  markers = {tokenizer.pad_id, tokenizer.bos_id, *tokenizer.stop_ids, *control.values()}
+  answers = [tokenizer.id_of(piece) for piece in ANSWERS]
+  return Layout(parts, answers, sorted(markers), sorted(markers - {*stops}), tokenizer.pad_id)
 
 
 def assemble(
@@ -105,8 +86,7 @@ def assemble(
   rows = len(prompts.tokens)
 
   def without(ids, tokens, mask):
-    found = functools.reduce(operator.or_, [tokens == i for i in ids])
-    return tokens, mask & ~found
+    return tokens, mask & ~jnp.isin(tokens, jnp.asarray(ids))
 
   def literal(ids):
     tokens = jnp.broadcast_to(jnp.asarray(ids, jnp.int32)[None], (rows, len(ids)))
