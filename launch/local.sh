@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Several processes of nash-jax on this machine, as several hosts would run it.
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+usage: launch/local.sh N JOB [FLAG ...]
+
+N processes of `nash-jax JOB FLAG ...`, each with one CPU device (DEVICES=2 launch/local.sh ... for
+two). They find each other through the variables NASH_JAX_COORDINATOR (host:port of process 0),
+NASH_JAX_PROCESSES and NASH_JAX_PROCESS_ID. Lines of process i begin with [i]. Ctrl-C and SIGTERM go
+to all of them; where one fails, so do the rest, and its exit status is the script's.
+
+example: launch/local.sh 2 train --config=configs/stories.py --workdir=runs/two
+EOF
+}
+
+[[ ${1-} =~ ^(-h|--help|)$ ]] && { usage; exit; }
+if ! [[ $1 =~ ^[1-9][0-9]*$ ]] || (($# < 2)); then
+  printf 'launch/local.sh: expected a number of processes and a job, got:%s\n' \
+    "$(printf ' %q' "$@")" >&2
+  exit 2
+fi
+count=$1
+shift
+
+program=$(command -v nash-jax || echo "$(dirname "$0")/../.venv/bin/nash-jax")
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+export NASH_JAX_COORDINATOR=127.0.0.1:$port NASH_JAX_PROCESSES=$count
+export XLA_FLAGS="${XLA_FLAGS-} --xla_force_host_platform_device_count=${DEVICES:-1}"
+
+declare -A running
+for ((i = 0; i < count; i++)); do
+  NASH_JAX_PROCESS_ID=$i "$program" "$@" > >(sed -u "s/^/[$i] /") 2>&1 &
+  running[$!]=$i
+done
+stop() { ((!${#running[@]})) || kill -TERM "${!running[@]}" 2>/dev/null || true; }
+trap stop INT TERM
+
+status=0
+while ((${#running[@]})); do
+  code=0 ended=""
+  wait -n -p ended "${!running[@]}" || code=$?
+  [[ -n ${ended-} ]] || continue # a signal came first
+  printf '[%s] ended with status %s\n' "${running[$ended]}" "$code"
+  unset "running[$ended]"
+  if ((code && !status)); then
+    status=$code
+    stop
+  fi
+done
+exit "$status"
