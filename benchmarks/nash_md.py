@@ -1,0 +1,158 @@
+"""One Nash-MD step against TRL's NashMDTrainer, and what NashMP and a mixture cost beside it.
+
+A step is everything between two batches of prompts: responses of the policy, and of the mixture of
+policy and reference, a verdict (a constant, on both sides), gradient, optimiser. Both sides have
+Gemma 2's architecture with 4 layers of width 128, random float32 weights and responses of full
+length. They take turns, so that a busy machine slows them alike; ratios are medians over rounds.
+
+  python benchmarks/nash_md.py --trl-python=ENVIRONMENT/bin/python
+
+ENVIRONMENT holds trl 1.0.0 with a transformers of its time (5.3.0; with 5.23.0 its mixture raises).
+Without the flag our side is timed alone.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import statistics
+import subprocess
+
+import jax
+from decode import ratio, take_turns
+from jax import numpy as jnp
+
+from nash_jax import config as configs
+from nash_jax import judges, sampler, train, update
+from nash_jax.models import gemma, logprobs
+from nash_jax.types import Prompts
+
+
+def constant(params, prompts, a, b):
+  """A judge that says the same of every pair."""
+  shape = a.stopped.shape
+  return jnp.full(shape, 0.75), jnp.ones(shape, bool), {}
+
+
+def stepper(name, args, config, prompts):
+  """Returns a function that takes one step of an algorithm and returns its loss."""
+  run = configs.train()
+  run.algorithm.name = name
+  run.prompts.batch_size = args.batch
+  run.sampling.max_tokens = args.tokens
+  run = configs.resolve(run)
+  rule = update.make_update(
+    run, lambda params, **parts: logprobs.response_logprobs(params, config, **parts)
+  )
+
+  def make(**law):
+    return sampler.make_sampler(config, max_tokens=args.tokens, stop_ids=(), pad_id=0, **law)
+
+  sample = jax.jit(train.make_sample(run.algorithm, run.sampling, rule.players, make))
+  verdict = jax.jit(judges.pairwise(constant))
+  train_step = jax.jit(rule.train_step, donate_argnums=0)
+  state = jax.jit(rule.init)(gemma.init(jax.random.key(0), config))
+  ref = gemma.init(jax.random.key(1), config)
+
+  def step():
+    nonlocal state
+    y, against, _ = sample(state, ref, prompts, jax.random.key(2))
+    batch = update.Batch.of(prompts, y, verdict((), prompts, y, against))
+    state, metrics = train_step(state, ref, batch)
+    return metrics["loss"].total
+
+  return step
+
+
+class Trl:
+  """TRL's trainer in a process of its own, which takes a step when it is asked to."""
+
+  def __init__(self, python, args):
+    sizes = {name: vars(args)[name] for name in ("batch", "prompt", "tokens", "vocabulary")}
+    self.process = subprocess.Popen(
+      [python, pathlib.Path(__file__).with_name("trl_nash_md.py"),
+       *(f"--{name}={value}" for name, value in {**sizes, "steps": args.repeats + 1}.items())],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    self.versions = self.answer()
+
+  def answer(self):
+    line = self.process.stdout.readline()
+    if not line:
+      raise RuntimeError(f"the TRL side ended with status {self.process.wait()}; see above")
+    return json.loads(line)
+
+  def step(self):
+    """Takes a step; returns nothing to wait for."""
+    print(file=self.process.stdin, flush=True)
+    self.answer()
+
+  def close(self):
+    self.process.stdin.close()
+    self.process.wait()
+
+
+def rounds(repeats, contenders):
+  """Returns each contender's seconds in every round, and prints the medians."""
+  seconds = take_turns(repeats, contenders)
+  for name, times in seconds.items():
+    print(f"{name:24}{1e3 * statistics.median(times):10.1f} ms, best {1e3 * min(times):8.1f}")
+  return seconds
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
+  add("--batch", type=int, default=16, help="prompts (16)")
+  add("--prompt", type=int, default=32, help="prompt tokens (32)")
+  add("--tokens", type=int, default=64, help="new tokens (64)")
+  add("--vocabulary", type=int, default=512, help="rows of the embedding (512)")
+  add("--repeats", type=int, default=9, help="timed rounds; the median counts (9)")
+  args = parser.parse_args()
+
+  config = gemma.preset("stories", num_embed=args.vocabulary)
+  shape = (args.batch, args.prompt)
+  prompts = Prompts(
+    tokens=jax.random.randint(jax.random.key(2), shape, 4, args.vocabulary),
+    mask=jnp.ones(shape, bool),
+    index=jnp.arange(args.batch),
+  )
+  device = jax.devices()[0].platform
+  sizes = f"batch {args.batch}, {args.prompt} + {args.tokens} tokens"
+  print(f"{device}, jax {jax.__version__}: {sizes}")
+  steps = {
+    name: stepper(name, args, config, prompts) for name in ("nash_md", "nash_mp", "online_dpo")
+  }
+
+  if args.trl_python:
+    with contextlib.closing(Trl(args.trl_python, args)) as trl:
+      print(", ".join(f"{name} {version}" for name, version in trl.versions.items()))
+      both = {"Nash-MD step": steps["nash_md"], "Nash-MD step, TRL": trl.step}
+      seconds = rounds(args.repeats, both)
+    faster = ratio(seconds["Nash-MD step, TRL"], seconds["Nash-MD step"])
+    print(f"a Nash-MD step {faster:.1f} times as fast as TRL's (bar 10, goal 15)")
+
+  both = {"NashMP step": steps["nash_mp"], "Online DPO step": steps["online_dpo"]}
+  seconds = rounds(args.repeats, both)
+  cost = ratio(seconds["NashMP step"], seconds["Online DPO step"])
+  print(f"a NashMP step costs {cost:.2f} times an Online DPO step (bar 1.3)")
+
+  options = {"max_tokens": args.tokens, "samples": 1, "stop_ids": (), "pad_id": 0}
+  params, reference = (gemma.init(jax.random.key(seed), config) for seed in (0, 1))
+  plain = jax.jit(sampler.make_sampler(config, **options))
+  mixture = jax.jit(sampler.make_sampler(config, mixture=0.25, **options))
+  key = jax.random.key(3)
+  seconds = rounds(
+    5 * args.repeats,  # they are short
+    {
+      "decoding of one model": lambda: plain(params, prompts, key).tokens,
+      "decoding of a mixture": lambda: mixture((params, reference), prompts, key).tokens,
+    },
+  )
+  cost = ratio(seconds["decoding of a mixture"], seconds["decoding of one model"])
+  print(f"a mixture of two models costs {cost:.2f} times plain decoding (bar 2.2)")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,110 @@
+"""The TRL side of nash_md.py: NashMDTrainer's own loop, one step for each line of standard input.
+
+Runs in an environment with torch, transformers and trl 1.0.0, and needs nothing of nash_jax.
+Prints a JSON line of versions when ready, then one of each step's seconds: forward, backward,
+optimiser, and the trainer's own statistics; not its logging or the fetching of a batch.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import tokenizers
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from trl.experimental.judges import BasePairwiseJudge
+from trl.experimental.nash_md import NashMDConfig, NashMDTrainer
+
+
+class Constant(BasePairwiseJudge):
+  """Says the same of every pair."""
+
+  def judge(self, prompts, completions, shuffle_order=True, return_scores=False):
+    return [0.75] * len(prompts)
+
+
+class OnRequest(transformers.TrainerCallback):
+  """Lets a step begin when a line is read, and writes what it took."""
+
+  def __init__(self, answers):
+    self.answers = answers
+
+  def on_step_begin(self, args, state, control, **kwargs):
+    sys.stdin.readline()
+    self.start = time.perf_counter()
+
+  def on_step_end(self, args, state, control, **kwargs):
+    print(json.dumps(time.perf_counter() - self.start), file=self.answers, flush=True)
+
+
+def make_tokenizer(size):
+  """Returns a tokenizer of one word a piece."""
+  words = {name: i for i, name in enumerate(["<pad>", "<eos>", "<bos>", "<unk>"])}
+  words |= {f"w{i}": i for i in range(4, size)}
+  model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+  model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=model, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
+    unk_token="<unk>", padding_side="left",
+  )  # fmt: skip
+
+
+def make_model(size):
+  """Returns the architecture of nash_jax's preset "stories", with random weights."""
+  torch.manual_seed(0)
+  config = transformers.Gemma2Config(
+    vocab_size=size, hidden_size=128, intermediate_size=512, num_hidden_layers=4,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32,
+    sliding_window=128, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    attn_implementation="eager",  # what Gemma 2's soft-cap needs
+  )  # fmt: skip
+  return transformers.Gemma2ForCausalLM(config)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  add("--batch", type=int, required=True)
+  add("--prompt", type=int, required=True)
+  add("--tokens", type=int, required=True)
+  add("--vocabulary", type=int, required=True)
+  add("--steps", type=int, required=True)
+  args = parser.parse_args()
+
+  # What a library prints must not be taken for an answer.
+  answers, sys.stdout = sys.stdout, sys.stderr
+  torch.manual_seed(1)
+  words = torch.randint(4, args.vocabulary, (args.batch * args.steps, args.prompt - 1)).tolist()
+  with tempfile.TemporaryDirectory() as folder:
+    # TRL's own precision (bfloat16) and rematerialisation, which makes it sample without a cache.
+    # With one it would be faster and wrong: both models of its mixture write into the same cache.
+    config = NashMDConfig(
+      output_dir=folder, per_device_train_batch_size=args.batch, max_steps=args.steps,
+      max_new_tokens=args.tokens, max_length=2 * (args.prompt + args.tokens), temperature=1.0,
+      mixture_coef=0.25, beta=0.1, learning_rate=1e-4, lr_scheduler_type="constant",
+      generation_kwargs={"suppress_tokens": [1]},  # no row ends early
+      use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = NashMDTrainer(
+      model=make_model(args.vocabulary), judge=Constant(), args=config,
+      processing_class=make_tokenizer(args.vocabulary),
+      train_dataset=Dataset.from_dict(
+        {"prompt": [" ".join(f"w{i}" for i in row) for row in words]}
+      ),
+      callbacks=[OnRequest(answers)],
+    )  # fmt: skip
+    versions = {m.__name__: m.__version__ for m in (trl, transformers, torch)}
+    print(json.dumps(versions), file=answers, flush=True)
+    trainer.train()
+
+
+if __name__ == "__main__":
+  main()
