@@ -43,7 +43,7 @@ def get_config(size="full"):
     "tuning_seeds": (100, 101),  # other games: no method is tuned on what it is scored by
     "horizons": (1_000, 10_000, 50_000),
     "points": 100,
-    "csv_every": 4,
+    "csv_every": 2,
     # version, updates, pairs a context and step (0 is exact), everybody's steps, entrants
     "versions": (
       ("proximal updates", "proximal", 0, (0.03, 0.1, 0.3, 1.0, 2.0, 4.0), proximal),
@@ -56,17 +56,20 @@ def get_config(size="full"):
                   points=10, csv_every=1, versions=tuple(
                     (*version, (1.0,), entrants[:1]) for *version, _, entrants in config.versions))
   config.figures = {"figure": {"size": (3.8, 2.7), "panels": tuple(
-    tuple(panel(version, horizon, horizon == config.horizons[-1]) for horizon in config.horizons)
+    tuple(panel(version, horizon, config.horizons) for horizon in config.horizons)
     for version, *_ in config.versions)}}
   return config
 
 
-def panel(version, horizon, legend):
-  colors = {"NashMP": 3, "NashMP, κ = 10/(k+10)": 3, "NashMP, κ = 0.1": 1, "Online IPO": 0,
-            "Online DPO": 5, "Nash-MD": 2, "MD": 7, "EGPO": 4, "EGPO (the same iteration)": 4}
-  floor = {"proximal updates": 1e-16, "exact gradients": 1e-16}.get(version, 1e-3)
+def panel(version, horizon, horizons):
+  styles = {"NashMP": "C3-", "NashMP, κ = 10/(k+10)": "C3-", "NashMP, κ = 0.1": "C1--",
+            "Online IPO": "C0-", "Online DPO": "C5--", "Nash-MD": "C2-", "MD": "C7--",
+            "EGPO": "C4-", "EGPO (the same iteration)": "C4--"}
   return {"title": f"{version}, {horizon:,} steps", "xlabel": "step", "yscale": "log",
-          "ylabel": "SubOpt_β, last iterate", "ylim": (floor, 1),
+          "ylabel": "SubOpt_β, last iterate" if horizon == horizons[0] else "",
+          "ylim": (1e-3, 0.5) if version.startswith("sampled") else (1e-16, 1),  # rounding's realm
+          "legend": {"loc": "center left", "bbox_to_anchor": (1, 0.5)},
           "layers": ({"table": "figure_curves", "x": "step", "y": "mean", "by": "method",
-                      "where": {"version": version, "horizon": horizon}, "colors": colors,
-                      "band": ("low95", "high95"), "label": "{method}" if legend else "_"},)}
+                      "where": {"version": version, "horizon": horizon}, "styles": styles,
+                      "band": ("low95", "high95"),
+                      "label": "{method}" if horizon == horizons[-1] else "_"},)}

@@ -5,6 +5,7 @@ is written in the config: see _figure.
 """
 
 import csv
+import functools
 import itertools
 import pathlib
 
@@ -55,7 +56,7 @@ def _write(path, rows):
 
 
 def _figure(path, tables, panels, size, colorbar=None):
-  """Draws rows of panels, each a dict of layers and matplotlib's Axes.set arguments.
+  """Draws rows of panels: dicts of layers, arguments of legend, and of matplotlib's Axes.set.
 
   A layer is a dict: table; where, the values of columns that select its rows; x and y, columns;
   and either value, a column shown as a heat map (its least where a cell has several rows), or
@@ -69,6 +70,7 @@ def _figure(path, tables, panels, size, colorbar=None):
   axes = drawing.subplots(len(panels), len(panels[0]), squeeze=False)
   for axis, panel in zip(axes.flat, itertools.chain(*panels), strict=True):
     settings = dict(panel)
+    legend = {"fontsize": 7, **settings.pop("legend", {})}
     for layer in settings.pop("layers"):
       layer = dict(layer)
       table, where = tables[layer.pop("table")], layer.pop("where", {}).items()
@@ -79,7 +81,7 @@ def _figure(path, tables, panels, size, colorbar=None):
     axis.set_title(settings.pop("title"), fontsize=9)
     axis.set(**settings)
     if axis.get_legend_handles_labels()[0]:
-      axis.legend(fontsize=7)
+      axis.legend(**legend)
   if colorbar:
     drawing.colorbar(image, ax=axes, shrink=0.4, extend="both", label=colorbar)
   drawing.savefig(path.with_suffix(".png"), dpi=130)
@@ -87,19 +89,20 @@ def _figure(path, tables, panels, size, colorbar=None):
     drawing.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _lines(axis, rows, x, y, by=None, style="-", label="_", colors=None, band=None):
+def _lines(axis, rows, x, y, by=None, style="-", styles=None, label="_", band=None):
   """A line for each value of column `by`; label is a format over the columns of its first row.
 
-  colors: numbers in matplotlib's cycle by value of `by`, in order by default; without `by`, style
-  names the colour. band: two columns to shade between.
+  styles: matplotlib's format strings by value of `by`; style with the next colour by default, and
+  style alone without `by`. band: two columns to shade between.
   """
   for c, key in enumerate(dict.fromkeys(row[by] if by else None for row in rows)):
-    line = [row for row in rows if not by or row[by] == key]
-    color = f"C{(colors or {}).get(key, c)}" if by else ""
-    column = {name: [row[name] for row in line] for name in (x, y, *(band or ()))}
-    axis.plot(column[x], column[y], color + style, label=label.format(**line[0]), ms=3)
+    of = [row for row in rows if not by or row[by] == key]
+    form = (styles or {}).get(key, f"C{c}{style}" if by else style)
+    at = [row[x] for row in of]
+    (line,) = axis.plot(at, [row[y] for row in of], form, label=label.format(**of[0]), ms=3)
     if band:
-      axis.fill_between(column[x], *(column[b] for b in band), color=color, alpha=0.2, lw=0)
+      axis.fill_between(at, *([row[name] for row in of] for name in band),
+                        color=line.get_color(), alpha=0.2, lw=0)
 
 
 def _heat(axis, rows, x, y, value, **settings):
@@ -309,19 +312,22 @@ def approximation(config):
     start = solvers.State(*solvers.nash_mp(start, game, knobs), start.k)
   exact = solvers.nash_mp(start, game, knobs)
 
-  def errors(inner, batch, step, repeats):
+  @functools.partial(jax.jit, static_argnames="batch")
+  def errors(keys, inner, batch, step):
     def one(key):
       got = solvers.nash_mp_approximate(start, game, knobs._replace(step=step),
                                         solvers.Draws(key, batch, inner))
-      return [preference.span(a, b) for a, b in zip(got, exact, strict=True)]
+      return jnp.array([preference.span(a, b) for a, b in zip(got, exact, strict=True)])
 
-    half, full = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), repeats))
-    return {"inner": inner, "batch": batch, "step": step, "error_half": half.mean(),
-            "error_full": full.mean()}
+    return jax.vmap(one)(keys).mean(0)
 
-  inner = [{"against": "T", **errors(T, 0, config.step, 1)}
-           for T in _bar(config.inner_steps, "inner steps T")]
-  batch = [{"against": "B", **errors(config.inner_sampled, B, config.step_sampled, config.repeats)}
+  def row(against, inner, batch, step, repeats):
+    half, full = errors(jax.random.split(jax.random.key(1), repeats), inner, batch, step)
+    return {"against": against, "inner": inner, "batch": batch, "step": step,
+            "error_half": half, "error_full": full}
+
+  inner = [row("T", T, 0, config.step, 1) for T in _bar(config.inner_steps, "inner steps T")]
+  batch = [row("B", config.inner_sampled, B, config.step_sampled, config.repeats)
            for B in _bar(config.batches, "pairs B")]
   for rows, x in ((inner, [row["inner"] for row in inner]),
                   (batch, np.log([row["batch"] for row in batch]))):
