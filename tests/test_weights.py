@@ -85,7 +85,7 @@ def file(tmp_path):
   return path, config, params
 
 
-@pytest.mark.parametrize("name", [*gemma.PRESETS, "ungrouped"])
+@pytest.mark.parametrize("name", ["tiny", "gemma2_9b", "gemma3_4b", "ungrouped"])
 def test_the_table_of_names_is_the_models_own_tree(name):
   config = gemma.preset("tiny", num_kv_heads=2) if name == "ungrouped" else gemma.preset(name)
   ours = traverse_util.flatten_dict(gemma.shapes(config), sep="/")

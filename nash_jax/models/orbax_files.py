@@ -1,8 +1,8 @@
 """The gemma library's Orbax checkpoints: nested, flat, or stacked by attention pattern.
 
 gm.ckpts.load_params holds the whole model beside ours and takes a quarter of a minute to import; of
-a stacked checkpoint it gives each layer's sharding to the stack. Here Orbax reads one tensor at a
-time, each host the parts it needs.
+a stacked checkpoint it gives each layer's sharding to the stack. Here Orbax reads what makes one of
+our tensors at a time, each host the parts it needs.
 """
 
 import contextlib
@@ -51,13 +51,12 @@ def reader(path: str, config: gemma.GemmaConfig) -> tuple[dict[str, names.Place]
     order = tuple(axes.split().index(letter) for letter in place.tensor.axes.split())
     sources = [_saved_as(place.tensor, layer, period) for layer in place.layers or (None,)]
     parts = list(dict.fromkeys(name for name, _ in sources))
-    arrays = []
-    for name in parts:
-      keys, there = saved[name]
-      with _told(f"{path}, leaf {name}"):
-        arrays.append(
-          _restore(where, keys, there, dtype, _there(sharding, place.stacked, order, len(there)))
-        )
+    wanted = {}
+    for keys, there in (saved[name] for name in parts):
+      slot = _there(sharding, place.stacked, order, len(there))
+      wanted[keys] = jax.ShapeDtypeStruct(there, dtype, sharding=slot)
+    with _told(f"{path}, leaf {parts[0]}"):
+      arrays = _restore(where, wanted)
     picks = tuple((parts.index(name), row) for name, row in sources)
     combine = jax.jit(
       _combine, static_argnames=("picks", "order", "stacked"), out_shardings=sharding
@@ -126,15 +125,15 @@ def _there(sharding, stacked: bool, order: tuple[int, ...], rank: int):
   return NamedSharding(sharding.mesh, PartitionSpec(*[None] * (rank - len(order)), *spec))
 
 
-def _restore(where, keys, shape, dtype, sharding) -> jax.Array:
+def _restore(where, wanted: dict[tuple[str, ...], jax.ShapeDtypeStruct]) -> list[jax.Array]:
   import orbax.checkpoint as ocp
 
-  leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-  item = traverse_util.unflatten_dict({keys: leaf})
+  item = traverse_util.unflatten_dict(wanted)
   like = ocp.checkpoint_utils.construct_restore_args(item)
   args = ocp.args.PyTreeRestore(item=item, restore_args=like, partial_restore=True)
   with ocp.PyTreeCheckpointer() as checkpointer:
-    return traverse_util.flatten_dict(checkpointer.restore(where, args=args))[keys]
+    found = traverse_util.flatten_dict(checkpointer.restore(where, args=args))
+  return [found[keys] for keys in wanted]
 
 
 def _combine(arrays, picks, order, stacked) -> jax.Array:
