@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from gemma import gm
 from jax import numpy as jnp
 
 from nash_jax import config as configs
@@ -16,7 +17,8 @@ from nash_jax.models import weights
 from nash_jax.tokenizer import BUNDLED, Tokenizer
 from nash_jax.types import Prompts, Responses
 
-TINY = {"preset": "tiny", "changes": {"num_embed": 1024}, "weights": ""}
+SMALL = {"num_embed": 1024, "attention_types": (gm.nn.AttentionType.GLOBAL,)}
+TINY = {"preset": "tiny", "changes": SMALL, "weights": ""}
 OPTIONS = {"dtype": jnp.float32}
 
 
@@ -72,7 +74,13 @@ def examples(samples=3, seed=0):
 @functools.cache
 def built(name):
   """One judge a name, so that tests of equal shapes share its compiled function."""
-  return judges.make(settings(name), Tokenizer(BUNDLED, "plain"))
+  # Drawn by numpy: compiling the initialiser would cost more than the tests.
+  rng, model = np.random.default_rng(0), models.preset("tiny", **SMALL)
+  params = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype),
+    {**models.shapes(model), "head": {"w": jax.ShapeDtypeStruct((16,), jnp.float32)}},
+  )
+  return judges.make(settings(name), Tokenizer(BUNDLED, "plain"), params)
 
 
 def asked(judge, *args):
@@ -171,8 +179,8 @@ def test_prompt_in_token_space_is_the_prompt_in_text(template, family, request):
 def test_answer_read_is_the_last_position_of_the_whole_prompt(tokenizer):
   """answer_logits equals all logits of the same prompt without padding, soft-capped."""
   prompts, rows = examples(samples=2)
-  model = models.preset("tiny", num_embed=1024, final_logit_softcap=0.1)
-  params = models.init(jax.random.key(1), model)
+  model = models.preset("tiny", **SMALL, final_logit_softcap=3.0)
+  params = built("gemma").params
   layout = gemma.layout("stories", tokenizer)
   a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
   logits = jax.jit(lambda p, x, a, b: gemma.answer_logits(p, model, layout, x, a, b))(
@@ -226,7 +234,7 @@ SOFT = np.array([0.75, 0.5, 1.0, 0.0, 0.5, 0.2], np.float32)
 def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   prompts, rows = examples()
   params = built("gemma").params
-  model = models.preset("tiny", num_embed=1024)
+  model = models.preset("tiny", **SMALL)
   layout = gemma.layout("stories", tokenizer)
   batch = pairs_batch(prompts, rows, SOFT)
   a, b = (Answers(batch[f"{s}_tokens"], batch[f"{s}_mask"]) for s in "ab")
@@ -259,7 +267,7 @@ def test_reward_loss_and_verdict_are_one_model():
   gaps = verdict.scores[:, PAIRS[0]] - verdict.scores[:, PAIRS[1]]
   p_win = np.asarray(verdict.p_win[:, *PAIRS])
   np.testing.assert_allclose(p_win, jax.nn.sigmoid(gaps), atol=1e-6)
-  model = models.preset("tiny", num_embed=1024)
+  model = models.preset("tiny", **SMALL)
   loss = jax.jit(functools.partial(bradley_terry.reward_loss, model=model, options=OPTIONS))
   means = loss(judge.params, pairs_batch(prompts, rows, SOFT))
   np.testing.assert_allclose(means["loss"].value(), entropy(SOFT, p_win.ravel()), rtol=1e-5)
@@ -368,9 +376,9 @@ def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
 
 
 def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenizer):
-  model = models.preset("tiny", num_embed=1024)
+  model = models.preset("tiny", **SMALL)
   path = str(tmp_path / "reward.safetensors")
-  params = bradley_terry.init(jax.random.key(5), model)
+  params = {**built("bradley_terry").params}
   weights.save(path, params, model, jnp.float32, {})
   judge = judges.make(settings("bradley_terry", model={"weights": path}), tokenizer)
   jax.tree.map(np.testing.assert_array_equal, judge.params, params)
