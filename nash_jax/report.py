@@ -1,5 +1,6 @@
 """Tables and figures from what a run left behind."""
 
+import collections
 import json
 import math
 import pathlib
@@ -67,15 +68,17 @@ def arena(result: dict) -> str:
   ]
   for name, judge in result["judges"].items():
     cells = [c for line in judge["win_rate"].values() for c in line.values()]
-    gap = max(
-      (max(abs(c["low"] - c["mean"] + c["sigma3"]), abs(c["high"] - c["mean"] - c["sigma3"]))
-       for c in cells if c["sigma3"] is not None), default=math.nan,
-    )  # fmt: skip
+    gaps = [
+      abs(c[end] - c["mean"] - sign * c["sigma3"])
+      for c in cells if c["sigma3"] is not None
+      for end, sign in (("low", -1), ("high", 1))
+    ]  # fmt: skip
+    gap = number(max(gaps, default=None))
     said = [f"{m.replace('_', ' ')} {number(value)}" for m, value in judge["metrics"].items()]
     out += [
       f"## Judge: {name}",
       win_rate_table(judge["win_rate"]),
-      "; ".join([*said, f"the bootstrap's 99.7% intervals end within {number(gap)} of ± 3σ"]) + ".",
+      "; ".join([*said, f"the bootstrap's 99.7% intervals end within {gap} of ± 3σ"]) + ".",
       "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
       win_rate_table(judge["length_matched"], with_n=True),
     ]
@@ -154,7 +157,7 @@ def read_metrics(workdir) -> dict[str, tuple[list[int], list[float]]]:
   path = pathlib.Path(workdir) / "metrics.jsonl"
   if not path.is_file():
     raise ValueError(f"{path}: no such file; give the workdir of a run that has made a step")
-  series = {}
+  series = collections.defaultdict(lambda: ([], []))
   lines = path.read_text().split("\n")[:-1]  # a line without its end is still being written
   for place, line in enumerate(lines, 1):
     try:
@@ -163,9 +166,8 @@ def read_metrics(workdir) -> dict[str, tuple[list[int], list[float]]]:
       raise ValueError(f"{path}:{place}: not JSON ({error})") from None
     for name, value in row.items():
       if name != "step" and value is not None:
-        steps, values = series.setdefault(name, ([], []))
-        steps.append(row["step"])
-        values.append(value)
+        series[name][0].append(row["step"])
+        series[name][1].append(value)
   return series
 
 
@@ -186,8 +188,8 @@ def curves(workdir) -> pathlib.Path:
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
   figure = Figure(figsize=(4 * columns, 2.9 * rows), layout="constrained")
-  grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-  for axes, (title, label, names, compared) in zip(grid, panels, strict=False):
+  for place, (title, label, names, compared) in enumerate(panels, 1):
+    axes = figure.add_subplot(rows, columns, place)
     if compared is not None:
       axes.axhline(compared, color="0.6", linewidth=1, linestyle="--")
     drawn = [name for name in names if name in series]
@@ -201,8 +203,6 @@ def curves(workdir) -> pathlib.Path:
     axes.spines[["top", "right"]].set_visible(False)
     if len(drawn) > 1:
       axes.legend(frameon=False)
-  for axes in grid[len(panels) :]:
-    axes.remove()
   path = pathlib.Path(workdir) / "curves.png"
   figure.savefig(path, dpi=150)
   return path
