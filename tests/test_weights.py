@@ -340,6 +340,42 @@ def test_a_folder_that_cannot_be_read_says_why(folder, how, message, monkeypatch
     weights.load(str(where), config)
 
 
+# As published: sparse where a multimodal model wraps the text model, and without layer_types.
+PUBLISHED = {
+  "gemma2_2b": {
+    "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "head_dim": 256,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 26,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_theta": 10000.0,
+    "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "rms_norm_eps": 1e-06,
+  },
+  "gemma3_1b": {
+    "model_type": "gemma3_text", "hidden_size": 1152, "num_hidden_layers": 26,
+    "attn_logit_softcapping": None, "rope_theta": 1000000, "rope_local_base_freq": 10000,
+    "rope_scaling": None, "sliding_window": 512, "sliding_window_pattern": 6,
+  },
+  "gemma3_4b": {
+    "model_type": "gemma3",
+    "text_config": {
+      "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+      "num_hidden_layers": 34, "sliding_window": 1024,
+      "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    },
+  },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_presets_are_what_published_configs_say(tmp_path, preset):
+  (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[preset]))
+  hugging_face.check_config(str(tmp_path), gemma.preset(preset))
+  for other in PUBLISHED.keys() - {preset}:
+    with pytest.raises(ValueError, match=r"config.json: \w+ is .* but model.preset"):
+      hugging_face.check_config(str(tmp_path), gemma.preset(other))
+  changed = gemma.preset(preset, global_scale_factor=2.0, local_scale_factor=2.0)
+  with pytest.raises(ValueError, match="expected an architecture of Gemma 2"):
+    hugging_face.check_config(str(tmp_path), changed)
+
+
 def test_a_tensor_that_does_not_fit_is_named(folder):
   where, config = folder
   (where / "config.json").unlink()
