@@ -2,7 +2,8 @@
 
 Question: what does it write?
 Command:  nash-jax sample --config=configs/sample.py --config.prompt="Lily saw a red kite."
-          (another policy: --config.model.weights=runs/demo@params)
+          Another policy: --config.model.weights=runs/demo@params
+          Further from the base than it was trained to be: --realign=1.5; nearer: --realign=0.5
 """
 
 from nash_jax import config

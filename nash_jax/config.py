@@ -198,6 +198,9 @@ def sample() -> ConfigDict:
     "sampling": {**online.sampling, "max_tokens": 128, "samples": 1},
     "prompt": "",  # "": ask for prompts until an empty line
     "file": "",  # prompts of a file, one a line, instead
+    # λ: the law is logits (1 - λ)·reference + λ·policy, so 1 is the policy's and 0 the reference's.
+    "realign": 1.0,
+    "reference": online.model.weights,  # as model.weights; read where λ is not 1
   })
 
 
@@ -355,6 +358,15 @@ def _check_collect(config):
 
 def _check_sample(config):
   _check_sampling(config.sampling)
+  strength = config.realign
+  check(0 <= strength < math.inf, "realign", "a number of at least 0, 1 for the policy itself",
+        strength, "Try 1.5.")  # fmt: skip
+  reference = path(config.reference).split("@")[0]
+  check(
+    strength == 1 or (reference and os.path.exists(reference)), "reference",
+    "a weights file or a run's workdir", config.reference,
+    "Give what the policy was trained from, such as assets:stories/policy.safetensors.",
+  )  # fmt: skip
 
 
 def _check_train(config):

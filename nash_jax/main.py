@@ -16,6 +16,9 @@ JOBS = {
   "demo": ("demo", "configs/stories.py", "train the bundled storyteller, then hold the arena"),
 }
 
+# Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
+SHORT = {"sample": ("prompt", "file", "realign")}
+
 
 def usage() -> str:
   """Returns the text of `nash-jax --help`."""
@@ -40,7 +43,7 @@ def run() -> None:
     print(f"nash-jax: no job {job!r}; jobs are {', '.join(JOBS)}", file=sys.stderr)
     sys.exit(2)
   try:
-    _run_job(job, arguments[1:])
+    _run_job(job, [_spelled_out(job, argument) for argument in arguments[1:]])
   except ValueError as error:
     from absl import logging
 
@@ -48,6 +51,12 @@ def run() -> None:
     logging.debug("bad input", exc_info=True)
     print(f"nash-jax {job}: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def _spelled_out(job: str, argument: str) -> str:
+  name = argument.removeprefix("--")
+  short = name != argument and name.partition("=")[0] in SHORT.get(job, ())
+  return f"--config.{name}" if short else argument
 
 
 def _run_job(job: str, arguments: list[str]) -> None:
@@ -58,7 +67,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
   module, default, what = JOBS[job]
   with _told(job):
     config = config_flags.DEFINE_config_file(
-      "config", default, f"Config file of the run (default {default})."
+      "config", default, f"Config file of the run (default {default}).",
+      sys_argv=["nash-jax", *arguments],
     )
   workdir = flags.DEFINE_string("workdir", f"runs/{job}", "Folder for everything the job leaves.")
 

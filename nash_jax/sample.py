@@ -1,4 +1,8 @@
-"""Continuations of prompts, printed: interactive, or from a file."""
+"""Continuations of prompts, printed: interactive, or from a file; realigned if asked to.
+
+Decoding-time realignment (Liu et al. 2402.02992) draws from the token-wise geometric mixture
+π_ref^(1-λ)·π_θ^λ: as a policy trained with β/λ in place of β would be, approximately.
+"""
 
 import itertools
 import pathlib
@@ -16,7 +20,8 @@ def run(config, workdir: str = "") -> None:
   """Prints continuations of `prompt`, of each line of `file`, or of what is typed.
 
   Args:
-    config: from nash_jax.config.sample(); model.weights may be a run, such as "runs/x@target".
+    config: from nash_jax.config.sample(); model.weights may be a run, such as "runs/x@target", and
+      so may reference, which is loaded only where realign is not 1.
     workdir: nothing is written.
 
   Raises:
@@ -26,9 +31,12 @@ def run(config, workdir: str = "") -> None:
   tok = tokenizer.Tokenizer(configs.path(config.model.tokenizer), config.model.template)
   model = gemma.preset(config.model.preset, **config.model.changes)
   given = _prompts(config)
-  params = checkpoint.load_weights(config.model.weights, model, config.seed)
+  params, mixture = checkpoint.load_weights(config.model.weights, model, config.seed), None
+  if config.realign != 1:
+    reference = checkpoint.load_weights(config.reference, model, config.seed)
+    params, mixture = (params, reference), 1 - config.realign
   _, make = train.policy(config, tok, model)
-  draw = jax.jit(make(samples=config.sampling.samples))
+  draw = jax.jit(make(samples=config.sampling.samples, mixture=mixture))
   for number, text in enumerate(given):
     ids = tok.prompt(text)
     width = 16 * -(-len(ids) // 16)  # a few widths, so that few are compiled

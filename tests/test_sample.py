@@ -1,0 +1,128 @@
+"""Continuations at the prompt, from a file and as typed, realigned towards or from a reference."""
+
+import io
+
+import jax
+import pytest
+import test_main
+
+from nash_jax import config as configs
+from nash_jax import sample
+from nash_jax.models import gemma, weights
+
+PROMPTS = ("Lily saw a red kite.", "One day, Tom found a box.")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+  """Weights of two random policies with opinions, by name."""
+  folder, model = tmp_path_factory.mktemp("policies"), gemma.preset("tiny", num_embed=1024)
+  paths = {}
+  for seed, name in enumerate(("policy", "reference")):
+    params = gemma.init(jax.random.key(seed), model)
+    params["embedder"]["input_embedding"] *= 20.0
+    paths[name] = str(folder / f"{name}.safetensors")
+    weights.save(paths[name], params, model, "float32", {"name": name})
+  return paths
+
+
+@pytest.fixture
+def config(files):
+  c = configs.sample()
+  c.model.update({"preset": "tiny", "weights": files["policy"]})
+  c.model.changes = {"num_embed": 1024}
+  c.sampling.update({"max_tokens": 8, "samples": 2})
+  c.reference = files["reference"]
+  c.prompt = PROMPTS[0]
+  return c
+
+
+@pytest.fixture
+def printed(config, capsys):
+  """Returns changes of the config -> what is printed."""
+
+  def printed(**changes):
+    sample.run(type(config)({**config, **changes}))
+    return capsys.readouterr().out
+
+  return printed
+
+
+@pytest.fixture
+def alone(config, printed):
+  """Returns weights -> what a policy prints that no other is mixed with."""
+
+  def alone(path):
+    config.model.weights = path
+    return printed()
+
+  return alone
+
+
+def test_continuations_follow_their_prompt_and_repeat_with_the_seed(printed):
+  out = printed()
+  first, second, end = out.split("\n\n")
+  assert first.startswith(f"{PROMPTS[0]} ▸")
+  assert second.startswith(f"{PROMPTS[0]} ▸")
+  assert first != second, "two samples are two draws"
+  assert end == ""
+  assert printed() == out
+  assert printed(seed=1) != out
+
+
+def test_realignment_goes_from_the_reference_at_0_to_the_policy_at_1_and_beyond(
+  printed, alone, files
+):
+  draws = {strength: printed(realign=strength) for strength in (0.0, 0.5, 1.0, 2.0)}
+  assert len(set(draws.values())) == 4
+  assert draws[1.0] == alone(files["policy"])
+  assert draws[0.0] == alone(files["reference"])
+
+
+def test_mixing_a_policy_with_itself_changes_nothing(printed, files):
+  alone = printed()
+  assert printed(realign=1.5, reference=files["policy"]) == alone
+
+
+def test_the_policy_alone_needs_no_reference(printed):
+  assert printed(reference="") == printed()
+
+
+def test_every_line_of_a_file_is_a_prompt(printed, tmp_path):
+  file = tmp_path / "prompts.txt"
+  file.write_text(f"{PROMPTS[0]}\n\n{PROMPTS[1]}\n")
+  out = printed(prompt="", file=str(file))
+  lines = [line for line in out.split("\n\n") if line]
+  assert [line.partition(" ▸")[0] for line in lines] == [p for p in PROMPTS for _ in range(2)]
+
+
+def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monkeypatch):
+  for typed in (f"{PROMPTS[1]}\n\n{PROMPTS[0]}\n", f"{PROMPTS[1]}\n"):
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    out = printed(prompt="")
+    assert out.count(PROMPTS[1]) == 2
+    assert PROMPTS[0] not in out
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"realign": -1.0}, r"realign: expected a number of at least 0.*got -1\.0"),
+    ({"realign": float("nan")}, r"realign: expected a number of at least 0.*got nan"),
+    ({"realign": 2.0, "reference": "none.safetensors"}, "reference: .*got 'none.safetensors'"),
+    ({"realign": 2.0, "reference": ""}, "reference: expected a weights file or a run's workdir"),
+    ({"prompt": "", "file": "none.txt"}, "file: expected a readable text file, got .*none.txt"),
+    ({"prompt": "", "file": "/dev/null"}, "file: expected a prompt a line, got '/dev/null'"),
+  ],
+)
+def test_bad_input_is_told_before_weights_load(printed, monkeypatch, changes, said):
+  monkeypatch.setattr("nash_jax.checkpoint.load_weights", None)
+  with pytest.raises(ValueError, match=said):
+    printed(**changes)
+
+
+def test_the_flag_is_short_for_the_field():
+  done = test_main.command("sample", "--realign=-2", "--prompt=x")
+  assert done.returncode == 2
+  assert done.stderr.startswith("nash-jax sample: realign: expected a number of at least 0")
+  assert "got -2.0" in done.stderr
