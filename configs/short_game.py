@@ -32,8 +32,8 @@ def get_config(strength="mild"):
   c.judge.first_token = 7
   c.judge.table_tokens = 4
   c.algorithm.beta = BETA[strength]
-  c.algorithm.eta = 0.1
-  c.algorithm.kappa = 0.1 if strength == "mild" else 0.01
+  c.algorithm.eta = 0.2 if strength == "mild" else 0.1
+  c.algorithm.kappa = 0.01
   c.optimizer.learning_rate = 1e-2
   c.evaluation.every = 100
   c.evaluation.prompts = 4

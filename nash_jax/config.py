@@ -189,6 +189,27 @@ def collect() -> ConfigDict:
   })  # fmt: skip
 
 
+def compare(base: ConfigDict | None = None, runs=(), **fields) -> ConfigDict:
+  """The fields of a comparison or an ablation, with their defaults.
+
+  Args:
+    base: the config that all runs share, of train().
+    runs: what each changes, {"algorithm.name": "egpo", "algorithm.samples": 3}; "label" names it.
+  """
+  contest = arena()
+  contest.judges, contest.policies = {}, {}
+  return ConfigDict({
+    "base": base or train(),
+    "runs": tuple(runs),
+    "learning_rates": (),  # tried with tuning_seed, the best taken; () for the base's own
+    "tuning_seed": 100,
+    "seeds": 3,
+    "kinds": ("network",),  # of policy; and "tabular", where evaluation.exact
+    "arena": contest,  # of all runs and the reference; none without judges
+    **fields,
+  })  # fmt: skip
+
+
 def sample() -> ConfigDict:
   """The fields of sampling from a policy at a prompt."""
   online = train()
@@ -356,6 +377,16 @@ def _check_collect(config):
   _check_judge(config.judge, "judge")
 
 
+def _check_compare(config):
+  check(len(config.runs) > 0, "runs", "at least one", [], "Give each run's changes.")
+  check(config.seeds > 0, "seeds", "a positive number", config.seeds, "Try 3.")
+  resolve(config.base)
+  for kind in config.kinds:
+    choose("kinds", kind, ("network", "tabular"))
+    check(kind == "network" or config.base.evaluation.exact, "kinds",
+          "network alone, where responses are texts", kind, "Leave tabular out.")  # fmt: skip
+
+
 def _check_sample(config):
   _check_sampling(config.sampling)
   strength = config.realign
@@ -419,6 +450,7 @@ _KINDS = {
   "loss": (fit, _check_fit),
   "policies": (arena, _check_arena),
   "sources": (collect, _check_collect),
+  "runs": (compare, _check_compare),
   "file": (sample, _check_sample),
 }
 
@@ -433,12 +465,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
   if len(kinds) != 1:
     raise ValueError(
       "config: expected the fields of one job, as from nash_jax.config's train(), fit(), arena(),"
-      f" collect() or sample(); got {', '.join(sorted(config))}"
+      f" collect(), compare() or sample(); got {', '.join(sorted(config))}"
     )
   default, check_fields = kinds[0]
   _unknown_fields(config, default())
   config = config.copy_and_resolve_references()
-  _check_model(config.model, "model")
+  if "model" in config:
+    _check_model(config.model, "model")
   check_fields(config)
   return config.lock()
 

@@ -11,6 +11,8 @@ JOBS = {
   "collect": ("collect", "configs/votes.py", "sample pairs of responses and have a judge vote"),
   "sample": ("sample", "configs/sample.py", "print continuations, interactive or from a file"),
   "arena": ("arena", "configs/arena.py", "policies against policies: win rates and intervals"),
+  "compare": ("compare", "configs/short_compare.py", "methods side by side, each at its best rate"),
+  "sweep": ("compare", "configs/ablations/kappa.py", "an ablation: kappa, beta or eta"),
   "short_game": ("short_game", "configs/short_game.py", "draw the short games, fit their reference"),
   "games": ("games.study", "configs/games/theorem.py", "exact games: solvers, rates, figures"),
   "demo": ("demo", "configs/stories.py", "train the bundled storyteller, then hold the arena"),

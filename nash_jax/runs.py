@@ -5,6 +5,7 @@ end, and runs that differ in seed, learning rate, β, η, κ, s or mixture alone
 program. A lane draws the prompts and keys that `train.run` would, and leaves the same metrics.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -13,6 +14,7 @@ import types
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
@@ -53,23 +55,14 @@ def run(runs: dict[str, ConfigDict], workdir, policy: str = "network", progress=
       bar.update(len(group))
     for name in waiting.keys() - exact.keys():
       bar.set_postfix_str(name)
-      train.run(waiting[name], workdir / name, progress=False)
+      try:
+        done = train.run(waiting[name], workdir / name, progress=False)
+      except FloatingPointError as error:  # a step too large is a result, not an accident
+        logging.warning("%s: %s", name, error)
+      else:
+        if done.stopped:
+          raise KeyboardInterrupt(f"stopped in {name}; the same command goes on from there")
       bar.update()
-
-
-def last(workdir, name: str, metric: str) -> float:
-  """Returns a run's last value of a metric."""
-  return curve(workdir, name, metric)[1][-1]
-
-
-def curve(workdir, name: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the steps at which a run has a metric, and its values there."""
-  lines = (pathlib.Path(workdir) / name / "metrics.jsonl").read_text().splitlines()
-  found = [(line["step"], line[metric]) for line in map(json.loads, lines) if metric in line]
-  configs.check(len(found) > 0, "metric", f"one that run {name} has", metric,
-                f"See {workdir}/{name}/metrics.jsonl.")  # fmt: skip
-  steps, values = zip(*found, strict=True)
-  return np.array(steps), np.array(values, float)
 
 
 def _complete(config, folder) -> bool:
@@ -109,9 +102,13 @@ def _run_lanes(group: dict[str, ConfigDict], workdir, policy: str) -> None:
   """Runs configs that share a program, all lanes at once, and writes their metrics."""
   config = next(iter(group.values()))
   tok = tokenizer.Tokenizer(configs.path(config.model.tokenizer), config.model.template)
-  data = {c.seed: prompts.load(c.prompts, tok, c.seed) for c in group.values()}
-  contexts, held_out = data[config.seed][0].all(), data[config.seed][1]
-  places = {seed: _places(config, part, contexts) for seed, (part, _) in data.items()}
+  # The same prompts in another order a seed.
+  part, held_out = prompts.load(config.prompts, tok, config.seed)
+  contexts = part.all()
+  places = {
+    c.seed: _places(config, dataclasses.replace(part, seed=c.seed), contexts)
+    for c in group.values()
+  }
   game = short_game.Game.of(config, held_out)
   chosen = _policy(config, policy, tok, game)
   log_ref = jax.jit(functools.partial(game.log_policy, chosen.score))(chosen.params)

@@ -140,7 +140,10 @@ def tabular(log_ref: Float[Array, "X A"], tokens: tuple[int, ...], length: int) 
         logp = jax.nn.log_softmax((1 - mixture) * policy + mixture * reference)
       flat = jax.nn.log_softmax(logp / behaviour)
       shape = (len(prompts.index), samples)
-      action = jax.random.categorical(key, flat[:, None], axis=-1, shape=shape)
+      # By the inverse of the cumulative law: one uniform number a draw, not one a response.
+      below = jnp.cumsum(jnp.exp(flat), axis=-1)[:, None]
+      uniform = jax.random.uniform(key, shape)[..., None]
+      action = jnp.minimum(jnp.sum(below < uniform, axis=-1), flat.shape[-1] - 1)
       chosen, drawn = (spread(jnp.take_along_axis(x, action, axis=1)) for x in (logp, flat))
       mask = jnp.ones((*shape, length), bool)
       return Responses(every[action], mask, chosen, drawn, jnp.zeros(shape, bool))

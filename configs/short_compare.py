@@ -1,0 +1,47 @@
+"""Every method on the short-response game, each at the best learning rate of one grid.
+
+Question: whose last iterate is nearest the equilibrium, when cycles are mild and when strong?
+Command:  nash-jax compare --config=configs/short_compare.py:mild --workdir=runs/short_mild
+          (:strong; :mild,network for the Gemma policy beside its table; :smoke in half a minute)
+Cost:     minutes on two CPU cores for the table, hours for all networks.
+Expected: docs/short_game.md
+"""
+
+import importlib.util
+import pathlib
+
+from nash_jax import config
+from nash_jax.objectives import algorithms
+
+# What methods need beside their name, the same budget of 512 responses a step for all.
+NEEDS = {
+  "egpo": {"algorithm.samples": 3, "prompts.batch_size": 170,
+           "sampling.behaviour_temperature": 2.0},
+  "mpo": {"algorithm.reference_period": 1000, "algorithm.target_period": 10},
+  "rlhf": {"judge.name": "table_reward"},
+}  # fmt: skip
+
+
+def base(strength):
+  path = pathlib.Path(__file__).with_name("short_game.py")
+  spec = importlib.util.spec_from_file_location("short_game", path)
+  spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+  return module.get_config(strength)
+
+
+def get_config(kind="mild"):
+  strength, *rest = kind.split(",")
+  b = base("mild" if strength == "smoke" else strength)
+  runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in algorithms.ROWS]
+  c = config.compare(b, runs, kinds=("tabular",))
+  # Plain gradient descent, as in the games: Adam's division would hide what the losses do.
+  b.optimizer.name, b.optimizer.clip_norm = "sgd", 1e9
+  c.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+  c.seeds = 5
+  if "network" in rest:
+    b.optimizer.name, b.optimizer.b1 = "adamw", 0.0
+    c.kinds, c.learning_rates = ("network",), (1e-3, 3e-3)
+  if strength == "smoke":
+    b.steps, b.evaluation.every = 20, 10
+    c.seeds, c.learning_rates = 2, (1.0, 3.0)
+  return c

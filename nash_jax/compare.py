@@ -1,0 +1,227 @@
+"""Runs side by side: methods, each at its own tuned learning rate, or the values of an ablation.
+
+workdir/<policy>/<run>/rate_<r>/seed_<s>   every run's own record
+workdir/results.json, compare.md           what is said of them; figures beside it
+workdir/arena/seed_<s>                     who beats whom, where responses are texts
+"""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from nash_jax import arena, report, runs
+from nash_jax import config as configs
+
+SUBOPT = "exact/suboptimality"
+WIN, KL = "eval/win_rate_vs_reference", "eval/kl_to_reference"
+
+
+def run(config, workdir, progress: bool = True) -> dict:
+  """Tunes, runs and scores what `config` (see config.compare) names; goes on where it left off.
+
+  Where `learning_rates` names several, each run takes the one that is best with `tuning_seed`: by
+  the last SubOpt_β where that is exact, else by the regularised win rate P(π≻π_ref) − β·KL under
+  the training judge on the evaluated held-out prompts. Then it is run with every seed.
+
+  Returns:
+    What workdir/results.json holds: figures by policy and run, and the tables of the arena.
+
+  Raises:
+    ValueError: a bad config, or a workdir that holds runs of another.
+  """
+  config, folder = configs.resolve(config), pathlib.Path(workdir)
+  changes = {label(item): dict(item) for item in config.runs}
+  results = {
+    policy: _play(config, changes, folder, policy, progress) for policy in config.kinds
+  }
+  if config.arena.judges:
+    results["arena"] = _arena(config, results["network"], folder)
+  (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+  text = "\n\n".join(_tables(config, results))
+  (folder / "compare.md").write_text(text + "\n")
+  for policy in config.kinds:
+    _figure(config, results[policy], folder / f"curves_{policy}.png")
+  print(f"{text}\n\ntables: {folder}/compare.md, figures: {folder}/curves_*.png")
+  return results
+
+
+def label(changes) -> str:
+  """Returns the name of a run: its "label", its algorithm, or its changes."""
+  others = {k: v for k, v in dict(changes).items() if k != "label"}
+  name = others.get("algorithm.name") or ", ".join(
+    f"{key.rpartition('.')[2]} = {value}" for key, value in others.items()
+  )
+  return dict(changes).get("label", name)
+
+
+def changed(config, changes: dict, rate: float | None, seed: int):
+  """Returns the base config with a run's changes, learning rate and seed."""
+  c = config.base.copy_and_resolve_references().unlock()
+  c.update_from_flattened_dict({k: v for k, v in changes.items() if k != "label"})
+  c.seed = seed
+  if rate is not None:
+    c.optimizer.learning_rate = rate
+  return c
+
+
+def _folder(name: str, rate, seed: int) -> str:
+  rate = "" if rate is None else f"rate_{rate:g}/"
+  return f"{name.replace(' ', '').replace(',', '_')}/{rate}seed_{seed}"
+
+
+def _play(config, changes: dict[str, dict], folder, policy: str, progress) -> dict[str, dict]:
+  """Returns {run: {"learning_rate", "tuning", "seeds": {seed: last values}, "curve"}}."""
+  rates = tuple(config.learning_rates) or (None,)
+  base, folder = config.base, folder / policy
+
+  def play(wanted):
+    named = {_folder(*run): changed(config, changes[run[0]], *run[1:]) for run in wanted}
+    runs.run(named, folder, policy, progress)
+
+  tuning = [(name, rate, config.tuning_seed) for name in changes for rate in rates]
+  if len(rates) > 1:
+    play(tuning)
+  best, scores = {}, {}
+  for name in changes:
+    scores[name] = (
+      {rate: _score(base, folder / _folder(name, rate, config.tuning_seed)) for rate in rates}
+      if len(rates) > 1
+      else {rates[0]: 0.0}
+    )
+    best[name] = max(scores[name], key=scores[name].get)
+  play([(name, best[name], seed) for name in changes for seed in range(config.seeds)])
+  return {
+    name: {
+      "learning_rate": best[name] or base.optimizer.learning_rate,
+      "tuning": {f"{rate:g}": score for rate, score in scores[name].items() if rate is not None},
+      "seeds": [
+        _record(base, folder / _folder(name, best[name], seed)) for seed in range(config.seeds)
+      ],
+    }
+    for name in changes
+  }
+
+
+def _record(base, folder) -> dict[str, list]:
+  """Returns {"steps": …, metric: values} of one run, None after it stopped being finite."""
+  metrics = (SUBOPT, "exact/kl_to_equilibrium") if base.evaluation.exact else (WIN, KL)
+  series = report.read_metrics(folder)
+  return {"steps": series[metrics[0]][0], **{name: series[name][1] for name in metrics},
+          "folder": str(folder)}  # fmt: skip
+
+
+def _score(base, folder) -> float:
+  """Returns what the tuning maximises; -inf of a run that did not end."""
+  record = _record(base, folder)
+  if record["steps"][-1] != base.steps:
+    return -math.inf
+  if base.evaluation.exact:
+    return -record[SUBOPT][-1]
+  return record[WIN][-1] - base.algorithm.beta * record[KL][-1]
+
+
+def _middle(result: dict, metric: str) -> tuple[float, float, float]:
+  """Returns (median, least, greatest) of the seeds' last values."""
+  last = [seed[metric][-1] for seed in result["seeds"]]
+  return float(np.median(last)), min(last), max(last)
+
+
+def _tables(config, results) -> list[str]:
+  out = []
+  exact = config.base.evaluation.exact
+  for policy in config.kinds:
+    found = results[policy]
+    if exact:
+      start = next(iter(found.values()))["seeds"][0][SUBOPT][0]
+      header = ["run", "learning rate", "SubOpt, median", "least", "greatest", "of reference's",
+                "KL(π*‖π)"]  # fmt: skip
+      rows = [
+        [name, f"{r['learning_rate']:g}", *(f"{x:.2e}" for x in _middle(r, SUBOPT)),
+         f"{_middle(r, SUBOPT)[0] / start:.3f}",
+         f"{_middle(r, 'exact/kl_to_equilibrium')[0]:.2e}"]
+        for name, r in sorted(found.items(), key=lambda item: _middle(item[1], SUBOPT)[0])
+      ]  # fmt: skip
+      title = f"SubOpt_β of the last iterate; the reference's is {start:.2e}"
+    else:
+      header = ["run", "learning rate", "win rate, median", "least", "greatest", "KL, nats"]
+      rows = [
+        [name, f"{r['learning_rate']:g}", *map(report.number, _middle(r, WIN)),
+         f"{_middle(r, KL)[0]:.2f}"]
+        for name, r in sorted(found.items(), key=lambda item: -_middle(item[1], WIN)[0])
+      ]  # fmt: skip
+      title = "Against the reference, under the training judge"
+    out.append(
+      f"## {policy}: {title}\n\n{config.base.steps} steps, {config.seeds} seeds.\n\n"
+      + report.markdown_table(header, rows)
+    )
+  for name, tables in results.get("arena", {}).items():
+    for kind, cells in tables.items():
+      what = kind.replace("_", " ")
+      out.append(f"## Arena, judge {name}: {what}, mean over seeds of mean ± 3σ\n\n"
+                 + report.win_rate_table(cells))  # fmt: skip
+  return out
+
+
+def _arena(config, found: dict[str, dict], folder) -> dict:
+  """Holds an arena of all runs and the base for every seed; returns the tables' means."""
+  each = []
+  for seed in range(config.seeds):
+    c = config.arena.copy_and_resolve_references().unlock()
+    c.seed = seed
+    c.policies = {name.replace(".", "_"): {"weights": r["seeds"][seed]["folder"], "best_of": 1}
+                  for name, r in found.items()}  # fmt: skip
+    c.policies.reference = {"weights": config.base.model.weights, "best_of": 1}
+    c.base = "reference"
+    path = folder / "arena" / f"seed_{seed}"
+    there = path / "arena.json"
+    each.append(json.loads(there.read_text()) if there.is_file() else arena.run(c, path))
+  return {
+    judge: {kind: _mean_cells([e["judges"][judge][kind] for e in each])
+            for kind in ("win_rate", "length_matched")}
+    for judge in each[0]["judges"]
+  }  # fmt: skip
+
+
+def _mean_cells(tables: list[dict]) -> dict:
+  """Returns the cells' means over seeds; 3σ is the seeds' mean 3σ, for they share their prompts."""
+
+  def mean(row, column):
+    cells = [table[row][column] for table in tables]
+    if any(cell["mean"] is None or cell["sigma3"] is None for cell in cells):
+      return {"mean": None, "sigma3": None, "n": 0, "significant": False}
+    m, s = (float(np.mean([cell[name] for cell in cells])) for name in ("mean", "sigma3"))
+    return {"mean": m, "sigma3": s, "n": sum(c["n"] for c in cells),
+            "significant": abs(m - 0.5) > s}  # fmt: skip
+
+  return {row: {column: mean(row, column) for column in line} for row, line in tables[0].items()}
+
+
+def _figure(config, found: dict[str, dict], path) -> None:
+  """Draws SubOpt_β against steps, or win rate against KL, a line a run: the median of its seeds."""
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  exact = config.base.evaluation.exact
+  figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+  axes = figure.subplots()
+  colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(found)))
+  for colour, (name, result) in zip(colours, found.items(), strict=True):
+    own = {"color": colour, "label": name, "linewidth": 2.5 if name == "nash_mp" else 1.2}
+    steps = result["seeds"][0]["steps"]
+    values = {m: np.median([seed[m] for seed in result["seeds"]], axis=0)
+              for m in ((SUBOPT,) if exact else (KL, WIN))}  # fmt: skip
+    if exact:
+      spread = np.array([seed[SUBOPT] for seed in result["seeds"]])
+      axes.fill_between(steps, spread.min(0), spread.max(0), color=colour, alpha=0.12, linewidth=0)
+    axes.plot(steps if exact else values[KL], values[SUBOPT if exact else WIN],
+              marker=None if exact else "o", markersize=3, **own)  # fmt: skip
+  if exact:
+    axes.set(yscale="log", xlabel="step", ylabel="SubOpt_β")
+  else:
+    axes.axhline(0.5, color="0.6", linewidth=1, linestyle="--")
+    axes.set(xlabel="KL to the reference (nats a response)", ylabel="win rate, training judge")
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+  figure.savefig(path, dpi=150)
