@@ -179,16 +179,16 @@ def run(task: str, path, encode: Callable, seed: int, parse: Callable = json.loa
   libraries.tensorflow()
   import seqio
 
-  sources = [(records(file, encode, parse), rate) for file, rate in files(path)]
-  if any(rate is None for _, rate in sources):
-    sources = [([record for part, _ in sources for record in part], None)]
-  names = [task] if len(sources) == 1 else [f"{task}_{i}" for i in range(len(sources))]
+  parts, rates = zip(*((records(file, encode, parse), rate) for file, rate in files(path)),
+                     strict=True)  # fmt: skip
   for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
     registry.remove(task)  # a name belongs to what was loaded last
-  for name, (part, _) in zip(names, sources, strict=True):
-    _register(name, part)
-  if len(names) > 1:
-    seqio.MixtureRegistry.add(task, list(zip(names, (r for _, r in sources), strict=True)))
+  if None in rates:
+    _register(task, [record for part in parts for record in part])
+  else:
+    for i, part in enumerate(parts):
+      _register(f"{task}_{i}", part)
+    seqio.MixtureRegistry.add(task, [(f"{task}_{i}", rate) for i, rate in enumerate(rates)])
   return read(task, seed)
 
 

@@ -89,6 +89,7 @@ def test_buffers_may_be_donated_as_soon_as_save_returns(tmp_path):
   checkpoints.save(1, x)
   after = spoil(x)
   checkpoints.save(2, after)
+  checkpoints.wait()
   (first, _), (second, _) = (restore_part(tmp_path, "params", after["params"], s) for s in (1, 2))
   np.testing.assert_array_equal(first["w"], np.arange(200_000.0))
   np.testing.assert_array_equal(second["w"], -np.arange(200_000.0) - 1)
