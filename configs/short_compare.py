@@ -7,9 +7,6 @@ Cost:     minutes on two CPU cores for the table, hours for all networks.
 Expected: docs/short_game.md
 """
 
-import importlib.util
-import pathlib
-
 from nash_jax import config
 from nash_jax.objectives import algorithms
 
@@ -22,16 +19,9 @@ NEEDS = {
 }  # fmt: skip
 
 
-def base(strength):
-  path = pathlib.Path(__file__).with_name("short_game.py")
-  spec = importlib.util.spec_from_file_location("short_game", path)
-  spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-  return module.get_config(strength)
-
-
 def get_config(kind="mild"):
   strength, *rest = kind.split(",")
-  b = base("mild" if strength == "smoke" else strength)
+  b = config.load("short_game.py", __file__).get_config("mild" if strength == "smoke" else strength)
   runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in algorithms.ROWS]
   c = config.compare(b, runs, kinds=("tabular",))
   # Plain gradient descent, as in the games: Adam's division would hide what the losses do.

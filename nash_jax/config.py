@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 import os
 import pathlib
@@ -223,6 +224,15 @@ def sample() -> ConfigDict:
     "realign": 1.0,
     "reference": online.model.weights,  # as model.weights; read where λ is not 1
   })
+
+
+def load(file: str, beside: str):
+  """Returns the module of a config file that lies beside another, for configs built on others."""
+  path = pathlib.Path(beside).parent / file
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def path(name: str) -> str:

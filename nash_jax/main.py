@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import sys
 
 # Job: (module whose run(config, workdir) does it, its default config, what it does).
@@ -13,7 +14,7 @@ JOBS = {
   "arena": ("arena", "configs/arena.py", "policies against policies: win rates and intervals"),
   "compare": ("compare", "configs/short_compare.py", "methods side by side, each at its best rate"),
   "sweep": ("compare", "configs/ablations/kappa.py", "an ablation: kappa, beta or eta"),
-  "short_game": ("short_game", "configs/short_game.py", "draw the short games, fit their reference"),
+  "short_game": ("short_game", "configs/short_game.py", "draw the short games and their reference"),
   "games": ("games.study", "configs/games/theorem.py", "exact games: solvers, rates, figures"),
   "demo": ("demo", "configs/stories.py", "train the bundled storyteller, then hold the arena"),
 }
@@ -61,6 +62,31 @@ def _spelled_out(job: str, argument: str) -> str:
   return f"--config.{name}" if short else argument
 
 
+def _join() -> None:
+  """Makes this process one of several, as launch/ sets the environment.
+
+  NASH_JAX_COORDINATOR is host:port, or "auto" on TPU slices, which know; NASH_JAX_PROCESSES and
+  NASH_JAX_PROCESS_ID are how many there are and which this is.
+  """
+  coordinator = os.environ.get("NASH_JAX_COORDINATOR", "")
+  if coordinator == "auto":
+    import jax
+
+    jax.distributed.initialize()
+  elif coordinator:
+    import jax
+
+    names = ("NASH_JAX_PROCESSES", "NASH_JAX_PROCESS_ID")
+    try:
+      count, this = (int(os.environ[name]) for name in names)
+    except (KeyError, ValueError) as error:
+      raise ValueError(
+        f"{' and '.join(names)}: expected whole numbers beside NASH_JAX_COORDINATOR, got {error}."
+        " launch/local.sh sets all three."
+      ) from error
+    jax.distributed.initialize(coordinator, count, this)
+
+
 def _run_job(job: str, arguments: list[str]) -> None:
   # absl's flags are global: they are defined only once a job is known.
   from absl import app, flags, logging
@@ -88,6 +114,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
     handler.setFormatter(None)
     # Orbax reports every read; a user wants this program's own notes, and everybody's warnings.
     handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
+    _join()
     importlib.import_module(f"nash_jax.{module}").run(config.value, workdir.value)
 
   if any(a in ("-h", "--help") for a in arguments):

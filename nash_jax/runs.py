@@ -120,8 +120,8 @@ def _run_lanes(group: dict[str, ConfigDict], workdir, policy: str) -> None:
     "places": jnp.stack([places[c.seed] for c in group.values()]),
   }
   judge = judges.make(config.judge, tok)
-  whole = functools.partial(_whole, config, chosen, judge, game, jax.tree.map(jnp.asarray, contexts),
-                            log_ref)  # fmt: skip
+  contexts = jax.tree.map(jnp.asarray, contexts)
+  whole = functools.partial(_whole, config, chosen, judge, game, contexts, log_ref)
   curves = jax.device_get(jax.jit(jax.vmap(whole))(lanes))
   steps = range(0, config.steps + 1, config.evaluation.every)
   for lane, (name, c) in enumerate(group.items()):

@@ -32,7 +32,7 @@ def test_help_lists_every_job_with_a_line_and_imports_nothing_heavy(flag):
   out = python(f"sys.argv = {arguments!r}\nfrom nash_jax import main\nmain.run()")
   assert "imported: []" in out
   for job, (_, _, what) in main.JOBS.items():
-    assert f"  {job:8} {what}\n" in out
+    assert f"  {job:10} {what}\n" in out
 
 
 def test_a_jobs_help_lists_its_flags_and_fields_and_imports_nothing_heavy():

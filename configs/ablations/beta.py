@@ -1,0 +1,23 @@
+"""β: how strongly is the game regularised?
+
+Question: how near its own equilibrium does NashMP come as the pull to the reference falls?
+          Each value is another game, with another equilibrium and another SubOpt of the reference.
+Command:  nash-jax sweep --config=configs/ablations/beta.py --workdir=runs/beta
+          (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
+Cost:     a minute on two CPU cores for a table of the short game; an hour for the storyteller.
+Expected: docs/short_game.md
+"""
+
+from nash_jax import config
+
+VALUES = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+def sweep():
+  return [{"algorithm.beta": value} for value in VALUES]
+
+
+def get_config(game="mild"):
+  kappa = config.load("kappa.py", __file__)
+  kinds = ("network",) if game == "stories" else ("tabular",)
+  return config.compare(kappa.base(game), sweep(), kinds=kinds, seeds=3)

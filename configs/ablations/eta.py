@@ -1,0 +1,22 @@
+"""η: how far may one proximal step go?
+
+Question: what does the weight β/η of KL to the target cost in speed and bring in stability?
+Command:  nash-jax sweep --config=configs/ablations/eta.py --workdir=runs/eta
+          (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
+Cost:     a minute on two CPU cores for a table of the short game; an hour for the storyteller.
+Expected: docs/short_game.md
+"""
+
+from nash_jax import config
+
+VALUES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1e6)
+
+
+def sweep():
+  return [{"algorithm.eta": value} for value in VALUES]
+
+
+def get_config(game="mild"):
+  kappa = config.load("kappa.py", __file__)
+  kinds = ("network",) if game == "stories" else ("tabular",)
+  return config.compare(kappa.base(game), sweep(), kinds=kinds, seeds=3)

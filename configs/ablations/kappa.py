@@ -1,0 +1,34 @@
+"""κ: how fast should the prox centre follow the policy?
+
+Question: what does NashMP's last iterate lose when its target stands still (κ = 0), follows at
+          once (κ = 1, regularised self-play) or averages (10/(k+10))?
+Command:  nash-jax sweep --config=configs/ablations/kappa.py --workdir=runs/kappa
+          (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
+Cost:     a minute on two CPU cores for a table of the short game; an hour for the storyteller.
+Expected: docs/short_game.md
+"""
+
+from nash_jax import config
+
+VALUES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def sweep():
+  harmonic = {"label": "kappa = 10/(k+10)", "algorithm.kappa_schedule": "harmonic"}
+  return [{"algorithm.kappa": value} for value in VALUES] + [harmonic]
+
+
+def base(game):
+  """Returns the run that an ablation changes: a short game ("mild", "strong") or the stories."""
+  if game == "stories":
+    return config.load("../stories.py", __file__).get_config()
+  c = config.load("../short_game.py", __file__).get_config("mild" if game == "smoke" else game)
+  c.optimizer.name, c.optimizer.clip_norm, c.optimizer.learning_rate = "sgd", 1e9, 10.0
+  if game == "smoke":
+    c.steps, c.evaluation.every = 20, 10
+  return c
+
+
+def get_config(game="mild"):
+  kinds = ("network",) if game == "stories" else ("tabular",)
+  return config.compare(base(game), sweep(), kinds=kinds, seeds=3)

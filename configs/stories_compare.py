@@ -1,0 +1,55 @@
+"""The methods on the bundled storyteller: equal prompts, samples, judge and tuning, then an arena.
+
+Question: whom does a population with cyclic tastes prefer, when every method has been trained
+          against a judge fitted to its votes, each at its best learning rate?
+Command:  nash-jax compare --config=configs/stories_compare.py --workdir=runs/stories_compare
+          (:paper for the five methods of NashMP's table alone, :smoke for a minute)
+Cost:     on two CPU cores about a minute a run; 5 x 5 runs for :paper, 15 x 6 for all.
+          All need a Bradley-Terry reward of the votes for rlhf, `nash-jax collect`, then
+          nash-jax fit --config=configs/judge.py --config.loss=reward --workdir=runs/reward
+            --config.export=runs/reward.safetensors
+Expected: docs/compare.md
+"""
+
+from nash_jax import config
+from nash_jax.objectives import algorithms
+
+PAPER = ("nash_mp", "reg_self_play", "nash_md", "online_ipo", "online_dpo")
+# What methods need beside their name: 64 responses a step for all, egpo's in threes.
+NEEDS = {
+  "egpo": {"algorithm.samples": 3, "prompts.batch_size": 21,
+           "sampling.behaviour_temperature": 1.25},
+  "mpo": {"algorithm.reference_period": 20, "algorithm.target_period": 5},
+  "nash_mp_two_step": {"algorithm.target_period": 5},
+  "inpo": {"algorithm.target_period": 5},
+  "sppo": {"algorithm.target_period": 5},
+  "rlhf": {"judge.name": "bradley_terry",
+           "judge.model.weights": "runs/reward.safetensors"},
+}  # fmt: skip
+
+
+def get_config(size="all"):
+  b = config.load("stories.py", __file__).get_config()
+  b.steps = 40
+  # The first 64 of the held-out prompts tune, the last 96 decide.
+  b.prompts.held_out, b.evaluation.prompts = 160, 64
+  b.evaluation.every, b.checkpoint.every, b.checkpoint.keep = 20, 40, 1
+  names = list(algorithms.ROWS) if size == "all" else list(PAPER)
+  if size == "smoke":
+    names, b.steps = names[:2], 2
+    b.prompts.batch_size, b.evaluation.prompts, b.evaluation.every = 4, 8, 2
+    b.sampling.max_tokens = 8
+  runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in names]
+  c = config.compare(b, runs, learning_rates=(1e-4, 3e-4), seeds=3)
+  if size == "all":
+    c.learning_rates = (3e-5, 1e-4, 3e-4)
+  if size == "smoke":
+    c.seeds, c.learning_rates = 1, (1e-4,)
+  for part in ("model", "prompts", "sampling"):
+    c.arena[part] = b[part].copy_and_resolve_references()
+  c.arena.prompts.held_out, c.arena.prompts.batch_size = 96, 4
+  if size == "smoke":
+    c.arena.max_prompts = 8
+  c.arena.judges = {"population": {**b.judge.to_dict(), "name": "population"}}
+  c.arena.select_judge = "population"
+  return c

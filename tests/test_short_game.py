@@ -1,0 +1,206 @@
+"""Games of short responses: enumerated policies, exact scores, and runs as lanes of one program."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+from tiny import ROOT
+
+from nash_jax import compare, judges, runs, short_game, train, update
+from nash_jax import config as configs
+from nash_jax.games import preference
+from nash_jax.judges import table
+from nash_jax.objectives import algorithms
+from nash_jax.types import Prompts, Responses, Verdict
+
+TOKENS, LENGTH = (7, 8), 2
+
+
+def config(strength="mild", **changes):
+  """The short game on a policy of one layer, for a few steps."""
+  c = configs.load("configs/short_game.py", ROOT / "x").get_config(strength)
+  c.update_from_flattened_dict({name.replace("__", "."): v for name, v in changes.items()})
+  return c
+
+
+def game(contexts=3):
+  p_win = short_game.random_game(0, 4.0, contexts, len(TOKENS) ** LENGTH)
+  zeros = jnp.zeros((contexts, 1), jnp.int32)
+  prompts = Prompts(zeros, zeros == 0, jnp.arange(contexts))
+  return short_game.Game(prompts, jnp.asarray(p_win), short_game.responses(TOKENS, LENGTH))
+
+
+def laws(seed, contexts=3):
+  return jax.nn.log_softmax(jax.random.normal(jax.random.key(seed), (contexts, 4)))
+
+
+def test_the_bundled_games_are_those_of_their_config():
+  """P = σ(A − Aᵀ) with A of rank 4, drawn by seed 0."""
+  for strength, c in (("mild", 4.0), ("strong", 8.0)):
+    bundled = np.load(configs.path(f"assets:short_game/{strength}.npy"))
+    np.testing.assert_array_equal(bundled, short_game.random_game(0, c))
+    table.check(bundled)
+    assert bundled.shape == (4, 64, 64)
+
+
+def test_tabular_policies_score_and_sample_their_law():
+  g, logp = game(), laws(0)
+  policy = short_game.tabular(logp, TOKENS, LENGTH)
+  np.testing.assert_allclose(g.log_policy(policy.score, policy.params), logp, atol=1e-6)
+  y = jax.jit(policy.make(samples=20_000))(policy.params, g.prompts, jax.random.key(0))
+  actions = (y.tokens == TOKENS[1]) @ np.array([2, 1])
+  for x in range(3):
+    shares = np.bincount(np.asarray(actions[x]), minlength=4) / 20_000
+    np.testing.assert_allclose(shares, np.exp(logp[x]), atol=0.015)
+  drawn = jnp.take_along_axis(logp, actions, axis=1)
+  np.testing.assert_allclose(jnp.sum(y.logp, -1), drawn, atol=1e-6)
+  np.testing.assert_array_equal(y.logp, y.logp_sampling)
+
+
+def test_tabular_mixtures_and_flatter_laws_are_their_definitions():
+  g, logp, ref = game(), laws(0), laws(1)
+  policy = short_game.tabular(logp, TOKENS, LENGTH)
+  both = (policy.params, {"logits": ref})
+  y = policy.make(samples=50, mixture=0.3)(both, g.prompts, jax.random.key(0))
+  actions = (y.tokens == TOKENS[1]) @ np.array([2, 1])
+  mixed = jax.nn.log_softmax(0.7 * logp + 0.3 * ref)
+  expected = jnp.take_along_axis(mixed, actions, axis=1)
+  np.testing.assert_allclose(jnp.sum(y.logp, -1), expected, atol=1e-5)
+  flat = policy.make(samples=50, behaviour=2.0)(policy.params, g.prompts, jax.random.key(0))
+  actions = (flat.tokens == TOKENS[1]) @ np.array([2, 1])
+  for got, law in ((flat.logp, logp), (flat.logp_sampling, jax.nn.log_softmax(logp / 2))):
+    expected = jnp.take_along_axis(law, actions, axis=1)
+    np.testing.assert_allclose(jnp.sum(got, -1), expected, atol=1e-5)
+
+
+def test_the_equilibrium_scores_zero_and_others_more():
+  g, ref = game(), laws(1)
+  star = g.log_equilibrium(ref, 0.1)
+  at = lambda logp: {k: float(m.value()) for k, m in g.exact(logp, ref, star, 0.1).items()}  # noqa: E731
+  assert max(at(star).values()) < 1e-6
+  assert min(at(ref).values()) > 1e-3
+  np.testing.assert_allclose(
+    at(ref)["exact/suboptimality"],
+    preference.suboptimality(g.p_win, jnp.exp(ref), jnp.exp(ref), 0.1), rtol=1e-4,
+  )  # fmt: skip
+
+
+def test_a_game_that_cannot_be_enumerated_is_refused():
+  with pytest.raises(ValueError, match=r"evaluation.exact: expected .* 64 actions .*'4 \*\* 2'"):
+    short_game.Game.of(config(sampling__max_tokens=2), None)
+
+
+@pytest.mark.parametrize("name", algorithms.ROWS)
+def test_every_row_has_its_players_and_its_share_of_the_samples(name):
+  a = config(algorithm__name=name, algorithm__samples=6).algorithm
+  row, g = algorithms.row(name), game()
+  policy = short_game.tabular(laws(0), TOKENS, LENGTH)
+  rule = update.make_update(config(algorithm__name=name), policy.score)
+  sampling = config().sampling
+  sample = train.make_sample(a, sampling, rule.players, policy.make)
+  state = jax.eval_shape(rule.init, policy.params)
+  y, against, _ = jax.eval_shape(sample, state, policy.params, g.prompts, jax.random.key(0))
+  assert y.tokens.shape == ((3, 3, 2) if row.opponent else (3, 6, 2))
+  assert (against is not None) == bool(row.opponent)
+  if row.opponent:
+    assert against.tokens.shape == (3, 3, 2)
+
+
+def test_who_plays_is_who_the_row_says():
+  """Players that hold one response each: y and y' are theirs."""
+  g = game()
+  sure = lambda action: {"logits": jnp.full((3, 4), -1e9).at[:, action].set(0.0)}  # noqa: E731
+  policy = short_game.tabular(laws(0), TOKENS, LENGTH)
+  for name, y_action, against_action in (("best_response", 0, 1), ("nash_ema", 0, 2),
+                                         ("mpo", 0, 2), ("self_play", 0, 0)):  # fmt: skip
+    c = config(algorithm__name=name, algorithm__reference_period=5)
+    rule = update.make_update(c, policy.score)
+    state = rule.init(sure(0))
+    copies = {key: sure(1) for key in state.copies}
+    state = state.replace(target=sure(2), copies=copies)
+    sample = train.make_sample(c.algorithm, c.sampling, rule.players, policy.make)
+    y, against, drawn = sample(state, sure(1), g.prompts, jax.random.key(0))
+    every = short_game.responses(TOKENS, LENGTH)
+    np.testing.assert_array_equal(y.tokens[:, 0], np.tile(every[y_action], (3, 1)))
+    np.testing.assert_array_equal(against.tokens[:, 0], np.tile(every[against_action], (3, 1)))
+    assert int(drawn) == 3 * 2 * LENGTH
+
+
+def test_a_lane_is_the_ordinary_run(tmp_path):
+  """The scanned program of EGPO (half steps restored, an opponent) makes train.run's numbers."""
+  changes = {
+    "algorithm__name": "egpo", "algorithm__samples": 4, "steps": 5, "evaluation__every": 5,
+    "checkpoint__every": 5, "prompts__batch_size": 8, "model__changes": {"num_embed": 16},
+    "model__weights": "", "optimizer__name": "sgd", "optimizer__learning_rate": 0.1,
+  }  # fmt: skip
+  train.run(config(**changes), tmp_path / "ordinary", progress=False)
+  lanes = {"lane": config(**changes), "other": config(**changes, seed=1)}
+  runs.run(lanes, tmp_path, progress=False)
+
+  def last(name):
+    lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    ends = [json.loads(lines[0]), json.loads(lines[-1])]
+    return [[line[m] for m in ("exact/suboptimality", "exact/kl_to_equilibrium")] for line in ends]
+
+  start, end = last("ordinary")
+  assert abs(end[0] - start[0]) > 1e-5
+  np.testing.assert_allclose(last("lane"), (start, end), rtol=2e-4)
+  assert last("other")[1] != last("lane")[1]
+
+
+def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(tmp_path, capsys):
+  c = configs.load("configs/short_compare.py", ROOT / "x").get_config("smoke")
+  c.runs = ({"algorithm.name": "nash_mp"}, {"algorithm.name": "rlhf", "judge.name": "table_reward"})
+  c.base.steps = c.base.evaluation.every = 4
+  c.learning_rates = (1.0, 1e6)
+  result = compare.run(c, tmp_path, progress=False)["tabular"]
+  assert [r["learning_rate"] for r in result.values()] == [1.0, 1.0], "the other diverges"
+  assert all(len(r["seeds"]) == 2 and len(r["tuning"]) == 2 for r in result.values())
+  assert "| nash_mp" in capsys.readouterr().out
+  assert (tmp_path / "curves_tabular.png").stat().st_size > 10_000
+  record = tmp_path / "tabular" / "nash_mp" / "rate_1" / "seed_0" / "metrics.jsonl"
+  before = record.stat().st_mtime_ns
+  compare.run(c, tmp_path, progress=False)
+  assert record.stat().st_mtime_ns == before
+  c.base.algorithm.beta = 0.04
+  with pytest.raises(ValueError, match="expected a run of this config, got 'one of another"):
+    compare.run(c, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("name", ["kappa", "beta", "eta"])
+def test_ablations_name_their_values(name):
+  c = configs.resolve(configs.load(f"configs/ablations/{name}.py", ROOT / "x").get_config("smoke"))
+  labels = [compare.label(item) for item in c.runs]
+  assert all(label.startswith(f"{name} = ") for label in labels)
+  assert len(set(labels)) == len(labels) >= 5
+
+
+def responses_of(actions):
+  tokens = jnp.asarray(short_game.responses(TOKENS, LENGTH))[jnp.asarray(actions)]
+  mask = jnp.ones(tokens.shape, bool)
+  return Responses(tokens, mask, mask * 0.0, mask * 0.0, mask[..., 0])
+
+
+def test_table_rewards_are_the_bradley_terry_fit():
+  rewards = np.array([[0.0, 1.0, -1.0, 2.0], [0.5, 0.5, 0.0, -1.0]])
+  p_win = 1 / (1 + np.exp(rewards[:, None, :] - rewards[:, :, None]))
+  judge = table.reward_judge(p_win.astype(np.float32), TOKENS[0], 2)
+  zeros = jnp.zeros((2, 1), jnp.int32)
+  y = responses_of([[0, 1, 2, 3]] * 2)
+  verdict = jax.jit(judge.fn)(judge.params, Prompts(zeros, zeros == 0, jnp.arange(2)), y, None)
+  np.testing.assert_allclose(verdict.p_win, p_win, atol=1e-4)
+  centred = rewards - rewards.mean(1, keepdims=True)
+  np.testing.assert_allclose(verdict.scores, centred, atol=1e-3)
+
+
+def test_sampled_labels_are_zero_or_one_with_the_judges_probability():
+  p = jnp.array([[0.5, 0.8], [0.2, 0.5]])[None] * jnp.ones((4000, 1, 1))
+  fixed = lambda *_: Verdict(p, jnp.broadcast_to(~jnp.eye(2, dtype=bool)[None], p.shape))  # noqa: E731
+  own = judges.labels(fixed, "sampled", None, None, None, None, jax.random.key(0)).p_win
+  assert set(np.unique(own[:, [0, 1], [1, 0]])) == {0.0, 1.0}
+  np.testing.assert_array_equal(own[:, 0, 1] + own[:, 1, 0], 1)
+  assert abs(float(jnp.mean(own[:, 0, 1])) - 0.8) < 0.03
+  soft = judges.labels(fixed, "soft", None, None, None, None, jax.random.key(0))
+  np.testing.assert_array_equal(soft.p_win, p)
