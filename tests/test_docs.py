@@ -1,0 +1,44 @@
+"""Pages that name fields of the config name those that exist, with the defaults they have."""
+
+import ast
+import re
+
+import pytest
+from tiny import ROOT
+
+from nash_jax import config
+from nash_jax.metrics import GLOSSARY
+from nash_jax.objectives import algorithms
+
+FIELD = re.compile(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)+)`(?: \(([^(),]+)[),])?")
+
+
+@pytest.fixture(scope="module")
+def page():
+  return (ROOT / "docs" / "from_trl.md").read_text(encoding="utf-8")
+
+
+def test_the_page_for_users_of_trl_names_fields_that_exist_with_their_defaults(page):
+  train, stated = config.train(), 0
+  for name, default in FIELD.findall(page):
+    value = train
+    if name.split(".")[0] not in train:
+      continue
+    for part in name.split("."):
+      assert part in value, f"{name}: no field {part}"
+      value = value[part]
+    if default:
+      stated += 1
+      said = default if isinstance(value, str) else ast.literal_eval(default)
+      assert value == said, f"{name} is {value!r}, the page says {said!r}"
+  assert stated > 10
+
+
+def test_the_page_for_users_of_trl_names_methods_and_metrics_that_exist(page):
+  said = re.findall(r"`algorithm.name` = `([a-z_]+)`", page)
+  assert set(said) == {"nash_md", "online_dpo", "online_ipo"}
+  assert set(said) <= set(algorithms.ROWS)
+  table = page[page.index("| TRL's log | here |") :].split("\n\n")[0].splitlines()[2:]
+  here = [re.findall(r"`([a-z_]+)`", line.split("|")[2]) for line in table[:-1]]
+  assert {name for names in here for name in names} <= set(GLOSSARY)
+  assert sum(map(len, here)) >= 4
