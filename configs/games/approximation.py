@@ -46,5 +46,5 @@ def get_config(size="full"):
   })
   if size == "smoke":
     config.update(actions=4, inner_steps=(1, 20, 100, 200), inner_sampled=10,
-                  batches=(2, 32, 256), repeats=8)
+                  batches=(2, 256), repeats=8)
   return config

@@ -39,7 +39,7 @@ def get_config(size="full"):
   if size == "smoke":
     config.update(contexts=1, actions=4, seeds=(0,), iterations=10, betas=(0.1,),
                   strengths=(1.0, 4.0), batches=(0, 2), steps=(0.3, 3.0), kappas=(0.1,),
-                  etas=(0.1, 0.5), corners=(("mild", 0.1, 0.5),))
+                  etas=(0.1,), corners=(("mild", 0.1, 0.5),))
   config.figures = {
     "map": {"size": (3.2, 2), "colorbar": "log10 SubOpt_β of the rival / NashMP", "panels": tuple(
       tuple(gain(rival, beta, batch) for batch in config.batches)

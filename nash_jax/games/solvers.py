@@ -8,7 +8,8 @@ Two kinds, never to be mixed in one comparison unsaid:
 
 A policy is log-probabilities [A] or [X A]; p_win is [A A] or [X A A]. Choices of ours:
 1. Logits are renormalised after each step: a change of gauge only.
-2. The EMA of nash_mp_ema is over logits, the parameters of a tabular policy, after the step.
+2. The EMA of nash_mp_ema is over logits, the parameters of a tabular policy, after the step; the
+   target, used in differences alone, is not renormalised.
 3. Gradient egpo and mmd draw y, y' uniformly, as EGPO's theory does; their exact gradient steps are
    then the proximal updates with sβ = 4·step/A. mmd is egpo without its half step.
 4. fictitious_play's iterate is the mean of its past best responses: soft ones at β > 0, where that
@@ -259,17 +260,17 @@ def nash_mp_ema(state, game, knobs, draws):
 
 def nash_mp_approximate(state, game, knobs, draws):
   """Both halves of NashMP by gradient steps, `inner` each, against frozen copies (2505.19731)."""
-  def half(start, opponent, key):
+  def half(opponent, key):
     def body(i, logp):
       return _descend(_play, game, logp, knobs.step,
                       draws._replace(key=jax.random.fold_in(key, i)),
                       opponent=opponent, centre=state.logp, eta=knobs.eta)
 
-    return jax.lax.fori_loop(0, draws.inner, body, start)
+    new = jax.lax.fori_loop(0, draws.inner, body, opponent)
+    return new, new
 
-  first, second = jax.random.split(draws.key)
-  middle = half(state.logp, state.logp, first)
-  return half(middle, middle, second), middle
+  new, (middle, _) = jax.lax.scan(half, state.logp, jax.random.split(draws.key))
+  return new, middle
 
 
 def nash_md_pg(state, game, knobs, draws):
@@ -326,9 +327,8 @@ def theory(method, updates, beta, actions, iterations, eta=None):
   kappa = harmonic(iterations)
   if method == "mpo":
     kappa = periodic(int(2 / (magnetic * beta)) if beta > 0 else 1, iterations)
-  natural = eta is None  # η = 2β, whose step has a limit at β = 0
-  eta = 2 * beta if natural else eta
-  prox = 2 / (1 + 2 * beta) if natural else eta / (beta * (1 + eta))
+  eta = 2 * beta if eta is None else eta  # the natural one, whose step has a limit at β = 0
+  prox = 2 / (1 + 2 * beta) if eta == 2 * beta else eta / (beta * (1 + eta))
   steps = {
     "nash_mp": prox, "proximal_point": prox, "egpo": 1 / (1 + beta + 2 * actions),
     "mmd": magnetic, "mpo": magnetic, "omwu": 1 / 8, "fictitious_play": 1.0,

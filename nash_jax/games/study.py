@@ -50,7 +50,7 @@ def _write(path, rows):
     return f"{value:.6g}" if isinstance(value, (float, np.floating, jax.Array)) else value
 
   with open(path, "w", newline="") as f:
-    writer = csv.DictWriter(f, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(f, rows[0] if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
 
@@ -75,6 +75,9 @@ def _figure(path, tables, panels, size, colorbar=None):
       layer = dict(layer)
       table, where = tables[layer.pop("table")], layer.pop("where", {}).items()
       rows = [row for row in table if all(row[column] == value for column, value in where)]
+      if not rows:
+        print(f"{path.name}: nothing to draw, no rows with {dict(where)}; see config.figures")
+        continue
       image = (_heat if "value" in layer else _lines)(axis, rows, **layer)
       if image and not colorbar:
         drawing.colorbar(image, ax=axis)
@@ -208,12 +211,9 @@ def rates(config):
   return {"rates": rows, "original_game": _original_game(config, keys)}
 
 
-def _exploitability(game, state):
-  return preference.exploitability(game.p_win, jnp.exp(state.logp))
-
-
-def _exploitability_of_mean(game, state):  # MWU's theory speaks of the mean of its iterates
-  return preference.exploitability(game.p_win, jnp.exp(state.other))
+def _exploitability(game, state):  # of the iterate, and of MWU's mean, which its theory speaks of
+  return [preference.exploitability(game.p_win, jnp.exp(policy))
+          for policy in (state.logp, state.other)]
 
 
 def _original_game(config, keys):
@@ -225,11 +225,11 @@ def _original_game(config, keys):
       if path is None or given == "epsilon":
         beta = epsilon / (2 * np.log(config.actions)) if given == "epsilon" else given
         knobs = solvers.theory(method, "proximal", beta, config.actions, config.iterations_original)
-        path = np.asarray(contextual.curves(
+        iterate, other = contextual.curves(
           method, "proximal", _games(config, range(config.games), beta=beta),
           jax.tree.map(lambda knob: jnp.asarray(knob, float)[None], knobs), keys, every=1,
-          points=config.iterations_original,
-          measure=_exploitability_of_mean if method == "mwu" else _exploitability)[0])
+          points=config.iterations_original, measure=_exploitability)
+        path = np.asarray(other if method == "mwu" else iterate)[0]
       met = path <= epsilon
       first = np.where(met.any(1), (met.argmax(1) + 1.0) * QUERIES.get(method, 1), np.inf)
       queries.append(np.median(first))

@@ -91,7 +91,12 @@ def test_the_map_knows_that_online_ipo_is_self_play_in_exact_gradients(ran):
     if method == "self-play":
       other = final[batch, strength, step, "Online IPO"]
       assert (abs(value - other) < 1e-6) == (batch == "0")
-  assert len(ran("map")["kappa_eta"]) == 2 * 1 * 2 * 1 * 2
+  assert len(ran("map")["kappa_eta"]) == 2 * 1 * 2 * 1 * 1  # batches, corners, steps, η, κ
+  for row in ran("map")["map_gain"]:
+    if row["step"] != "best":
+      cell = row["batch"], row["strength"], row["step"]
+      gain = final[*cell, row["rival"]] - final[*cell, "NashMP"]
+      assert float(row["gain"]) == pytest.approx(gain, abs=1e-4)
 
 
 def test_the_lemma_s_errors_fall_in_both_directions(ran):
