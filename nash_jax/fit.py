@@ -1,10 +1,8 @@
 """One supervised loop: next-token fitting, pairwise judges, Bradley-Terry rewards."""
 
-import contextlib
 import functools
 import itertools
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +12,9 @@ import optax
 from absl import logging
 from jax import numpy as jnp
 
-from nash_jax import checkpoint, keys, metrics, preferences, tokenizer, update
+from nash_jax import checkpoint, keys, preferences, tokenizer, update
 from nash_jax import config as configs
+from nash_jax import workdir as workdirs
 from nash_jax.judges import bradley_terry
 from nash_jax.judges import gemma as gemma_judge
 from nash_jax.models import gemma, logprobs, partition, weights
@@ -61,30 +60,15 @@ def run(config, workdir: str, progress: bool = True) -> dict[str, float]:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
     FloatingPointError: a loss that is not finite.
   """
-  config = configs.resolve(config)
-  workdir = pathlib.Path(workdir)
-  checkpoints = checkpoint.Checkpoints(
-    workdir, keep=config.checkpoint.keep, config=configs.describe(config),
-    allow=tuple(config.checkpoint.allow),
+  it, state = workdirs.play(
+    configs.resolve(config), workdir, assemble, _loop, show=SHOW, progress=progress,
+    advice="Lower optimizer.learning_rate.",
   )  # fmt: skip
-  with contextlib.closing(checkpoints):
-    it = assemble(config)
-    state, first = checkpoints.restore(it.state) or (it.state, 0)
-    log = metrics.Metrics(
-      workdir, first_step=first, total_steps=config.steps, show=SHOW, progress=progress,
-      profile=config.profile,
-    )  # fmt: skip
-    try:
-      with contextlib.closing(log), checkpoint.Stop() as stop:
-        state = _loop(it, state, first, log, checkpoints, stop)
-    except FloatingPointError as error:
-      raise FloatingPointError(
-        f"{error}; the last good checkpoint is step {checkpoints.last_good()} in {workdir}."
-        " Lower optimizer.learning_rate."
-      ) from error
-  if int(state.step) < config.steps:
+  if int(state.step) < it.config.steps:
     return {}
-  return _export(it, state.params, workdir) if config.export else _floats(it.evaluate(state.params))
+  if it.config.export:
+    return _export(it, state.params, workdir)
+  return _floats(it.evaluate(state.params))
 
 
 class Run(NamedTuple):

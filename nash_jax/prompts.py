@@ -9,10 +9,9 @@ from nash_jax import corpus, libraries
 from nash_jax.types import Prompts
 
 TASKS = ("json_lines", "text", "stories", "rlhflow")
-PromptSet = corpus.Examples
 
 
-def load(config, tokenizer, seed: int) -> tuple[PromptSet, PromptSet]:
+def load(config, tokenizer, seed: int) -> tuple[corpus.Examples, corpus.Examples]:
   """Reads, tokenises and splits prompts: (train, held_out), whose batches are `Prompts`.
 
   Args:

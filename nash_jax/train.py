@@ -1,10 +1,8 @@
 """The online loop: prompts, two responses, a verdict, a step, and the target follows."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +12,9 @@ from jax import numpy as jnp
 
 from nash_jax import (
   checkpoint,
+  corpus,
   judges,
   keys,
-  metrics,
   prompts,
   sampler,
   short_game,
@@ -24,6 +22,7 @@ from nash_jax import (
   update,
 )
 from nash_jax import config as configs
+from nash_jax import workdir as workdirs
 from nash_jax.models import gemma, logprobs, partition
 from nash_jax.objectives import algorithms
 from nash_jax.types import Mean, TrainState
@@ -38,8 +37,8 @@ class Run:
   config: Any
   mesh: jax.sharding.Mesh
   tokenizer: tokenizer.Tokenizer
-  train: prompts.PromptSet
-  held_out: prompts.PromptSet
+  train: corpus.Examples
+  held_out: corpus.Examples
   judge: judges.Judge
   ref: Any
   state: TrainState
@@ -196,28 +195,11 @@ def run(config, workdir: str, progress: bool = True) -> Done:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
     FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
   """
-  config = configs.resolve(config)
-  workdir = pathlib.Path(workdir)
-  checkpoints = checkpoint.Checkpoints(
-    workdir, keep=config.checkpoint.keep, config=configs.describe(config),
-    allow=tuple(config.checkpoint.allow),
+  it, state = workdirs.play(
+    configs.resolve(config), workdir, assemble, _loop, show=SHOW, progress=progress,
+    advice="Lower optimizer.learning_rate or raise algorithm.beta.",
   )  # fmt: skip
-  with contextlib.closing(checkpoints):
-    it = assemble(config)
-    state, first = checkpoints.restore(it.state) or (it.state, 0)
-    log = metrics.Metrics(
-      workdir, first_step=first, total_steps=config.steps, show=SHOW, progress=progress,
-      profile=config.profile,
-    )  # fmt: skip
-    try:
-      with contextlib.closing(log), checkpoint.Stop() as stop:
-        state = _loop(it, state, first, log, checkpoints, stop)
-    except FloatingPointError as error:
-      raise FloatingPointError(
-        f"{error}; the last good checkpoint is step {checkpoints.last_good()} in {workdir}."
-        " Lower optimizer.learning_rate or raise algorithm.beta."
-      ) from error
-  return Done(state, int(state.step) < config.steps, it.train_step._cache_size())
+  return Done(state, int(state.step) < it.config.steps, it.train_step._cache_size())
 
 
 def _loop(it: Run, state, first, log, checkpoints, stop):
