@@ -5,8 +5,8 @@
 All run the same proximal update in float32 on the same games and must agree on an early gap. Torch
 is plain eager code without gradients, twice: "a game at a time", as the public simulator goes
 through its games, and "batched by hand", all ten games in each operation. It lives in an
-environment of its own, and so in a process. The three take turns, torch with one thread and with
-two, and the best run of each counts, which a busy machine disturbs least.
+environment of its own, and so in a process. The three take turns on one thread each, in CPU time,
+and the best run of each counts: a busy machine disturbs that least.
 """
 
 import argparse
@@ -53,17 +53,17 @@ def torch_loop(p_win, iterations):
 def best_of(what, repeats=5):
   seconds = []
   for _ in range(repeats):
-    start = time.perf_counter()
+    start = time.process_time()
     what()
-    seconds.append(time.perf_counter() - start)
+    seconds.append(time.process_time() - start)
   return min(seconds)
 
 
-def torch_turn(iterations, threads):
+def torch_turn(iterations):
   import torch
 
   torch.set_grad_enabled(False)
-  torch.set_num_threads(threads)
+  torch.set_num_threads(1)
   p_win, report = make_games(), {}
   for name, batches in (("a game at a time", list(p_win)), ("batched by hand", [p_win])):
     gap = np.mean([torch_loop(batch, 5)[-1] for batch in batches])
@@ -93,18 +93,18 @@ def make_jax(iterations):
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--torch-python", help="a python that can import torch and numpy")
-  parser.add_argument("--torch-turn", type=int, help="threads; what that python is called with")
+  parser.add_argument("--torch-turn", action="store_true", help="what that python is called with")
   parser.add_argument("--iterations", type=int, default=20_000)
   parser.add_argument("--turns", type=int, default=5)
   flags = parser.parse_args()
   if flags.torch_turn:
-    print(json.dumps(torch_turn(200, flags.torch_turn)))
+    print(json.dumps(torch_turn(200)))
     return
   turn, seen = make_jax(flags.iterations), {}
   for _ in range(flags.turns):
     seen.setdefault("jax", []).append(turn())
-    for threads in (1, 2) if flags.torch_python else ():
-      command = [flags.torch_python, __file__, f"--torch-turn={threads}"]
+    if flags.torch_python:
+      command = [flags.torch_python, __file__, "--torch-turn"]
       done = subprocess.run(command, check=True, capture_output=True, text=True)
       for name, result in json.loads(done.stdout).items():
         seen.setdefault(f"torch, {name}", []).append(result)

@@ -2,9 +2,9 @@
 
     nash-jax games --config=configs/games/figure.py --workdir=runs/figure
 
-Cost: COST, the grids included; seconds as figure.py:smoke. Expected: among proximal
+Cost: 255 CPU seconds, the grids included; seconds as figure.py:smoke. Expected: among proximal
 updates NashMP is exact to rounding; among exact gradients EGPO is (its step is a proximal update in
-disguise); sampled, NashMP ends at .0021 after 50,000 steps, Online IPO at .0079. docs/games.md has
+disguise); sampled, NashMP ends at .0021 after 50,000 steps, Online IPO at .0089. docs/games.md has
 the rest.
 
 Sizes, β and rates are not published. Every entrant is tuned on games of its own by the same grid of

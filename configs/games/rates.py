@@ -2,7 +2,7 @@
 
     nash-jax games --config=configs/games/rates.py --workdir=runs/rates
 
-Cost: about 5 minutes on 2 cores; seconds as rates.py:smoke. Expected: rates.csv, where NashMP's own
+Cost: a minute on 2 cores; seconds as rates.py:smoke. Expected: rates.csv, where NashMP's own
 step needs tens to a few hundred queries and the steps of the others' theories thousands or never;
 tuned, EGPO equals NashMP (they are one iteration) and MMD is close. original_game.csv with NashMP's
 slope near 1.
