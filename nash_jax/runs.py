@@ -5,6 +5,7 @@ end, and runs that differ in seed, learning rate, β, η, κ, s or mixture alone
 program. A lane draws the prompts and keys that `train.run` would, and leaves the same metrics.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -47,8 +48,9 @@ def run(runs: dict[str, ConfigDict], workdir, policy: str = "network", progress=
   groups = {}
   for name, config in exact.items():
     groups.setdefault(_program(config), {})[name] = config
-  with tqdm.tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", desc="runs",
-                 disable=not progress) as bar:  # fmt: skip
+  bar = tqdm.tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", desc="runs",
+                  disable=not progress)  # fmt: skip
+  with _quiet(), bar:
     for group in groups.values():
       bar.set_postfix_str(f"{next(iter(group.values())).algorithm.name} x {len(group)}")
       _run_lanes(group, workdir, policy)
@@ -63,6 +65,17 @@ def run(runs: dict[str, ConfigDict], workdir, policy: str = "network", progress=
         if done.stopped:
           raise KeyboardInterrupt(f"stopped in {name}; the same command goes on from there")
       bar.update()
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Keeps the notes of single runs out of the one progress line."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def _complete(config, folder) -> bool:
