@@ -55,7 +55,7 @@ def run(runs: dict[str, ConfigDict], workdir, policy: str = "network", progress=
       bar.set_postfix_str(f"{next(iter(group.values())).algorithm.name} x {len(group)}")
       _run_lanes(group, workdir, policy)
       bar.update(len(group))
-    for name in waiting.keys() - exact.keys():
+    for name in (name for name in waiting if name not in exact):
       bar.set_postfix_str(name)
       try:
         done = train.run(waiting[name], workdir / name, progress=False)
