@@ -33,7 +33,8 @@ def get_config(size="full"):
       panel("beta", "a reward picks one, the game mixes", xlabel="β", xscale="log"),
       panel("extra_votes", f"one datum, β = {beta:g}",
             xlabel=f"extra votes on one of three pairs of {votes}"),
-      panel("law", "the sampling law", xlabel="times pair (0, 1) is drawn", xscale="log"),
+      panel("law", "the sampling law", xlabel="times pair (0, 1) is drawn", xscale="log",
+            xticks=(0.25, 0.5, 1, 2, 4, 8), xticklabels=("¼", "½", "1", "2", "4", "8")),
     ),)}},
   })
   if size == "smoke":

@@ -44,7 +44,7 @@ def get_config(size="full"):
     "iterations_original": 30_000,
     "figures": {"original_game": {"size": (5, 3.6), "panels": (({
       "title": "the original game", "xlabel": "ε", "ylabel": "queries to an ε-equilibrium (median)",
-      "xscale": "log", "yscale": "log", "layers": ({
+      "xscale": "log", "yscale": "log", "xlim": (0.15, 7e-4), "layers": ({
         "table": "original_game", "x": "epsilon", "y": "median_queries", "by": "method",
         "style": "o-", "label": "{method}: slope {fitted_slope:.2f}"},)},),)}},
   })

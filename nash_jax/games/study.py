@@ -83,6 +83,7 @@ def _figure(path, tables, panels, size, colorbar=None):
         drawing.colorbar(image, ax=axis)
     axis.set_title(settings.pop("title"), fontsize=9)
     axis.set(**settings)
+    axis.minorticks_off()  # their labels overlap where an axis spans a decade or two
     if axis.get_legend_handles_labels()[0]:
       axis.legend(**legend)
   if colorbar:
