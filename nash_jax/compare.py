@@ -134,16 +134,18 @@ def _tables(config, results) -> list[str]:
   for policy in config.kinds:
     found = results[policy]
     if exact:
-      start = next(iter(found.values()))["seeds"][0][SUBOPT][0]
+      starts = {name: r["seeds"][0][SUBOPT][0] for name, r in found.items()}  # β moves it
       header = ["run", "learning rate", "SubOpt, median", "least", "greatest", "of reference's",
                 "KL(π*‖π)"]  # fmt: skip
       rows = [
         [name, f"{r['learning_rate']:g}", *(f"{x:.2e}" for x in _middle(r, SUBOPT)),
-         f"{_middle(r, SUBOPT)[0] / start:.3f}",
+         f"{_middle(r, SUBOPT)[0] / starts[name]:.3f}",
          f"{_middle(r, 'exact/kl_to_equilibrium')[0]:.2e}"]
         for name, r in sorted(found.items(), key=lambda item: _middle(item[1], SUBOPT)[0])
       ]  # fmt: skip
-      title = f"SubOpt_β of the last iterate; the reference's is {start:.2e}"
+      ends = (f"{pick(starts.values()):.2e}" for pick in (min, max))
+      of = " to ".join(dict.fromkeys(ends))
+      title = f"SubOpt_β of the last iterate; the reference's is {of}"
     else:
       header = ["run", "learning rate", "win rate, median", "least", "greatest", "KL, nats"]
       rows = [

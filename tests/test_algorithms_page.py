@@ -1,0 +1,123 @@
+"""docs/algorithms.md against the table: its overview, its resting points, the rows it adds."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+from test_losses import config, enumerated, game, law, whole
+from tiny import ROOT
+
+from nash_jax.games import preference
+from nash_jax.objectives import algorithms, losses
+
+PAGE = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+PLAYERS = {
+  "π": "policy", "π, flattened": "policy", "π_ref": "reference", "target": "target",
+  "mixture m": "mixture", "frozen π̂": "opponent", "π_t, then π_{t+1/2}": "opponent",
+  "y's other samples": None, "": None,
+}  # fmt: skip
+
+
+def overview() -> dict[str, list[str]]:
+  """Returns the cells of the first table's lines after the name, by name."""
+  lines = [line for line in PAGE.split("## Symbols")[0].splitlines() if line.startswith("| [`")]
+  cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+  return {re.match(r"\[`(\w+)`\]", first)[1]: rest for first, *rest in cells}
+
+
+def test_the_overview_is_the_table():
+  assert list(overview()) == list(algorithms.ROWS)
+  for name, (y, opponent, arms, loss, _, copied, _) in overview().items():
+    row = algorithms.row(name)
+    assert (PLAYERS[y], PLAYERS[opponent]) == (row.y, row.opponent), name
+    assert loss.startswith("score function") == row.on_policy, name
+    assert not row.on_policy or (arms == "1") == (row.opponent is not None), name
+    still = config(target_update="periodic", reference_period=0)
+    assert (copied != "") == (row.moves(still, 6) != {} or row.ema(config())), name
+
+
+@pytest.mark.parametrize("name", algorithms.ROWS)
+def test_a_method_rests_where_the_page_says(name):
+  """The expected gradient is zero, opponent and target having caught up, there alone."""
+  row, a = algorithms.row(name), config(samples=int(algorithms.row(name).least["samples"]))
+  rests = overview()[name][-1]
+  with jax.enable_x64(True):
+    table, rewards, who = game()
+    if rests.endswith("without β"):  # a cycle of four: equal chances are its equilibrium
+      cycle = jnp.array([[0, 1, 0, -1], [-1, 0, 1, 0], [0, -1, 0, 1], [1, 0, -1, 0]])
+      table = jnp.broadcast_to(0.5 + 0.3 * cycle, table.shape)
+    ref = whole(who["reference"])
+    star = jnp.log(preference.equilibrium(table, jnp.exp(ref), a.beta))
+
+    @jax.jit
+    def gradient(theta):
+      here = {**who, "target": theta, "opponent": theta}
+      return jax.grad(lambda p: enumerated(row, a, table, rewards, {**here, "policy": p}, 1))(theta)
+
+    def answered(theta):
+      """A step towards the best response to the opponent that this policy makes."""
+      here = {**who, "policy": theta}
+      opponent = jnp.exp(law(row.opponent or row.y, here, 1, a.mixture))
+      return 0.7 * theta + 0.3 * (ref + preference.win_rates(table, opponent) / a.beta)
+
+    place = {
+      "π*": lambda: star,
+      "best": lambda: jax.lax.fori_loop(0, 200, lambda _, theta: answered(theta), star),
+      "π_ref·exp(R/β)": lambda: ref + rewards / a.beta,
+      "the": lambda: jnp.zeros_like(star),
+      "no": lambda: None,
+    }[rests.split(" ")[0]]()
+    if place is not None:
+      np.testing.assert_allclose(gradient(place), 0, atol=1e-9)
+    if place is not star:
+      assert np.max(np.abs(gradient(star))) > 1e-3
+    assert np.max(np.abs(gradient(who["policy"]))) > 1e-3
+
+
+@pytest.fixture
+def added(monkeypatch):
+  """The table of algorithms with the page's own rows, run as they stand there."""
+  for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+    if block.startswith("def "):
+      space = dict(vars(losses))
+      exec(block, space)
+      name = re.match(r"def (\w+)", block)[1]
+      monkeypatch.setattr(losses, name, space[name], raising=False)
+    else:
+      for name, row in eval(f"{{{block}}}", dict(vars(algorithms))).items():
+        assert name not in algorithms.ROWS
+        monkeypatch.setitem(algorithms.ROWS, name, row)
+
+
+def stated(name, a, table, who):
+  """The objective of an added row, written out from its definition."""
+  logp = whole(who["policy"])
+  r, ref = logp - whole(who["reference"]), jnp.exp(whole(who["reference"]))
+  delta = r[:, :, None] - r[:, None, :]
+  if name == "lagged_self_play":
+    won = jnp.einsum("xa,xab,xb->x", jnp.exp(logp), table, jnp.exp(whole(who["lagged"])))
+    return jnp.mean(a.beta * jnp.sum(jnp.exp(logp) * r, -1) - won)
+  if name == "ipo":
+    return jnp.mean(jnp.einsum("xa,xb,xab->x", ref, ref, (delta - (table - 0.5) / a.beta) ** 2))
+  mu = jax.lax.stop_gradient(jnp.exp(logp))
+  hinge = table * jnp.maximum(0, 1 - a.beta * delta)
+  hinge += (1 - table) * jnp.maximum(0, 1 + a.beta * delta)
+  return jnp.mean(jnp.einsum("xa,xb,xab->x", mu, mu, hinge))
+
+
+@pytest.mark.parametrize("name", ["ipo", "hinge", "lagged_self_play"])
+@pytest.mark.usefixtures("added")
+def test_the_rows_that_the_page_adds_follow_their_objectives(name):
+  row = algorithms.row(name)
+  with jax.enable_x64(True):
+    table, rewards, who = game()
+    who["lagged"] = who["opponent"]
+    objectives = (
+      lambda p: enumerated(row, config(), table, rewards, {**who, "policy": p}, 1),
+      lambda p: stated(name, config(), table, {**who, "policy": p}),
+    )
+    got, expected = (jax.jit(jax.grad(f))(who["policy"]) for f in objectives)
+  assert np.max(np.abs(expected)) > 1e-3
+  np.testing.assert_allclose(got, expected, atol=1e-10)
