@@ -209,7 +209,7 @@ def run(config, workdir) -> None:
   for name, strength in (("mild", 4.0), ("strong", 8.0)):
     np.save(folder / f"{name}.npy", random_game(0, strength))
   _write_language(folder)
-  config = config.copy_and_resolve_references()
+  described, config = configs.describe(config), config.copy_and_resolve_references()
   config.model.update({"weights": "", "tokenizer": str(folder / "tokenizer.model")})
   config.judge.table = str(folder / "mild.npy")
   config.prompts.path = config.prompts.held_out_path = str(folder / "prompts.jsonl")
@@ -224,6 +224,6 @@ def run(config, workdir) -> None:
     lambda s: jnp.asarray(rng.normal(0, 0.1, s.shape), s.dtype), gemma.shapes(model)
   )
   params, kl = fit_reference(score, game, start, log_ref)
-  card = {"kl_to_drawn_probabilities": kl, "config": configs.describe(config)}
+  card = {"kl_to_drawn_probabilities": kl, "config": described}
   weights.save(str(folder / "policy.safetensors"), params, model, "float32", card)
   logging.info("wrote %s: KL of the policy to the drawn probabilities %.2e nats", folder, kl)
