@@ -434,6 +434,11 @@ def _check_train(config):
     check(a[field] >= least, f"algorithm.{field}", f"at least {least} for {a.name}", a[field],
           f"Set {least} or more.")  # fmt: skip
   check(
+    not (a.centre_log_ratios and row.samples(a)[0] < 2), "algorithm.samples",
+    f"two or more of {a.name}'s own, for centre_log_ratios takes the mean of the others",
+    a.samples, "Set 4, or leave centre_log_ratios out.",
+  )  # fmt: skip
+  check(
     not row.scores or config.judge.name in SCALAR, "judge.name",
     f"a judge with scalar rewards, {' or '.join(SCALAR)}, for {a.name}", config.judge.name,
     "Fit one with `nash-jax fit --config.loss=reward`.",

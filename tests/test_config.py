@@ -94,6 +94,14 @@ def test_bad_fields_are_named(refuse, field, value, message):
   refuse(tiny.train({field: value}), message)
 
 
+def test_a_lone_sample_cannot_be_centred(refuse):
+  """Of nash_md's two samples one is the opponent's: the mean of no others would be NaN."""
+  lone = tiny.train({"algorithm.name": "nash_md", "algorithm.centre_log_ratios": True})
+  refuse(lone, "algorithm.samples: expected two or more of nash_md's own, .*got 2. Set 4")
+  lone.algorithm.samples = 4
+  configs.resolve(lone)
+
+
 def test_unknown_fields_are_named_with_what_was_meant(refuse):
   config = tiny.train()
   config.algorithm.btea = 0.1
