@@ -85,7 +85,7 @@ def _advice(config, total, room) -> list[str]:
       total = less
     if total < room:
       return [*lines, "Then it fits."]
-  return ["No setting makes it fit one such device: take a smaller model, or several (docs/tpu.md)."]
+  return ["No setting makes it fit one such device: a smaller model, or several (docs/tpu.md)."]
 
 
 def _activations(model, remat, width) -> int:

@@ -46,7 +46,7 @@ def test_the_published_size_of_gemma_is_counted():
   rows = gemma.preset("gemma2_2b").num_embed - 256_000  # that the published count has not
   assert f"gemma2_2b: {2_614_341_888 + rows * 2304:,} parameters" in text
   assert "does not fit" in text
-  assert text.endswith("No setting makes it fit one such device: take a smaller model, or several"
+  assert text.endswith("No setting makes it fit one such device: a smaller model, or several"
                        " (docs/tpu.md).")  # fmt: skip
 
 
