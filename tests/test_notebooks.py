@@ -15,6 +15,11 @@ SMALL = {
     "c.sampling.max_tokens = 16",
     "max_tokens=48": "max_tokens=8",
   },
+  "ablations": {
+    "STEPS = 1500": "STEPS = 20",
+    '"runs/ablations"': '"run"',
+    '"seeds": SEEDS': '"seeds": SEEDS, "base.prompts.batch_size": 16',
+  },
 }
 
 
@@ -72,3 +77,26 @@ def test_the_gemma_notebook_trains_and_shows_texts_before_and_after(executed):
   assert "image/png" in shown[4]
   for text in shown[5:8]:
     assert text.count("Lily saw a red kite in the park. ▸") == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("executed", ["ablations"], indirect=True)
+def test_the_ablations_notebook_sweeps_and_its_two_ways_to_drop_the_target_agree(executed):
+  code, folder = executed
+  found = {
+    name: {
+      run: value["seeds"][0]["exact/suboptimality"]
+      for run, value in json.loads((folder / "run" / name / "results.json").read_text())[
+        "tabular"
+      ].items()
+    }
+    for name in ("kappa", "eta", "beta")
+  }
+  assert {name: len(runs) for name, runs in found.items()} == {"kappa": 7, "eta": 7, "beta": 5}
+  assert all(len(curve) == 21 for runs in found.values() for curve in runs.values())
+  following, none = found["kappa"]["kappa = 1.0"], found["eta"]["eta = 1000000.0"]
+  assert following == pytest.approx(none, rel=1e-3)
+  assert following != pytest.approx(found["kappa"]["kappa = 0.0"], rel=1e-3)
+  starts = [curve[0] for curve in found["beta"].values()]
+  assert starts == sorted(starts, reverse=True)  # the weaker the pull, the worse the reference
+  assert sum("image/png" in o.get("data", {}) for cell in code for o in cell.outputs) == 3
