@@ -94,8 +94,8 @@ def test_a_parameter_without_a_rule_is_named():
 
 def test_eight_devices_do_what_one_does(assembled, tmp_path):
   """Loss and gradients on fixed responses, in two micro-batches; and a run of two steps."""
-  env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-         "JAX_PLATFORMS": "cpu"}  # fmt: skip
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+  env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   command = [sys.executable, tiny.__file__, str(tmp_path / "eight")]
   script = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
   two = dataclasses.replace(assembled, config=configs.resolve(tiny.train({"steps": 2})))
