@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/nash-jax demo --config=configs/stories.py --workdir=runs/demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	$(BIN)/ruff check .
