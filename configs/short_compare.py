@@ -32,7 +32,7 @@ def get_config(kind="mild"):
   c.learning_rates = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
   c.seeds = 5
   if "network" in rest:
-    b.optimizer.name, b.optimizer.b1 = "adamw", 0.0
+    b.optimizer.name = "adamw"
     c.runs = tuple(run for run in c.runs if run["algorithm.name"] in PAPER)
     c.kinds, c.learning_rates, c.seeds = ("network",), (3e-4, 1e-3), 3
   if strength == "smoke":

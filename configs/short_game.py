@@ -34,7 +34,7 @@ def get_config(strength="mild"):
   c.algorithm.beta = BETA[strength]
   c.algorithm.eta = 0.2 if strength == "mild" else 0.1
   c.algorithm.kappa = 0.01
-  c.optimizer.learning_rate = 1e-2
+  c.optimizer.learning_rate, c.optimizer.b1 = 1e-3, 0.0  # momentum makes last iterates circle
   c.evaluation.every = 100
   c.evaluation.prompts = 4
   c.evaluation.exact = True
