@@ -82,3 +82,19 @@ def test_the_package_imports_its_jobs_when_they_are_named():
   assert nash_jax.train.run.__module__ == "nash_jax.train"
   with pytest.raises(AttributeError, match="nash_jax has no attribute 'tran'"):
     nash_jax.tran  # noqa: B018
+
+
+def test_a_process_of_several_knows_which_it_is(monkeypatch):
+  joined = []
+  monkeypatch.setattr("jax.distributed.initialize", lambda *where: joined.append(where))
+  main._join()
+  assert not joined, "alone unless the environment says otherwise"
+  monkeypatch.setenv("NASH_JAX_COORDINATOR", "auto")
+  main._join()
+  monkeypatch.setenv("NASH_JAX_COORDINATOR", "127.0.0.1:9000")
+  monkeypatch.setenv("NASH_JAX_PROCESSES", "2")
+  with pytest.raises(ValueError, match="expected whole numbers beside NASH_JAX_COORDINATOR, got"):
+    main._join()
+  monkeypatch.setenv("NASH_JAX_PROCESS_ID", "1")
+  main._join()
+  assert joined == [(), ("127.0.0.1:9000", 2, 1)]
