@@ -204,3 +204,11 @@ def test_sampled_labels_are_zero_or_one_with_the_judges_probability():
   assert abs(float(jnp.mean(own[:, 0, 1])) - 0.8) < 0.03
   soft = judges.labels(fixed, "soft", None, None, None, None, jax.random.key(0))
   np.testing.assert_array_equal(soft.p_win, p)
+
+
+def test_a_reference_is_fitted_to_the_probabilities_it_was_drawn_as():
+  g, target = game(), laws(3)
+  policy = short_game.tabular(laws(0), TOKENS, LENGTH)
+  params, kl = short_game.fit_reference(policy.score, g, policy.params, target, steps=400)
+  assert kl < 1e-6
+  np.testing.assert_allclose(g.log_policy(policy.score, params), target, atol=5e-3)
