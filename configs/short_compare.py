@@ -13,7 +13,7 @@ from nash_jax.objectives import algorithms
 # What methods need beside their name, the same budget of 512 responses a step for all.
 NEEDS = {
   "egpo": {"algorithm.samples": 3, "prompts.batch_size": 170,
-           "sampling.behaviour_temperature": 2.0},
+           "algorithm.behaviour_temperature": 2.0},
   "mpo": {"algorithm.reference_period": 1000, "algorithm.target_period": 10},
   "rlhf": {"judge.name": "table_reward"},
 }  # fmt: skip

@@ -18,7 +18,7 @@ PAPER = ("nash_mp", "reg_self_play", "nash_md", "online_ipo", "online_dpo")
 # What methods need beside their name: 64 responses a step for all, egpo's in threes.
 NEEDS = {
   "egpo": {"algorithm.samples": 3, "prompts.batch_size": 21,
-           "sampling.behaviour_temperature": 1.25},
+           "algorithm.behaviour_temperature": 1.25},
   "mpo": {"algorithm.reference_period": 20, "algorithm.target_period": 5},
   "nash_mp_two_step": {"algorithm.target_period": 5},
   "inpo": {"algorithm.target_period": 5},

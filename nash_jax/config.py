@@ -61,7 +61,6 @@ def _run(**fields) -> ConfigDict:
     "steps": 100,
     "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: all devices that are left
     "checkpoint": {"every": 50, "keep": 2, "allow": ()},
-    "log_every": 1,
     "profile": False,
     **fields,
   })  # fmt: skip
@@ -87,7 +86,6 @@ def train() -> ConfigDict:
     sampling={
       "max_tokens": 64,
       "temperature": 1.0,
-      "behaviour_temperature": 1.0,  # times temperature: of y's draws, where a loss allows others
       "top_k": 0,
       "top_p": 1.0,
       "tokens": (),  # the only ids that may be drawn; () for every piece
@@ -105,6 +103,7 @@ def train() -> ConfigDict:
       "mixture": 0.25,  # weight of the reference in nash_md and ipo_md
       "reference_period": 0,  # the reference becomes the policy every so many steps; 0: never
       "samples": 2,  # responses a prompt in all: the opponent draws half of them, if there is one
+      "behaviour_temperature": 1.0,  # times sampling's: of y's draws, where a loss allows others
       "labels": "soft",  # P(y beats y') itself, or "sampled": 0 or 1 drawn with it
       "centre_log_ratios": False,
       "reward_to_go": False,  # a token's KL coefficient counts its own and later tokens alone
@@ -313,8 +312,7 @@ def _check_steps(config, batch_size, batch_field) -> int:
 
 
 def _check_sampling(s):
-  for name in ("temperature", "behaviour_temperature"):
-    check(s[name] > 0, f"sampling.{name}", "a positive number", s[name], "Try 1.")
+  check(s.temperature > 0, "sampling.temperature", "a positive number", s.temperature, "Try 1.")
   check(s.max_tokens > 0, "sampling.max_tokens", "a positive number", s.max_tokens, "Try 64.")
   check(s.top_k >= 0, "sampling.top_k", "0 (off) or a number of tokens", s.top_k, "Set 0.")
   check(0 < s.top_p <= 1, "sampling.top_p", "a probability in (0, 1]", s.top_p, "Set 1.")
@@ -443,7 +441,9 @@ def _check_train(config):
     f"a judge with scalar rewards, {' or '.join(SCALAR)}, for {a.name}", config.judge.name,
     "Fit one with `nash-jax fit --config.loss=reward`.",
   )  # fmt: skip
-  law = {"top_k": s.top_k, "top_p": s.top_p, "behaviour_temperature": s.behaviour_temperature}
+  behaviour = a.behaviour_temperature
+  check(behaviour > 0, "algorithm.behaviour_temperature", "a positive number", behaviour, "Try 1.")
+  law = {"top_k": s.top_k, "top_p": s.top_p, "behaviour_temperature": behaviour}
   check(
     not row.on_policy or law == {"top_k": 0, "top_p": 1, "behaviour_temperature": 1}, "sampling",
     "top_k = 0, top_p = 1 and behaviour_temperature = 1, for "

@@ -77,7 +77,7 @@ def assemble(config) -> Run:
     config, mesh, tok, train, held_out, judge, ref,
     state=jax.jit(rule.init, out_shardings=shardings)(params),
     sample=jax.jit(
-      make_sample(config.algorithm, config.sampling, rule.players, make),
+      make_sample(config.algorithm, rule.players, make),
       out_shardings=(rows, rows, everywhere),
     ),
     verdict=jax.jit(functools.partial(judges.labels, judge.fn, config.algorithm.labels)),
@@ -126,7 +126,7 @@ def _forbidden(config, tok, model):
   return jnp.asarray(~np.isin(np.arange(model.num_embed), allowed))
 
 
-def make_sample(algorithm, sampling, players: Callable, make: Callable) -> Callable:
+def make_sample(algorithm, players: Callable, make: Callable) -> Callable:
   """Returns (state, ref, prompts, key) -> (y, the opponent's responses or None, tokens drawn).
 
   Args:
@@ -141,7 +141,7 @@ def make_sample(algorithm, sampling, players: Callable, make: Callable) -> Calla
       samples=samples, mixture=algorithm.mixture if player == "mixture" else None, **law
     )
 
-  draw = sampler_of(row.y, samples, behaviour=sampling.behaviour_temperature)
+  draw = sampler_of(row.y, samples, behaviour=algorithm.behaviour_temperature)
   oppose = sampler_of(row.opponent, opponents) if row.opponent else lambda *_: None
 
   def sample(state, ref, prompts, key):

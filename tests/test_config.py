@@ -68,7 +68,7 @@ def test_defaults_are_good_and_come_back_locked(kind):
     ("algorithm.mixture", 1.5, r"algorithm.mixture: expected a weight in \[0, 1\], got 1.5"),
     ("algorithm.labels", "hard", "algorithm.labels: got 'hard', expected one of sampled, soft"),
     ("algorithm.reference_period", -1, "reference_period: expected 0 .never. or a number"),
-    ("sampling.behaviour_temperature", 2.0, "behaviour_temperature = 1, for nash_mp follows"),
+    ("algorithm.behaviour_temperature", 2.0, "behaviour_temperature = 1, for nash_mp follows"),
     ("sampling.top_k", 5, "sampling: expected top_k = 0, top_p = 1 and behaviour_temperature = 1, "
      "for nash_mp follows the gradient of the law it samples from, got .*'top_k': 5"),
     ("sampling.top_p", 0.9, "sampling: expected top_k = 0, top_p = 1 and .*, for nash_mp"),
@@ -106,7 +106,7 @@ def test_unknown_fields_are_named_with_what_was_meant(refuse):
   config = tiny.train()
   config.algorithm.btea = 0.1
   refuse(config, "config field algorithm.btea is unknown. Did you mean algorithm.beta?.*Fields "
-         "here: beta, centre_log_ratios, ")  # fmt: skip
+         "here: behaviour_temperature, beta, ")  # fmt: skip
   config = tiny.train()
   config.sampler = {"temperature": 1.0}
   refuse(config, "config field sampler is unknown. Did you mean sampling?")
