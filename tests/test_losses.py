@@ -228,7 +228,7 @@ def off(rows=2):
 def test_prompts_without_a_valid_verdict_weigh_nothing(name):
   row, logp = algorithms.row(name), jnp.log(jnp.array([[[0.3], [0.4]], [[0.2], [0.1]]]))
   p_win = jnp.array([[0.5, 0.8], [0.2, 0.5]])[None] * jnp.ones((2, 1, 1))
-  scores = jnp.array([[1.0, 2.0], [0.5, 0.1]])
+  scores = jnp.array([[1.0, 2.0], [jnp.nan, 0.1]])  # the second prompt could not be judged
 
   def loss(logp, count, valid):
     frozen = {role: logp - logps[:count] for role, logps in roles.items()}

@@ -63,7 +63,8 @@ def reward_function(
   −E[R] + Σ_role weights[role]·KL. Source: RLOO, Ahmadian et al. 2402.14740.
   """
   _, known = _mean_wins(verdict)
-  advantage = verdict.scores - _others(verdict.scores)
+  scores = jnp.where(known, verdict.scores, 0.0)  # NaN of what a judge could not read
+  advantage = scores - _others(scores)
   penalty = _penalty(ratios, weights, centre, to_go)
   return _policy_gradient(logp, penalty - advantage[..., None], known, arms=2)
 
