@@ -80,6 +80,14 @@ def _reward_function(a):
   )
 
 
+def _ipo(a):
+  return functools.partial(losses.regression, scale=1 / a.beta)
+
+
+def _ratio(a):
+  return {"reference": 1.0}
+
+
 def _to_reference(a):
   return {"reference": a.beta}
 
@@ -177,14 +185,14 @@ ROWS = {
     source="REINFORCE with leave-one-out rewards, Ahmadian et al. 2402.14740",
   ),
   "online_ipo": Row(
-    loss=lambda a: functools.partial(losses.regression, scale=1 / a.beta),
-    weights=lambda a: {"reference": 1.0},
+    loss=_ipo,
+    weights=_ratio,
     on_policy=False,
     source="Online IPO, Calandriello et al. 2403.08635",
   ),
   "ipo_md": Row(
-    loss=lambda a: functools.partial(losses.regression, scale=1 / a.beta),
-    weights=lambda a: {"reference": 1.0},
+    loss=_ipo,
+    weights=_ratio,
     y="mixture",
     on_policy=False,
     source="IPO-MD, Calandriello et al. 2403.08635: both responses from the mixture",
@@ -205,7 +213,7 @@ ROWS = {
   ),
   "egpo": Row(
     loss=lambda a: functools.partial(losses.regression_to_opponent, scale=1 / a.beta),
-    weights=lambda a: {"reference": 1.0},
+    weights=_ratio,
     opponent="opponent",
     copies={"opponent": "params", "start": "params", "start_opt_state": "opt_state"},
     moves=_extragradient,
