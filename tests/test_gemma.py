@@ -103,12 +103,6 @@ def test_cached_decoding_is_the_librarys(model):
   np.testing.assert_allclose(gemma.logits(params, config, run(cache)), expected, atol=2e-5)
 
 
-def test_stack_inverts_unstack(model):
-  config, params, _ = model
-  again = gemma.stack(gemma.unstack(params, config), config)
-  jax.tree.map(np.testing.assert_array_equal, again, params)
-
-
 @pytest.mark.parametrize("model", ["gemma2_grouped"], indirect=True)
 def test_remat_and_bfloat16_change_no_structure(model):
   config, params, _ = model

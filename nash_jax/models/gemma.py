@@ -191,22 +191,6 @@ def unstack(params: Params, config: GemmaConfig, library_gating: bool = True) ->
   return out
 
 
-def stack(params: Params, config: GemmaConfig) -> Params:
-  """Inverts `unstack`: from the library's names and shapes to the stacked layout."""
-  period, repeats, rest = pattern(config)
-  layers = [_swap_gating(config, params[f"layer_{n}"]) for n in range(config.num_layers)]
-  tail = {str(i): layers[period * repeats + i] for i in range(rest)}
-  return {
-    "embedder": params["embedder"],
-    "final_norm": params["final_norm"],
-    "layers": {
-      str(i): jax.tree.map(lambda *xs: jnp.stack(xs), *layers[i : period * repeats : period])
-      for i in range(period)
-    },
-    **({"tail": tail} if tail else {}),
-  }
-
-
 def cast(params: Params, dtype) -> Params:
   """Casts a whole tree, norms too: one float32 scale would turn every later activation float32."""
   return jax.tree.map(lambda x: x.astype(dtype), params)
