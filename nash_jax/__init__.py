@@ -1,13 +1,13 @@
 """Nash learning from human feedback in JAX.
 
-The jobs, each `run(config, workdir)`: train, fit, collect, sample, arena. Modules are imported when
-they are first named, so `import nash_jax` costs nothing.
+The jobs, each `run(config, workdir)`: train, fit, collect, sample, arena, compare. Modules are
+imported when they are first named, so `import nash_jax` costs nothing.
 """
 
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["arena", "collect", "config", "fit", "games", "judges", "sample", "train"]
+__all__ = ["arena", "collect", "compare", "config", "fit", "games", "judges", "sample", "train"]
 
 
 def __getattr__(name: str):

@@ -72,7 +72,7 @@ def _folder(name: str, rate, seed: int) -> str:
 
 
 def _play(config, changes: dict[str, dict], folder, policy: str, progress) -> dict[str, dict]:
-  """Returns {run: {"learning_rate", "tuning", "seeds": {seed: last values}, "curve"}}."""
+  """Returns {run: {"learning_rate", "tuning": {rate: score}, "seeds": [a record each]}}."""
   rates = tuple(config.learning_rates) or (None,)
   base, folder = config.base, folder / policy
 
@@ -83,19 +83,16 @@ def _play(config, changes: dict[str, dict], folder, policy: str, progress) -> di
   tuning = [(name, rate, config.tuning_seed) for name in changes for rate in rates]
   if len(rates) > 1:
     play(tuning)
-  best, scores = {}, {}
-  for name in changes:
-    scores[name] = (
-      {rate: _score(base, folder / _folder(name, rate, config.tuning_seed)) for rate in rates}
-      if len(rates) > 1
-      else {rates[0]: 0.0}
-    )
-    best[name] = max(scores[name], key=scores[name].get)
+  scores = {name: {} for name in changes}
+  for name, rate, seed in tuning if len(rates) > 1 else ():
+    c = changed(config, changes[name], rate, seed)
+    scores[name][rate] = _score(c, folder / _folder(name, rate, seed))
+  best = {name: max(rates, key=lambda rate, of=of: of.get(rate, 0)) for name, of in scores.items()}
   play([(name, best[name], seed) for name in changes for seed in range(config.seeds)])
   return {
     name: {
-      "learning_rate": best[name] or base.optimizer.learning_rate,
-      "tuning": {f"{rate:g}": score for rate, score in scores[name].items() if rate is not None},
+      "learning_rate": changed(config, changes[name], best[name], 0).optimizer.learning_rate,
+      "tuning": {f"{rate:g}": score for rate, score in scores[name].items()},
       "seeds": [
         _record(base, folder / _folder(name, best[name], seed)) for seed in range(config.seeds)
       ],
@@ -104,28 +101,45 @@ def _play(config, changes: dict[str, dict], folder, policy: str, progress) -> di
   }
 
 
-def _record(base, folder) -> dict[str, list]:
-  """Returns {"steps": …, metric: values} of one run, None after it stopped being finite."""
-  metrics = (SUBOPT, "exact/kl_to_equilibrium") if base.evaluation.exact else (WIN, KL)
+def _record(config, folder) -> dict[str, list]:
+  """Returns {"steps": …, metric: values} of one run, None where it was not finite any more."""
+  metrics = (SUBOPT, "exact/kl_to_equilibrium") if config.evaluation.exact else (WIN, KL)
   series = report.read_metrics(folder)
-  return {"steps": series[metrics[0]][0], **{name: series[name][1] for name in metrics},
-          "folder": str(folder)}  # fmt: skip
+  steps = sorted({*range(0, config.steps, config.evaluation.every), config.steps})
+  found = {name: dict(zip(*series[name], strict=True)) for name in metrics}
+  values = {name: [at.get(step) for step in steps] for name, at in found.items()}
+  return {"steps": steps, **values, "folder": str(folder)}
 
 
-def _score(base, folder) -> float:
-  """Returns what the tuning maximises; -inf of a run that did not end."""
-  record = _record(base, folder)
-  if record["steps"][-1] != base.steps:
+def _score(config, folder) -> float:
+  """Returns what the tuning maximises; -inf of a run that ended in nothing finite."""
+  record = _record(config, folder)
+  names = (SUBOPT,) if config.evaluation.exact else (WIN, KL)
+  last = [record[name][-1] for name in names]
+  if None in last:
     return -math.inf
-  if base.evaluation.exact:
-    return -record[SUBOPT][-1]
-  return record[WIN][-1] - base.algorithm.beta * record[KL][-1]
+  return -last[0] if config.evaluation.exact else last[0] - config.algorithm.beta * last[1]
 
 
-def _middle(result: dict, metric: str) -> tuple[float, float, float]:
-  """Returns (median, least, greatest) of the seeds' last values."""
-  last = [seed[metric][-1] for seed in result["seeds"]]
-  return float(np.median(last)), min(last), max(last)
+def _values(result: dict, metric: str) -> np.ndarray:
+  """Returns a metric of every seed at every evaluation, [seeds, evaluations]; NaN for None."""
+  return np.array([seed[metric] for seed in result["seeds"]], float)
+
+
+def _middle(result: dict, metric: str) -> list[float]:
+  """Returns [median, least, greatest] of the seeds' last values; NaN where one is not finite."""
+  last = _values(result, metric)[:, -1]
+  return [float(pick(last)) for pick in (np.median, np.min, np.max)]
+
+
+def _sorted(found: dict[str, dict], metric: str, sign: int) -> list[tuple[str, dict]]:
+  """Returns (run, result) by median, the least first where sign is 1; what diverged is last."""
+  medians = {name: sign * _middle(result, metric)[0] for name, result in found.items()}
+  return sorted(found.items(), key=lambda item: (np.isnan(medians[item[0]]), medians[item[0]]))
+
+
+def _tiny(value: float) -> str:
+  return "—" if np.isnan(value) else f"{value:.2e}"
 
 
 def _tables(config, results) -> list[str]:
@@ -138,10 +152,10 @@ def _tables(config, results) -> list[str]:
       header = ["run", "learning rate", "SubOpt, median", "least", "greatest", "of reference's",
                 "KL(π*‖π)"]  # fmt: skip
       rows = [
-        [name, f"{r['learning_rate']:g}", *(f"{x:.2e}" for x in _middle(r, SUBOPT)),
-         f"{_middle(r, SUBOPT)[0] / starts[name]:.3f}",
-         f"{_middle(r, 'exact/kl_to_equilibrium')[0]:.2e}"]
-        for name, r in sorted(found.items(), key=lambda item: _middle(item[1], SUBOPT)[0])
+        [name, f"{r['learning_rate']:g}", *map(_tiny, _middle(r, SUBOPT)),
+         report.number(_middle(r, SUBOPT)[0] / starts[name]),
+         _tiny(_middle(r, "exact/kl_to_equilibrium")[0])]
+        for name, r in _sorted(found, SUBOPT, 1)
       ]  # fmt: skip
       ends = (f"{pick(starts.values()):.2e}" for pick in (min, max))
       of = " to ".join(dict.fromkeys(ends))
@@ -150,8 +164,8 @@ def _tables(config, results) -> list[str]:
       header = ["run", "learning rate", "win rate, median", "least", "greatest", "KL, nats"]
       rows = [
         [name, f"{r['learning_rate']:g}", *map(report.number, _middle(r, WIN)),
-         f"{_middle(r, KL)[0]:.2f}"]
-        for name, r in sorted(found.items(), key=lambda item: -_middle(item[1], WIN)[0])
+         report.number(_middle(r, KL)[0], 2)]
+        for name, r in _sorted(found, WIN, -1)
       ]  # fmt: skip
       title = "Against the reference, under the training judge"
     out.append(
@@ -212,10 +226,10 @@ def _figure(config, found: dict[str, dict], path) -> None:
   for colour, (name, result) in zip(colours, found.items(), strict=True):
     own = {"color": colour, "label": name, "linewidth": 2.5 if name == "nash_mp" else 1.2}
     steps = result["seeds"][0]["steps"]
-    values = {m: np.median([seed[m] for seed in result["seeds"]], axis=0)
+    values = {m: np.median(_values(result, m), axis=0)
               for m in ((SUBOPT,) if exact else (KL, WIN))}  # fmt: skip
     if exact:
-      spread = np.array([seed[SUBOPT] for seed in result["seeds"]])
+      spread = _values(result, SUBOPT)
       axes.fill_between(steps, spread.min(0), spread.max(0), color=colour, alpha=0.12, linewidth=0)
     axes.plot(steps if exact else values[KL], values[SUBOPT if exact else WIN],
               marker=None if exact else "o", markersize=3, **own)  # fmt: skip

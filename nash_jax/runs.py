@@ -114,6 +114,9 @@ def _lane(config, lane: dict):
 def _run_lanes(group: dict[str, ConfigDict], workdir, policy: str) -> None:
   """Runs configs that share a program, all lanes at once, and writes their metrics."""
   config = next(iter(group.values()))
+  every = config.evaluation.every
+  configs.check(config.steps % every == 0, "evaluation.every",
+                f"a divisor of steps = {config.steps}", every, "Change either.")  # fmt: skip
   tok = tokenizer.Tokenizer(configs.path(config.model.tokenizer), config.model.template)
   # The same prompts in another order a seed.
   part, held_out = prompts.load(config.prompts, tok, config.seed)
@@ -136,14 +139,15 @@ def _run_lanes(group: dict[str, ConfigDict], workdir, policy: str) -> None:
   contexts = jax.tree.map(jnp.asarray, contexts)
   whole = functools.partial(_whole, config, chosen, judge, game, contexts, log_ref)
   curves = jax.device_get(jax.jit(jax.vmap(whole))(lanes))
-  steps = range(0, config.steps + 1, config.evaluation.every)
   for lane, (name, c) in enumerate(group.items()):
     folder = pathlib.Path(workdir) / name
     folder.mkdir(parents=True, exist_ok=True)
+    own = {metric: values[lane] for metric, values in curves.items()}
     (folder / "config.json").write_text(json.dumps(configs.describe(c), indent=2))
     rows = [
-      {"step": step, **{metric: float(v[lane, i]) for metric, v in curves.items()}}
-      for i, step in enumerate(steps)
+      {"step": i * every}
+      | {name: float(x[i]) if np.isfinite(x[i]) else None for name, x in own.items()}
+      for i in range(config.steps // every + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -175,7 +179,7 @@ def _whole(config, policy, judge, game, contexts, log_ref, lane) -> dict:
   """One run from start to end: exact metrics at every evaluation, as train.run would give them."""
   config = _lane(config, lane["values"])
   rule = update.make_update(config, policy.score)
-  sample = train.make_sample(config.algorithm, config.sampling, rule.players, policy.make)
+  sample = train.make_sample(config.algorithm, rule.players, policy.make)
   due = [rule.moves(step + 1) for step in range(config.steps)]
   kinds = sorted(set(due))
   rotations = [functools.partial(rule.rotate, moves=moves) for moves in kinds]

@@ -98,8 +98,7 @@ def test_every_row_has_its_players_and_its_share_of_the_samples(name):
   row, g = algorithms.row(name), game()
   policy = short_game.tabular(laws(0), TOKENS, LENGTH)
   rule = update.make_update(config(algorithm__name=name), policy.score)
-  sampling = config().sampling
-  sample = train.make_sample(a, sampling, rule.players, policy.make)
+  sample = train.make_sample(a, rule.players, policy.make)
   state = jax.eval_shape(rule.init, policy.params)
   y, against, _ = jax.eval_shape(sample, state, policy.params, g.prompts, jax.random.key(0))
   assert y.tokens.shape == ((3, 3, 2) if row.opponent else (3, 6, 2))
@@ -120,7 +119,7 @@ def test_who_plays_is_who_the_row_says():
     state = rule.init(sure(0))
     copies = {key: sure(1) for key in state.copies}
     state = state.replace(target=sure(2), copies=copies)
-    sample = train.make_sample(c.algorithm, c.sampling, rule.players, policy.make)
+    sample = train.make_sample(c.algorithm, rule.players, policy.make)
     y, against, drawn = sample(state, sure(1), g.prompts, jax.random.key(0))
     every = short_game.responses(TOKENS, LENGTH)
     np.testing.assert_array_equal(y.tokens[:, 0], np.tile(every[y_action], (3, 1)))
@@ -154,7 +153,7 @@ def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(
   c = configs.load("configs/short_compare.py", ROOT / "x").get_config("smoke")
   c.runs = ({"algorithm.name": "nash_mp"}, {"algorithm.name": "rlhf", "judge.name": "table_reward"})
   c.base.steps = c.base.evaluation.every = 4
-  c.learning_rates = (1.0, 1e6)
+  c.learning_rates = (1e30, 1.0)
   result = compare.run(c, tmp_path, progress=False)["tabular"]
   assert [r["learning_rate"] for r in result.values()] == [1.0, 1.0], "the other diverges"
   assert all(len(r["seeds"]) == 2 and len(r["tuning"]) == 2 for r in result.values())
@@ -167,6 +166,24 @@ def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(
   c.base.algorithm.beta = 0.04
   with pytest.raises(ValueError, match="expected a run of this config, got 'one of another"):
     compare.run(c, tmp_path, progress=False)
+
+
+def test_a_comparison_shows_what_diverged_as_such(tmp_path, capsys):
+  c = configs.load("configs/short_compare.py", ROOT / "x").get_config("smoke")
+  c.runs = ({"algorithm.name": "nash_mp"},
+            {"label": "wild", "optimizer.learning_rate": float("nan")})  # fmt: skip
+  c.base.steps = c.base.evaluation.every = 4
+  c.learning_rates = ()
+  result = compare.run(c, tmp_path, progress=False)["tabular"]
+  assert [seed["exact/suboptimality"][-1] for seed in result["wild"]["seeds"]] == [None, None]
+  rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+  assert rows[-1].startswith("| wild"), "the last of the table"
+  assert "—" in rows[-1]
+
+
+def test_lanes_are_scored_at_whole_multiples_of_steps(tmp_path):
+  with pytest.raises(ValueError, match=r"every: expected a divisor of steps = 5, got 2."):
+    runs.run({"run": config(steps=5, evaluation__every=2)}, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("name", ["kappa", "beta", "eta"])
