@@ -4,7 +4,8 @@ Question: how near its own equilibrium does NashMP come as the pull to the refer
           Each value is another game, with another equilibrium and another SubOpt of the reference.
 Command:  nash-jax sweep --config=configs/ablations/beta.py --workdir=runs/beta
           (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
-Cost:     a minute on two CPU cores for a table of the short game; an hour for the storyteller.
+Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
+          storyteller, one seed each.
 Expected: docs/short_game.md
 """
 
@@ -19,5 +20,4 @@ def sweep():
 
 def get_config(game="mild"):
   kappa = config.load("kappa.py", __file__)
-  kinds = ("network",) if game == "stories" else ("tabular",)
-  return config.compare(kappa.base(game), sweep(), kinds=kinds, seeds=3)
+  return config.compare(kappa.base(game), sweep(), **kappa.of(game))

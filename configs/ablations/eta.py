@@ -3,7 +3,8 @@
 Question: what does the weight β/η of KL to the target cost in speed and bring in stability?
 Command:  nash-jax sweep --config=configs/ablations/eta.py --workdir=runs/eta
           (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
-Cost:     a minute on two CPU cores for a table of the short game; an hour for the storyteller.
+Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
+          storyteller, one seed each.
 Expected: docs/short_game.md
 """
 
@@ -18,5 +19,4 @@ def sweep():
 
 def get_config(game="mild"):
   kappa = config.load("kappa.py", __file__)
-  kinds = ("network",) if game == "stories" else ("tabular",)
-  return config.compare(kappa.base(game), sweep(), kinds=kinds, seeds=3)
+  return config.compare(kappa.base(game), sweep(), **kappa.of(game))

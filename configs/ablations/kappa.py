@@ -4,7 +4,8 @@ Question: what does NashMP's last iterate lose when its target stands still (κ 
           once (κ = 1, regularised self-play) or averages (10/(k+10))?
 Command:  nash-jax sweep --config=configs/ablations/kappa.py --workdir=runs/kappa
           (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
-Cost:     a minute on two CPU cores for a table of the short game; an hour for the storyteller.
+Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
+          storyteller, one seed each.
 Expected: docs/short_game.md
 """
 
@@ -21,7 +22,9 @@ def sweep():
 def base(game):
   """Returns the run that an ablation changes: a short game ("mild", "strong") or the stories."""
   if game == "stories":
-    return config.load("../stories.py", __file__).get_config()
+    c = config.load("../stories.py", __file__).get_config()
+    c.steps = 40  # as in the comparison of methods
+    return c
   c = config.load("../short_game.py", __file__).get_config("mild" if game == "smoke" else game)
   c.optimizer.name, c.optimizer.clip_norm, c.optimizer.learning_rate = "sgd", 1e9, 10.0
   if game == "smoke":
@@ -29,6 +32,12 @@ def base(game):
   return c
 
 
+def of(game):
+  """Returns whose policies are ablated, and with how many seeds."""
+  if game == "stories":
+    return {"kinds": ("network",), "seeds": 1}
+  return {"kinds": ("tabular",), "seeds": 3}
+
+
 def get_config(game="mild"):
-  kinds = ("network",) if game == "stories" else ("tabular",)
-  return config.compare(base(game), sweep(), kinds=kinds, seeds=3)
+  return config.compare(base(game), sweep(), **of(game))
