@@ -25,29 +25,86 @@ from nash_jax import config as configs
 from nash_jax import workdir as workdirs
 from nash_jax.models import gemma, logprobs, partition
 from nash_jax.objectives import algorithms
-from nash_jax.types import Mean, TrainState
+from nash_jax.types import Mean, Params, TrainState, Verdict
 
 SHOW = ("kl_to_reference", "eval/win_rate_vs_reference", "response_length", "seconds/sample")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """Everything a run is assembled from, compiled functions included; made by `assemble`."""
+class Functions(NamedTuple):
+  """What a run compiles, and the shardings of what it computes with; made by `functions`.
 
-  config: Any
-  mesh: jax.sharding.Mesh
-  tokenizer: tokenizer.Tokenizer
-  train: corpus.Examples
-  held_out: corpus.Examples
-  judge: judges.Judge
-  ref: Any
+  Attributes:
+    state, ref, judge: shardings, a tree each, of the state, the reference and the judge's params.
+    rows, everywhere: the shardings of batches, and of what the host reads.
+    init: params -> TrainState.
+    sample: (state, ref, prompts, key) -> (y, the opponent's responses or None, tokens drawn).
+    verdict: (judge's params, prompts, y, opponent's, key) -> Verdict.
+    train_step: (state, ref, Batch) -> (state, metrics); the state is donated.
+    moves: completed steps -> what `rotate` is to move there, () mostly; the one that is not jitted.
+    rotate: (state, moves) -> state; the state is donated.
+    evaluate: (params, ref, judge's params, prompts, key) -> (metrics, response tokens).
+  """
+
   state: TrainState
+  ref: Params
+  judge: Params
+  rows: jax.sharding.NamedSharding
+  everywhere: jax.sharding.NamedSharding
+  init: Callable
   sample: Callable
   verdict: Callable
   train_step: Callable
   moves: Callable
   rotate: Callable
   evaluate: Callable
+
+
+def functions(config, tok, model: gemma.GemmaConfig, judge, mesh, exact=None) -> Functions:
+  """Returns the jitted functions of a resolved config, from shapes alone: nothing is allocated.
+
+  Args:
+    judge: a Judge, whose params may be `jax.ShapeDtypeStruct`s.
+    exact: params -> further metrics of an evaluation.
+  """
+  score, make = policy(config, tok, model)
+  rule, params = update.make_update(config, score), gemma.shapes(model)
+  state, ref, judged = (
+    partition.shardings(tree, mesh)
+    for tree in (jax.eval_shape(rule.init, params), params, judge.params)
+  )
+  rows, everywhere = partition.rows(mesh), partition.replicated(mesh)
+  return Functions(
+    state, ref, judged, rows, everywhere,
+    init=jax.jit(rule.init, out_shardings=state),
+    sample=jax.jit(
+      make_sample(config.algorithm, rule.players, make),
+      out_shardings=(rows, rows, everywhere),
+    ),
+    verdict=jax.jit(
+      functools.partial(judges.labels, judge.fn, config.algorithm.labels),
+      out_shardings=Verdict(rows, rows, rows, everywhere),
+    ),
+    train_step=jax.jit(rule.train_step, donate_argnums=0, out_shardings=(state, everywhere)),
+    moves=rule.moves,
+    rotate=jax.jit(rule.rotate, static_argnums=1, donate_argnums=0, out_shardings=state),
+    evaluate=jax.jit(
+      _make_evaluate(score, make(samples=1), judge.fn, exact), out_shardings=everywhere
+    ),
+  )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything a run is assembled from, compiled functions (`do`) included; made by `assemble`."""
+
+  config: Any
+  tokenizer: tokenizer.Tokenizer
+  train: corpus.Examples
+  held_out: corpus.Examples
+  judge: judges.Judge
+  ref: Params
+  state: TrainState
+  do: Functions
 
 
 def assemble(config) -> Run:
@@ -66,28 +123,11 @@ def assemble(config) -> Run:
   judge = judge.replace(params=_place(judge.params, mesh))
   params = checkpoint.load_weights(config.model.weights, model, config.seed)
   params = _place(params, mesh)
-  ref = jax.tree.map(jnp.copy, params)
-
-  score, make = policy(config, tok, model)
-  rule = update.make_update(config, score)
-  exact = short_game.make_exact(config, score, held_out, ref) if config.evaluation.exact else None
-  shardings = partition.shardings(jax.eval_shape(rule.init, params), mesh)
-  rows, everywhere = partition.rows(mesh), partition.replicated(mesh)
-  return Run(
-    config, mesh, tok, train, held_out, judge, ref,
-    state=jax.jit(rule.init, out_shardings=shardings)(params),
-    sample=jax.jit(
-      make_sample(config.algorithm, rule.players, make),
-      out_shardings=(rows, rows, everywhere),
-    ),
-    verdict=jax.jit(functools.partial(judges.labels, judge.fn, config.algorithm.labels)),
-    train_step=jax.jit(
-      rule.train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
-    ),
-    moves=rule.moves,
-    rotate=jax.jit(rule.rotate, static_argnums=1, donate_argnums=0, out_shardings=shardings),
-    evaluate=_make_evaluate(score, make(samples=1), judge, exact),
-  )  # fmt: skip
+  ref, exact = jax.tree.map(jnp.copy, params), None
+  if config.evaluation.exact:
+    exact = short_game.make_exact(config, policy(config, tok, model)[0], held_out, ref)
+  do = functions(config, tok, model, judge, mesh, exact)
+  return Run(config, tok, train, held_out, judge, ref, do.init(params), do)
 
 
 def policy(config, tok, model: gemma.GemmaConfig) -> tuple[Callable, Callable]:
@@ -157,14 +197,13 @@ def _place(tree, mesh):
   return jax.device_put(tree, partition.shardings(tree, mesh))
 
 
-def _make_evaluate(score, sample, judge, exact):
+def _make_evaluate(score, sample, judge_fn, exact):
   """Returns (params, ref, judge params, prompts, key) -> (metrics, response tokens)."""
 
-  @jax.jit
   def evaluate(params, ref, judge_params, prompts, key):
     y = sample(params, prompts, jax.random.fold_in(key, 0))
     against = sample(ref, prompts, jax.random.fold_in(key, 1))
-    verdict = judge.fn(judge_params, prompts, y, against)
+    verdict = judge_fn(judge_params, prompts, y, against)
     ref_logp, _ = score(ref, prompts=prompts, tokens=y.tokens, mask=y.mask)
     return {
       "eval/win_rate_vs_reference": Mean.of(verdict.p_win, verdict.valid),
@@ -199,19 +238,19 @@ def run(config, workdir: str, progress: bool = True) -> Done:
     configs.resolve(config), workdir, assemble, _loop, show=SHOW, progress=progress,
     advice="Lower optimizer.learning_rate or raise algorithm.beta.",
   )  # fmt: skip
-  return Done(state, int(state.step) < it.config.steps, it.train_step._cache_size())
+  return Done(state, int(state.step) < it.config.steps, it.do.train_step._cache_size())
 
 
 def _loop(it: Run, state, first, log, checkpoints, stop):
-  config, rows = it.config, partition.rows(it.mesh)
-  evaluated = jax.device_put(it.held_out.all(range(config.evaluation.prompts)), rows)
+  config, do = it.config, it.do
+  evaluated = jax.device_put(it.held_out.all(range(config.evaluation.prompts)), do.rows)
   size = config.prompts.batch_size
   for step in itertools.count(first):
     final = step == config.steps
     key = functools.partial(keys.key, config.seed, step=step)
     due = step % config.evaluation.every == 0 or final
     if due:
-      values, tokens = it.evaluate(
+      values, tokens = do.evaluate(
         state.params, it.ref, it.judge.params, evaluated, keys.key(config.seed, "evaluate")
       )
       log.push(step, values)
@@ -225,15 +264,15 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
     if final or stop.requested:
       return state
 
-    x = jax.device_put(it.train.batch(step, size), rows)
-    y, against, drawn = it.sample(state, it.ref, x, key("sample"))
+    x = jax.device_put(it.train.batch(step, size), do.rows)
+    y, against, drawn = do.sample(state, it.ref, x, key("sample"))
     log.clock(step, "sample", y.stopped, drawn)
-    verdict = it.verdict(it.judge.params, x, y, against, key("labels"))
+    verdict = do.verdict(it.judge.params, x, y, against, key("labels"))
     log.clock(step, "judge", verdict.valid)
-    state, values = it.train_step(state, it.ref, update.Batch.of(x, y, verdict))
+    state, values = do.train_step(state, it.ref, update.Batch.of(x, y, verdict))
     log.clock(step, "update", values["gradient_norm"], drawn)
-    if moves := it.moves(step + 1):
-      state = it.rotate(state, moves)
+    if moves := do.moves(step + 1):
+      state = do.rotate(state, moves)
     log.push(step, {**values, **verdict.metrics})
 
 

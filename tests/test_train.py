@@ -54,7 +54,7 @@ def start(assembled):
 @pytest.fixture(scope="module")
 def whole(start, assembled, tmp_path_factory):
   """The workdir and the end of an uninterrupted run, its step compiled by nobody before."""
-  assembled.train_step.clear_cache()
+  assembled.do.train_step.clear_cache()
   workdir = tmp_path_factory.mktemp("train") / "whole"
   return workdir, start(workdir)
 
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_as_if_never_killed(
   whole, start, assembled, tmp_path
 ):
   with pytest.raises(RuntimeError, match="killed"):
-    start(tmp_path, sample=at(6, kill, assembled.sample))
+    start(tmp_path, sample=at(6, kill, assembled.do.sample))
   assert (tmp_path / "checkpoints" / "00000003").exists()
   assert [line["step"] for line in lines(tmp_path)][-1] == 4
   done = start(tmp_path)
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_as_if_never_killed(
 
 
 def test_a_signal_saves_leaves_cleanly_and_the_run_goes_on(whole, start, assembled, tmp_path):
-  done = start(tmp_path, sample=at(2, terminate, assembled.sample))
+  done = start(tmp_path, sample=at(2, terminate, assembled.do.sample))
   assert done.stopped
   assert int(done.state.step) == 2
   assert checkpoint._steps(checkpoint._folder(tmp_path)) == [2]
@@ -192,7 +192,7 @@ def test_nothing_but_the_reader_waits_for_the_device(start, assembled, tmp_path,
     return wrapped
 
   monkeypatch.setattr(metrics.Metrics, "read", open_late)
-  done = start(tmp_path, train_step=_Counted(late(assembled.train_step)))
+  done = start(tmp_path, train_step=_Counted(late(assembled.do.train_step)))
   assert int(done.state.step) == 6
   assert len(reading) == 9
 
@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(start, as
   calls = []
 
   def poison(state, ref, batch):
-    state, values = assembled.train_step(state, ref, batch)
+    state, values = assembled.do.train_step(state, ref, batch)
     calls.append(1)
     if len(calls) == 5:
       state = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))

@@ -14,7 +14,6 @@ from jax import numpy as jnp
 from nash_jax import config as configs
 from nash_jax import train as online
 from nash_jax import update
-from nash_jax.models import partition
 from nash_jax.types import Responses, Verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -53,7 +52,8 @@ def batch(it: online.Run):
 def start(it: online.Run, config, workdir, **functions) -> online.Done:
   """Runs a config on functions that are compiled already, some of them replaced."""
   fresh = jax.tree.map(jnp.copy, it.state)
-  it = dataclasses.replace(it, config=configs.resolve(config), state=fresh, **functions)
+  it = dataclasses.replace(it, config=configs.resolve(config), state=fresh,
+                           do=it.do._replace(**functions))  # fmt: skip
   with mock.patch.object(online, "assemble", return_value=it):
     return online.run(config, workdir, progress=False)
 
@@ -62,8 +62,8 @@ def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
   """Returns loss and gradients on fixed responses, then the state and record of a two-step run."""
   ref = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.1, tree))(it.ref)
   fresh = jax.tree.map(jnp.copy, it.state)
-  x = jax.device_put(batch(it), partition.rows(it.mesh))
-  state, metrics = it.train_step(fresh, ref, x)
+  x = jax.device_put(batch(it), it.do.rows)
+  state, metrics = it.do.train_step(fresh, ref, x)
   out = {"fixed/loss": metrics["loss"].value(), "fixed/kl": metrics["kl_to_reference"].value()}
   trees = {"gradient": optax.tree_utils.tree_get(state.opt_state, "mu")}
   done = start(it, it.config, workdir)
