@@ -32,6 +32,9 @@ def model() -> ConfigDict:
     "template": "plain",
     "dtype": "float32",  # of compute; the master parameters are float32
     "remat": False,
+    # Rank of the adapters that train and fit train instead of the parameters, times alpha / rank;
+    # 0 for none.
+    "lora": {"rank": 0, "alpha": 32.0},
     "logit_chunk": 32,  # response columns whose logits exist at one time
   })  # fmt: skip
 
@@ -278,6 +281,10 @@ def _check_model(config, where):
 
   gemma.preset(config.preset, **config.changes)
   choose(f"{where}.dtype", config.dtype, DTYPES)
+  check(config.lora.rank >= 0, f"{where}.lora.rank", "0 (all parameters are trained) or a rank",
+        config.lora.rank, "Try 16.")  # fmt: skip
+  check(config.lora.alpha > 0, f"{where}.lora.alpha", "a positive number", config.lora.alpha,
+        "Try 32.")  # fmt: skip
   choose(f"{where}.template", config.template, ("plain", "gemma"))
   for what in ("tokenizer", "weights"):
     name = path(config[what]).split("@")[0]

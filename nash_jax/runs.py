@@ -196,8 +196,9 @@ def _whole(config, policy, judge, game, contexts, log_ref, lane) -> dict:
     return jax.lax.switch(kind, rotations, state), None
 
   def scores(state):
+    params = rule.players(state, policy.params)["policy"]
     means = game.exact(
-      game.log_policy(policy.score, state.params), log_ref, lane["star"], config.algorithm.beta
+      game.log_policy(policy.score, params), log_ref, lane["star"], config.algorithm.beta
     )
     return {name: mean.value() for name, mean in means.items()}
 

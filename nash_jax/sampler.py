@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nash_jax.models import decoding, gemma
+from nash_jax.models import decoding, gemma, lora
 from nash_jax.types import Params, Prompts, Responses
 
 Sample = Callable[[Params, Prompts, Array], Responses]
@@ -88,7 +88,9 @@ def make_sampler(
       *(_prefill(p, model, prompts, samples, max_tokens, dtype) for p in policies), strict=True
     )
     # Cast and unstacked once, outside the loop, which then reads these and nothing else.
-    policies = [gemma.unstack(gemma.cast(p, dtype), model, library_gating=False) for p in policies]
+    policies = [
+      gemma.cast(lora.merge(gemma.unstack(p, model, library_gating=False)), dtype) for p in policies
+    ]
     prompt_mask = jnp.repeat(prompts.mask, samples, axis=0)
     prompt_length = jnp.sum(prompt_mask, axis=-1)
     rows, prompt_columns = prompt_mask.shape

@@ -36,13 +36,13 @@ class Functions(NamedTuple):
   Attributes:
     state, ref, judge: shardings, a tree each, of the state, the reference and the judge's params.
     rows, everywhere: the shardings of batches, and of what the host reads.
-    init: params -> TrainState.
+    init: base -> TrainState.
     sample: (state, ref, prompts, key) -> (y, the opponent's responses or None, tokens drawn).
     verdict: (judge's params, prompts, y, opponent's, key) -> Verdict.
     train_step: (state, ref, Batch) -> (state, metrics); the state is donated.
     moves: completed steps -> what `rotate` is to move there, () mostly; the one that is not jitted.
     rotate: (state, moves) -> state; the state is donated.
-    evaluate: (params, ref, judge's params, prompts, key) -> (metrics, response tokens).
+    evaluate: (state, ref, judge's params, prompts, key) -> (metrics, response tokens).
   """
 
   state: TrainState
@@ -88,7 +88,8 @@ def functions(config, tok, model: gemma.GemmaConfig, judge, mesh, exact=None) ->
     moves=rule.moves,
     rotate=jax.jit(rule.rotate, static_argnums=1, donate_argnums=0, out_shardings=state),
     evaluate=jax.jit(
-      _make_evaluate(score, make(samples=1), judge.fn, exact), out_shardings=everywhere
+      _make_evaluate(score, make(samples=1), rule.players, judge.fn, exact),
+      out_shardings=everywhere,
     ),
   )  # fmt: skip
 
@@ -197,10 +198,11 @@ def _place(tree, mesh):
   return jax.device_put(tree, partition.shardings(tree, mesh))
 
 
-def _make_evaluate(score, sample, judge_fn, exact):
-  """Returns (params, ref, judge params, prompts, key) -> (metrics, response tokens)."""
+def _make_evaluate(score, sample, players, judge_fn, exact):
+  """Returns (state, ref, judge params, prompts, key) -> (metrics, response tokens)."""
 
-  def evaluate(params, ref, judge_params, prompts, key):
+  def evaluate(state, ref, judge_params, prompts, key):
+    params = players(state, ref)["policy"]
     y = sample(params, prompts, jax.random.fold_in(key, 0))
     against = sample(ref, prompts, jax.random.fold_in(key, 1))
     verdict = judge_fn(judge_params, prompts, y, against)
@@ -251,7 +253,7 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
     due = step % config.evaluation.every == 0 or final
     if due:
       values, tokens = do.evaluate(
-        state.params, it.ref, it.judge.params, evaluated, keys.key(config.seed, "evaluate")
+        state, it.ref, it.judge.params, evaluated, keys.key(config.seed, "evaluate")
       )
       log.push(step, values)
       log.text(step, "held out", *_texts(it, evaluated, tokens))

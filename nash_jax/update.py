@@ -9,6 +9,7 @@ import jax
 import optax
 from jax import numpy as jnp
 
+from nash_jax.models import lora
 from nash_jax.objectives import algorithms
 from nash_jax.types import Mean, Params, Prompts, Responses, TrainState, Verdict
 
@@ -88,7 +89,7 @@ class Update(NamedTuple):
   """The functions of one algorithm, pure and not yet compiled.
 
   Attributes:
-    init: params -> TrainState; copies what it keeps, so that donation never meets an alias.
+    init: base -> TrainState; copies what it keeps, so that donation never meets an alias.
     players: (state, ref) -> what each player's responses are drawn from, by name.
     train_step: (state, ref, batch) -> (state, metrics).
     moves: completed steps -> the ((slot, source), ...) that are due there, () mostly.
@@ -118,6 +119,7 @@ def make_update(config, score: Callable) -> Update:
       (nats, [B K L], 0 where masked), as logprobs.response_logprobs.
   """
   a, row = config.algorithm, algorithms.row(config.algorithm.name)
+  start, join = lora.of(config)
   weights, objective = row.weights(a), row.loss(a)
   roles = list(dict.fromkeys(("reference", *weights)))
   copies = {**row.copies, **({"reference": "params"} if a.reference_period else {})}
@@ -126,7 +128,8 @@ def make_update(config, score: Callable) -> Update:
   kappa = make_kappa(a)
   move = optax.incremental_update if row.ema(a) else (lambda new, old, k: old)
 
-  def init(params):
+  def init(base):
+    params = start(base)
     slots = {"params": params, "opt_state": tx.init(params), "target": params}
     made = {name: jax.tree.map(jnp.copy, slots[source]) for name, source in copies.items()}
     target = jax.tree.map(jnp.copy, params) if row.keeps_target(a) else None
@@ -135,13 +138,18 @@ def make_update(config, score: Callable) -> Update:
     )
 
   def players(state, ref):
-    named = {"policy": state.params, "reference": ref, "target": state.target, **state.copies}
+    trained = {"policy": state.params, "target": state.target, **state.copies}
+    named = {"reference": ref} | {
+      name: join(ref, tree)
+      for name, tree in trained.items()
+      if tree is not None and copies.get(name) != "opt_state"
+    }
     return {**named, "mixture": (named["policy"], named["reference"])}
 
-  def loss(params, part, frozen):
+  def loss(policy, part, frozen):
     y, verdict = part.responses, jax.lax.stop_gradient(part.verdict)
     of = functools.partial(score, prompts=part.prompts, tokens=y.tokens, mask=y.mask)
-    logp, entropy = of(params)
+    logp, entropy = of(policy)
     ratios = {role: logp - jax.lax.stop_gradient(of(frozen[role])[0]) for role in roles}
     total = functools.partial(jnp.sum, axis=-1)
     return {
@@ -160,7 +168,7 @@ def make_update(config, score: Callable) -> Update:
   def train_step(state, ref, batch):
     frozen = players(state, ref)
     grads, metrics = gradients(
-      lambda params, part: loss(params, part, frozen),
+      lambda params, part: loss(join(ref, params), part, frozen),
       state.params,
       batch,
       config.optimizer.micro_batches,

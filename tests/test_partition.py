@@ -1,6 +1,7 @@
 """Sharding rules: one for every parameter, none idle; and eight devices do what one does."""
 
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from nash_jax import config as configs
 from nash_jax import update
 from nash_jax.judges import bradley_terry, population
-from nash_jax.models import gemma, partition
+from nash_jax.models import gemma, lora, partition
 from nash_jax.tokenizer import BUNDLED, Tokenizer
 
 AXES = ("data", "fsdp", "tensor")
@@ -33,6 +34,9 @@ def trees():
   # A library variant whose queries, keys and values are one array.
   found["joint"] = gemma.shapes(gemma.preset("tiny", num_kv_heads=2))
   found["reward"] = jax.eval_shape(bradley_terry.add_head, found["tiny"], jax.random.key(0))
+  for name in ("gemma2_2b", "joint"):
+    adapters = functools.partial(lora.init, rank=16)
+    found[f"lora {name}"] = jax.eval_shape(adapters, jax.random.key(0), found[name])
   found["population"] = population.make(Tokenizer(BUNDLED, "plain")).params
   found["table"] = jax.ShapeDtypeStruct((3, 4, 4), np.float32)
   return found
@@ -72,6 +76,25 @@ def test_large_presets_divide_over_a_pod_with_their_optimiser_state(preset):
   ]
   whole = sum(leaf.size for leaf in jax.tree.leaves(params))
   assert sum(share) < 1.1 * whole / 128, "no large array is left whole"
+
+
+def test_adapters_are_split_as_their_weights_are():
+  params = gemma.shapes(gemma.preset("gemma2_9b"))
+  adapters = jax.eval_shape(functools.partial(lora.init, rank=16), jax.random.key(0), params)
+  weights, pairs = (
+    partition.shardings(tree, mesh(1, 4, 4))["layers"]["0"] for tree in (params, adapters)
+  )
+  for name, (a, b, axes) in lora.FACTORS.items():
+    *path, last = name.split("/")
+    if name == "attn/qkv_einsum/w":
+      continue  # of other models
+    weight, pair = (
+      functools.reduce(lambda tree, key: tree[key], [*path, last], tree)
+      for tree in (weights, pairs)
+    )
+    split = dict(zip(axes, weight.spec[1:], strict=True)) | {"r": None}
+    assert pair["a"].spec[1:] == tuple(split[axis] for axis in a), name
+    assert pair["b"].spec[1:] == tuple(split[axis] for axis in b), name
 
 
 def test_few_key_value_heads_are_held_everywhere():

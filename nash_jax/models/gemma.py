@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax import config as configs
 from nash_jax import libraries
+from nash_jax.models import lora
 from nash_jax.types import Params
 
 _LOCAL, _GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
@@ -218,7 +219,8 @@ def forward(
   """Runs the blocks and the final norm.
 
   Args:
-    params: stacked or unstacked (gating [2, features, hidden]); cast to `dtype` where used.
+    params: stacked or unstacked (gating [2, features, hidden]), with or without adapters
+      (lora.join); cast to `dtype` where used.
     positions: of each token in its own sequence, padding not counted.
     attn_mask: what each token may see among S columns: the cache's where there is one.
     cache: written at its end index, which is the same for all rows.
@@ -234,7 +236,7 @@ def forward(
 
   def apply(layer, kind, x, layer_cache):
     layer = cast(layer, dtype)
-    return block(config, kind).apply({"params": layer}, x, positions, layer_cache, attn_mask)
+    return lora.apply(block(config, kind), layer, x, positions, layer_cache, attn_mask)
 
   def group(x, scanned):
     layers, caches = scanned

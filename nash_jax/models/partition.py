@@ -19,6 +19,14 @@ RULES = (
   (r"attn/attn_vec_einsum/w$", ("tensor", None, "fsdp")),
   (r"mlp/gating_einsum$", (None, "fsdp", "tensor")),
   (r"mlp/linear$", ("tensor", "fsdp")),
+  # Of adapters, models/lora.py: A's inputs and B's outputs are split as the weight's are.
+  (r"(attn/(q|kv|qkv)_einsum/w|mlp/gating_einsum)/a$", ("fsdp", None)),
+  (r"attn/q_einsum/w/b$", (None, "tensor", None)),
+  (r"attn/q?kv_einsum/w/b$", (None, None, "tensor?", None)),
+  (r"attn/attn_vec_einsum/w/a$", ("tensor", None, None)),
+  (r"mlp/gating_einsum/b$", (None, None, "tensor")),
+  (r"mlp/linear/a$", ("tensor", None)),
+  (r"(attn/attn_vec_einsum/w|mlp/linear)/b$", (None, "fsdp")),
   (r"norm/scale$", ()),
   (r"head/w$", ()),
   (r"^(counts|cap|finish|per_token)?$", ()),  # of judges that are no models

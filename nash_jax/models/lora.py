@@ -1,0 +1,129 @@
+"""LoRA (Hu et al. 2106.09685): W + (alpha / r)·A·B with W frozen, on every projection of a block.
+
+Three trees: the base, a plain model's parameters; adapters, small and trained, {"a", "b"} at the
+path of each weight; and the two joined, which is what a policy is scored and drawn from. To join
+does nothing to the base; to merge the joined gives a plain model.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+from flax import traverse_util
+from gemma import gm, peft
+from jax import numpy as jnp
+from jaxtyping import Array
+
+from nash_jax import keys
+from nash_jax.types import Params
+
+# By a weight's path in its block: the axes of A, of B and of the weight; r is the rank. As
+# gemma.peft factors them: over all inputs and all outputs at once, so keys and values, or gate and
+# up, share A.
+FACTORS = {
+  "attn/q_einsum/w": ("Dr", "rNH", "NDH"),
+  "attn/kv_einsum/w": ("Dr", "rCKH", "CKDH"),
+  "attn/qkv_einsum/w": ("Dr", "rCNH", "CNDH"),
+  "attn/attn_vec_einsum/w": ("NHr", "rD", "NHD"),
+  "mlp/gating_einsum": ("Dr", "rCF", "CDF"),
+  "mlp/linear": ("Fr", "rD", "FD"),
+}
+_STACKS = ("layers", "tail")
+
+
+def of(config) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
+  """Returns (start, join) of a run's config: from a base to what is trained, and from both to a
+  policy. Without LoRA what is trained is the base itself, and a policy.
+  """
+  rank = config.model.lora.rank
+  if not rank:
+    return lambda base: base, lambda base, trained: trained
+  return (
+    lambda base: init(keys.key(config.seed, "lora"), base, rank),
+    functools.partial(join, scale=config.model.lora.alpha / rank),
+  )
+
+
+def init(key: Array, base: Params, rank: int) -> Params:
+  """Returns float32 adapters of a stacked base with B = 0; A is drawn as in gemma.peft.
+
+  A reward model's head is trained itself, and so is among them.
+
+  Raises:
+    ValueError: a base without projections, as of a policy that is no network.
+  """
+  found = {}
+  for path, w in traverse_util.flatten_dict(base).items():
+    name = "/".join(path[2:])
+    if path[0] not in _STACKS or name not in FACTORS:
+      continue
+    a, b, axes = FACTORS[name]
+    stack = w.shape[: -len(axes)]
+    sizes = {**dict(zip(axes, w.shape[len(stack) :], strict=True)), "r": rank}
+    shapes = [(*stack, *(sizes[axis] for axis in letters)) for letters in (a, b)]
+    draw = jax.nn.initializers.he_uniform(
+      in_axis=range(len(stack), len(shapes[0]) - 1), batch_axis=range(len(stack))
+    )
+    found[(*path, "a")] = draw(jax.random.fold_in(key, len(found)), shapes[0])
+    found[(*path, "b")] = jnp.zeros(shapes[1])
+  if not found:
+    raise ValueError(f"model.lora: expected a Gemma's projections to adapt, got {sorted(base)}. "
+                     "Set model.lora.rank=0.")  # fmt: skip
+  head = {"head": jax.tree.map(jnp.copy, base["head"])} if "head" in base else {}
+  return {**traverse_util.unflatten_dict(found), **head}
+
+
+def join(base: Params, adapters: Params, scale: float) -> Params:
+  """Returns the base with each layer's adapters beside its weights, as its "lora"; B is scaled."""
+
+  def scaled(path, x):
+    return x * scale if path[-1].key == "b" else x
+
+  layers = {
+    stack: {
+      place: {**layer, "lora": jax.tree.map_with_path(scaled, adapters[stack][place])}
+      for place, layer in base[stack].items()
+    }
+    for stack in _STACKS
+    if stack in base
+  }
+  return {**base, **adapters, **layers}
+
+
+def merge(params: Params) -> Params:
+  """Returns a plain model, float32 where adapted, from a joined one, stacked or unstacked."""
+  if "lora" not in params:
+    return {k: merge(x) if isinstance(x, dict) else x for k, x in params.items()}
+  layer = traverse_util.flatten_dict({k: x for k, x in params.items() if k != "lora"}, sep="/")
+  adapters = traverse_util.flatten_dict(params["lora"], sep="/")
+  for name in (name for name in FACTORS if name in layer):
+    a, b, axes = FACTORS[name]
+    # In full: a TPU would round both to bfloat16.
+    layer[name] += jnp.einsum(f"...{a},...{b}->...{axes}", adapters[f"{name}/a"],
+                              adapters[f"{name}/b"], precision="highest")  # fmt: skip
+  return traverse_util.unflatten_dict(layer, sep="/")
+
+
+def apply(block: nn.Module, layer: Params, *args):
+  """Returns block.apply's outputs for one layer, joined or plain.
+
+  x·W + (x·A)·B, without W + A·B: no gradient of W's size exists.
+  """
+  params = {name: x for name, x in layer.items() if name != "lora"}
+  if "lora" not in layer:
+    return block.apply({"params": params}, *args)
+  with nn.intercept_methods(_add):
+    return block.apply({"params": params, "lora": layer["lora"]}, *args)
+
+
+def _add(call, args, kwargs, context):
+  """Stands in for gm.nn.Einsum.__call__; every other method goes through."""
+  out, module = call(*args, **kwargs), context.module
+  if not isinstance(module, gm.nn.Einsum) or context.method_name != "__call__":
+    return out
+  pair = module.get_variable("lora", module.weight_name)
+  adapter = peft.LoRAEinsumAdapter(
+    rank=pair["a"].shape[-1], einsum_str=args[0], shape=module.shape, dtype=out.dtype, parent=None
+  )
+  return out + adapter.apply({"params": pair}, args[1])
