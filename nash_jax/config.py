@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 DTYPES = ("float32", "bfloat16", "float16")
-JUDGES = ("gemma", "bradley_terry", "population", "table", "table_reward")
+JUDGES = ("gemma", "gemma_text", "bradley_terry", "population", "table", "table_reward")
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 OPTIMIZERS = ("adamw", "adafactor", "sgd")
 # Groups whose entries have names of the user's own.
@@ -115,7 +115,9 @@ def train() -> ConfigDict:
     judge={
       "name": "gemma",
       "model": judge_model,
-      "template": "stories",
+      "template": "stories",  # a name, or a text file with {prompt}, {a} and {b}
+      "answers": ("A", "B"),  # the pieces that say "the first" and "the second"
+      "max_tokens": 0,  # of the judge's whole prompt; 0: as wide as the longest could be
       "table": "",  # of the table judge: .npy [X A A], contexts by prompt index
       # A response's first tokens are its action: digits, token - first_token, in base table_tokens;
       # 0 for one token an action.
@@ -328,9 +330,18 @@ def _check_sampling(s):
 
 
 def _check_judge(config, where):
+  from nash_jax.judges import template
+
   choose(f"{where}.name", config.name, JUDGES)
-  if config.name in ("gemma", "bradley_terry"):
+  if config.name in ("gemma", "gemma_text", "bradley_terry"):
     _check_model(config.model, f"{where}.model")
+  if config.name.startswith("gemma"):
+    template.read(config.template)
+    check(len({*config.answers}) == 2 == len(config.answers), f"{where}.answers",
+          "two different pieces", config.answers, "Try ('A', 'B').")  # fmt: skip
+    check(config.max_tokens >= (config.name == "gemma_text"), f"{where}.max_tokens",
+          "a budget in the judge's tokens; 0, for none, is gemma's alone", config.max_tokens,
+          "Try 2048.")  # fmt: skip
 
 
 def _check_arena(config):
@@ -380,7 +391,11 @@ def resolve_mesh(mesh, devices: int) -> dict[str, int]:
 
 
 def _check_fit(config):
+  from nash_jax.judges import template
+
   choose("loss", config.loss, ("sft", "judge", "reward"))
+  if config.loss == "judge":
+    template.read(config.template)
   choose("export_dtype", config.export_dtype, DTYPES)
   _check_steps(config, config.data.batch_size, "data.batch_size")
 

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from nash_jax import checkpoint, keys, preferences, tokenizer, update
 from nash_jax import config as configs
 from nash_jax import workdir as workdirs
-from nash_jax.judges import bradley_terry
+from nash_jax.judges import bradley_terry, template
 from nash_jax.judges import gemma as gemma_judge
 from nash_jax.models import gemma, logprobs, partition, weights
 from nash_jax.types import Mean, TrainState
@@ -40,9 +40,9 @@ def _make_loss(config, model, tok):
     return functools.partial(sft_loss, model=model, options=options)
   if config.loss == "reward":
     return functools.partial(bradley_terry.reward_loss, model=model, options=options)
-  template = gemma_judge.layout(config.template, tok)
+  layout = template.layout(config.template, tok)
   return functools.partial(
-    gemma_judge.pairwise_loss, model=model, template=template, options=options
+    gemma_judge.pairwise_loss, model=model, template=layout, options=options
   )
 
 

@@ -20,6 +20,7 @@ PHASES = ("sample", "judge", "update", "evaluate", "save")
 GLOSSARY = (
   "loss", "p_win", "kl_to_reference", "kl_to_target", "entropy",
   "response_length", "stopped", "truncated", "flip_rate", "tie_mass", "valid",
+  "judge_cut", "judge_cut_tokens",
   "logp_gap", "logp_gap_max", "gradient_norm", "learning_rate", "kappa", "accuracy", "tokens",
   "eval/win_rate_vs_reference", "eval/kl_to_reference", "eval/response_length",
   "eval/loss", "eval/accuracy", "eval/bits_per_byte",

@@ -41,7 +41,7 @@ def test_defaults_are_good_and_come_back_locked(kind):
     ("algorithm.name", "nash_pm", "algorithm.name: got 'nash_pm', expected one of best_response, "
      "egpo, .*sppo; did you mean 'nash_mp'"),
     ("judge.name", "popular", "judge.name: got 'popular', expected one of bradley_terry, gemma, "
-     "population, table, table_reward; did you mean 'population'"),
+     "gemma_text, population, table, table_reward; did you mean 'population'"),
     ("model.dtype", "float64", "model.dtype: got 'float64', expected one of bfloat16, float16"),
     ("model.template", "chat", "model.template: got 'chat', expected one of gemma, plain"),
     ("optimizer.name", "adam", "optimizer.name: got 'adam', expected one of adafactor, adamw"),

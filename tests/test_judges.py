@@ -1,17 +1,21 @@
 """Judges: bookkeeping of pairs, prompts in token space, losses, the cycle, tables."""
 
 import functools
+import json
 import math
+import re
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
 from gemma import gm
+from hypothesis import strategies as st
 from jax import numpy as jnp
 
 from nash_jax import config as configs
 from nash_jax import judges
-from nash_jax.judges import Answers, bradley_terry, gemma, population, table
+from nash_jax.judges import Answers, bradley_terry, gemma, population, table, template
 from nash_jax.models import gemma as models
 from nash_jax.models import weights
 from nash_jax.tokenizer import BUNDLED, Tokenizer
@@ -72,7 +76,7 @@ def examples(samples=3, seed=0):
 
 
 @functools.cache
-def built(name):
+def built(name, **changes):
   """One judge a name, so that tests of equal shapes share its compiled function."""
   # Drawn by numpy: compiling the initialiser would cost more than the tests.
   rng, model = np.random.default_rng(0), models.preset("tiny", **SMALL)
@@ -80,7 +84,7 @@ def built(name):
     lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype),
     {**models.shapes(model), "head": {"w": jax.ShapeDtypeStruct((16,), jnp.float32)}},
   )
-  return judges.make(settings(name), Tokenizer(BUNDLED, "plain"), params)
+  return judges.make(settings(name, **changes), Tokenizer(BUNDLED, "plain"), params)
 
 
 def asked(judge, *args):
@@ -126,13 +130,16 @@ def test_padding_changes_nothing(name):
     assert other.metrics[metric].value() == mean.value()
 
 
-def spelled(tokenizer, template, prompt, a, b):
-  return gemma.TEMPLATES[template].format(prompt=prompt, a=a, b=b)
+def spelled(name, prompt, a, b):
+  """A template's text with its slots filled; a newline template takes no newlines at their ends."""
+  ends = "" if name in template.SHOW_STOP else "\n"
+  prompt, a, b = (x.strip(ends) if ends else x for x in (prompt, a, b))
+  return template.read(name).format(prompt=prompt, a=a, b=b)
 
 
-@pytest.mark.parametrize("template", sorted(gemma.TEMPLATES))
+@pytest.mark.parametrize("name", sorted(template.TEMPLATES))
 @pytest.mark.parametrize("family", ["plain", "gemma"])
-def test_prompt_in_token_space_is_the_prompt_in_text(template, family, request):
+def test_prompt_in_token_space_is_the_prompt_in_text(name, family, request):
   path = BUNDLED
   if family == "gemma":
     path = str(request.getfixturevalue("data_dir") / "gemma_tokenizer" / "tokenizer.model")
@@ -151,8 +158,8 @@ def test_prompt_in_token_space_is_the_prompt_in_text(template, family, request):
     ]
   a, b = [" smiled.\n", "Night."], [" ran away from\nthe dog.", " It is not."]
   cut = [tokenizer.encode(b[0]), tokenizer.response(b[1])]  # the first has no stop token
-  layout = gemma.layout(template, tokenizer)
-  tokens, mask = jax.jit(functools.partial(gemma.assemble, layout))(
+  layout = template.layout(name, tokenizer)
+  tokens, mask = jax.jit(functools.partial(template.assemble, layout))(
     prompts_of([tokenizer.prompt(t) for t in texts], 40, 9),
     Answers(*padded([tokenizer.response(t) for t in a], 12, filler=9)),
     Answers(*padded(cut, 14, filler=9)),
@@ -160,12 +167,12 @@ def test_prompt_in_token_space_is_the_prompt_in_text(template, family, request):
   tokens, mask = np.asarray(tokens), np.asarray(mask)
   assert (np.diff(mask.astype(int), axis=1) >= 0).all()  # all padding lies to the left
   assert (tokens[~mask] == tokenizer.pad_id).all()
-  shown = template in gemma.SHOW_STOP
+  shown = name in template.SHOW_STOP
   for row, keep, *texts in zip(tokens, mask, transcript, a, b, strict=True):
     ids = row[keep].tolist()
     assert ids[0] == tokenizer.bos_id
     assert ids.count(tokenizer.bos_id) == 1
-    text = spelled(tokenizer, template, *texts)
+    text = spelled(name, *texts)
     ends = ids[1:].count(tokenizer.stop_ids[-1])
     if family == "plain":
       assert ends == (0 if not shown else 1 if texts[2] == b[0] else 2)
@@ -176,12 +183,250 @@ def test_prompt_in_token_space_is_the_prompt_in_text(template, family, request):
       assert tokenizer.decode(ids).replace("<start_of_turn>", "|") == "|".join(texts)
 
 
+def kept_ids(tokens, mask):
+  return [row[keep].tolist() for row, keep in zip(*map(np.asarray, (tokens, mask)), strict=True)]
+
+
+def encoded(tokenizer, name, prompt, a, b):
+  """The ids of a whole prompt, filled in as text and encoded at once."""
+  slots, ids = {"{prompt}": prompt, "{a}": a, "{b}": b}, [tokenizer.bos_id]
+  for part in re.split("(<(?:start|end)_of_turn>)", template.read(name)):
+    said = re.sub(r"\{(prompt|a|b)\}", lambda found: slots[found[0]].strip("\n"), part)
+    ids += [tokenizer.id_of(part)] if part.endswith("_of_turn>") else tokenizer.encode(said)
+  return ids
+
+
+@functools.cache
+def splice(name, path, family):
+  """The ids that are put together on the device, of texts (prompt, a, b) of up to 512 tokens."""
+  tokenizer = Tokenizer(path, family)
+  assemble = jax.jit(functools.partial(template.assemble, template.layout(name, tokenizer)))
+
+  def ids(texts):
+    prompts, a, b = zip(*texts, strict=True)
+    tokens, mask = assemble(
+      prompts_of([tokenizer.prompt(x) for x in prompts], 512),
+      *(Answers(*padded([tokenizer.response(x) for x in side], 512)) for side in (a, b)),
+    )
+    return kept_ids(tokens, mask)
+
+  return tokenizer, ids
+
+
+def test_ids_of_real_conversations_are_those_of_the_whole_text(data_dir):
+  """Nothing merges across the ends of a slot, so that a judge sees what it was trained on."""
+  tokenizer, ids = splice("gemma", str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
+  texts = []
+  for row in json.loads((data_dir / "pandalm" / "testset-v1.json").read_text("utf-8")):
+    sides = [str(row[f"response{i}"]) for i in (1, 2)]
+    if all(x.strip("\n") for x in sides):  # an empty one leaves two newlines apart: docs/judges.md
+      texts.append((f"{row['instruction']}\n\n{row['input']}", *sides))
+  texts = [x for x in texts if max(map(len, x)) < 1000][:256]
+  assert len(texts) == 256
+  for got, (prompt, a, b) in zip(ids(texts), texts, strict=True):
+    assert got == encoded(tokenizer, "gemma", f"user\n{prompt.strip()}\nmodel", a, b)
+
+
+CHARACTERS = st.characters(exclude_categories=("Cs",))
+SAID = st.text(st.sampled_from("aB ,.…\n\t<>{}|*-#1'\"é世🙂\u200b") | CHARACTERS, max_size=40)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(st.lists(st.tuples(SAID, SAID, SAID), min_size=4, max_size=4))
+def test_ids_of_any_text_are_those_of_the_whole_text(data_dir, texts):
+  tokenizer, ids = splice("gemma", str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
+  texts = [[x if x.strip() else "." for x in row] for row in texts]
+  for got, (prompt, a, b) in zip(ids(texts), texts, strict=True):
+    transcript = f"user\n{prompt.removeprefix('<bos>').strip()}\nmodel"
+    assert got == encoded(tokenizer, "gemma", transcript, a, b)
+
+
+def test_a_bundled_judge_is_shown_what_it_was_fitted_to(tokenizer):
+  """Ids joined by hand, stop tokens and newlines and all; a budget that is not reached is none."""
+  prompts, rows = examples()
+  rows[0][0] = [6, *rows[0][0][:-1]]  # begins with a newline, never stops
+  begin, end = (tokenizer.id_of(f"<{what}_of_turn>") for what in ("start", "end"))
+  expected = [[*x, begin, *a, begin, *b, end] for x, (a, b, _) in zip(prompts, rows, strict=True)]
+  a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
+  for budget in (0, 28, 60):
+    layout = template.layout("stories", tokenizer, max_tokens=budget)
+    tokens, mask = template.assemble(layout, prompts_of(prompts, 8), a, b)
+    assert kept_ids(tokens, mask) == expected
+    assert tokens.shape[1] == 28
+
+
+def long_examples(lengths, seed=1):
+  """Rows of ids of prompts, a and b with given lengths: no marker or stop token among them."""
+  rng = np.random.default_rng(seed)
+  return [[rng.integers(6, 1000, n).tolist() for n in row] for row in lengths]
+
+
+def cut_by_hand(room, mark, *parts):
+  """The largest level at which all parts fit, found by trying; a prompt keeps its end."""
+  level = max(w for w in range(200) if sum(min(len(x), w) for x in parts) <= room)
+  prompt, *responses = parts
+  if len(prompt) > level:
+    prompt = [*mark, *prompt[len(prompt) - level + len(mark) :]]
+  cut = [x if len(x) <= level else [*x[: level - len(mark)], *mark] for x in responses]
+  return [prompt, *cut]
+
+
+LENGTHS = [(3, 5, 6), (20, 1, 3), (20, 30, 30), (2, 30, 29), (5, 12, 30), (4, 30, 0), (0, 11, 13),
+           (11, 12, 13), (20, 12, 13), (1, 16, 30), (12, 13, 11), (13, 30, 11)]  # fmt: skip
+
+
+def test_a_budget_cuts_the_longest_parts_to_one_level(tokenizer):
+  budget, marker = 40, tokenizer.encode("…")
+  begin, end = (tokenizer.id_of(f"<{what}_of_turn>") for what in ("start", "end"))
+  layout = template.layout("stories", tokenizer, max_tokens=budget)
+  assert layout.room == budget - 4
+  rows = long_examples(LENGTHS)
+  x, a, b = zip(*rows, strict=True)
+  x = prompts_of([[2, *ids] for ids in x], 21)
+
+  @jax.jit
+  def put(x, a, b):
+    tokens, mask = template.assemble(layout, x, a, b)
+    return tokens, mask, template.shown(layout, x, a, b)[1]
+
+  a, b = (Answers(*padded(side, 30)) for side in (a, b))
+  tokens, mask, cut = put(x, a, b)
+  assert tokens.shape[1] == budget  # not the 85 that could come
+  levels = [cut_by_hand(36, marker, *row) for row in rows]
+  expected = [[2, *p, begin, *a, begin, *b, end] for p, a, b in levels]
+  assert kept_ids(tokens, mask) == expected
+  lost = [sum(len(ids) for ids in row) for row in rows]
+  kept = [sum(len(ids) - len(marker) * (ids not in row) for ids in level)
+          for level, row in zip(levels, rows, strict=True)]  # fmt: skip
+  np.testing.assert_array_equal(cut, np.subtract(lost, kept))
+  assert sum(np.asarray(cut) > 0) == sum(sum(row) > 36 for row in LENGTHS) > 5
+
+  # Exchanged responses are cut alike.
+  exchanged = [[2, *p, begin, *b, begin, *a, end] for p, a, b in levels]
+  assert kept_ids(*put(x, b, a)[:2]) == exchanged
+  # What lies behind a cut is not seen: not the tokens, nor how many they are.
+  other = jnp.where(jnp.arange(30)[None] >= 20, 7, b.tokens)
+  row = LENGTHS.index((20, 30, 30))
+  assert kept_ids(*put(x, a, b._replace(tokens=other))[:2])[row] == expected[row]
+  shorter = b._replace(mask=b.mask & (jnp.arange(30)[None] < 25))
+  assert kept_ids(*put(x, a, shorter)[:2])[row] == expected[row]
+
+
+def test_verdicts_under_a_budget_are_antisymmetric_and_counted():
+  rows = long_examples([(8, 20, 20), (8, 14, 30), (3, 4, 5)])
+  x, y = prompts_of([[2, *p] for p, *_ in rows], 21), responses_of([ab for _, *ab in rows], 30)
+  judge = built("gemma", max_tokens=40)
+  verdict = asked(judge, x, y, None)
+  other = asked(judge, x, jax.tree.map(lambda x: x[:, ::-1], y), None)
+  np.testing.assert_array_equal(verdict.p_win, other.p_win[:, ::-1, ::-1])
+  assert np.ptp(verdict.p_win[:, 0, 1]) > 1e-3
+  np.testing.assert_allclose(verdict.metrics["judge_cut"].value(), 2 / 3, rtol=1e-6)
+  # 48 and 52 tokens into room for 36, with three more for each mark of two cut responses, or one.
+  np.testing.assert_allclose(
+    verdict.metrics["judge_cut_tokens"].value(), (12 + 6 + 16 + 3) / 3, rtol=1e-6
+  )
+  # What fits is judged as without a budget, but for the rounding of another width.
+  free = asked(built("gemma"), x, y, None)
+  np.testing.assert_allclose(verdict.p_win[2], free.p_win[2], atol=1e-6)
+  assert np.abs(verdict.p_win[:2] - free.p_win[:2]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    ("{prompt}\n{a}\n", "each slot once.*'{b}': 0"),
+    ("{prompt}\n{a}\n{b}\n{a}\n", "each slot once.*'{a}': 2"),
+    ("<bos>{prompt}\n{a}\n{b}\nBest:", "without <bos>"),
+    ("{prompt}\n{a}\n{b}", r"around \{prompt\}, \{a\} alone.*where the text ends"),
+    ("{prompt}\nA: {a}\n{b}\n", r"around \{prompt\}, \{b\} alone"),
+  ],
+)
+def test_a_template_file_is_checked_before_anything_loads(tmp_path, wrong, message):
+  config = configs.train()
+  config.judge.template = str(tmp_path / "mine.txt")
+  config.judge.model.weights = ""
+  (tmp_path / "mine.txt").write_text(wrong)
+  with pytest.raises(ValueError, match=message):
+    configs.resolve(config)
+  config.judge.template += "2"
+  with pytest.raises(ValueError, match=r"mine.txt2.*expected one of gemma, stories"):
+    configs.resolve(config)
+
+
+def test_a_template_file_with_answers_of_its_own(tmp_path, tokenizer):
+  file = tmp_path / "mine.txt"
+  file.write_text("{b}<start_of_turn>or\n{a}\nfor the prompt\n{prompt}\nBest:")
+  layout = template.layout(str(file), tokenizer, ("C", "D"), 100)
+  assert layout.answers == [tokenizer.id_of("C"), tokenizer.id_of("D")]
+  a, b, x = (tokenizer.encode(said) for said in ("first\n", "\nsecond", "story"))
+  tokens, mask = template.assemble(
+    layout, prompts_of([[2, *x, 6]], 20), Answers(*padded([a], 9)), Answers(*padded([b], 9))
+  )
+  text = "second<start_of_turn>or\nfirst\nfor the prompt\nstory\nBest:"
+  assert tokenizer._model.decode(kept_ids(tokens, mask)[0]) == text
+  with pytest.raises(ValueError, match="no piece 'first'"):
+    template.layout(str(file), tokenizer, ("first", "second"))
+  least = 100 - layout.room + 12
+  with pytest.raises(ValueError, match=f"max_tokens: expected 0 or at least {least} for the"):
+    template.layout(str(file), tokenizer, max_tokens=least - 1)
+  template.layout(str(file), tokenizer, max_tokens=least)
+
+
+def test_answers_cost_no_logits_of_the_vocabulary():
+  """At 9B's shapes: two rows of the embedding at one position, and no array of 256,128 columns."""
+  model = models.preset("gemma2_9b")
+  tokenizer = Tokenizer(BUNDLED, "plain")
+  layout = template.layout("stories", tokenizer, max_tokens=1024)
+  of = jax.ShapeDtypeStruct
+  params = jax.tree.map(lambda x: of(x.shape, jnp.bfloat16), models.shapes(model))
+  side = Answers(of((8, 512), jnp.int32), of((8, 512), bool))
+  x = Prompts(of((8, 512), jnp.int32), of((8, 512), bool), of((8,), jnp.int32))
+  traced = jax.make_jaxpr(
+    lambda *args: gemma.answer_logits(args[0], model, layout, *args[1:], dtype=jnp.bfloat16)
+  )(params, x, side, side)
+  # The budget is the width of the batch, both orders in it; of the vocabulary the embedding alone.
+  found = {*re.findall(r"\w+\[[\d,]+\]", str(traced))}
+  assert {"bf16[16,1024,3584]", "bf16[16,3584]", "f32[16,2]"} <= found
+  assert {x for x in found if str(model.num_embed) in x} == {"bf16[256128,3584]"}
+  small = built("gemma")
+  prompts, rows = examples()
+  compiled = jax.jit(small.fn).lower(
+    small.params, prompts_of(prompts, 8), responses_of(rows, 8), None
+  ).compile()  # fmt: skip
+  found = {*re.findall(r"\w+\[[\d,]+\]", compiled.as_text())}
+  assert {x for x in found if "1024" in x} == {"f32[1024,16]"}
+
+
+def test_a_judge_through_text_agrees_with_the_token_path():
+  """With the same tokenizer: stop tokens where responses have them, and cuts in the same places."""
+  tokenizer = Tokenizer(BUNDLED, "plain")
+  texts = (
+    ["One day, a cat", "The sun."],
+    [
+      [" ran.", " saw a big red ball in the tall tree and was happy.", ""],
+      [" was hot.", " said no.\n", "Tom and his mom went to the park to play with the big dog."],
+    ],
+  )
+  prompts = prompts_of([tokenizer.prompt(x) for x in texts[0]], 9)
+  rows = [[tokenizer.response(x) for x in row] for row in texts[1]]
+  rows[0][1].pop()  # not finished
+  y = responses_of(rows, 20)
+  tokens, words = (
+    asked(built(name, max_tokens=28), prompts, y, y) for name in ("gemma", "gemma_text")
+  )
+  np.testing.assert_allclose(words.p_win, tokens.p_win, atol=1e-5)
+  assert np.ptp(tokens.p_win) > 1e-3
+  assert 0 < tokens.metrics["judge_cut"].value() < 1
+  for name in tokens.metrics:
+    np.testing.assert_allclose(words.metrics[name].value(), tokens.metrics[name].value())
+
+
 def test_answer_read_is_the_last_position_of_the_whole_prompt(tokenizer):
   """answer_logits equals all logits of the same prompt without padding, soft-capped."""
   prompts, rows = examples(samples=2)
   model = models.preset("tiny", **SMALL, final_logit_softcap=3.0)
   params = built("gemma").params
-  layout = gemma.layout("stories", tokenizer)
+  layout = template.layout("stories", tokenizer)
   a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
   logits = jax.jit(lambda p, x, a, b: gemma.answer_logits(p, model, layout, x, a, b))(
     params, prompts_of(prompts, 8), a, b
@@ -235,7 +480,7 @@ def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   prompts, rows = examples()
   params = built("gemma").params
   model = models.preset("tiny", **SMALL)
-  layout = gemma.layout("stories", tokenizer)
+  layout = template.layout("stories", tokenizer)
   batch = pairs_batch(prompts, rows, SOFT)
   a, b = (Answers(batch[f"{s}_tokens"], batch[f"{s}_mask"]) for s in "ab")
   logits = jax.jit(lambda p, x, a, b: gemma.answer_logits(p, model, layout, x, a, b))(
@@ -383,7 +628,7 @@ def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenize
   judge = judges.make(settings("bradley_terry", model={"weights": path}), tokenizer)
   jax.tree.map(np.testing.assert_array_equal, judge.params, params)
 
-  with pytest.raises(ValueError, match=r"jury.*bradley_terry, gemma, population, table"):
+  with pytest.raises(ValueError, match=r"jury.*bradley_terry, gemma, gemma_text, population"):
     judges.make(settings("jury"), tokenizer)
   with pytest.raises(ValueError, match=r"poems.*gemma, stories"):
     judges.make(settings("gemma", template="poems"), tokenizer)

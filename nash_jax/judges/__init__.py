@@ -50,16 +50,15 @@ def make(config, tokenizer, params: Params | None = None) -> Judge:
   Raises:
     ValueError: an unknown judge, weights or a tokenizer that do not fit, a table that is no game.
   """
-  from nash_jax.judges import bradley_terry, gemma, population, table
+  from nash_jax.judges import bradley_terry, gemma, population, table, text
 
   choose("judge.name", config.name, JUDGES)
   if config.name.startswith("table"):
     return table.make(config, tokenizer)
   if config.name == "population":
     return population.make(tokenizer)
-  return {"gemma": gemma, "bradley_terry": bradley_terry}[config.name].make(
-    config, tokenizer, params
-  )
+  module = {"gemma": gemma, "gemma_text": text, "bradley_terry": bradley_terry}[config.name]
+  return module.make(config, tokenizer, params)
 
 
 def pairwise(

@@ -1,0 +1,56 @@
+"""A Gemma judge whose tokenizer is not the policy's.
+
+Prompts and responses become text and the judge's own tokens on the host; the rest is judges.gemma.
+"""
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from nash_jax import config as configs
+from nash_jax.judges import Judge, gemma
+from nash_jax.judges.template import SHOW_STOP, layout
+from nash_jax.tokenizer import Tokenizer
+from nash_jax.types import Params, Prompts, Responses
+
+
+def make(config, tokenizer, params: Params | None = None) -> Judge:
+  """Builds the judge; see judges.make. Its host step needs a single process."""
+  configs.check(jax.process_count() == 1, "judge.name", "a judge that works on several hosts",
+                "gemma_text", "Use gemma, with the policy's tokenizer.")  # fmt: skip
+  own = Tokenizer(config.model.tokenizer, config.model.template)
+  judge, width = gemma.make(config, own, params), config.max_tokens
+  markers = {*layout(config.template, tokenizer).markers}
+  stop = [own.stop_ids[-1]] if config.template in SHOW_STOP else []
+
+  def translate(x, stopped=None):
+    """Returns tokens [N W] and mask of the judge's for rows of the policy's, which lie anyhow.
+
+    Of more than W tokens a prompt (no `stopped`) keeps the last, a response the first.
+    """
+
+    def host(tokens, mask, stopped):
+      out, kept = np.full((len(tokens), width), own.pad_id, np.int32), np.zeros(len(tokens), int)
+      for row, (ids, real) in enumerate(zip(np.asarray(tokens), np.asarray(mask), strict=True)):
+        ids = own.encode(tokenizer.decode([i for i in ids[real] if int(i) not in markers]))
+        ids = ids[-width:] if stopped is None else (ids + stop * int(stopped[row]))[:width]
+        out[row, : len(ids)], kept[row] = ids, len(ids)
+      return out, np.arange(width)[None] < kept[:, None]
+
+    shape = (x.tokens.size // x.tokens.shape[-1], width)
+    kinds = tuple(jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, bool))
+    rows = (a.reshape(shape[0], -1) for a in (x.tokens, x.mask))
+    stopped = None if stopped is None else stopped.reshape(-1)
+    found = jax.pure_callback(host, kinds, *rows, stopped)
+    return (a.reshape(*x.tokens.shape[:-1], width) for a in found)
+
+  def responses(y):
+    tokens, mask = translate(y, y.stopped)
+    unknown = jnp.zeros(tokens.shape)
+    return Responses(tokens, mask, unknown, unknown, y.stopped)
+
+  def fn(params, prompts: Prompts, y: Responses, y2: Responses | None = None):
+    x = Prompts(*translate(prompts), prompts.index)
+    return judge.fn(params, x, responses(y), None if y2 is None else responses(y2))
+
+  return Judge(judge.params, fn)
