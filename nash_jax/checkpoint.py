@@ -8,6 +8,7 @@ A checkpoint is good where its leaves are those that are asked for and have the 
 that was saved. A bad one that is passed over is renamed, never deleted.
 """
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -25,10 +26,11 @@ from etils import epath
 from flax import traverse_util
 from jax import numpy as jnp
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from nash_jax import config as configs
 from nash_jax import keys
-from nash_jax.models import gemma, weights
+from nash_jax.models import gemma, lora, weights
 from nash_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -320,7 +322,8 @@ def load_weights(spec: str, model: gemma.GemmaConfig, seed: int = 0) -> Params:
 
   Args:
     spec: what weights.load takes, "assets:...", or a run's workdir: "runs/x" (its newest params),
-      "runs/x@target", "runs/x@params:50", "runs/x@params:best".
+      "runs/x@target", "runs/x@params:50", "runs/x@params:best". Adapters that it trained are
+      merged into what it trained them on.
 
   Raises:
     ValueError: no such weights, or ones of another shape (the first difference is named).
@@ -332,7 +335,14 @@ def load_weights(spec: str, model: gemma.GemmaConfig, seed: int = 0) -> Params:
     return weights.load(where, model)
   part, _, step = rest.partition(":")
   number = int(step) if step.isdigit() else None
-  return restore_part(where, part or "params", gemma.shapes(model), number, step == "best")[0]
+  like, join = gemma.shapes(model), lambda trained: trained
+  ran = json.loads((_folder(where).parent / "config.json").read_text())
+  if ran.get("model", {}).get("lora", {}).get("rank"):
+    start, join = lora.of(ConfigDict(ran))
+    like = jax.eval_shape(start, like)
+    join = functools.partial(join, load_weights(ran["model"]["weights"], model, ran["seed"]))
+  trained, _ = restore_part(where, part or "params", like, number, step == "best")
+  return lora.merge(join(trained))
 
 
 class Stop:

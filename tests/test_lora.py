@@ -4,12 +4,17 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
+import test_train
+import tiny
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax import sampler
-from nash_jax.models import gemma, logprobs, lora
+from nash_jax import arena, checkpoint, sample, sampler, train, update
+from nash_jax import config as configs
+from nash_jax.models import gemma, logprobs, lora, names, weights
+from nash_jax.objectives import algorithms
 from nash_jax.types import Prompts
 
 LOCAL, GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
@@ -100,11 +105,11 @@ def test_responses_of_a_joined_policy_are_those_of_the_merged_one():
   joined = lora.join(base, normal(adapters, 2, 0.1), SCALE)
   mask = jnp.arange(6)[None] >= jnp.array([0, 2, 5])[:, None]
   prompts = Prompts(jax.random.randint(jax.random.key(3), (3, 6), 4, 60), mask, jnp.arange(3))
-  sample = jax.jit(
+  draw = jax.jit(
     sampler.make_sampler(config, max_tokens=8, samples=2, stop_ids=(5, 6, 7), pad_id=0)
   )
-  y = sample(joined, prompts, jax.random.key(4))
-  same, other = (sample(p, prompts, jax.random.key(4)) for p in (lora.merge(joined), base))
+  y = draw(joined, prompts, jax.random.key(4))
+  same, other = (draw(p, prompts, jax.random.key(4)) for p in (lora.merge(joined), base))
   np.testing.assert_array_equal(y.tokens, same.tokens)
   assert jnp.any(y.tokens != other.tokens)
   logp, _ = jax.jit(functools.partial(logprobs.response_logprobs, config=config))(
@@ -137,3 +142,201 @@ def test_a_block_with_adapters_is_the_librarys(trees):
   _, expected = library.apply({"params": params}, *args)
   _, ours = lora.apply(block, joined, *args)
   np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def settings(**changes):
+  """Returns the tiny run's config with adapters that move within a few steps."""
+  return tiny.train({
+    "model.lora.rank": RANK, "optimizer.learning_rate": 0.02, "optimizer.eps": 1e-8,
+    **{name.replace("__", "."): value for name, value in changes.items()},
+  })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def it():
+  """A run with adapters whose reference follows, assembled."""
+  return train.assemble(configs.resolve(settings(algorithm__reference_period=2)))
+
+
+@pytest.fixture(scope="module")
+def whole(it, tmp_path_factory):
+  """The workdir and the end of its six steps."""
+  workdir = tmp_path_factory.mktemp("lora") / "whole"
+  return workdir, tiny.start(it, it.config, workdir)
+
+
+def size(tree):
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def test_all_that_training_holds_beside_the_base_is_adapters(it, assembled):
+  model = gemma.preset("tiny", num_embed=1024)
+  sizes, count = names.sizes(model), 0
+  for name, place in names.places(model).items():
+    if any(name.endswith(weight) for weight in lora.FACTORS):
+      axes = place.tensor.axes.split()
+      inputs = {"attn_vec_einsum": "NH", "linear": "F"}.get(name.split("/")[-1 - ("attn" in name)])
+      inputs = [axis for axis in axes if axis in (inputs or "D")]
+      outputs = [axis for axis in axes if axis not in inputs]
+      across = sum(np.prod([sizes[axis] for axis in part]) for part in (inputs, outputs))
+      count += RANK * across * max(1, len(place.layers))
+  state = it.state
+  assert size(state.params) == 4 * count
+  assert size(state.target) == size(state.copies["reference"]) == 4 * count
+  assert size(state.opt_state) == 2 * 4 * count + 8, "two moments, two counters"
+  assert size(assembled.state.opt_state) == 2 * size(it.ref) + 8
+  assert {x.shape for x in jax.tree.leaves(it.ref)}.isdisjoint(
+    {x.shape for x in jax.tree.leaves(state)}
+  )
+
+
+def test_a_step_moves_adapters_and_nothing_else(it):
+  before = jax.tree.map(np.asarray, (it.state, it.ref))
+  fresh = jax.tree.map(jnp.copy, it.state)
+  state, values = it.do.train_step(fresh, it.ref, jax.device_put(tiny.batch(it), it.do.rows))
+  jax.tree.map(np.testing.assert_array_equal, it.ref, before[1])
+  assert jax.tree.structure(state) == jax.tree.structure(before[0])
+  assert values["gradient_norm"] > 1e-3
+  moments = optax.tree.get(state.opt_state, "mu")
+  assert jax.tree.structure(moments) == jax.tree.structure(state.params)
+  for path, new in jax.tree.leaves_with_path(state.params):
+    old = functools.reduce(lambda tree, key: tree[key.key], path, before[0].params)
+    # Where B is 0 no gradient reaches A.
+    assert bool(jnp.all(jnp.any(new != old, axis=-1))) == (path[-1].key == "b")
+
+
+def scores(it, state):
+  """Returns log-probabilities of fixed responses by player."""
+  score, _ = train.policy(it.config, it.tokenizer, gemma.preset("tiny", num_embed=1024))
+  rule, x = update.make_update(it.config, score), tiny.batch(it)
+
+  @jax.jit
+  def run(state, ref):
+    who = rule.players(state, ref)
+    who["policy of mixture"], who["reference of mixture"] = who.pop("mixture")
+    return {
+      name: score(p, prompts=x.prompts, tokens=x.responses.tokens, mask=x.responses.mask)[0]
+      for name, p in who.items()
+    }
+
+  return run(state, it.ref)
+
+
+def test_players_share_the_base_and_differ_by_their_adapters(it, whole):
+  state = whole[1].state.replace(copies=it.state.copies)  # as before a first refresh
+  logp = scores(it, state)
+  plain = scores(it, it.state)["policy"]
+  np.testing.assert_array_equal(logp["reference"], plain)
+  np.testing.assert_array_equal(logp["reference of mixture"], plain)
+  np.testing.assert_array_equal(logp["policy of mixture"], logp["policy"])
+  for one, other in (("policy", "reference"), ("policy", "target"), ("target", "reference")):
+    assert np.max(np.abs(logp[one] - logp[other])) > 1e-3, (one, other)
+  rule = update.make_update(configs.resolve(settings()), None)
+  assert rule.players(it.state.replace(copies={}), it.ref)["reference"] is it.ref
+
+
+def test_a_refreshed_reference_has_adapters_of_its_own(it, whole):
+  state = whole[1].state
+  kept = state.copies["reference"]
+  assert jax.tree.structure(kept) == jax.tree.structure(state.params)
+  jax.tree.map(np.testing.assert_array_equal, kept, state.params)  # six steps: refreshed just now
+  logp = scores(it, state)
+  np.testing.assert_array_equal(logp["reference"], logp["policy"])
+  kl = [line["kl_to_reference"] for line in test_train.lines(whole[0])[:-1]]
+  assert all(abs(kl[step]) < 1e-5 < abs(kl[step + 1]) for step in (0, 2, 4))
+
+
+def test_the_target_is_the_average_of_adapters(it):
+  """Which is not the average of what they make: B A is not linear in the two together."""
+  fresh = jax.tree.map(jnp.copy, it.state)
+  state = fresh.replace(params=normal(fresh.params, 1), target=normal(fresh.params, 2))
+  state = jax.device_put(state, it.do.state)
+  centre = jax.tree.map(jnp.copy, state.target)
+  after, _ = it.do.train_step(state, it.ref, jax.device_put(tiny.batch(it), it.do.rows))
+  moved = optax.incremental_update(after.params, centre, it.config.algorithm.kappa)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.target, moved)
+
+
+@pytest.mark.parametrize("name", algorithms.ROWS)
+def test_every_algorithm_keeps_copies_of_adapters(name):
+  """And every player of its row can be made of them."""
+  period = {"algorithm__reference_period": 1} if name == "mpo" else {}
+  config = settings(algorithm__name=name, algorithm__samples=4, **period)
+  rule, base = update.make_update(config, None), gemma.shapes(gemma.preset("tiny"))
+  state = jax.eval_shape(rule.init, base)
+  widest = max(x.size for x in jax.tree.leaves(state.params))
+  assert all(x.size <= widest for x in jax.tree.leaves(state))
+  for step in range(1, 3):
+    state = jax.eval_shape(functools.partial(rule.rotate, moves=rule.moves(step)), state)
+  row = algorithms.row(name)
+  who = jax.eval_shape(rule.players, state, base)
+  for player in {row.y, row.opponent or row.y, *row.weights(config.algorithm)} - {"reference"}:
+    trees = who[player][:1] if player == "mixture" else [who[player]]
+    for tree in trees:
+      assert "lora" in tree["layers"]["0"], player
+      assert jax.tree.structure(jax.eval_shape(lora.merge, tree)) == jax.tree.structure(base)
+
+
+def test_a_killed_run_goes_on_as_if_never_killed(it, whole, tmp_path):
+  sample = test_train.at(6, test_train.kill, it.do.sample)
+  with pytest.raises(RuntimeError, match="killed"):
+    tiny.start(it, it.config, tmp_path, sample=sample)
+  done = tiny.start(it, it.config, tmp_path)
+  test_train.assert_same(done.state, whole[1].state)
+  assert test_train.lines(tmp_path) == test_train.lines(whole[0])
+
+
+@pytest.fixture(scope="module")
+def merged(it, whole):
+  """The run's policy and target as plain models."""
+  _, join = lora.of(it.config)
+  state = whole[1].state
+  return {part: lora.merge(join(it.ref, getattr(state, part))) for part in ("params", "target")}
+
+
+def test_a_runs_folder_gives_plain_models(it, whole, merged):
+  model = gemma.preset("tiny", num_embed=1024)
+  for spec, part in (("", "params"), ("@params:6", "params"), ("@target", "target")):
+    got = checkpoint.load_weights(f"{whole[0]}{spec}", model)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), got, merged[part])
+  earlier = checkpoint.load_weights(f"{whole[0]}@params:3", model)
+  moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), earlier, merged["params"])
+  assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_exports_are_plain_models_with_the_policys_logits(it, whole, merged, tmp_path):
+  model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.of(it.config)
+  run = forward(model, jnp.float32)
+  expected = run(join(it.ref, whole[1].state.params))
+  weights.save(str(tmp_path / "own.safetensors"), merged["params"], model, "float32", {})
+  weights.export(str(tmp_path / "theirs"), merged["params"], model, "float32")
+  for name in ("own.safetensors", "theirs"):
+    got = run(weights.load(str(tmp_path / name), model))
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+  assert np.max(np.abs(run(it.ref) - expected)) > 1e-2
+
+
+def test_the_arena_and_sampling_play_a_runs_policies(it, whole, merged, tmp_path, capsys):
+  file = str(tmp_path / "merged.safetensors")
+  weights.save(file, merged["params"], gemma.preset("tiny", num_embed=1024), "float32", {})
+  c = configs.arena()
+  for part in ("model", "prompts", "sampling"):
+    c[part] = it.config[part].copy_and_resolve_references()  # adapters are of training alone
+  c.update({"max_prompts": 4, "resamples": 10, "texts": 1, "base": "file", "select_judge": "own"})
+  specs = {"file": file, "run": str(whole[0]), "target": f"{whole[0]}@target"}
+  c.policies = {name: {"weights": spec, "best_of": 1} for name, spec in specs.items()}
+  c.judges = {"own": it.config.judge.to_dict()}
+  who = arena.run(c, tmp_path / "arena")["policies"]
+  assert abs(who["run"]["kl_to_reference"]) < 1e-4
+  assert abs(who["target"]["kl_to_reference"]) > 1e-3
+  capsys.readouterr()
+
+  c, said = configs.sample(), []
+  c.model = it.config.model.copy_and_resolve_references()
+  c.sampling.max_tokens, c.prompt = 8, "Once"
+  for spec in (str(whole[0]), file):
+    c.model.weights = spec
+    sample.run(c)
+    said.append(capsys.readouterr().out)
+  assert said[0] == said[1]
+  assert "Once ▸" in said[0]
