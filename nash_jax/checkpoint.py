@@ -336,7 +336,8 @@ def load_weights(spec: str, model: gemma.GemmaConfig, seed: int = 0) -> Params:
   part, _, step = rest.partition(":")
   number = int(step) if step.isdigit() else None
   like, join = gemma.shapes(model), lambda trained: trained
-  ran = json.loads((_folder(where).parent / "config.json").read_text())
+  record = _folder(where).parent / "config.json"
+  ran = json.loads(record.read_text()) if record.exists() else {}
   if ran.get("model", {}).get("lora", {}).get("rank"):
     start, join = lora.of(ConfigDict(ran))
     like = jax.eval_shape(start, like)
