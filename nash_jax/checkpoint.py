@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import config as configs
 from nash_jax import keys
-from nash_jax.models import gemma, lora, weights
+from nash_jax.models import gemma, lora, partition, weights
 from nash_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -317,33 +317,49 @@ def restore_part(
   return tree[part], step
 
 
-def load_weights(spec: str, model: gemma.GemmaConfig, seed: int = 0) -> Params:
-  """Returns float32 parameters from a file, from a run, or random ones for "".
+def load_weights(
+  spec: str, model: gemma.GemmaConfig, seed: int = 0, dtype=jnp.float32, mesh=None, *,
+  head: bool = False,
+) -> Params:  # fmt: skip
+  """Returns parameters from a file, from a run, or random ones for "".
 
   Args:
     spec: what weights.load takes, "assets:...", or a run's workdir: "runs/x" (its newest params),
       "runs/x@target", "runs/x@params:50", "runs/x@params:best". Adapters that it trained are
       merged into what it trained them on.
+    mesh: on which the parameters are laid out as they load; default the first device.
+    head: keep the head that a reward model's file has.
 
   Raises:
     ValueError: no such weights, or ones of another shape (the first difference is named).
   """
+  like = gemma.shapes(model)
+  shardings = None if mesh is None else partition.shardings(like, mesh)
   if not spec:
-    return jax.jit(lambda key: gemma.init(key, model))(keys.key(seed, "init"))
+    init = jax.jit(lambda key: gemma.cast(gemma.init(key, model), dtype), out_shardings=shardings)
+    return init(keys.key(seed, "init"))
   where, _, rest = configs.path(spec).partition("@")
   if not os.path.isdir(where) or weights.kind(where):
-    return weights.load(where, model)
+    params = weights.load(where, model, dtype, shardings)
+    return params if head else {name: x for name, x in params.items() if name != "head"}
   part, _, step = rest.partition(":")
   number = int(step) if step.isdigit() else None
-  like, join = gemma.shapes(model), lambda trained: trained
-  record = _folder(where).parent / "config.json"
+  record, join = _folder(where).parent / "config.json", None
   ran = json.loads(record.read_text()) if record.exists() else {}
   if ran.get("model", {}).get("lora", {}).get("rank"):
     start, join = lora.of(ConfigDict(ran))
     like = jax.eval_shape(start, like)
-    join = functools.partial(join, load_weights(ran["model"]["weights"], model, ran["seed"]))
+    base = load_weights(ran["model"]["weights"], model, ran["seed"], mesh=mesh)
+  if mesh is not None:
+    like = partition.abstract(like, partition.shardings(like, mesh))
   trained, _ = restore_part(where, part or "params", like, number, step == "best")
-  return lora.merge(join(trained))
+  if join is None:
+    return gemma.cast(trained, dtype)
+  merge = jax.jit(
+    lambda base, trained: gemma.cast(lora.merge(join(base, trained)), dtype),
+    out_shardings=shardings,
+  )
+  return merge(base, trained)
 
 
 class Stop:

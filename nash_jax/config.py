@@ -118,6 +118,7 @@ def train() -> ConfigDict:
       "template": "stories",  # a name, or a text file with {prompt}, {a} and {b}
       "answers": ("A", "B"),  # the pieces that say "the first" and "the second"
       "max_tokens": 0,  # of the judge's whole prompt; 0: as wide as the longest could be
+      "mesh": {"data": 0, "fsdp": 0, "tensor": 0},  # 0: as in `mesh`
       "table": "",  # of the table judge: .npy [X A A], contexts by prompt index
       # A response's first tokens are its action: digits, token - first_token, in base table_tokens;
       # 0 for one token an action.
@@ -374,20 +375,29 @@ def _check_arena(config):
   _check_sampling(config.sampling)
 
 
-def resolve_mesh(mesh, devices: int) -> dict[str, int]:
+def resolve_mesh(mesh, devices: int, field: str = "mesh") -> dict[str, int]:
   """Returns the mesh's sizes with -1 filled in; ValueError where they do not make `devices`."""
   sizes = dict(mesh)
   free = [name for name, size in sizes.items() if size == -1]
   known = math.prod(size for size in sizes.values() if size != -1)
-  check(len(free) <= 1 and all(s == -1 or s > 0 for s in sizes.values()), "mesh",
-        "positive sizes and at most one -1", sizes, "Fix --config.mesh.")  # fmt: skip
+  check(len(free) <= 1 and all(s == -1 or s > 0 for s in sizes.values()), field,
+        "positive sizes and at most one -1", sizes, f"Fix --config.{field}.")  # fmt: skip
   if free:
     sizes[free[0]] = devices // known if devices % known == 0 else 0
   check(
-    math.prod(sizes.values()) == devices, "mesh", f"sizes whose product is {devices} devices",
+    math.prod(sizes.values()) == devices, field, f"sizes whose product is {devices} devices",
     dict(mesh), f"For example data={devices}, fsdp=1, tensor=1.",
   )  # fmt: skip
   return sizes
+
+
+def judge_mesh(config) -> dict[str, int]:
+  """Returns the sizes of the mesh on which an online run's judge is laid out."""
+  import jax
+
+  own = resolve_mesh(config.mesh, jax.device_count())
+  sizes = {axis: size or own[axis] for axis, size in config.judge.mesh.items()}
+  return resolve_mesh(sizes, jax.device_count(), "judge.mesh")
 
 
 def _check_fit(config):
@@ -476,6 +486,7 @@ def _check_train(config):
   choose("prompts.overflow", config.prompts.overflow, ("drop", "cut"))
   _check_judge(config.judge, "judge")
   rows = _check_steps(config, config.prompts.batch_size, "prompts.batch_size")
+  judge_mesh(config)
   evaluated = config.evaluation.prompts
   check(evaluated > 0 and evaluated % rows == 0, "evaluation.prompts",
         f"a multiple of data x fsdp = {rows} devices", evaluated, f"Try {64 * rows}.")  # fmt: skip

@@ -66,9 +66,10 @@ def run(config, workdir: str, progress: bool = True) -> dict[str, float]:
   )  # fmt: skip
   if int(state.step) < it.config.steps:
     return {}
-  if it.config.export:
-    return _export(it, state.params, workdir)
-  return _floats(it.evaluate(state.params))
+  if not it.config.export:
+    return _floats(it.evaluate(state.params))
+  del state  # what is exported takes its place
+  return _export(it, workdir)
 
 
 class Run(NamedTuple):
@@ -79,7 +80,8 @@ class Run(NamedTuple):
   data: Any
   held_out: Any
   rows: jax.sharding.NamedSharding
-  state: TrainState
+  like: TrainState  # shapes and shardings
+  begin: Callable[[], TrainState]
   train_step: Callable
   evaluate: Callable
 
@@ -96,16 +98,16 @@ def assemble(config) -> Run:
       f"0, or pairs for a batch of {config.data.batch_size}", len(held_out),
       "Hold out more, or lower data.batch_size.",
     )  # fmt: skip
-  mesh = partition.make_mesh(config.mesh)
-  rows = partition.rows(mesh)
-  params = checkpoint.load_weights(config.model.weights, model, config.seed)
-  if config.loss == "reward" and "head" not in params:
-    params = bradley_terry.add_head(params, keys.key(config.seed, "head"))
+  mesh, shapes = partition.make_mesh(config.mesh), gemma.shapes(model)
+  rows, everywhere = partition.rows(mesh), partition.replicated(mesh)
+  head = functools.partial(bradley_terry.add_head, key=keys.key(config.seed, "head"))
   loss = _make_loss(config, model, tok)
   tx = update.make_optimizer(config.optimizer, config.steps)
   rate = update.make_schedule(config.optimizer, config.steps)
 
   def init(params):
+    if config.loss == "reward" and "head" not in params:
+      params = head(params)
     return TrainState(jnp.zeros((), jnp.int32), params, None, tx.init(params), {})
 
   def train_step(state, batch):
@@ -116,14 +118,21 @@ def assemble(config) -> Run:
                "tokens": values["loss"].weight}  # fmt: skip
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), values
 
-  shardings = partition.shardings(jax.eval_shape(init, params), mesh)
+  like = jax.eval_shape(init, shapes)
+  shardings = partition.shardings(like, mesh)
+
+  def begin():
+    params = checkpoint.load_weights(
+      config.model.weights, model, config.seed, mesh=mesh, head=config.loss == "reward"
+    )
+    return jax.jit(init, out_shardings=shardings)(params)
+
   return Run(
-    config, model, data, held_out, rows,
-    state=jax.jit(init, out_shardings=shardings)(params),
-    train_step=jax.jit(
-      train_step, donate_argnums=0, out_shardings=(shardings, partition.replicated(mesh))
+    config, model, data, held_out, rows, partition.abstract(like, shardings), begin,
+    train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere)),
+    evaluate=functools.partial(
+      _evaluate, jax.jit(loss, out_shardings=everywhere), held_out, config, rows, tok
     ),
-    evaluate=functools.partial(_evaluate, jax.jit(loss), held_out, config, rows, tok),
   )  # fmt: skip
 
 
@@ -142,14 +151,15 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
       log.clock(step, "save", ())
     if final or stop.requested:
       return state
-    batch = jax.device_put(it.data.batch(step, config.data.batch_size), it.rows)
+    size = config.data.batch_size
+    batch = partition.feed(it.rows, size, functools.partial(it.data.batch, step, size))
     state, values = it.train_step(state, batch)
     log.clock(step, "update", values["gradient_norm"], values["tokens"])
     log.push(step, values)
 
 
-def _export(it: Run, like, workdir) -> dict[str, float]:
-  config, path = it.config, configs.path(it.config.export)
+def _export(it: Run, workdir) -> dict[str, float]:
+  config, path, like = it.config, configs.path(it.config.export), it.like.params
   best, step = checkpoint.restore_part(workdir, "params", like, best=len(it.held_out) > 0)
   rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(x.dtype), best)
   figures = _floats(it.evaluate(rounded))
@@ -174,13 +184,17 @@ def _evaluate(loss, held_out, config, rows, tok, params) -> dict:
       texts += [batch["tokens"][row][batch["loss_mask"][row]] for row in range(size)]
     elif not real.all():
       break  # pairs weigh alike: the few of a part batch are left out
-    values = loss(params, jax.device_put(batch, rows))
+    values = loss(params, partition.feed(rows, size, functools.partial(_rows, batch)))
     total = jax.tree.map(jnp.add, total, values) if total else values
   out = {f"eval/{name}": value for name, value in total.items()}
   if texts:
     text_bytes = sum(len(tok.decode(text).encode()) for text in texts)
     out["eval/bits_per_byte"] = total["loss"].total / (text_bytes * math.log(2))
   return out
+
+
+def _rows(batch, own: slice):
+  return jax.tree.map(lambda x: x[own], batch)
 
 
 def _floats(values: dict) -> dict[str, float]:

@@ -45,7 +45,7 @@ def estimate(config) -> dict[str, float]:
     "parameters": _size(state.params),
     "target and copies": _size((state.target, state.copies)),
     "optimiser state": _size(state.opt_state),
-    "reference": _size(shapes),
+    "reference": _count(shapes) * dtype.itemsize,
     "gradient and update": 2 * _size(shapes),
     "judge": _judge(config.judge),
     "weights for decoding": models * _count(shapes) * dtype.itemsize,

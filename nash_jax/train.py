@@ -68,10 +68,10 @@ def functions(config, tok, model: gemma.GemmaConfig, judge, mesh, exact=None) ->
   """
   score, make = policy(config, tok, model)
   rule, params = update.make_update(config, score), gemma.shapes(model)
-  state, ref, judged = (
-    partition.shardings(tree, mesh)
-    for tree in (jax.eval_shape(rule.init, params), params, judge.params)
+  state, ref = (
+    partition.shardings(tree, mesh) for tree in (jax.eval_shape(rule.init, params), params)
   )
+  judged = partition.shardings(judge.params, judge_mesh(config, mesh))
   rows, everywhere = partition.rows(mesh), partition.replicated(mesh)
   return Functions(
     state, ref, judged, rows, everywhere,
@@ -96,7 +96,13 @@ def functions(config, tok, model: gemma.GemmaConfig, judge, mesh, exact=None) ->
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """Everything a run is assembled from, compiled functions (`do`) included; made by `assemble`."""
+  """Everything a run is assembled from; made by `assemble`.
+
+  Attributes:
+    like: the state's shapes and shardings.
+    begin: makes the state where a fresh run starts.
+    do: the compiled functions.
+  """
 
   config: Any
   tokenizer: tokenizer.Tokenizer
@@ -104,7 +110,8 @@ class Run:
   held_out: corpus.Examples
   judge: judges.Judge
   ref: Params
-  state: TrainState
+  like: TrainState
+  begin: Callable[[], TrainState]
   do: Functions
 
 
@@ -119,16 +126,24 @@ def assemble(config) -> Run:
     f"at most the {len(held_out)} held-out prompts", config.evaluation.prompts,
     "Lower it, or raise prompts.held_out.",
   )  # fmt: skip
-  mesh = partition.make_mesh(config.mesh)
-  judge = judges.make(config.judge, tok)
-  judge = judge.replace(params=_place(judge.params, mesh))
-  params = checkpoint.load_weights(config.model.weights, model, config.seed)
-  params = _place(params, mesh)
-  ref, exact = jax.tree.map(jnp.copy, params), None
+  mesh, shapes = partition.make_mesh(config.mesh), gemma.shapes(model)
+  judge = judges.make(config.judge, tok, mesh=judge_mesh(config, mesh))
+  load = functools.partial(
+    checkpoint.load_weights, config.model.weights, model, config.seed, mesh=mesh
+  )
+  # It is computed with in this type alone, so nothing is lost by holding it so.
+  ref, exact = load(dtype=jnp.dtype(config.model.dtype)), None
   if config.evaluation.exact:
     exact = short_game.make_exact(config, policy(config, tok, model)[0], held_out, ref)
   do = functions(config, tok, model, judge, mesh, exact)
-  return Run(config, tok, train, held_out, judge, ref, do.init(params), do)
+  like = partition.abstract(jax.eval_shape(do.init, shapes), do.state)
+  return Run(config, tok, train, held_out, judge, ref, like, lambda: do.init(load()), do)
+
+
+def judge_mesh(config, mesh) -> jax.sharding.Mesh:
+  """Returns the judge's mesh, of the same devices: `judge.mesh` where it differs from `mesh`."""
+  sizes = configs.judge_mesh(config)
+  return mesh if sizes == dict(mesh.shape) else partition.make_mesh(sizes, mesh)
 
 
 def policy(config, tok, model: gemma.GemmaConfig) -> tuple[Callable, Callable]:
@@ -194,10 +209,6 @@ def make_sample(algorithm, players: Callable, make: Callable) -> Callable:
   return sample
 
 
-def _place(tree, mesh):
-  return jax.device_put(tree, partition.shardings(tree, mesh))
-
-
 def _make_evaluate(score, sample, players, judge_fn, exact):
   """Returns (state, ref, judge params, prompts, key) -> (metrics, response tokens)."""
 
@@ -245,8 +256,8 @@ def run(config, workdir: str, progress: bool = True) -> Done:
 
 def _loop(it: Run, state, first, log, checkpoints, stop):
   config, do = it.config, it.do
-  evaluated = jax.device_put(it.held_out.all(range(config.evaluation.prompts)), do.rows)
-  size = config.prompts.batch_size
+  size, count = config.prompts.batch_size, config.evaluation.prompts
+  evaluated = partition.feed(do.rows, count, lambda rows: it.held_out.all(range(count)[rows]))
   for step in itertools.count(first):
     final = step == config.steps
     key = functools.partial(keys.key, config.seed, step=step)
@@ -256,7 +267,7 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
         state, it.ref, it.judge.params, evaluated, keys.key(config.seed, "evaluate")
       )
       log.push(step, values)
-      log.text(step, "held out", *_texts(it, evaluated, tokens))
+      log.text(step, "held out", *_texts(it, tokens))
       log.clock(step, "evaluate", tokens)
     if step > first and (step % config.checkpoint.every == 0 or final or stop.requested):
       log.flush(step)
@@ -266,7 +277,7 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
     if final or stop.requested:
       return state
 
-    x = jax.device_put(it.train.batch(step, size), do.rows)
+    x = partition.feed(do.rows, size, functools.partial(it.train.batch, step, size))
     y, against, drawn = do.sample(state, it.ref, x, key("sample"))
     log.clock(step, "sample", y.stopped, drawn)
     verdict = do.verdict(it.judge.params, x, y, against, key("labels"))
@@ -278,10 +289,10 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
     log.push(step, {**values, **verdict.metrics})
 
 
-def _texts(it: Run, x, tokens):
+def _texts(it: Run, tokens):
   """Returns a function that reads and decodes the first few continuations, when they are there."""
   count = it.config.evaluation.texts
-  arrays = (x.tokens[:count], tokens[:count, 0])
+  arrays = (it.held_out.all(range(count)).tokens, tokens[:count, 0])
 
   def decode(arrays):
     return [

@@ -50,7 +50,9 @@ def sft(tmp_path_factory):
   folder = tmp_path_factory.mktemp("fit")
   config = settings(folder)
   config.export = str(folder / "out.safetensors")
-  return config, fit.assemble(configs.resolve(config)), folder
+  it = fit.assemble(configs.resolve(config))
+  state = it.begin()
+  return config, it._replace(begin=lambda: jax.tree.map(jnp.copy, state)), folder
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def start(sft, monkeypatch):
   config, it, _ = sft
 
   def start(workdir, **functions):
-    fresh = it._replace(state=jax.tree.map(jnp.copy, it.state), **functions)
+    fresh = it._replace(**functions)
     monkeypatch.setattr(fit, "assemble", lambda config: fresh)
     return fit.run(config, workdir, progress=False)
 
@@ -99,7 +101,7 @@ def test_a_stopped_fit_goes_on_as_if_never_stopped(sft, start, tmp_path):
   assert checkpoint._steps(checkpoint._folder(tmp_path / "cut")) == [5]
   start(tmp_path / "cut")
   states = [
-    checkpoint.restore_part(tmp_path / name, "params", it.state.params)[0]
+    checkpoint.restore_part(tmp_path / name, "params", it.like.params)[0]
     for name in ("whole", "cut")
   ]
   jax.tree.map(np.testing.assert_array_equal, *states)
@@ -118,7 +120,7 @@ def test_the_best_checkpoint_is_kept_and_exported_not_the_last(sft, start, tmp_p
     return {"eval/loss": Mean(jnp.float32(next(losses)), jnp.float32(1))}
 
   assert start(tmp_path, evaluate=scripted) == {"eval/loss": 9.0}
-  best, step = checkpoint.restore_part(tmp_path, "params", it.state.params, best=True)
+  best, step = checkpoint.restore_part(tmp_path, "params", it.like.params, best=True)
   assert step == 12
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float16), b),
                best, weights.load(config.export, MODEL))  # fmt: skip

@@ -15,7 +15,7 @@ def size(tree):
 
 def test_parameters_target_and_optimiser_state_are_those_of_the_run(assembled):
   parts = memory.estimate(tiny.train())
-  state = assembled.state
+  state = assembled.do.init(assembled.ref)
   assert parts["parameters"] == size(state.params)
   assert parts["target and copies"] == size((state.target, state.copies))
   assert parts["optimiser state"] == size(state.opt_state)

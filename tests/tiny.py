@@ -1,6 +1,7 @@
 """A tiny random policy's run; as a script, what it computes on the devices that there are."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -9,7 +10,6 @@ from unittest import mock
 import jax
 import numpy as np
 import optax
-from jax import numpy as jnp
 
 from nash_jax import config as configs
 from nash_jax import train as online
@@ -51,8 +51,8 @@ def batch(it: online.Run):
 
 def start(it: online.Run, config, workdir, **functions) -> online.Done:
   """Runs a config on functions that are compiled already, some of them replaced."""
-  fresh = jax.tree.map(jnp.copy, it.state)
-  it = dataclasses.replace(it, config=configs.resolve(config), state=fresh,
+  fresh = functools.partial(it.do.init, it.ref)  # assembling would compile it again
+  it = dataclasses.replace(it, config=configs.resolve(config), begin=fresh,
                            do=it.do._replace(**functions))  # fmt: skip
   with mock.patch.object(online, "assemble", return_value=it):
     return online.run(config, workdir, progress=False)
@@ -61,9 +61,8 @@ def start(it: online.Run, config, workdir, **functions) -> online.Done:
 def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
   """Returns loss and gradients on fixed responses, then the state and record of a two-step run."""
   ref = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.1, tree))(it.ref)
-  fresh = jax.tree.map(jnp.copy, it.state)
   x = jax.device_put(batch(it), it.do.rows)
-  state, metrics = it.do.train_step(fresh, ref, x)
+  state, metrics = it.do.train_step(it.do.init(it.ref), ref, x)
   out = {"fixed/loss": metrics["loss"].value(), "fixed/kl": metrics["kl_to_reference"].value()}
   trees = {"gradient": optax.tree_utils.tree_get(state.opt_state, "mu")}
   done = start(it, it.config, workdir)

@@ -14,6 +14,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from nash_jax.config import JUDGES, choose
+from nash_jax.models import partition
 from nash_jax.types import Mean, Params, Prompts, Responses, Verdict
 
 TIE = 0.05  # |p - 1/2| below which a pair counts as a tie, in metrics only
@@ -39,13 +40,14 @@ class Answers(NamedTuple):
   stopped: Bool[Array, "N"] | None = None
 
 
-def make(config, tokenizer, params: Params | None = None) -> Judge:
+def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge that `config` (the `judge` part of a run's config) names.
 
   Args:
     tokenizer: the policy's, in whose tokens prompts and responses come.
     params: of a gemma or bradley_terry judge, where they are loaded already; else they come from
       `config.model.weights`, and are random where that is "".
+    mesh: on which the parameters are laid out as they load; default the first device.
 
   Raises:
     ValueError: an unknown judge, weights or a tokenizer that do not fit, a table that is no game.
@@ -53,12 +55,11 @@ def make(config, tokenizer, params: Params | None = None) -> Judge:
   from nash_jax.judges import bradley_terry, gemma, population, table, text
 
   choose("judge.name", config.name, JUDGES)
-  if config.name.startswith("table"):
-    return table.make(config, tokenizer)
-  if config.name == "population":
-    return population.make(tokenizer)
+  if config.name.startswith("table") or config.name == "population":
+    small = table.make(config, tokenizer) if "table" in config.name else population.make(tokenizer)
+    return small if mesh is None else small.replace(params=partition.place(small.params, mesh))
   module = {"gemma": gemma, "gemma_text": text, "bradley_terry": bradley_terry}[config.name]
-  return module.make(config, tokenizer, params)
+  return module.make(config, tokenizer, params, mesh)
 
 
 def pairwise(

@@ -63,11 +63,11 @@ def compare(params, prompts, a, b):
   return jax.nn.sigmoid(a - b), jnp.ones(a.shape, bool), {}
 
 
-def make(config, tokenizer, params: Params | None = None) -> Judge:
+def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make."""
   model, options = architecture(config.model, tokenizer)
   if params is None:
-    params = load(config.model, model, init)
+    params = load(config.model, model, init, mesh)
   if "head" not in params:
     raise ValueError(
       f"judge.model.weights {config.model.weights!r} has no reward head (leaf head/w): fit one "

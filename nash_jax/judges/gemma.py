@@ -13,7 +13,7 @@ from nash_jax import config as configs
 from nash_jax import judges, keys
 from nash_jax.judges import Answers, Judge
 from nash_jax.judges.template import Layout, assemble, layout, shown
-from nash_jax.models import gemma, weights
+from nash_jax.models import gemma, partition, weights
 from nash_jax.types import Mean, Params, Prompts
 
 
@@ -73,7 +73,7 @@ def pairwise_loss(
   return {"loss": Mean.of(-soft), "accuracy": Mean.of(right, p_win != 0.5)}
 
 
-def make(config, tokenizer, params: Params | None = None) -> Judge:
+def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make."""
   model, options = architecture(config.model, tokenizer)
   lay = layout(config.template, tokenizer, tuple(config.answers), config.max_tokens)
@@ -87,7 +87,7 @@ def make(config, tokenizer, params: Params | None = None) -> Judge:
     return _average(first, second), jnp.ones(first.shape, bool), metrics
 
   if params is None:
-    params = load(config.model, model, gemma.init)
+    params = load(config.model, model, gemma.init, mesh)
   return Judge(params, judges.pairwise(compare))
 
 
@@ -111,9 +111,16 @@ def architecture(config, tokenizer) -> tuple[gemma.GemmaConfig, dict]:
   return model, {"dtype": jnp.dtype(config.dtype)}
 
 
-def load(config, model: gemma.GemmaConfig, init) -> Params:
-  """Returns parameters held in `config.dtype`: of `config.weights`, or random where it is ""."""
-  dtype = jnp.dtype(config.dtype)
+def load(config, model: gemma.GemmaConfig, init, mesh=None) -> Params:
+  """Returns parameters held in `config.dtype`: of `config.weights`, or random where it is "".
+
+  They go straight to their places on the mesh; to the first device without one.
+  """
+  dtype, key = jnp.dtype(config.dtype), keys.key(0, "judge")
+  shardings = None
+  if mesh is not None:
+    shapes = jax.eval_shape(lambda key: init(key, model), key)
+    shardings = partition.shardings(shapes, mesh)
   if config.weights:
-    return weights.load(configs.path(config.weights), model, dtype)
-  return gemma.cast(init(keys.key(0, "judge"), model), dtype)
+    return weights.load(configs.path(config.weights), model, dtype, shardings)
+  return jax.jit(lambda key: gemma.cast(init(key, model), dtype), out_shardings=shardings)(key)

@@ -14,12 +14,12 @@ from nash_jax.tokenizer import Tokenizer
 from nash_jax.types import Params, Prompts, Responses
 
 
-def make(config, tokenizer, params: Params | None = None) -> Judge:
+def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make. Its host step needs a single process."""
   configs.check(jax.process_count() == 1, "judge.name", "a judge that works on several hosts",
                 "gemma_text", "Use gemma, with the policy's tokenizer.")  # fmt: skip
   own = Tokenizer(config.model.tokenizer, config.model.template)
-  judge, width = gemma.make(config, own, params), config.max_tokens
+  judge, width = gemma.make(config, own, params, mesh), config.max_tokens
   markers = {*layout(config.template, tokenizer).markers}
   stop = [own.stop_ids[-1]] if config.template in SHOW_STOP else []
 

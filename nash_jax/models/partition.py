@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,8 +36,16 @@ RULES = (
 ROWS = P(("data", "fsdp"))  # of every batch: its leading axis
 
 
-def make_mesh(sizes) -> Mesh:
-  """Returns the mesh of a run's config; ValueError where the sizes do not make its devices."""
+def make_mesh(sizes, like: Mesh | None = None) -> Mesh:
+  """Returns the mesh of a run's config, or another of the same devices in the order of `like`.
+
+  Raises:
+    ValueError: sizes that do not make the devices there are.
+  """
+  if like is not None:
+    sizes = configs.resolve_mesh(sizes, like.size)
+    devices = like.devices.reshape(*sizes.values())
+    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
   sizes = configs.resolve_mesh(sizes, jax.device_count())
   return jax.make_mesh(
     tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
@@ -81,3 +91,40 @@ def rows(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that holds everything everywhere."""
   return NamedSharding(mesh, P())
+
+
+def abstract(shapes, shardings):
+  """Returns a tree of `jax.ShapeDtypeStruct`s with these shardings."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+  )
+
+
+def place(tree, mesh: Mesh):
+  """Returns arrays that every host has, as arrays of the mesh; no host asks another."""
+
+  def one(x, sharding):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(one, tree, shardings(tree, mesh))
+
+
+def feed(rows: NamedSharding, size: int, read: Callable):
+  """Returns a batch of `size` rows, of which each host reads its own.
+
+  Args:
+    rows: as from `rows`.
+    read: from a slice of the batch's rows to their arrays, a tree with these rows leading.
+  """
+  own = [index[0].indices(size) for index in rows.addressable_devices_indices_map((size,)).values()]
+  first, last = min(start for start, _, _ in own), max(stop for _, stop, _ in own)
+
+  def one(x):
+    def part(index):
+      start, stop, _ = index[0].indices(size)
+      return x[start - first : stop - first]
+
+    return jax.make_array_from_callback((size, *x.shape[1:]), rows, part)
+
+  return jax.tree.map(one, read(slice(first, last)))
