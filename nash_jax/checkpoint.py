@@ -363,10 +363,11 @@ def load_weights(
 
 
 class Stop:
-  """Turns SIGTERM and Ctrl-C into `requested`, which the loop reads once a step.
+  """Turns SIGTERM and Ctrl-C, on any host, into one step before which all hosts stop.
 
-  A second Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python allows no
-  handlers, it changes nothing.
+  Of several processes jax's preemption service has the signal: it asks all of them how far they
+  are, beside the loop, and no process waits for a device. A second Ctrl-C raises KeyboardInterrupt
+  at once. Outside the main thread, where Python allows no handlers, it changes nothing.
   """
 
   def __init__(self):
@@ -377,12 +378,21 @@ class Stop:
     if self.requested and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.requested = True
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)  # to the service's handler
     # No logging here: its lock may be held by the very code that was interrupted.
     os.write(2, b"\nstopping after this step, then saving; Ctrl-C once more leaves at once\n")
 
+  def at(self, step: int) -> bool:
+    """Whether to stop before `step`; every process asks once at every step."""
+    if jax.process_count() == 1:
+      return self.requested
+    return multihost_utils.reached_preemption_sync_point(step)
+
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
+      alone = jax.process_count() == 1
+      for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
         self._old[number] = signal.signal(number, self._handle)
     return self
 

@@ -140,16 +140,17 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
   config = it.config
   for step in itertools.count(first):
     final = step == config.steps
+    leave = stop.at(step) or final
     due = len(it.held_out) > 0 and (step % config.evaluation.every == 0 or final)
     if due:
       values = it.evaluate(state.params)
       log.push(step, values)
       log.clock(step, "evaluate", values)
-    if step > first and (step % config.checkpoint.every == 0 or final or stop.requested):
+    if step > first and (step % config.checkpoint.every == 0 or leave):
       log.flush(step)
       checkpoints.save(step, state, -log.value(step, "eval/loss") if due else None)
       log.clock(step, "save", ())
-    if final or stop.requested:
+    if leave:
       return state
     size = config.data.batch_size
     batch = partition.feed(it.rows, size, functools.partial(it.data.batch, step, size))

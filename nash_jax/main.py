@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import sys
+import traceback
 
 # Job: (module whose run(config, workdir) does it, its default config, what it does).
 JOBS = {
@@ -66,13 +67,15 @@ def _join() -> None:
   """Makes this process one of several, as launch/ sets the environment.
 
   NASH_JAX_COORDINATOR is host:port, or "auto" on TPU slices, which know; NASH_JAX_PROCESSES and
-  NASH_JAX_PROCESS_ID are how many there are and which this is.
+  NASH_JAX_PROCESS_ID are how many there are and which this is. One that has said nothing for
+  NASH_JAX_HEARTBEAT seconds (100) counts as dead, and the others stop.
   """
   coordinator = os.environ.get("NASH_JAX_COORDINATOR", "")
+  patience = {"heartbeat_timeout_seconds": int(os.environ.get("NASH_JAX_HEARTBEAT", "100"))}
   if coordinator == "auto":
     import jax
 
-    jax.distributed.initialize()
+    jax.distributed.initialize(**patience)
   elif coordinator:
     import jax
 
@@ -84,7 +87,29 @@ def _join() -> None:
         f"{' and '.join(names)}: expected whole numbers beside NASH_JAX_COORDINATOR, got {error}."
         " launch/local.sh sets all three."
       ) from error
-    jax.distributed.initialize(coordinator, count, this)
+    jax.distributed.initialize(coordinator, count, this, **patience)
+
+
+@contextlib.contextmanager
+def _together(job: str):
+  """Has one of several processes that fails leave at once: the others wait for its part."""
+  _join()
+  try:
+    yield
+  except BaseException as error:
+    import jax
+
+    if jax.process_count() == 1:
+      raise
+    if not isinstance(error, ValueError):
+      traceback.print_exc()
+    print(
+      f"nash-jax {job}: {error}\nprocess {jax.process_index()} of {jax.process_count()} stops. If"
+      " another failed first, its log says why. The same command goes on from the last checkpoint.",
+      file=sys.stderr, flush=True,
+    )  # fmt: skip
+    # Without Python's own end, which would wait for the others at a barrier.
+    os._exit(2 if isinstance(error, ValueError) else 1)
 
 
 def _run_job(job: str, arguments: list[str]) -> None:
@@ -114,8 +139,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
     handler.setFormatter(None)
     # Orbax reports every read; a user wants this program's own notes, and everybody's warnings.
     handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
-    _join()
-    importlib.import_module(f"nash_jax.{module}").run(config.value, workdir.value)
+    with _together(job):
+      importlib.import_module(f"nash_jax.{module}").run(config.value, workdir.value)
 
   if any(a in ("-h", "--help") for a in arguments):
     print(f"nash-jax {job}: {what}\n")

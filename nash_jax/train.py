@@ -137,7 +137,11 @@ def assemble(config) -> Run:
     exact = short_game.make_exact(config, policy(config, tok, model)[0], held_out, ref)
   do = functions(config, tok, model, judge, mesh, exact)
   like = partition.abstract(jax.eval_shape(do.init, shapes), do.state)
-  return Run(config, tok, train, held_out, judge, ref, like, lambda: do.init(load()), do)
+  # Adapters need the base's shapes alone; a whole policy is read again, in float32.
+  return Run(
+    config, tok, train, held_out, judge, ref, like,
+    begin=lambda: do.init(ref if config.model.lora.rank else load()), do=do,
+  )  # fmt: skip
 
 
 def judge_mesh(config, mesh) -> jax.sharding.Mesh:
@@ -260,6 +264,7 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
   evaluated = partition.feed(do.rows, count, lambda rows: it.held_out.all(range(count)[rows]))
   for step in itertools.count(first):
     final = step == config.steps
+    leave = stop.at(step) or final
     key = functools.partial(keys.key, config.seed, step=step)
     due = step % config.evaluation.every == 0 or final
     if due:
@@ -269,12 +274,12 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
       log.push(step, values)
       log.text(step, "held out", *_texts(it, tokens))
       log.clock(step, "evaluate", tokens)
-    if step > first and (step % config.checkpoint.every == 0 or final or stop.requested):
+    if step > first and (step % config.checkpoint.every == 0 or leave):
       log.flush(step)
       score = due and log.value(step, "eval/win_rate_vs_reference")
       checkpoints.save(step, state, score if due else None)
       log.clock(step, "save", ())
-    if final or stop.requested:
+    if leave:
       return state
 
     x = partition.feed(do.rows, size, functools.partial(it.train.batch, step, size))

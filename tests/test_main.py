@@ -86,7 +86,9 @@ def test_the_package_imports_its_jobs_when_they_are_named():
 
 def test_a_process_of_several_knows_which_it_is(monkeypatch):
   joined = []
-  monkeypatch.setattr("jax.distributed.initialize", lambda *where: joined.append(where))
+  monkeypatch.setattr(
+    "jax.distributed.initialize", lambda *where, **more: joined.append((where, more))
+  )
   main._join()
   assert not joined, "alone unless the environment says otherwise"
   monkeypatch.setenv("NASH_JAX_COORDINATOR", "auto")
@@ -97,4 +99,8 @@ def test_a_process_of_several_knows_which_it_is(monkeypatch):
     main._join()
   monkeypatch.setenv("NASH_JAX_PROCESS_ID", "1")
   main._join()
-  assert joined == [(), ("127.0.0.1:9000", 2, 1)]
+  monkeypatch.setenv("NASH_JAX_HEARTBEAT", "7")
+  main._join()
+  last = ("127.0.0.1:9000", 2, 1)
+  seconds = [{"heartbeat_timeout_seconds": n} for n in (100, 100, 7)]
+  assert joined == list(zip([(), last, last], seconds, strict=True))

@@ -1,4 +1,4 @@
-"""A tiny random policy's run; as a script, what it computes on the devices that there are."""
+"""A tiny random policy's run; as a script, what it computes on the hosts that there are."""
 
 import dataclasses
 import functools
@@ -12,8 +12,9 @@ import numpy as np
 import optax
 
 from nash_jax import config as configs
+from nash_jax import fit, main, update
 from nash_jax import train as online
-from nash_jax import update
+from nash_jax.models import partition
 from nash_jax.types import Responses, Verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -34,6 +35,11 @@ def train(changes=()):
   c.optimizer.update({"learning_rate": 0.1, "eps": 1.0, "clip_norm": 1e9})
   c.update_from_flattened_dict(dict(changes))
   return c
+
+
+def get_config():
+  """Returns the same, for `--config=tests/tiny.py`."""
+  return train()
 
 
 def batch(it: online.Run):
@@ -61,12 +67,14 @@ def start(it: online.Run, config, workdir, **functions) -> online.Done:
 def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
   """Returns loss and gradients on fixed responses, then the state and record of a two-step run."""
   ref = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.1, tree))(it.ref)
-  x = jax.device_put(batch(it), it.do.rows)
+  rows = functools.partial(fit._rows, batch(it))
+  x = partition.feed(it.do.rows, it.config.prompts.batch_size, rows)
   state, metrics = it.do.train_step(it.do.init(it.ref), ref, x)
   out = {"fixed/loss": metrics["loss"].value(), "fixed/kl": metrics["kl_to_reference"].value()}
   trees = {"gradient": optax.tree_utils.tree_get(state.opt_state, "mu")}
   done = start(it, it.config, workdir)
   trees |= {"params": done.state.params, "target": done.state.target}
+  trees = jax.jit(lambda tree: tree, out_shardings=it.do.everywhere)(trees)
   for name, leaf in jax.tree.leaves_with_path(trees):
     out[jax.tree_util.keystr(name, simple=True, separator="/")] = leaf
   for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
@@ -77,6 +85,8 @@ def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-  assert jax.device_count() == 8
-  it = online.assemble(configs.resolve(train({"steps": 2, **EIGHT})))
-  np.savez(f"{sys.argv[1]}.npz", **measure(it, sys.argv[1]))
+  main._join()
+  it = online.assemble(configs.resolve(train({"steps": 2, **json.loads(sys.argv[2])})))
+  found = measure(it, sys.argv[1])
+  if jax.process_index() == 0:
+    np.savez(f"{sys.argv[1]}.npz", **found)
