@@ -8,7 +8,6 @@ A checkpoint is good where its leaves are those that are asked for and have the 
 that was saved. A bad one that is passed over is renamed, never deleted.
 """
 
-import functools
 import importlib.metadata
 import json
 import logging

@@ -180,19 +180,19 @@ def test_all_that_training_holds_beside_the_base_is_adapters(it, assembled):
       outputs = [axis for axis in axes if axis not in inputs]
       across = sum(np.prod([sizes[axis] for axis in part]) for part in (inputs, outputs))
       count += RANK * across * max(1, len(place.layers))
-  state = it.state
+  state = it.begin()
   assert size(state.params) == 4 * count
   assert size(state.target) == size(state.copies["reference"]) == 4 * count
   assert size(state.opt_state) == 2 * 4 * count + 8, "two moments, two counters"
-  assert size(assembled.state.opt_state) == 2 * size(it.ref) + 8
+  assert size(assembled.do.init(assembled.ref).opt_state) == 2 * size(it.ref) + 8
   assert {x.shape for x in jax.tree.leaves(it.ref)}.isdisjoint(
     {x.shape for x in jax.tree.leaves(state)}
   )
 
 
 def test_a_step_moves_adapters_and_nothing_else(it):
-  before = jax.tree.map(np.asarray, (it.state, it.ref))
-  fresh = jax.tree.map(jnp.copy, it.state)
+  before = jax.tree.map(np.asarray, (it.begin(), it.ref))
+  fresh = it.begin()
   state, values = it.do.train_step(fresh, it.ref, jax.device_put(tiny.batch(it), it.do.rows))
   jax.tree.map(np.testing.assert_array_equal, it.ref, before[1])
   assert jax.tree.structure(state) == jax.tree.structure(before[0])
@@ -223,16 +223,16 @@ def scores(it, state):
 
 
 def test_players_share_the_base_and_differ_by_their_adapters(it, whole):
-  state = whole[1].state.replace(copies=it.state.copies)  # as before a first refresh
+  state = whole[1].state.replace(copies=it.begin().copies)  # as before a first refresh
   logp = scores(it, state)
-  plain = scores(it, it.state)["policy"]
+  plain = scores(it, it.begin())["policy"]
   np.testing.assert_array_equal(logp["reference"], plain)
   np.testing.assert_array_equal(logp["reference of mixture"], plain)
   np.testing.assert_array_equal(logp["policy of mixture"], logp["policy"])
   for one, other in (("policy", "reference"), ("policy", "target"), ("target", "reference")):
     assert np.max(np.abs(logp[one] - logp[other])) > 1e-3, (one, other)
   rule = update.make_update(configs.resolve(settings()), None)
-  assert rule.players(it.state.replace(copies={}), it.ref)["reference"] is it.ref
+  assert rule.players(it.begin().replace(copies={}), it.ref)["reference"] is it.ref
 
 
 def test_a_refreshed_reference_has_adapters_of_its_own(it, whole):
@@ -248,7 +248,7 @@ def test_a_refreshed_reference_has_adapters_of_its_own(it, whole):
 
 def test_the_target_is_the_average_of_adapters(it):
   """Which is not the average of what they make: B A is not linear in the two together."""
-  fresh = jax.tree.map(jnp.copy, it.state)
+  fresh = it.begin()
   state = fresh.replace(params=normal(fresh.params, 1), target=normal(fresh.params, 2))
   state = jax.device_put(state, it.do.state)
   centre = jax.tree.map(jnp.copy, state.target)
