@@ -52,6 +52,7 @@ def assert_alike(found, expected):
   assert set(found) == set(expected)
   sizes = [np.abs(expected[name]).max() for name in expected if name.startswith("gradient")]
   assert max(sizes) > 1e-2
+  assert np.ptp(expected["text"]) > 1e-3
   for name in expected:
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 

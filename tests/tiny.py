@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from nash_jax import config as configs
-from nash_jax import fit, main, update
+from nash_jax import fit, judges, main, update
 from nash_jax import train as online
 from nash_jax.models import partition
 from nash_jax.types import Responses, Verdict
@@ -64,6 +64,16 @@ def start(it: online.Run, config, workdir, **functions) -> online.Done:
     return online.run(config, workdir, progress=False)
 
 
+def through_text(it: online.Run, x: update.Batch) -> Verdict:
+  """Returns what the policy itself says as a judge that reads text."""
+  config = train({"judge.name": "gemma_text", "judge.max_tokens": 48}).judge
+  config.model.update(it.config.model)
+  mesh = it.do.rows.mesh
+  judge = judges.make(config, it.tokenizer, it.ref, mesh)
+  ask = jax.jit(judge.fn, out_shardings=partition.replicated(mesh))
+  return ask(judge.params, x.prompts, x.responses, None)
+
+
 def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
   """Returns loss and gradients on fixed responses, then the state and record of a two-step run."""
   ref = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.1, tree))(it.ref)
@@ -71,6 +81,7 @@ def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
   x = partition.feed(it.do.rows, it.config.prompts.batch_size, rows)
   state, metrics = it.do.train_step(it.do.init(it.ref), ref, x)
   out = {"fixed/loss": metrics["loss"].value(), "fixed/kl": metrics["kl_to_reference"].value()}
+  out["text"] = through_text(it, x).p_win
   trees = {"gradient": optax.tree_utils.tree_get(state.opt_state, "mu")}
   done = start(it, it.config, workdir)
   trees |= {"params": done.state.params, "target": done.state.target}

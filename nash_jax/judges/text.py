@@ -7,17 +7,15 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from nash_jax import config as configs
 from nash_jax.judges import Judge, gemma
 from nash_jax.judges.template import SHOW_STOP, layout
+from nash_jax.models import partition
 from nash_jax.tokenizer import Tokenizer
 from nash_jax.types import Params, Prompts, Responses
 
 
 def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
-  """Builds the judge; see judges.make. Its host step needs a single process."""
-  configs.check(jax.process_count() == 1, "judge.name", "a judge that works on several hosts",
-                "gemma_text", "Use gemma, with the policy's tokenizer.")  # fmt: skip
+  """Builds the judge; see judges.make."""
   own = Tokenizer(config.model.tokenizer, config.model.template)
   judge, width = gemma.make(config, own, params, mesh), config.max_tokens
   markers = {*layout(config.template, tokenizer).markers}
@@ -37,11 +35,16 @@ def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
         out[row, : len(ids)], kept[row] = ids, len(ids)
       return out, np.arange(width)[None] < kept[:, None]
 
-    shape = (x.tokens.size // x.tokens.shape[-1], width)
-    kinds = tuple(jax.ShapeDtypeStruct(shape, kind) for kind in (jnp.int32, bool))
-    rows = (a.reshape(shape[0], -1) for a in (x.tokens, x.mask))
-    stopped = None if stopped is None else stopped.reshape(-1)
-    found = jax.pure_callback(host, kinds, *rows, stopped)
+    def local(*rows):
+      shape = (len(rows[0]), width)
+      kinds = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool))
+      return jax.pure_callback(host, kinds, *rows)
+
+    # A bare callback would gather all rows on one device, and leave what follows there.
+    if mesh is not None:
+      local = jax.shard_map(local, mesh=mesh, in_specs=partition.ROWS, out_specs=partition.ROWS)
+    rows = [a.reshape(-1, a.shape[-1]) for a in (x.tokens, x.mask)]
+    found = local(*rows, None if stopped is None else stopped.reshape(-1))
     return (a.reshape(*x.tokens.shape[:-1], width) for a in found)
 
   def responses(y):
