@@ -17,8 +17,8 @@ from nash_jax import config as configs
 from nash_jax import workdir as workdirs
 from nash_jax.judges import bradley_terry, template
 from nash_jax.judges import gemma as gemma_judge
-from nash_jax.models import gemma, logprobs, partition, weights
-from nash_jax.types import Mean, TrainState
+from nash_jax.models import gemma, logprobs, lora, partition, weights
+from nash_jax.types import Mean, Params, TrainState
 
 SHOW = ("loss", "eval/loss", "eval/accuracy")
 
@@ -67,7 +67,7 @@ def run(config, workdir: str, progress: bool = True) -> dict[str, float]:
   if int(state.step) < it.config.steps:
     return {}
   if not it.config.export:
-    return _floats(it.evaluate(state.params))
+    return _floats(it.evaluate(it.policy(state.params)))
   del state  # what is exported takes its place
   return _export(it, workdir)
 
@@ -82,6 +82,8 @@ class Run(NamedTuple):
   rows: jax.sharding.NamedSharding
   like: TrainState  # shapes and shardings
   begin: Callable[[], TrainState]
+  policy: Callable[[Params], Params]  # from what is trained
+  merged: Callable[[Params], Params]  # a plain model from the same, float32
   train_step: Callable
   evaluate: Callable
 
@@ -104,14 +106,19 @@ def assemble(config) -> Run:
   loss = _make_loss(config, model, tok)
   tx = update.make_optimizer(config.optimizer, config.steps)
   rate = update.make_schedule(config.optimizer, config.steps)
+  start, join = lora.of(config)
 
   def init(params):
     if config.loss == "reward" and "head" not in params:
       params = head(params)
+    params = start(params)
     return TrainState(jnp.zeros((), jnp.int32), params, None, tx.init(params), {})
 
-  def train_step(state, batch):
-    grads, values = update.gradients(loss, state.params, batch, config.optimizer.micro_batches)
+  def train_step(base, state, batch):
+    grads, values = update.gradients(
+      lambda params, part: loss(join(base, params), part), state.params, batch,
+      config.optimizer.micro_batches,
+    )  # fmt: skip
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     values |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": rate(state.step),
@@ -121,15 +128,20 @@ def assemble(config) -> Run:
   like = jax.eval_shape(init, shapes)
   shardings = partition.shardings(like, mesh)
 
-  def begin():
-    params = checkpoint.load_weights(
-      config.model.weights, model, config.seed, mesh=mesh, head=config.loss == "reward"
-    )
-    return jax.jit(init, out_shardings=shardings)(params)
-
+  load = functools.partial(
+    checkpoint.load_weights, config.model.weights, model, config.seed, mesh=mesh,
+    head=config.loss == "reward",
+  )  # fmt: skip
+  adapted = config.model.lora.rank > 0
+  # Computed with in this type alone, as an online run's reference.
+  base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
+  step = jax.jit(train_step, donate_argnums=1, out_shardings=(shardings, everywhere))
   return Run(
-    config, model, data, held_out, rows, partition.abstract(like, shardings), begin,
-    train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere)),
+    config, model, data, held_out, rows, partition.abstract(like, shardings),
+    begin=lambda: jax.jit(init, out_shardings=shardings)(base if adapted else load()),
+    policy=functools.partial(join, base),
+    merged=lambda trained: lora.merge(join(load() if adapted else None, trained)),
+    train_step=functools.partial(step, base),
     evaluate=functools.partial(
       _evaluate, jax.jit(loss, out_shardings=everywhere), held_out, config, rows, tok
     ),
@@ -143,7 +155,7 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
     leave = stop.at(step) or final
     due = len(it.held_out) > 0 and (step % config.evaluation.every == 0 or final)
     if due:
-      values = it.evaluate(state.params)
+      values = it.evaluate(it.policy(state.params))
       log.push(step, values)
       log.clock(step, "evaluate", values)
     if step > first and (step % config.checkpoint.every == 0 or leave):
@@ -162,6 +174,7 @@ def _loop(it: Run, state, first, log, checkpoints, stop):
 def _export(it: Run, workdir) -> dict[str, float]:
   config, path, like = it.config, configs.path(it.config.export), it.like.params
   best, step = checkpoint.restore_part(workdir, "params", like, best=len(it.held_out) > 0)
+  best = it.merged(best)
   rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(x.dtype), best)
   figures = _floats(it.evaluate(rounded))
   card = {"step": step, "figures": figures, "config": configs.describe(config)}

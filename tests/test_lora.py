@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+import test_fit
 import test_train
 import tiny
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax import arena, checkpoint, sample, sampler, train, update
+from nash_jax import arena, checkpoint, fit, sample, sampler, train, update
 from nash_jax import config as configs
 from nash_jax.models import gemma, logprobs, lora, names, weights
 from nash_jax.objectives import algorithms
@@ -166,7 +167,7 @@ def whole(it, tmp_path_factory):
 
 
 def size(tree):
-  return sum(x.nbytes for x in jax.tree.leaves(tree))
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def test_all_that_training_holds_beside_the_base_is_adapters(it, assembled):
@@ -340,3 +341,57 @@ def test_the_arena_and_sampling_play_a_runs_policies(it, whole, merged, tmp_path
     said.append(capsys.readouterr().out)
   assert said[0] == said[1]
   assert "Once ▸" in said[0]
+
+
+@pytest.mark.parametrize("loss", ["sft", "judge", "reward"])
+def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeypatch):
+  c = test_fit.settings(tmp_path, loss)
+  c.export, c.export_dtype = str(tmp_path / "out.safetensors"), "float32"
+  c.model.lora.rank, c.model.weights = RANK, str(tmp_path / "base.safetensors")
+  model = gemma.preset("tiny", num_embed=1024)
+  weights.save(c.model.weights, normal(gemma.shapes(model), 0), model, "float32", {})
+  assemble, kept = fit.assemble, []
+  monkeypatch.setattr(fit, "assemble", lambda config: kept.append(assemble(config)) or kept[0])
+  figures = fit.run(c, tmp_path / "run", progress=False)
+  first = test_fit.lines(tmp_path / "run")[0]
+  assert figures["eval/loss"] < 0.8 * first["eval/loss"]
+  it = kept[0]
+  assert size(it.like) < 0.4 * size(gemma.shapes(model)), "two moments of adapters among them"
+  got = weights.load(c.export, model)
+  assert jax.tree.structure({**got, "head": 0}) == jax.tree.structure(
+    {**gemma.shapes(model), "head": 0}
+  )
+  again = fit._floats(it.evaluate(got))
+  assert again == pytest.approx(figures, rel=1e-5)
+  # The adapters that were trained say the same as the file they were merged into.
+  trained, _ = checkpoint.restore_part(tmp_path / "run", "params", it.like.params, best=True)
+  assert fit._floats(it.evaluate(it.policy(trained))) == pytest.approx(figures, rel=1e-3)
+  if loss == "reward":
+    head = it.begin().params["head"]["w"]
+    assert jnp.all(head != got["head"]["w"]), "the head is trained itself"
+  else:
+    from_run = checkpoint.load_weights(f"{tmp_path / 'run'}@params:best", model)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), from_run, got)
+
+
+def test_a_stopped_fit_of_adapters_goes_on_as_if_never_stopped(tmp_path, monkeypatch):
+  c = test_fit.settings(tmp_path)
+  c.model.lora.rank = RANK
+  it = fit.assemble(configs.resolve(c))
+  calls, step = [], it.train_step
+
+  def stopped(state, batch):
+    if len(calls) == 15:
+      raise RuntimeError("killed")
+    calls.append(1)
+    return step(state, batch)
+
+  monkeypatch.setattr(fit, "assemble", lambda config: it._replace(train_step=stopped))
+  with pytest.raises(RuntimeError, match="killed"):
+    fit.run(c, tmp_path / "cut", progress=False)
+  monkeypatch.setattr(fit, "assemble", lambda config: it)
+  states = []
+  for name in ("cut", "whole"):
+    fit.run(c, tmp_path / name, progress=False)
+    states.append(checkpoint.restore_part(tmp_path / name, "params", it.like.params)[0])
+  test_train.assert_same(*states)

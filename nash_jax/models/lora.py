@@ -70,7 +70,7 @@ def init(key: Array, base: Params, rank: int) -> Params:
   if not found:
     raise ValueError(f"model.lora: expected a Gemma's projections to adapt, got {sorted(base)}. "
                      "Set model.lora.rank=0.")  # fmt: skip
-  head = {"head": jax.tree.map(jnp.copy, base["head"])} if "head" in base else {}
+  head = {"head": {"w": base["head"]["w"].astype(jnp.float32)}} if "head" in base else {}
   return {**traverse_util.unflatten_dict(found), **head}
 
 
