@@ -1,5 +1,6 @@
 """Adapters: nothing until B moves, then the same policy whether joined or merged."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import test_fit
+import test_hosts
 import test_train
 import tiny
 from gemma import gm
@@ -145,18 +147,13 @@ def test_a_block_with_adapters_is_the_librarys(trees):
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def settings(**changes):
-  """Returns the tiny run's config with adapters that move within a few steps."""
-  return tiny.train({
-    "model.lora.rank": RANK, "optimizer.learning_rate": 0.02, "optimizer.eps": 1e-8,
-    **{name.replace("__", "."): value for name, value in changes.items()},
-  })  # fmt: skip
+CHANGES = {"model.lora.rank": RANK, "algorithm.reference_period": 2, "optimizer.learning_rate": 0.3}
 
 
 @pytest.fixture(scope="module")
 def it():
   """A run with adapters whose reference follows, assembled."""
-  return train.assemble(configs.resolve(settings(algorithm__reference_period=2)))
+  return train.assemble(configs.resolve(tiny.train(CHANGES)))
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +229,7 @@ def test_players_share_the_base_and_differ_by_their_adapters(it, whole):
   np.testing.assert_array_equal(logp["policy of mixture"], logp["policy"])
   for one, other in (("policy", "reference"), ("policy", "target"), ("target", "reference")):
     assert np.max(np.abs(logp[one] - logp[other])) > 1e-3, (one, other)
-  rule = update.make_update(configs.resolve(settings()), None)
+  rule = update.make_update(configs.resolve(tiny.train({"model.lora.rank": RANK})), None)
   assert rule.players(it.begin().replace(copies={}), it.ref)["reference"] is it.ref
 
 
@@ -261,8 +258,7 @@ def test_the_target_is_the_average_of_adapters(it):
 @pytest.mark.parametrize("name", algorithms.ROWS)
 def test_every_algorithm_keeps_copies_of_adapters(name):
   """And every player of its row can be made of them."""
-  period = {"algorithm__reference_period": 1} if name == "mpo" else {}
-  config = settings(algorithm__name=name, algorithm__samples=4, **period)
+  config = tiny.train({**CHANGES, "algorithm.name": name, "algorithm.samples": 4})
   rule, base = update.make_update(config, None), gemma.shapes(gemma.preset("tiny"))
   state = jax.eval_shape(rule.init, base)
   widest = max(x.size for x in jax.tree.leaves(state.params))
@@ -276,6 +272,12 @@ def test_every_algorithm_keeps_copies_of_adapters(name):
     for tree in trees:
       assert "lora" in tree["layers"]["0"], player
       assert jax.tree.structure(jax.eval_shape(lora.merge, tree)) == jax.tree.structure(base)
+
+
+def test_eight_devices_train_adapters_as_one_does(it, tmp_path):
+  one = dataclasses.replace(it, config=configs.resolve(tiny.train({**CHANGES, "steps": 2})))
+  eight = test_hosts.measured(1, 8, tmp_path / "eight", {**CHANGES, **tiny.EIGHT, "steps": 2})
+  test_hosts.assert_alike(eight, tiny.measure(one, tmp_path / "one"))
 
 
 def test_a_killed_run_goes_on_as_if_never_killed(it, whole, tmp_path):
