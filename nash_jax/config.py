@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 DTYPES = ("float32", "bfloat16", "float16")
-JUDGES = ("gemma", "gemma_text", "bradley_terry", "population", "table", "table_reward")
+JUDGES = ("gemma", "gemma_text", "bradley_terry", "population", "table", "table_reward", "http")
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 OPTIMIZERS = ("adamw", "adafactor", "sgd")
 # Groups whose entries have names of the user's own.
@@ -119,6 +119,15 @@ def train() -> ConfigDict:
       "answers": ("A", "B"),  # the pieces that say "the first" and "the second"
       "max_tokens": 0,  # of the judge's whole prompt; 0: as wide as the longest could be
       "mesh": {"data": 0, "fsdp": 0, "tensor": 0},  # 0: as in `mesh`
+      # Of the judge "http", in the arena: an OpenAI-compatible server's chat completions.
+      "http": {
+        "url": "http://127.0.0.1:8000/v1/chat/completions",
+        "model": "",
+        "timeout": 60.0,  # seconds a request
+        "retries": 4,
+        "backoff": 1.0,  # seconds before the first retry, doubled before each further one
+        "workers": 8,  # requests at a time
+      },
       "table": "",  # of the table judge: .npy [X A A], contexts by prompt index
       # A response's first tokens are its action: digits, token - first_token, in base table_tokens;
       # 0 for one token an action.
@@ -330,19 +339,34 @@ def _check_sampling(s):
         s.top_k, "top-p works within the top k: try top_k=64.")  # fmt: skip
 
 
-def _check_judge(config, where):
+def _check_judge(config, where, remote=False):
   from nash_jax.judges import template
 
   choose(f"{where}.name", config.name, JUDGES)
   if config.name in ("gemma", "gemma_text", "bradley_terry"):
     _check_model(config.model, f"{where}.model")
-  if config.name.startswith("gemma"):
+  if config.name == "http":
+    _check_http(config, where, remote)
+  if config.name.startswith("gemma") or config.name == "http":
     template.read(config.template)
     check(len({*config.answers}) == 2 == len(config.answers), f"{where}.answers",
           "two different pieces", config.answers, "Try ('A', 'B').")  # fmt: skip
     check(config.max_tokens >= (config.name == "gemma_text"), f"{where}.max_tokens",
           "a budget in the judge's tokens; 0, for none, is gemma's alone", config.max_tokens,
           "Try 2048.")  # fmt: skip
+
+
+def _check_http(config, where, remote):
+  h = config.http
+  check(remote, f"{where}.name", "a judge on this machine's devices", config.name,
+        "http answers in the arena alone: training asks too often.")  # fmt: skip
+  check(config.template != "stories", f"{where}.template", "one that asks in words",
+        config.template, "Set gemma, or a text file of yours.")  # fmt: skip
+  check(h.url.startswith(("http://", "https://")), f"{where}.http.url", "an http(s) address", h.url,
+        "It ends in /v1/chat/completions, mostly.")  # fmt: skip
+  check(h.model != "", f"{where}.http.model", "a name the server knows", h.model, "Set it.")
+  for name, least in (("timeout", 0.001), ("retries", 0), ("backoff", 0), ("workers", 1)):
+    check(h[name] >= least, f"{where}.http.{name}", f"at least {least}", h[name], "Raise it.")
 
 
 def _check_arena(config):
@@ -352,7 +376,7 @@ def _check_arena(config):
     for name, entry in config[group].items():
       _unknown_fields(entry, like, f"{group}.{name}.")
   for name, judge in config.judges.items():
-    _check_judge(judge, f"judges.{name}")
+    _check_judge(judge, f"judges.{name}", remote=True)
   for name, policy in config.policies.items():
     where, (file, _, part) = f"policies.{name}", path(policy.weights).partition("@")
     check(file and os.path.exists(file), f"{where}.weights", "a weights file or a run's workdir",
@@ -397,6 +421,8 @@ def judge_mesh(config) -> dict[str, int]:
 
   own = resolve_mesh(config.mesh, jax.device_count())
   sizes = {axis: size or own[axis] for axis, size in config.judge.mesh.items()}
+  check(config.judge.name != "gemma_text" or sizes == own, "judge.mesh",
+        f"the policy's, {own}, for gemma_text", sizes, "Set its sizes to 0.")  # fmt: skip
   return resolve_mesh(sizes, jax.device_count(), "judge.mesh")
 
 

@@ -41,7 +41,7 @@ def test_defaults_are_good_and_come_back_locked(kind):
     ("algorithm.name", "nash_pm", "algorithm.name: got 'nash_pm', expected one of best_response, "
      "egpo, .*sppo; did you mean 'nash_mp'"),
     ("judge.name", "popular", "judge.name: got 'popular', expected one of bradley_terry, gemma, "
-     "gemma_text, population, table, table_reward; did you mean 'population'"),
+     "gemma_text, http, population, table, table_reward; did you mean 'population'"),
     ("model.dtype", "float64", "model.dtype: got 'float64', expected one of bfloat16, float16"),
     ("model.template", "chat", "model.template: got 'chat', expected one of gemma, plain"),
     ("optimizer.name", "adam", "optimizer.name: got 'adam', expected one of adafactor, adamw"),
@@ -155,6 +155,22 @@ def test_a_tokenizer_with_more_pieces_than_the_model_has_rows(refuse):
 def test_a_judge_that_is_not_there(refuse, name):
   changes = {"judge.name": name, "judge.model.weights": "none.safetensors"}
   refuse(tiny.train(changes), "judge.model.weights: expected a file that exists, got 'none")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"answers": ("A",)}, r"judge.answers: expected two different pieces, got \('A',\)"),
+    ({"max_tokens": -1}, "judge.max_tokens: expected a budget in the judge's tokens"),
+    ({"name": "gemma_text"}, "judge.max_tokens: expected a budget.*got 0. Try 2048"),
+    ({"name": "gemma_text", "max_tokens": 99, "mesh.fsdp": 8}, "judge.mesh: expected the policy's"),
+    ({"name": "http"}, "judge.name: expected a judge on this machine's devices, got 'http'"),
+    ({"template": "story"}, "got 'story', expected one of gemma, stories; did you mean 'stories'"),
+  ],
+)
+def test_a_judge_that_cannot_be_asked(refuse, changes, message):
+  changes = {f"judge.{name}": value for name, value in changes.items()}
+  refuse(tiny.train({"judge.name": "gemma", **changes}), message)
 
 
 def test_a_table_that_is_no_game(refuse, tmp_path):

@@ -52,9 +52,11 @@ def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
   Raises:
     ValueError: an unknown judge, weights or a tokenizer that do not fit, a table that is no game.
   """
-  from nash_jax.judges import bradley_terry, gemma, population, table, text
+  from nash_jax.judges import bradley_terry, gemma, http, population, table, text
 
   choose("judge.name", config.name, JUDGES)
+  if config.name == "http":
+    return http.make(config, tokenizer)
   if config.name.startswith("table") or config.name == "population":
     small = table.make(config, tokenizer) if "table" in config.name else population.make(tokenizer)
     return small if mesh is None else small.replace(params=partition.place(small.params, mesh))
