@@ -1,6 +1,7 @@
 """The whole run state on disk: asynchronous, atomic, and verified before it is used again.
 
 workdir/config.json, versions.json      what the run was started with last
+workdir/base.json                       sums of the parameters it never changes
 workdir/checkpoints/00000050/<field>    one Orbax folder for every field of the state
 workdir/checkpoints/00000050/manifest   type and sum of every leaf, score, config, versions
 
@@ -316,6 +317,29 @@ def restore_part(
   return tree[part], step
 
 
+def verify_base(workdir, base: Params, record: bool = False) -> None:
+  """Raises ValueError where parameters that a run never changes are not those it began with.
+
+  Args:
+    base: the reference, in which adapters learn; known by its sum in its type.
+    record: remember those of a type that is new here.
+  """
+  path = _folder(workdir).parent / "base.json"
+  known = json.loads(path.read_text()) if path.exists() else {}
+  dtype = str(jax.tree.leaves(base)[0].dtype)
+  sums = jax.device_get(_sums(_leaves(base)))
+  here = sum(int(total) for total, _ in sums.values()) % 2**32
+  if known.setdefault(dtype, here) != here:
+    raise ValueError(
+      f"model.weights of {path.parent}: expected what the run began with, got other numbers. Put"
+      f" them back, or, to go on with these, delete {path}."
+    )
+  if record and jax.process_index() == 0:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(known) + "\n")
+    part.replace(path)
+
+
 def load_weights(
   spec: str, model: gemma.GemmaConfig, seed: int = 0, dtype=jnp.float32, mesh=None, *,
   head: bool = False,
@@ -330,7 +354,8 @@ def load_weights(
     head: keep the head that a reward model's file has.
 
   Raises:
-    ValueError: no such weights, or ones of another shape (the first difference is named).
+    ValueError: no such weights, or ones of another shape (the first difference is named); adapters
+      whose base is another now.
   """
   like = gemma.shapes(model)
   shardings = None if mesh is None else partition.shardings(like, mesh)
@@ -349,6 +374,7 @@ def load_weights(
     start, join = lora.of(ConfigDict(ran))
     like = jax.eval_shape(start, like)
     base = load_weights(ran["model"]["weights"], model, ran["seed"], mesh=mesh)
+    verify_base(where, gemma.cast(base, ran["model"]["dtype"]))
   if mesh is not None:
     like = partition.abstract(like, partition.shardings(like, mesh))
   trained, _ = restore_part(where, part or "params", like, number, step == "best")

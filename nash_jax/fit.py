@@ -80,6 +80,7 @@ class Run(NamedTuple):
   data: Any
   held_out: Any
   rows: jax.sharding.NamedSharding
+  ref: Params | None  # what adapters learn in
   like: TrainState  # shapes and shardings
   begin: Callable[[], TrainState]
   policy: Callable[[Params], Params]  # from what is trained
@@ -137,7 +138,7 @@ def assemble(config) -> Run:
   base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
   step = jax.jit(train_step, donate_argnums=1, out_shardings=(shardings, everywhere))
   return Run(
-    config, model, data, held_out, rows, partition.abstract(like, shardings),
+    config, model, data, held_out, rows, base, partition.abstract(like, shardings),
     begin=lambda: jax.jit(init, out_shardings=shardings)(base if adapted else load()),
     policy=functools.partial(join, base),
     merged=lambda trained: lora.merge(join(load() if adapted else None, trained)),

@@ -18,8 +18,9 @@ def play(
 
   Args:
     config: resolved.
-    assemble: from the config to the run, whose `like` is the state's shapes and shardings, and
-      `begin()` the state of a fresh one; called once the folder is known to be the run's own.
+    assemble: from the config to the run, whose `ref` are parameters that never change, or None,
+      `like` the state's shapes and shardings, and `begin()` the state of a fresh one; called once
+      the folder is known to be the run's own.
     loop: (run, state, first step, metrics, checkpoints, stop) -> the last state.
     show: metrics of the progress bar.
     advice: what to change where the loss is not finite.
@@ -38,6 +39,8 @@ def play(
   )  # fmt: skip
   with contextlib.closing(checkpoints):
     it = assemble(config)
+    if it.ref is not None:
+      checkpoint.verify_base(workdir, it.ref, record=True)
     state, first = checkpoints.restore(it.like) or (it.begin(), 0)
     log = metrics.Metrics(
       workdir, first_step=first, total_steps=config.steps, show=show, progress=progress,

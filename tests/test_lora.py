@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -254,6 +256,17 @@ def test_the_target_is_the_average_of_adapters(it):
   moved = optax.incremental_update(after.params, centre, it.config.algorithm.kappa)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.target, moved)
 
+  kappa, (_, join) = it.config.algorithm.kappa, lora.of(it.config)
+  new, old, moved = (
+    lora.merge(join(it.ref, tree))["layers"]["0"]["mlp"]["linear"]
+    for tree in (after.params, centre, after.target)
+  )
+  pairs = [tree["layers"]["0"]["mlp"]["linear"] for tree in (after.params, centre)]
+  a, b = (pairs[0][name] - pairs[1][name] for name in "ab")
+  short = kappa * (1 - kappa) * it.config.model.lora.alpha / RANK * a @ b
+  np.testing.assert_allclose(kappa * new + (1 - kappa) * old - moved, short, atol=1e-5)
+  assert jnp.max(jnp.abs(short)) > 0.1
+
 
 @pytest.mark.parametrize("name", algorithms.ROWS)
 def test_every_algorithm_keeps_copies_of_adapters(name):
@@ -278,6 +291,11 @@ def test_eight_devices_train_adapters_as_one_does(it, tmp_path):
   one = dataclasses.replace(it, config=configs.resolve(tiny.train({**CHANGES, "steps": 2})))
   eight = test_hosts.measured(1, 8, tmp_path / "eight", {**CHANGES, **tiny.EIGHT, "steps": 2})
   test_hosts.assert_alike(eight, tiny.measure(one, tmp_path / "one"))
+  eight, one = (  # and one device reads what eight have written
+    checkpoint.load_weights(f"{tmp_path / name}@target", gemma.preset("tiny", num_embed=1024))
+    for name in ("eight", "one")
+  )
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), eight, one)
 
 
 def test_a_killed_run_goes_on_as_if_never_killed(it, whole, tmp_path):
@@ -305,6 +323,22 @@ def test_a_runs_folder_gives_plain_models(it, whole, merged):
   earlier = checkpoint.load_weights(f"{whole[0]}@params:3", model)
   moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), earlier, merged["params"])
   assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_adapters_whose_base_has_changed_are_refused(whole, tmp_path):
+  """In another base they would be another policy."""
+  folder, c = tmp_path / "run", tiny.train(CHANGES)
+  shutil.copytree(whole[0], folder)
+  ran = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps({**ran, "seed": 1}))
+  model = gemma.preset("tiny", num_embed=1024)
+  with pytest.raises(ValueError, match=r"model.weights of .*run: expected what the run began with"):
+    checkpoint.load_weights(str(folder), model)
+  c.seed, c.checkpoint.allow = 1, ("seed",)
+  with pytest.raises(ValueError, match=r"model.weights of .*run: expected what the run began with"):
+    train.run(c, folder)
+  (folder / "base.json").unlink()
+  checkpoint.load_weights(str(folder), model)
 
 
 def test_exports_are_plain_models_with_the_policys_logits(it, whole, merged, tmp_path):
