@@ -1,6 +1,7 @@
 """The `nash-jax` command: one sub-command a job."""
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import sys
@@ -88,6 +89,8 @@ def _join() -> None:
         " launch/local.sh sets all three."
       ) from error
     jax.distributed.initialize(coordinator, count, this, **patience)
+  if coordinator:
+    faulthandler.disable()  # where another died, jax says so and aborts: a dump would bury it
 
 
 @contextlib.contextmanager
