@@ -29,6 +29,7 @@ def train(changes=()):
   c.prompts.update({"batch_size": 8, "max_tokens": 12, "overflow": "cut"})
   c.sampling.max_tokens = 12
   c.judge.name = "population"
+  c.judge.model = c.model.copy_and_resolve_references()
   c.steps, c.checkpoint.every = 6, 3
   c.evaluation.update({"every": 3, "prompts": 16})
   # Nearly gradient descent: Adam's own division would make steps of rounding errors.
@@ -37,9 +38,14 @@ def train(changes=()):
   return c
 
 
-def get_config():
-  """Returns the same, for `--config=tests/tiny.py`."""
-  return train()
+def get_config(kind=""):
+  """Returns the same for `--config=tests/tiny.py`; a fit's for tests/tiny.py:FOLDER,LOSS."""
+  if not kind:
+    return train()
+  from test_fit import settings
+
+  folder, loss = kind.split(",")
+  return settings(pathlib.Path(folder), loss)
 
 
 def batch(it: online.Run):
