@@ -21,6 +21,8 @@ JOBS = {
   "demo": ("demo", "configs/stories.py", "train the bundled storyteller, then hold the arena"),
 }
 
+SEVERAL = ("train", "fit")  # jobs that several processes do together
+
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
 SHORT = {"sample": ("prompt", "file", "realign")}
 
@@ -96,20 +98,26 @@ def _join() -> None:
 @contextlib.contextmanager
 def _together(job: str):
   """Has one of several processes that fails leave at once: the others wait for its part."""
+  if not os.environ.get("NASH_JAX_COORDINATOR"):
+    yield
+    return
   _join()
+  import jax
+  from absl import logging
+
+  here, count = jax.process_index(), jax.process_count()
+  if here:
+    logging.set_verbosity(logging.WARNING)  # the first one speaks for all
   try:
+    if count > 1 and job not in SEVERAL:
+      raise ValueError(f"expected one process, got {count}; on several run {', '.join(SEVERAL)}")
     yield
   except BaseException as error:
-    import jax
-
-    if jax.process_count() == 1:
-      raise
     if not isinstance(error, ValueError):
       traceback.print_exc()
     print(
-      f"nash-jax {job}: {error}\nprocess {jax.process_index()} of {jax.process_count()} stops. If"
-      " another failed first, its log says why. The same command goes on from the last checkpoint.",
-      file=sys.stderr, flush=True,
+      f"nash-jax {job}: {error}\nprocess {here} of {count} stops. If another failed first, its log"
+      " says why. The same command goes on from the last checkpoint.", file=sys.stderr, flush=True,
     )  # fmt: skip
     # Without Python's own end, which would wait for the others at a barrier.
     os._exit(2 if isinstance(error, ValueError) else 1)

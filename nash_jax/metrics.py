@@ -5,13 +5,16 @@ import itertools
 import json
 import math
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
 import jax
 import tensorboardX
 import tqdm
+from etils import epath
 
 from nash_jax.types import Mean
 
@@ -51,6 +54,8 @@ class Metrics:
 
   A line holds all values of a step and is written when the next step's first values are pushed.
   Process 0 writes; every process reads, so that all of them stop at a loss that is not finite.
+  Files in a bucket cannot grow: of a workdir there, the record is kept here and copied before every
+  checkpoint and at the end.
 
   Args:
     first_step: where the run begins or goes on; what it wrote from there on before is dropped.
@@ -69,10 +74,16 @@ class Metrics:
     self._texts = []
     self._waiter = concurrent.futures.ThreadPoolExecutor(1, "clock")
     self._writes = jax.process_index() == 0
-    self._workdir = workdir = pathlib.Path(workdir)
+    self._bucket = epath.Path(workdir) if "://" in str(workdir) else None
     self._profile, self._tracing = profile, False
+    if self._bucket:
+      workdir = tempfile.mkdtemp(prefix="nash_jax_")
+    self._workdir = workdir = pathlib.Path(workdir)
     if self._writes:
       workdir.mkdir(parents=True, exist_ok=True)
+      for name in ("metrics.jsonl", "samples.jsonl") if self._bucket else ():
+        if (self._bucket / name).exists():
+          (workdir / name).write_bytes((self._bucket / name).read_bytes())
       self._lines = _open(workdir / "metrics.jsonl", first_step)
       self._samples = _open(workdir / "samples.jsonl", first_step)
       self._board = tensorboardX.SummaryWriter(
@@ -128,6 +139,12 @@ class Metrics:
     if self._pending is not None and self._pending[0] < step:
       before, self._pending = self._pending, None
       self._write(before)
+    if self._bucket and self._writes:
+      self._board.flush()
+      for path in (path for path in self._workdir.rglob("*") if path.is_file()):
+        there = self._bucket / path.relative_to(self._workdir)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(path.read_bytes())
 
   def read(self, step: int, values: dict) -> dict[str, float | None]:
     """Waits for a step's values and returns them as floats: the loop's only device read."""
@@ -206,3 +223,5 @@ class Metrics:
         self._lines.close()
         self._samples.close()
         self._board.close()
+      if self._bucket:
+        shutil.rmtree(self._workdir)

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from absl import logging
 from jax import numpy as jnp
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from nash_jax import config as configs
@@ -105,6 +106,8 @@ def make_exact(config, score: Callable, held_out, ref: Params) -> Callable[[Para
   """Returns params -> the exact metrics of a run's policy; see Game."""
   game, beta = Game.of(config, held_out), config.algorithm.beta
   log_ref = jax.jit(functools.partial(game.log_policy, score))(ref)
+  # On the host, for a function may not close over what lies on several.
+  log_ref = multihost_utils.process_allgather(log_ref, tiled=True)
   log_star = game.log_equilibrium(log_ref, beta)
   return lambda params: game.exact(game.log_policy(score, params), log_ref, log_star, beta)
 

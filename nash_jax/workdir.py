@@ -1,9 +1,10 @@
 """What every long run does with its folder: start or go on, record, save, and stop cleanly."""
 
 import contextlib
-import pathlib
 from collections.abc import Callable
 from typing import Any
+
+from etils import epath
 
 from nash_jax import checkpoint, metrics
 from nash_jax import config as configs
@@ -32,7 +33,7 @@ def play(
     ValueError: a folder of another run, or one that cannot be written.
     FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   checkpoints = checkpoint.Checkpoints(
     workdir, keep=config.checkpoint.keep, config=configs.describe(config),
     allow=tuple(config.checkpoint.allow),

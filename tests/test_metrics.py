@@ -6,9 +6,11 @@ import re
 import sys
 import types
 
+import fsspec
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from jax import numpy as jnp
 
 from nash_jax import metrics
@@ -36,6 +38,22 @@ def run(workdir, first, last, **kwargs):
     m.push(step, {"loss": Mean(jnp.float32(step / 3), jnp.float32(3)), "kappa": 0.1})
     m.text(step, "samples", jnp.int32(step), lambda x: [f"text {int(x)}"])
   return m
+
+
+def test_the_record_of_a_workdir_in_a_bucket_is_copied_there(tmp_path, monkeypatch):
+  memory = fsspec.filesystem("memory")
+  monkeypatch.setattr(memory, "_strip_protocol", lambda path: path.replace("gs://", "/"))
+  monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda name: memory)
+  monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+  run(tmp_path, 0, 9).close()
+  first = run("gs://bucket/run", 0, 6)
+  first.flush(5)
+  assert json.loads(memory.cat("/bucket/run/metrics.jsonl").splitlines()[-1])["step"] == 4
+  run("gs://bucket/run", 5, 9).close()  # as after a death: what was not copied is written again
+  for name in ("metrics.jsonl", "samples.jsonl"):
+    (tmp_path / name).write_bytes(memory.cat(f"/bucket/run/{name}"))
+    assert [line["step"] for line in lines(tmp_path, name)] == list(range(9))
+  assert sum("/tensorboard/" in path for path in memory.store) == 2
 
 
 def test_a_step_is_read_only_after_the_next_is_pushed(tmp_path, monkeypatch):
