@@ -118,6 +118,7 @@ def train() -> ConfigDict:
       "template": "stories",  # a name, or a text file with {prompt}, {a} and {b}
       "answers": ("A", "B"),  # the pieces that say "the first" and "the second"
       "max_tokens": 0,  # of the judge's whole prompt; 0: as wide as the longest could be
+      "micro_batches": 1,  # parts of a batch that the Gemma judge sees one after another
       "mesh": {"data": 0, "fsdp": 0, "tensor": 0},  # 0: as in `mesh`
       # Of the judge "http", in the arena: an OpenAI-compatible server's chat completions.
       "http": {
@@ -351,6 +352,8 @@ def _check_judge(config, where, remote=False):
     template.read(config.template)
     check(len({*config.answers}) == 2 == len(config.answers), f"{where}.answers",
           "two different pieces", config.answers, "Try ('A', 'B').")  # fmt: skip
+    check(config.micro_batches > 0, f"{where}.micro_batches", "a positive number",
+          config.micro_batches, "Set 1.")  # fmt: skip
     check(config.max_tokens >= (config.name == "gemma_text"), f"{where}.max_tokens",
           "a budget in the judge's tokens; 0, for none, is gemma's alone", config.max_tokens,
           "Try 2048.")  # fmt: skip
@@ -513,6 +516,10 @@ def _check_train(config):
   _check_judge(config.judge, "judge")
   rows = _check_steps(config, config.prompts.batch_size, "prompts.batch_size")
   judge_mesh(config)
+  check(
+    config.prompts.batch_size % (rows * config.judge.micro_batches) == 0, "judge.micro_batches",
+    f"a divisor of prompts.batch_size / {rows} devices", config.judge.micro_batches, "Lower it.",
+  )  # fmt: skip
   evaluated = config.evaluation.prompts
   check(evaluated > 0 and evaluated % rows == 0, "evaluation.prompts",
         f"a multiple of data x fsdp = {rows} devices", evaluated, f"Try {64 * rows}.")  # fmt: skip

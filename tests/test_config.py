@@ -164,6 +164,8 @@ def test_a_judge_that_is_not_there(refuse, name):
     ({"max_tokens": -1}, "judge.max_tokens: expected a budget in the judge's tokens"),
     ({"name": "gemma_text"}, "judge.max_tokens: expected a budget.*got 0. Try 2048"),
     ({"name": "gemma_text", "max_tokens": 99, "mesh.fsdp": 8}, "judge.mesh: expected the policy's"),
+    ({"micro_batches": 0}, "judge.micro_batches: expected a positive number, got 0"),
+    ({"micro_batches": 3}, "judge.micro_batches: expected a divisor of prompts.batch_size"),
     ({"name": "http"}, "judge.name: expected a judge on this machine's devices, got 'http'"),
     ({"template": "story"}, "got 'story', expected one of gemma, stories; did you mean 'stories'"),
   ],

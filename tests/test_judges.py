@@ -331,6 +331,18 @@ def test_verdicts_under_a_budget_are_antisymmetric_and_counted():
   assert np.abs(verdict.p_win[:2] - free.p_win[:2]).max() > 1e-4
 
 
+def test_verdicts_do_not_depend_on_how_many_pairs_are_seen_at_once():
+  prompts, rows = examples()
+  prompts, y = prompts_of(prompts, 8), responses_of(rows, 8)
+  whole = asked(built("gemma", max_tokens=28), prompts, y, None)
+  parts = asked(built("gemma", max_tokens=28, micro_batches=4), prompts, y, None)  # 6 pairs by 2
+  np.testing.assert_allclose(parts.p_win, whole.p_win, atol=1e-6)
+  np.testing.assert_array_equal(parts.valid, whole.valid)
+  for name, mean in whole.metrics.items():
+    np.testing.assert_array_equal(parts.metrics[name].weight, mean.weight)
+    np.testing.assert_allclose(parts.metrics[name].value(), mean.value(), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [

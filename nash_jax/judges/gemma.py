@@ -3,6 +3,8 @@
 Both orders of presentation are asked and averaged, so the verdict is antisymmetric by construction.
 """
 
+import functools
+import math
 import pathlib
 
 import jax
@@ -88,7 +90,22 @@ def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
 
   if params is None:
     params = load(config.model, model, gemma.init, mesh)
-  return Judge(params, judges.pairwise(compare))
+  return Judge(params, judges.pairwise(functools.partial(_in_parts, compare, config.micro_batches)))
+
+
+def _in_parts(compare, most, params, prompts, a, b):
+  """Compares N pairs in gcd(most, N) parts, one after another, which only memory notices.
+
+  Each part takes every n-th pair, so that no pair changes its device.
+  """
+  if (parts := math.gcd(most, len(a.tokens))) == 1:
+    return compare(params, prompts, a, b)
+  rows = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (prompts, a, b)
+  )
+  p, valid, metrics = jax.lax.map(lambda part: compare(params, *part), rows)
+  metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+  return p.T.reshape(-1), valid.T.reshape(-1), metrics
 
 
 def architecture(config, tokenizer) -> tuple[gemma.GemmaConfig, dict]:
