@@ -200,6 +200,8 @@ def test_a_request_that_is_refused_says_what_to_check(serve):
   with pytest.raises(ValueError, match=r"answered 401 .*model, and the environment variable NASH"):
     remote.ask(config, "text")
   assert server.asked["text"] == 1
+  with pytest.raises(jax.errors.JaxRuntimeError, match=r"answered 401 .*check judge.http.url"):
+    jax.block_until_ready(verdict_of(config))
 
 
 @pytest.mark.parametrize(
