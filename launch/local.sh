@@ -9,7 +9,8 @@ usage: launch/local.sh N JOB [FLAG ...]
 N processes of `nash-jax JOB FLAG ...`, each with one CPU device (DEVICES=2 launch/local.sh ... for
 two). They find each other through the variables NASH_JAX_COORDINATOR (host:port of process 0),
 NASH_JAX_PROCESSES and NASH_JAX_PROCESS_ID. Lines of process i begin with [i]. Ctrl-C and SIGTERM go
-to all of them; where one fails, so do the rest, and its exit status is the script's.
+to all of them; where one fails the rest end too, within NASH_JAX_HEARTBEAT seconds (100), and its exit
+status is the script's.
 
 example: launch/local.sh 2 train --config=configs/stories.py --workdir=runs/two
 EOF

@@ -11,7 +11,8 @@ import tiny
 from jax import numpy as jnp
 
 from nash_jax import checkpoint, metrics, train
-from nash_jax.models import gemma
+from nash_jax.models import gemma, logprobs
+from nash_jax.types import Prompts
 
 
 def lines(workdir, name="metrics.jsonl"):
@@ -95,6 +96,20 @@ def test_a_policy_begins_as_its_reference_and_target(whole):
 def test_the_reference_is_donated_to_nothing(whole, assembled):
   model = gemma.preset("tiny", num_embed=1024)
   assert_same(assembled.ref, checkpoint.load_weights("", model, assembled.config.seed))
+
+
+def test_a_reference_is_the_same_held_in_the_type_it_is_computed_with():
+  model = gemma.preset("tiny", num_embed=1024)
+  whole = checkpoint.load_weights("", model)
+  held = checkpoint.load_weights("", model, dtype=jnp.bfloat16)
+  assert_same(held, gemma.cast(whole, jnp.bfloat16))
+  rng = np.random.default_rng(0)
+  prompts = Prompts(rng.integers(5, 1024, (3, 4)), np.ones((3, 4), bool), np.arange(3))
+  tokens, mask = rng.integers(5, 1024, (3, 2, 5)), np.ones((3, 2, 5), bool)
+  score = jax.jit(lambda params: logprobs.response_logprobs(
+    params, model, prompts, tokens, mask, dtype=jnp.bfloat16
+  ))  # fmt: skip
+  assert_same(score(held), score(whole))
 
 
 def kill():
