@@ -307,8 +307,8 @@ def _check_model(config, where):
     )  # fmt: skip
 
 
-def _check_steps(config, batch_size, batch_field) -> int:
-  """Returns over how many devices a batch is split."""
+def _check_steps(config, batch_size, batch_field, devices=None) -> int:
+  """Returns over how many of the devices, by default those there are, a batch is split."""
   check(config.steps > 0, "steps", "a positive number", config.steps, "Set --config.steps.")
   for name in ("checkpoint", "evaluation"):
     every = config[name].every
@@ -321,7 +321,7 @@ def _check_steps(config, batch_size, batch_field) -> int:
         f"a divisor of {batch_field} = {batch_size}", micro, "Change one of the two.")  # fmt: skip
   import jax
 
-  mesh = resolve_mesh(config.mesh, jax.device_count())
+  mesh = resolve_mesh(config.mesh, devices or jax.device_count())
   rows = mesh["data"] * mesh["fsdp"]
   check(
     (batch_size // micro) % rows == 0, batch_field,
@@ -418,15 +418,13 @@ def resolve_mesh(mesh, devices: int, field: str = "mesh") -> dict[str, int]:
   return sizes
 
 
-def judge_mesh(config) -> dict[str, int]:
+def judge_mesh(config, devices: int) -> dict[str, int]:
   """Returns the sizes of the mesh on which an online run's judge is laid out."""
-  import jax
-
-  own = resolve_mesh(config.mesh, jax.device_count())
+  own = resolve_mesh(config.mesh, devices)
   sizes = {axis: size or own[axis] for axis, size in config.judge.mesh.items()}
   check(config.judge.name != "gemma_text" or sizes == own, "judge.mesh",
         f"the policy's, {own}, for gemma_text", sizes, "Set its sizes to 0.")  # fmt: skip
-  return resolve_mesh(sizes, jax.device_count(), "judge.mesh")
+  return resolve_mesh(sizes, devices, "judge.mesh")
 
 
 def _check_fit(config):
@@ -469,9 +467,12 @@ def _check_sample(config):
   )  # fmt: skip
 
 
-def _check_train(config):
+def _check_train(config, devices=None):
+  import jax
+
   from nash_jax.objectives import algorithms
 
+  devices = devices or jax.device_count()
   row = algorithms.row(config.algorithm.name)
   a, s = config.algorithm, config.sampling
   check(a.beta > 0, "algorithm.beta", "a positive KL weight", a.beta, "Try 0.1.")
@@ -514,8 +515,8 @@ def _check_train(config):
   _check_sampling(s)
   choose("prompts.overflow", config.prompts.overflow, ("drop", "cut"))
   _check_judge(config.judge, "judge")
-  rows = _check_steps(config, config.prompts.batch_size, "prompts.batch_size")
-  judge_mesh(config)
+  rows = _check_steps(config, config.prompts.batch_size, "prompts.batch_size", devices)
+  judge_mesh(config, devices)
   check(
     config.prompts.batch_size % (rows * config.judge.micro_batches) == 0, "judge.micro_batches",
     f"a divisor of prompts.batch_size / {rows} devices", config.judge.micro_batches, "Lower it.",
@@ -536,8 +537,11 @@ _KINDS = {
 }
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict, devices: int | None = None) -> ConfigDict:
   """Returns a frozen copy of a run's config, checked.
+
+  Args:
+    devices: how many an online run is to have, where these are not the ones that there are.
 
   Raises:
     ValueError: what, expected, got and how to fix it, before any weights load.
@@ -553,7 +557,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
   config = config.copy_and_resolve_references()
   if "model" in config:
     _check_model(config.model, "model")
-  check_fields(config)
+  check_fields(config, *([devices] if devices else []))
   return config.lock()
 
 

@@ -16,12 +16,21 @@ JOBS = {
   "arena": ("arena", "configs/arena.py", "policies against policies: win rates and intervals"),
   "compare": ("compare", "configs/short_compare.py", "methods side by side, each at its best rate"),
   "sweep": ("compare", "configs/ablations/kappa.py", "an ablation: kappa, beta or eta"),
+  "plan": ("plan", "configs/gemma2_2b.py", "memory and time of a run on TPUs that are not here"),
   "short_game": ("short_game", "configs/short_game.py", "draw the short games and their reference"),
   "games": ("games.study", "configs/games/theorem.py", "exact games: solvers, rates, figures"),
   "demo": ("demo", "configs/stories.py", "train the bundled storyteller, then hold the arena"),
 }
 
 SEVERAL = ("train", "fit")  # jobs that several processes do together
+
+# Flags of a job instead of --workdir, since it leaves nothing there: (default, help).
+FLAGS = {
+  "plan": {
+    "topology": ("v5e:4x4", "A TPU topology, v5e:4x4 or v5e-16; local for this machine."),
+    "json": ("", "File for the plan as JSON."),
+  },
+}
 
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
 SHORT = {"sample": ("prompt", "file", "realign")}
@@ -134,7 +143,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
       "config", default, f"Config file of the run (default {default}).",
       sys_argv=["nash-jax", *arguments],
     )
-  workdir = flags.DEFINE_string("workdir", f"runs/{job}", "Folder for everything the job leaves.")
+  workdir = {"workdir": (f"runs/{job}", "Folder for everything the job leaves.")}
+  others = [flags.DEFINE_string(name, *of) for name, of in FLAGS.get(job, workdir).items()]
 
   def parse(argv):
     with _told(job):
@@ -151,12 +161,12 @@ def _run_job(job: str, arguments: list[str]) -> None:
     # Orbax reports every read; a user wants this program's own notes, and everybody's warnings.
     handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
     with _together(job):
-      importlib.import_module(f"nash_jax.{module}").run(config.value, workdir.value)
+      importlib.import_module(f"nash_jax.{module}").run(config.value, *(f.value for f in others))
 
   if any(a in ("-h", "--help") for a in arguments):
     print(f"nash-jax {job}: {what}\n")
-    for flag in (config.name, workdir.name):
-      print(f"  --{flag}: {flags.FLAGS[flag].help} [{flags.FLAGS[flag].value}]")
+    for flag in (config, *others):
+      print(f"  --{flag.name}: {flags.FLAGS[flag.name].help} [{flags.FLAGS[flag.name].value}]")
     return
   app.run(main, argv=["nash-jax", *arguments], flags_parser=parse)
 

@@ -1,91 +1,95 @@
 """What an online run holds in one device's memory, from shapes alone, and what to change."""
 
-import functools
 import math
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import AbstractMesh
 
 from nash_jax import report, update
-from nash_jax.models import gemma
+from nash_jax.judges import bradley_terry
+from nash_jax.models import gemma, partition
 from nash_jax.objectives import algorithms
 
 GIB = 2**30
-DEVICES = {"T4": 15.0, "v5e-1": 15.75}  # GiB that a program may use
-# Tried in this order, each on top of those before.
-SAVINGS = (
-  ("optimizer.name", "adafactor", "Adam's two moments go"),
-  ("model.remat", True, "activations are computed again in the backward pass"),
-  ("optimizer.micro_batches", 8, "an eighth of a batch has activations at one time"),
-  ("model.logit_chunk", 4, "fewer columns have logits at one time"),
-  ("prompts.batch_size", 8, "fewer responses are drawn at one time"),
-  ("algorithm.name", "reg_self_play", "no target: another algorithm, so the last resort"),
-)
+ONE = {"data": 1, "fsdp": 1, "tensor": 1}  # the mesh of a single device
 
 
-def estimate(config) -> dict[str, float]:
-  """Returns the bytes of each part of a run on one device; no array is made.
+class Chip(NamedTuple):
+  """Bytes that a program may use, and published peaks: bfloat16 FLOP/s, bytes/s of memory."""
 
-  Exact for parameters, optimiser state and cache. "activations" is a lower bound: what one layer
-  of the backward pass needs, and what all layers keep for it.
+  hbm: float
+  flops: float
+  bandwidth: float
+
+
+# By jax's device kind. TPU: what the compiler allows, and cloud.google.com/tpu/docs; GPU: their
+# data sheets, dense, without what the driver keeps for itself.
+CHIPS = {
+  "TPU v5 lite": Chip(15.75 * GIB, 197e12, 819e9),
+  "TPU v5": Chip(95.73 * GIB, 459e12, 2765e9),
+  "TPU v6 lite": Chip(31.24 * GIB, 918e12, 1640e9),
+  "Tesla T4": Chip(15.0 * GIB, 65e12, 320e9),
+  "NVIDIA H100 80GB HBM3": Chip(78 * GIB, 989e12, 3350e9),
+  "NVIDIA H200": Chip(139 * GIB, 989e12, 4800e9),
+}
+DEVICES = {"T4": "Tesla T4", "v5e-1": "TPU v5 lite"}  # names of a notebook's one device
+# Parts of an estimate: what is held all the time, and what two phases need besides.
+HELD = ("parameters", "target and copies", "optimiser state", "reference", "judge")
+PHASES = {
+  "sample": ("weights for decoding", "cache for decoding"),
+  "update": ("gradient and update", "logits of a chunk", "activations"),
+}
+
+
+def estimate(config, mesh: dict[str, int] = ONE) -> dict[str, float]:
+  """Returns the bytes of each part of a run on one device, from shapes alone.
+
+  Exact but for "activations", a lower bound: what one layer of the backward pass needs, and what
+  all layers keep for it.
 
   Args:
     config: of an online run; its weights need not exist.
+    mesh: sizes of data, fsdp and tensor; one device where it is left out.
   """
   a, model = config.algorithm, gemma.preset(config.model.preset, **config.model.changes)
   shapes, row = gemma.shapes(model), algorithms.row(a.name)
   state = jax.eval_shape(update.make_update(config, None).init, shapes)
   dtype = jnp.dtype(config.model.dtype)
-  rows, length = config.prompts.batch_size * a.samples, config.sampling.max_tokens
+  split = AbstractMesh(tuple(mesh.values()), tuple(mesh))
+  tensor = AbstractMesh((1, 1, mesh["tensor"]), tuple(mesh))
+
+  def size(tree, mesh=split):
+    return share(partition.abstract(tree, partition.shardings(tree, mesh)))
+
+  rows = config.prompts.batch_size * a.samples / (mesh["data"] * mesh["fsdp"])
+  length = config.sampling.max_tokens
   width = config.prompts.max_tokens + length
   models = 2 if "mixture" in (row.y, row.opponent) else 1
-  cache = functools.partial(gemma.init_cache, model, rows, width, dtype)
-  scored = rows // config.optimizer.micro_batches
+  heads = mesh["tensor"] if model.num_kv_heads % mesh["tensor"] == 0 else 1
+  column = _bytes(jax.eval_shape(lambda: gemma.init_cache(model, 1, 1, dtype)))
+  scored = rows / config.optimizer.micro_batches
+  judge = judge_shapes(config.judge)
+  # Each device has the logits of its rows, or its part of the vocabulary's: as many.
+  logits = 3 * 4 * scored * min(config.model.logit_chunk, length) * model.num_embed
   return {
-    "parameters": _size(state.params),
-    "target and copies": _size((state.target, state.copies)),
-    "optimiser state": _size(state.opt_state),
-    "reference": _count(shapes) * dtype.itemsize,
-    "gradient and update": 2 * _size(shapes),
-    "judge": _judge(config.judge),
-    "weights for decoding": models * _count(shapes) * dtype.itemsize,
-    "cache for decoding": models * _size(jax.eval_shape(cache)),
-    "logits of a chunk": 3 * 4 * scored * min(config.model.logit_chunk, length) * model.num_embed,
+    "parameters": size(state.params),
+    "target and copies": size((state.target, state.copies)),
+    "optimiser state": size(state.opt_state),
+    "reference": size(as_type(shapes, dtype)),
+    "judge": size(judge) if judge else 0,
+    "weights for decoding": models * size(as_type(shapes, dtype), tensor),
+    "cache for decoding": models * rows * width * column / heads,
+    "gradient and update": 2 * size(state.params),
+    "logits of a chunk": logits / mesh["tensor"],
     "activations": scored * width * dtype.itemsize * _activations(model, config.model.remat, width),
   }
 
 
-def table(config, device: str) -> str:
-  """Returns the estimate as Markdown, whether it fits `device`, and, if not, what to change."""
-  model = gemma.preset(config.model.preset, **config.model.changes)
-  parts, room = estimate(config), DEVICES[device]
-  total = sum(parts.values()) / GIB
-  rows = [[name, f"{size / GIB:.3f}"] for name, size in parts.items()]
-  count = f"{config.model.preset}: {_count(gemma.shapes(model)):,} parameters"
-  lines = [
-    f"{count}, {config.algorithm.name}, computing in {config.model.dtype}",
-    report.markdown_table(["resident", "GiB"], [*rows, ["all", f"{total:.3f}"]]),
-    f"{device} has {room} GiB: " + ("fits" if total < room else "does not fit"),
-  ]
-  if device == "T4" and config.model.dtype == "bfloat16":
-    lines.append("A T4 has no native bfloat16: set model.dtype = float32.")
-  return "\n\n".join([*lines, *_advice(config, total, room)])
-
-
-def _advice(config, total, room) -> list[str]:
-  """Returns the savings that are enough, in their order; one line where they are not."""
-  if total < room:
-    return []
-  lines, smaller = [], config.copy_and_resolve_references().unlock()
-  for field, value, why in SAVINGS:
-    smaller.update_from_flattened_dict({field: value})
-    less = sum(estimate(smaller).values()) / GIB
-    if less < total:
-      lines.append(f"{field} = {value}: {total:.2f} -> {less:.2f} GiB; {why}")
-      total = less
-    if total < room:
-      return [*lines, "Then it fits."]
-  return ["No setting makes it fit one such device: a smaller model, or several (docs/tpu.md)."]
+def need(parts: dict[str, float]) -> float:
+  """Returns the bytes of an estimate's largest moment."""
+  return sum(parts[p] for p in HELD) + max(sum(parts[p] for p in ps) for ps in PHASES.values())
 
 
 def _activations(model, remat, width) -> int:
@@ -93,22 +97,82 @@ def _activations(model, remat, width) -> int:
   heads = model.num_heads + 2 * model.num_kv_heads
   inside = 8 * model.embed_dim + 4 * model.hidden_dim
   inside += 2 * heads * model.head_dim + 3 * model.num_heads * width
-  period, repeats, rest = gemma.pattern(model)
   if remat:
-    return (repeats + rest) * model.embed_dim + period * inside
+    period = 1 if gemma.alike(model) else gemma.pattern(model)[0]
+    return model.num_layers * model.embed_dim + period * inside
   return model.num_layers * inside
 
 
-def _judge(judge) -> int:
-  if judge.name not in ("gemma", "bradley_terry"):
-    return 0
-  shapes = gemma.shapes(gemma.preset(judge.model.preset, **judge.model.changes))
-  return _count(shapes) * jnp.dtype(judge.model.dtype).itemsize
+def _bytes(tree) -> int:
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _count(tree) -> int:
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def advice(config, mesh: dict[str, int], bytes_needed: float, room: float) -> list[str]:
+  """Returns the changes that are enough, in their order; one line where they are not."""
+  rows = mesh["data"] * mesh["fsdp"]
+  micro = max(1, min(8, config.prompts.batch_size // rows))
+  savings = (  # each on top of those before
+    ("optimizer.name", "adafactor", "Adam's two moments go"),
+    ("model.remat", True, "activations are computed again in the backward pass"),
+    ("optimizer.micro_batches", micro, "so many parts have activations one after the other"),
+    ("model.logit_chunk", 4, "fewer columns have logits at one time"),
+    ("prompts.batch_size", rows * micro, "fewer responses are drawn at one time"),
+    ("model.lora.rank", 16, "adapters are trained instead of all parameters"),
+    ("algorithm.name", "reg_self_play", "no target: another algorithm, so the last resort"),
+  )
+  lines, smaller = [], config.copy_and_resolve_references().unlock()
+  before = need(estimate(smaller, mesh))
+  for field, value, why in savings:
+    smaller.update_from_flattened_dict({field: value})
+    after = need(estimate(smaller, mesh))
+    less = bytes_needed + after - before
+    if after < before:
+      lines.append(f"{field} = {value}: {bytes_needed / GIB:.2f} -> {less / GIB:.2f} GiB; {why}")
+      bytes_needed, before = less, after
+    if bytes_needed <= room:
+      return [*lines, "Then it fits."]
+  which = "one such device: a smaller model, or several" if mesh == ONE else "these devices: more"
+  return [f"No setting makes it fit {which} (docs/tpu.md)."]
 
 
-def _size(tree) -> int:
-  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def table(config, device: str) -> str:
+  """Returns the estimate for one device of DEVICES as Markdown, and, if need be, what to change."""
+  model = gemma.preset(config.model.preset, **config.model.changes)
+  parts, room = estimate(config, ONE), CHIPS[DEVICES[device]].hbm
+  total = need(parts)
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(gemma.shapes(model)))
+  lines = [
+    f"{config.model.preset}: {count:,} parameters, {config.algorithm.name}, computing in"
+    f" {config.model.dtype}",
+    report.markdown_table(
+      ["resident", "GiB"],
+      [*([name, f"{x / GIB:.3f}"] for name, x in parts.items()),
+       ["at one time", f"{total / GIB:.3f}"]],
+    ),
+    f"{device} has {room / GIB} GiB: " + ("fits" if total <= room else "does not fit"),
+  ]  # fmt: skip
+  if device == "T4" and config.model.dtype == "bfloat16":
+    lines.append("A T4 has no native bfloat16: set model.dtype = float32.")
+  return "\n\n".join([*lines, *(advice(config, ONE, total, room) if total > room else [])])
+
+
+def judge_shapes(config):
+  """Returns the shapes of a judge's parameters; None where it is no model."""
+  if config.name not in ("gemma", "bradley_terry"):
+    return None
+  shapes = gemma.shapes(gemma.preset(config.model.preset, **config.model.changes))
+  if config.name == "bradley_terry":
+    shapes = jax.eval_shape(bradley_terry.add_head, shapes, jax.random.key(0))
+  return as_type(shapes, config.model.dtype)
+
+
+def as_type(shapes, dtype):
+  """Returns shapes of arrays of another type."""
+  return jax.eval_shape(lambda tree: gemma.cast(tree, dtype), shapes)
+
+
+def share(tree) -> int:
+  """Returns the bytes that one device holds of a tree of arrays or shapes with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )

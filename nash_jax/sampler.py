@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nash_jax.models import decoding, gemma, lora
+from nash_jax.models import decoding, gemma, lora, partition
 from nash_jax.types import Params, Prompts, Responses
 
 Sample = Callable[[Params, Prompts, Array], Responses]
@@ -87,10 +87,7 @@ def make_sampler(
     hidden, caches = zip(
       *(_prefill(p, model, prompts, samples, max_tokens, dtype) for p in policies), strict=True
     )
-    # Cast and unstacked once, outside the loop, which then reads these and nothing else.
-    policies = [
-      gemma.cast(lora.merge(gemma.unstack(p, model, library_gating=False)), dtype) for p in policies
-    ]
+    policies = [_weights(p, model, dtype) for p in policies]
     prompt_mask = jnp.repeat(prompts.mask, samples, axis=0)
     prompt_length = jnp.sum(prompt_mask, axis=-1)
     rows, prompt_columns = prompt_mask.shape
@@ -148,6 +145,12 @@ def make_sampler(
     return Responses(**{name: a.reshape(*shape, *a.shape[1:]) for name, a in state.items()})
 
   return sample
+
+
+def _weights(params, model, dtype):
+  """Returns what decoding reads: cast, unstacked and gathered once, so that its loop does not."""
+  plain = lora.merge(gemma.unstack(params, model, library_gating=False))
+  return partition.gathered(gemma.cast(plain, dtype))
 
 
 def _prefill(params, model, prompts, samples, max_tokens, dtype):

@@ -71,23 +71,26 @@ def functions(config, tok, model: gemma.GemmaConfig, judge, mesh, exact=None) ->
   state, ref = (
     partition.shardings(tree, mesh) for tree in (jax.eval_shape(rule.init, params), params)
   )
-  judged = partition.shardings(judge.params, judge_mesh(config, mesh))
+  judging = judge_mesh(config, mesh)
+  judged = partition.shardings(judge.params, judging)
   rows, everywhere = partition.rows(mesh), partition.replicated(mesh)
+  jit = functools.partial(partition.jit, mesh)
   return Functions(
     state, ref, judged, rows, everywhere,
-    init=jax.jit(rule.init, out_shardings=state),
-    sample=jax.jit(
+    init=jit(rule.init, out_shardings=state),
+    sample=jit(
       make_sample(config.algorithm, rule.players, make),
       out_shardings=(rows, rows, everywhere),
     ),
-    verdict=jax.jit(
+    verdict=partition.jit(
+      judging,
       functools.partial(judges.labels, judge.fn, config.algorithm.labels),
       out_shardings=Verdict(rows, rows, rows, everywhere),
     ),
-    train_step=jax.jit(rule.train_step, donate_argnums=0, out_shardings=(state, everywhere)),
+    train_step=jit(rule.train_step, donate_argnums=0, out_shardings=(state, everywhere)),
     moves=rule.moves,
-    rotate=jax.jit(rule.rotate, static_argnums=1, donate_argnums=0, out_shardings=state),
-    evaluate=jax.jit(
+    rotate=jit(rule.rotate, static_argnums=1, donate_argnums=0, out_shardings=state),
+    evaluate=jit(
       _make_evaluate(score, make(samples=1), rule.players, judge.fn, exact),
       out_shardings=everywhere,
     ),
@@ -146,7 +149,7 @@ def assemble(config) -> Run:
 
 def judge_mesh(config, mesh) -> jax.sharding.Mesh:
   """Returns the judge's mesh, of the same devices: `judge.mesh` where it differs from `mesh`."""
-  sizes = configs.judge_mesh(config)
+  sizes = configs.judge_mesh(config, mesh.size)
   return mesh if sizes == dict(mesh.shape) else partition.make_mesh(sizes, mesh)
 
 

@@ -13,7 +13,10 @@ from flax import linen as nn
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax.models import gemma
+from nash_jax.models import gemma, partition
+
+_HEADS = (partition.BATCH, "tensor?")
+CACHE = {"k": _HEADS, "v": _HEADS, "positions": (partition.BATCH,), "end_index": ()}  # its layout
 
 
 def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
@@ -25,7 +28,8 @@ def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
       return jnp.pad(leaf, [(0, columns * (i == axis)) for i in range(leaf.ndim)])
 
     layer = {**layer, "k": pad("k", 3), "v": pad("v", 2), "positions": pad("positions", 1)}
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf, copies, axis=0), layer)
+    layer = jax.tree.map(lambda leaf: jnp.repeat(leaf, copies, axis=0), layer)
+    return {name: partition.constrain(leaf, *CACHE[name]) for name, leaf in layer.items()}
 
   return tuple(one(layer) for layer in cache)
 

@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nash_jax.models import gemma
+from nash_jax.models import gemma, partition
 from nash_jax.types import Params, Prompts
 
 
@@ -58,9 +58,11 @@ def token_logprobs(
     a = jnp.pad(a, [(0, 0), (0, -scored % size)] + [(0, 0)] * (a.ndim - 2))
     return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
 
+  table = partition.constrain(params["embedder"]["input_embedding"], ("fsdp", "tensor"))
+  embedder = {"input_embedding": table}
   # A scan, not a map over everything at once: one chunk's logits live at a time.
   _, out = jax.lax.scan(
-    lambda none, xs: (none, score(params["embedder"], *xs)), None, (split(x), split(labels))
+    lambda none, xs: (none, score(embedder, *xs)), None, (split(x), split(labels))
   )
   keep = mask[:, first:]
   return tuple(

@@ -1,5 +1,6 @@
 """Sharding as data: a mesh of (data, fsdp, tensor), and one ordered table of rules."""
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -33,7 +34,7 @@ RULES = (
   (r"head/w$", ()),
   (r"^(counts|cap|finish|per_token)?$", ()),  # of judges that are no models
 )
-ROWS = P(("data", "fsdp"))  # of every batch: its leading axis
+BATCH = ("data", "fsdp")  # what the leading axis of every batch is split over
 
 
 def make_mesh(sizes, like: Mesh | None = None) -> Mesh:
@@ -52,6 +53,16 @@ def make_mesh(sizes, like: Mesh | None = None) -> Mesh:
   )
 
 
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _count(mesh, axes) -> int:
+  """Returns over how many devices one or several axes of the mesh split a dimension."""
+  names = (axes,) if isinstance(axes, str) else axes or ()
+  return math.prod(mesh.shape[name] for name in names)
+
+
 def _spec(path: str, shape, mesh: Mesh) -> P:
   # Scalars, and Adafactor's factored moments, which are vectors, are held everywhere.
   if math.prod(shape) == 1 or re.search(r"/v_(row|col)/", path):
@@ -63,7 +74,7 @@ def _spec(path: str, shape, mesh: Mesh) -> P:
   out = []
   for size, axis in zip(shape, axes, strict=True):
     name = axis and axis.rstrip("?")
-    whole = name is None or size % mesh.shape[name] == 0
+    whole = size % _count(mesh, name) == 0
     if not whole and not axis.endswith("?"):
       raise ValueError(
         f"parameter {path}: dimension {size} does not divide over {name}={mesh.shape[name]};"
@@ -76,16 +87,63 @@ def _spec(path: str, shape, mesh: Mesh) -> P:
 def shardings(tree, mesh: Mesh):
   """Returns a NamedSharding a leaf; optimiser state, target and copies follow by path."""
 
+  return jax.tree.map_with_path(
+    lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree
+  )
+
+
+def jit(mesh: Mesh, fn, **options):
+  """Returns jax.jit(fn, **options), traced so that `constrain` and `gathered` act on `mesh`."""
+
+  @functools.wraps(fn)
+  def traced(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return fn(*args)
+
+  return jax.jit(traced, **options)
+
+
+def constrain(x, *axes):
+  """Splits the leading dimensions of an activation over `axes`, in the grammar of RULES.
+
+  Where a dimension does not divide over an axis without "?", the layout is left to the compiler.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  spec = []
+  for size, axis in zip(x.shape, axes, strict=False):
+    optional = isinstance(axis, str) and axis.endswith("?")
+    name = axis.rstrip("?") if optional else axis
+    if size % _count(mesh, name) == 0:
+      spec.append(name)
+    elif optional:
+      spec.append(None)
+    else:
+      return x
+  return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def gathered(tree):
+  """Returns weights whole over data and fsdp, heads, features and vocabulary still split.
+
+  The layout in which a layer computes, and in which all of a policy is decoded from.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return tree
+
   def one(path, leaf):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return NamedSharding(mesh, _spec(name, leaf.shape, mesh))
+    spec = _spec(_name(path), leaf.shape, mesh)
+    whole = P(*(None if axis == "fsdp" else axis for axis in spec))
+    return jax.lax.with_sharding_constraint(leaf, whole)
 
   return jax.tree.map_with_path(one, tree)
 
 
 def rows(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of a batch: split over data and fsdp by its leading axis."""
-  return NamedSharding(mesh, ROWS)
+  return NamedSharding(mesh, P(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,165 @@
+"""Plans of tiny runs: costs count every turn of a loop; memory; what is told of bad input."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny
+from jax import numpy as jnp
+
+from nash_jax import config as configs
+from nash_jax import cost, memory, plan
+from nash_jax.models import partition
+
+FIELDS = {"argument_bytes", "temp_bytes", "output_bytes", "flops", "bytes_accessed",
+          "roofline_seconds", "bound", "compile_seconds"}  # fmt: skip
+TPU = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu, which compiles for TPUs, is not installed: pip install 'nash_jax[plan]'",
+)
+
+
+def text_of(fn, *shapes):
+  return jax.jit(fn).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile(
+  ).as_text()  # fmt: skip
+
+
+def test_a_loop_costs_as_much_as_its_turns():
+  def turns(count):
+    def body(x, w):
+      return jnp.tanh(x @ w), None
+
+    return lambda x, ws: jax.lax.scan(body, x, ws[:count])[0]
+
+  shapes = ((64, 128), (12, 128, 128))
+  one = cost.of(text_of(turns(4), *shapes))
+  three = cost.of(text_of(turns(12), *shapes))
+  products = 2 * 64 * 128 * 128
+  assert 4 * products <= one.flops < 4.5 * products
+  assert 12 * products <= three.flops < 13.5 * products
+  assert one.bytes > 4 * 128 * 128 * 4
+
+
+def test_loops_within_loops_and_loops_that_may_end_early():
+  def fn(x, w):
+    def inner(carry):
+      t, y = carry
+      return t + 1, jnp.tanh(y @ w)
+
+    def outer(y, _):
+      return jax.lax.while_loop(lambda c: (c[0] < 5) & (jnp.sum(c[1]) < 1e9), inner, (0, y))[1], ()
+
+    return jax.lax.scan(outer, x, None, length=7)[0]
+
+  flops = cost.of(text_of(fn, (32, 64), (64, 64))).flops
+  products = 35 * 2 * 32 * 64 * 64
+  assert products <= flops < 1.2 * products
+
+
+def test_a_loop_without_a_bound_is_named():
+  def fn(x):
+    return jax.lax.while_loop(lambda y: jnp.sum(y) > y[0, 0], lambda y: y * 0.5, x)
+
+  with pytest.raises(ValueError, match="has no constant bound"):
+    cost.of(text_of(fn, (4, 4)))
+
+
+def test_steps_of_two_are_half_as_many_turns():
+  condition = ["  %n = s32[] get-tuple-element(%p), index=1", "  %b = s32[] constant(16)"]
+  body = ["  %k = s32[] constant(2)", "  %next = s32[] add(%old, %k)",
+          "  ROOT %t = (f32[2]{0}, s32[]) tuple(%x, %next)"]  # fmt: skip
+  assert cost._trips("while(...)", condition, body) == 8
+  assert cost._trips('"known_trip_count":{"n":"3"}', condition, body) == 3
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+  """The plan of a tiny run on this machine's one CPU, as it is written."""
+  file = tmp_path_factory.mktemp("plan") / "plan.json"
+  plan.run(tiny.train({"judge.name": "gemma"}), plan.LOCAL, str(file))
+  return json.loads(file.read_text())
+
+
+def test_a_plan_has_every_phase_and_field(found):
+  assert {"topology", "devices", "hbm_bytes", "resident_bytes", "fits", "phases"} <= set(found)
+  assert set(found["phases"]) == {"sample", "judge", "log_probabilities", "update"}
+  for name, phase in found["phases"].items():
+    assert set(phase) == FIELDS, name
+    assert phase["flops"] > 0, name
+    assert phase["bytes_accessed"] > 0, name
+  assert found["resident_bytes"] == sum(found["resident"].values())
+
+
+def test_the_update_costs_three_passes_more_than_the_frozen_ones(found):
+  """Reference and target forward, then the policy's: forward once, backward twice that."""
+  frozen, update = (found["phases"][name]["flops"] for name in ("log_probabilities", "update"))
+  assert 2.2 < update / frozen < 3.2
+
+
+def test_what_is_held_is_what_a_run_holds(assembled):
+  parts = memory.estimate(tiny.train())
+  config, tok = plan.prepare(tiny.train(), 1)
+  mesh = partition.make_mesh(config.mesh)
+  trees = plan.programs(config, tok, mesh)["held"]
+  judge = trees.pop("judge")  # the population: a few numbers, which no estimate counts
+  assert memory.share(judge) < 1e5
+  assert {name: memory.share(tree) for name, tree in trees.items()} == {
+    name: parts[name] for name in trees
+  }
+
+
+def test_on_more_devices_each_holds_less():
+  alone = memory.estimate(tiny.train())
+  eight = memory.estimate(tiny.train(), {"data": 2, "fsdp": 2, "tensor": 2})
+  for name in ("parameters", "optimiser state", "reference", "gradient and update"):
+    assert alone[name] / 4.2 < eight[name] < alone[name] / 3.5, name  # data holds copies
+  assert eight["weights for decoding"] > alone["weights for decoding"] / 2
+  assert eight["cache for decoding"] == alone["cache for decoding"] / 4  # one key-value head
+
+
+def test_no_file_is_needed_and_the_stand_in_is_told():
+  c = tiny.train()
+  for part in (c.model, c.judge.model):
+    part.update(weights="nowhere", tokenizer="nowhere/tokenizer.model")
+  config, tok = plan.prepare(c, 8)
+  assert isinstance(tok, plan.StandIn)
+  assert config.model.weights == ""
+
+
+@pytest.mark.parametrize(
+  ("topology", "message"),
+  [("v5f:4x4", "expected one of"), ("v5e-17", r"did you mean 'v5e-1"), ("tpu", "expected one of")],
+)
+def test_an_unknown_topology_lists_the_choices(topology, message):
+  with pytest.raises(ValueError, match=message) as error:
+    plan.devices(topology)
+  assert "v5e:4x4" in str(error.value) or "libtpu" in str(error.value)
+
+
+def test_a_batch_that_does_not_divide_proposes_one():
+  with pytest.raises(ValueError, match=r"Use a prompts\.batch_size that is a multiple of 16"):
+    plan.prepare(tiny.train({"prompts.batch_size": 24}), 16)
+
+
+def test_a_config_of_another_job_is_refused():
+  with pytest.raises(ValueError, match="an online run's"):
+    plan.run(configs.fit(), plan.LOCAL)
+
+
+def test_planning_imports_no_tensorflow(tmp_path):
+  command = [sys.executable, "-c", PROGRAM, str(tmp_path / "plan.json")]
+  done = subprocess.run(command, cwd=tiny.ROOT / "tests", capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+
+
+PROGRAM = """
+import sys, tiny
+from nash_jax import plan
+config, tok = plan.prepare(tiny.train(), 1)
+from nash_jax.models import gemma
+gemma.shapes(gemma.preset(config.model.preset))
+assert "tensorflow" not in sys.modules
+"""
