@@ -346,6 +346,8 @@ def _check_judge(config, where, remote=False):
   choose(f"{where}.name", config.name, JUDGES)
   if config.name in ("gemma", "gemma_text", "bradley_terry"):
     _check_model(config.model, f"{where}.model")
+    check(config.model.lora.rank == 0, f"{where}.model.lora.rank", "0: judges are plain models",
+          config.model.lora.rank, "One fitted with adapters is exported merged.")  # fmt: skip
   if config.name == "http":
     _check_http(config, where, remote)
   if config.name.startswith("gemma") or config.name == "http":

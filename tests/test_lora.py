@@ -161,6 +161,7 @@ def it():
 @pytest.fixture(scope="module")
 def whole(it, tmp_path_factory):
   """The workdir and the end of its six steps."""
+  it.do.train_step.clear_cache()
   workdir = tmp_path_factory.mktemp("lora") / "whole"
   return workdir, tiny.start(it, it.config, workdir)
 
@@ -188,6 +189,10 @@ def test_all_that_training_holds_beside_the_base_is_adapters(it, assembled):
   assert {x.shape for x in jax.tree.leaves(it.ref)}.isdisjoint(
     {x.shape for x in jax.tree.leaves(state)}
   )
+
+
+def test_the_step_compiles_once(whole):
+  assert whole[1].compilations == 1
 
 
 def test_a_step_moves_adapters_and_nothing_else(it):
@@ -377,6 +382,41 @@ def test_the_arena_and_sampling_play_a_runs_policies(it, whole, merged, tmp_path
     said.append(capsys.readouterr().out)
   assert said[0] == said[1]
   assert "Once ▸" in said[0]
+
+
+def test_the_base_is_held_in_the_type_that_is_computed_with(tmp_path):
+  c = tiny.train({**CHANGES, "model.dtype": "bfloat16", "steps": 2, "checkpoint.every": 2})
+  it = train.assemble(configs.resolve(c))
+  done = tiny.start(it, c, tmp_path)
+  assert {str(x.dtype) for x in jax.tree.leaves(it.ref)} == {"bfloat16"}
+  learned = (done.state.params, done.state.target, optax.tree.get(done.state.opt_state, "mu"))
+  assert {str(x.dtype) for x in jax.tree.leaves(learned)} == {"float32"}
+  lines = test_train.lines(tmp_path)
+  assert abs(lines[1]["kl_to_reference"]) > 1e-3
+  assert all(line["logp_gap"] < 0.05 for line in lines[:-1])
+  model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.of(it.config)
+  merged = lora.merge(join(checkpoint.load_weights("", model, c.seed), done.state.params))
+  got = checkpoint.load_weights(str(tmp_path), model)  # in full, as the base's file is
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), got, merged)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"model.lora.rank": -1}, r"model.lora.rank: expected 0 \(all .* trained\) or a rank"),
+    ({"model.lora.alpha": 0.0}, "model.lora.alpha: expected a positive number, got 0.0. Try 32"),
+    ({"judge.name": "gemma", "judge.model.lora.rank": 4}, "judge.model.lora.rank: expected 0"),
+  ],
+)
+def test_bad_fields_are_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    configs.resolve(tiny.train(changes))
+
+
+def test_a_policy_that_is_no_network_has_no_adapters():
+  rule = update.make_update(tiny.train(CHANGES), None)
+  with pytest.raises(ValueError, match=r"expected a Gemma's projections .* got \['logits'\]"):
+    rule.init({"logits": jnp.zeros((2, 3))})
 
 
 @pytest.mark.parametrize("loss", ["sft", "judge", "reward"])

@@ -127,12 +127,14 @@ def test_who_plays_is_who_the_row_says():
     assert int(drawn) == 3 * 2 * LENGTH
 
 
-def test_a_lane_is_the_ordinary_run(tmp_path):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_lane_is_the_ordinary_run(rank, tmp_path):
   """The scanned program of EGPO (half steps restored, an opponent) makes train.run's numbers."""
   changes = {
     "algorithm__name": "egpo", "algorithm__samples": 4, "steps": 5, "evaluation__every": 5,
     "checkpoint__every": 5, "prompts__batch_size": 8, "model__changes": {"num_embed": 16},
     "model__weights": "", "optimizer__name": "sgd", "optimizer__learning_rate": 0.1,
+    "model__lora__rank": rank,
   }  # fmt: skip
   train.run(config(**changes), tmp_path / "ordinary", progress=False)
   lanes = {"lane": config(**changes), "other": config(**changes, seed=1)}
