@@ -42,7 +42,8 @@ def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
 
     # A bare callback would gather all rows on one device, and leave what follows there.
     if mesh is not None:
-      local = jax.shard_map(local, mesh=mesh, in_specs=partition.ROWS, out_specs=partition.ROWS)
+      spec = partition.rows(mesh).spec
+      local = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec)
     rows = [a.reshape(-1, a.shape[-1]) for a in (x.tokens, x.mask)]
     found = local(*rows, None if stopped is None else stopped.reshape(-1))
     return (a.reshape(*x.tokens.shape[:-1], width) for a in found)
