@@ -126,9 +126,8 @@ def assemble(config) -> Run:
                "tokens": values["loss"].weight}  # fmt: skip
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), values
 
-  like = jax.eval_shape(init, shapes)
+  like, jit = jax.eval_shape(init, shapes), functools.partial(partition.jit, mesh)
   shardings = partition.shardings(like, mesh)
-
   load = functools.partial(
     checkpoint.load_weights, config.model.weights, model, config.seed, mesh=mesh,
     head=config.loss == "reward",
@@ -136,15 +135,15 @@ def assemble(config) -> Run:
   adapted = config.model.lora.rank > 0
   # Computed with in this type alone, as an online run's reference.
   base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
-  step = jax.jit(train_step, donate_argnums=1, out_shardings=(shardings, everywhere))
+  step = jit(train_step, donate_argnums=1, out_shardings=(shardings, everywhere))
   return Run(
     config, model, data, held_out, rows, base, partition.abstract(like, shardings),
-    begin=lambda: jax.jit(init, out_shardings=shardings)(base if adapted else load()),
+    begin=lambda: jit(init, out_shardings=shardings)(base if adapted else load()),
     policy=functools.partial(join, base),
     merged=lambda trained: lora.merge(join(load() if adapted else None, trained)),
     train_step=functools.partial(step, base),
     evaluate=functools.partial(
-      _evaluate, jax.jit(loss, out_shardings=everywhere), held_out, config, rows, tok
+      _evaluate, jit(loss, out_shardings=everywhere), held_out, config, rows, tok
     ),
   )  # fmt: skip
 
