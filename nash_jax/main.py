@@ -80,10 +80,12 @@ def _join() -> None:
 
   NASH_JAX_COORDINATOR is host:port, or "auto" on TPU slices, which know; NASH_JAX_PROCESSES and
   NASH_JAX_PROCESS_ID are how many there are and which this is. One that has said nothing for
-  NASH_JAX_HEARTBEAT seconds (100) counts as dead, and the others stop.
+  NASH_JAX_HEARTBEAT seconds (100) counts as dead, and the others stop; they wait three times as
+  long for one that has not come yet.
   """
   coordinator = os.environ.get("NASH_JAX_COORDINATOR", "")
-  patience = {"heartbeat_timeout_seconds": int(os.environ.get("NASH_JAX_HEARTBEAT", "100"))}
+  seconds = int(os.environ.get("NASH_JAX_HEARTBEAT", "100"))
+  patience = {"heartbeat_timeout_seconds": seconds, "initialization_timeout": 3 * seconds}
   if coordinator == "auto":
     import jax
 

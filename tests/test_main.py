@@ -102,5 +102,7 @@ def test_a_process_of_several_knows_which_it_is(monkeypatch):
   monkeypatch.setenv("NASH_JAX_HEARTBEAT", "7")
   main._join()
   last = ("127.0.0.1:9000", 2, 1)
-  seconds = [{"heartbeat_timeout_seconds": n} for n in (100, 100, 7)]
+  seconds = [
+    {"heartbeat_timeout_seconds": n, "initialization_timeout": 3 * n} for n in (100, 100, 7)
+  ]
   assert joined == list(zip([(), last, last], seconds, strict=True))
