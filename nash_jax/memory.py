@@ -98,8 +98,7 @@ def _activations(model, remat, width) -> int:
   inside = 8 * model.embed_dim + 4 * model.hidden_dim
   inside += 2 * heads * model.head_dim + 3 * model.num_heads * width
   if remat:
-    period = 1 if gemma.alike(model) else gemma.pattern(model)[0]
-    return model.num_layers * model.embed_dim + period * inside
+    return model.num_layers * model.embed_dim + gemma.pattern(model)[0] * inside
   return model.num_layers * inside
 
 

@@ -427,6 +427,9 @@ def test_a_spec_is_a_folder_of_weights_or_a_run(file, tmp_path):
 # The gemma library's Orbax checkpoints.
 
 
+PERIOD = {False: 2, True: 6}  # of the attention pattern, of Gemma 2 and 3
+
+
 def _flat(nested):
   """The layout of the published checkpoints: a folder a key, and /w behind the MLP's."""
   out = {}
@@ -457,7 +460,7 @@ def _stacked(nested, period):
 
 def checkpoint(path, params, config, layout, **more):
   nested = jax.tree.map(np.asarray, gemma.unstack(params, config))
-  period = gemma.pattern(config)[0]
+  period = PERIOD[config.use_qk_norm]
   layouts = {"nested": lambda x: x, "flat": _flat, "stacked": lambda x: _stacked(x, period)}
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, {**layouts[layout](nested), **more})
@@ -485,7 +488,7 @@ def test_the_library_reads_the_same_from_what_it_wrote(theirs, tmp_path, layout)
   nested = gemma.unstack(params, config)
   tree = nested
   if layout == "stacked":
-    tree = _checkpoint._nested_to_stacked(nested, gemma.pattern(config)[0])
+    tree = _checkpoint._nested_to_stacked(nested, PERIOD[config.use_qk_norm])
   ckpts.save_params(tree, tmp_path / "c", wait_until_finished=True)
   same(ckpts.load_params(tmp_path / "c"), nested)
   same(weights.load(str(tmp_path / "c"), config), params)

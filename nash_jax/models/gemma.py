@@ -3,7 +3,8 @@
 Two layouts of one parameter tree:
 
 * stacked, for training, judging and prefill: `layers/<i>` holds the blocks at place i of the
-  attention pattern with a leading repeat axis, scanned; `tail/<i>` the layers left over;
+  pattern with a leading repeat axis, scanned; `tail/<i>` the layers left over. Where local and
+  global layers differ in their window alone (Gemma 2), the pattern is one layer;
 * unstacked, for decoding and for checkpoints: `layer_<n>` as in the library.
 
 Both gating layouts of the published checkpoints become [2, features, hidden] when stacked.
@@ -99,9 +100,21 @@ def preset(name: str, **changes) -> GemmaConfig:
   return dataclasses.replace(PRESETS[name](), **changes)
 
 
+def alike(config) -> bool:
+  """Whether local and global layers differ in their window alone, so that one block serves both.
+
+  A compiler then sees one layer instead of a whole pattern: half the time for Gemma 2.
+  """
+  return (config.local_base_frequency, config.local_scale_factor) == (
+    config.global_base_frequency, config.global_scale_factor
+  )  # fmt: skip
+
+
 def pattern(config: GemmaConfig) -> tuple[int, int, int]:
-  """Returns (period of the attention pattern, whole repeats of it, layers left over)."""
+  """Returns (period of the pattern of layers, whole repeats of it, layers left over)."""
   types = tuple(config.attention_types)
+  if alike(config):
+    return 1, len(types), 0
   period = next(
     p for p in range(1, len(types) + 1) if all(a == types[i % p] for i, a in enumerate(types))
   )
@@ -205,16 +218,6 @@ def init_cache(config: GemmaConfig, batch: int, length: int, dtype) -> Cache:
   return tuple(make() for _ in range(config.num_layers))
 
 
-def alike(config) -> bool:
-  """Whether local and global layers differ in their window alone, so that one block serves both.
-
-  A compiler then sees one layer instead of a whole pattern: half the time for Gemma 2.
-  """
-  return (config.local_base_frequency, config.local_scale_factor) == (
-    config.global_base_frequency, config.global_scale_factor
-  )  # fmt: skip
-
-
 def _near(config, positions, cache) -> Bool[Array, "N T S"]:
   """Returns which columns lie within the window, as gm.nn.Attention has it for local layers."""
   columns = positions
@@ -226,11 +229,6 @@ def _near(config, positions, cache) -> Bool[Array, "N T S"]:
 
 def _stack(*trees):
   return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
-
-
-def _interleave(*trees):
-  """Returns the layers of a pattern's places, stacked each, as one stack in the layers' order."""
-  return jax.tree.map(lambda *xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:]), *trees)
 
 
 def forward(
@@ -263,26 +261,21 @@ def forward(
   types = tuple(config.attention_types)
   period, repeats, rest = pattern(config)
 
-  def apply(layer, kind, x, layer_cache, visible=attn_mask):
+  def apply(layer, kind, x, layer_cache, seen=attn_mask):
     layer = partition.gathered(cast(layer, dtype))
     x = partition.constrain(x, partition.BATCH)
-    return lora.apply(block(config, kind), layer, x, positions, layer_cache, visible)
+    return lora.apply(block(config, kind), layer, x, positions, layer_cache, seen)
 
   def group(x, scanned):
-    layers, caches = scanned
+    layers, local, caches = scanned
     out = []
     for place in range(period):
-      layer_cache, x = apply(layers[str(place)], types[place], x, caches and caches[place])
+      kind, seen = types[place], attn_mask
+      if alike(config):
+        kind, seen = _GLOBAL, attn_mask & (near | ~local)
+      layer_cache, x = apply(layers[str(place)], kind, x, caches and caches[place], seen)
       out.append(layer_cache)
     return x, tuple(out)
-
-  def single(x, scanned):
-    layer, local, layer_cache = scanned
-    layer_cache, x = apply(layer, _GLOBAL, x, layer_cache, attn_mask & (near | ~local))
-    return x, layer_cache
-
-  def scan(body, x, scanned):
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, scanned)
 
   if "layers" not in params:
     new_cache = []
@@ -290,16 +283,12 @@ def forward(
       layer_cache, x = apply(params[f"layer_{n}"], kind, x, cache and cache[n])
       new_cache.append(layer_cache)
   else:
-    scanned = period * repeats
-    if alike(config):
-      near = _near(config, positions, cache)
-      layers = [cast(params["layers"][str(place)], dtype) for place in range(period)]
-      local = jnp.array([kind == _LOCAL for kind in types[:scanned]])
-      x, caches = scan(single, x, (_interleave(*layers), local, cache and _stack(*cache[:scanned])))
-      period, caches = 1, (caches,)
-    else:
-      caches = cache and tuple(_stack(*cache[i:scanned:period]) for i in range(period))
-      x, caches = scan(group, x, (params["layers"], caches))
+    scanned, near = period * repeats, _near(config, positions, cache)
+    local = jnp.array([kind == _LOCAL for kind in types[:scanned:period]])
+    caches = cache and tuple(_stack(*cache[i:scanned:period]) for i in range(period))
+    x, caches = jax.lax.scan(
+      jax.checkpoint(group) if remat else group, x, (params["layers"], local, caches)
+    )
     new_cache = [
       cache and jax.tree.map(lambda c, r=n // period: c[r], caches[n % period])
       for n in range(scanned)
