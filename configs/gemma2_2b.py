@@ -2,31 +2,34 @@
 
 Question: does NashMP beat Online DPO, Online IPO, Nash-MD and regularised self-play at true size?
 Command:  nash-jax train --config=configs/gemma2_2b.py --workdir=gs://my-bucket/runs/gemma2_2b
-          (:lora for adapters of rank 16, :smoke for seconds on a CPU with tiny random models)
-          Prompts: nash-jax's converter makes data/rlhflow.jsonl (docs/data.md); weights as in
-          docs/weights.md; a slice of TPUs as in docs/tpu.md.
-Cost:     `nash-jax plan --config=configs/gemma2_2b.py --topology=v5e:4x4`; docs/plan.md
-Expected: published, kappa .1, row beats column: SFT .8717, Online DPO .5608, Online IPO .5294,
-          Nash-MD .6395, regularised self-play .5380, each ± 3 sigma of about .0115 (Tiapkin et al.
-          2505.19731). Not run here.
+          (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). Prompts by the
+          converter of docs/data.md, weights as in docs/weights.md, a TPU slice as in docs/tpu.md;
+          another method by --config.algorithm.name=online_dpo, each with its own tuned rate.
+Cost:     nash-jax plan --config=configs/gemma2_2b.py --topology=v5e-16; docs/plan.md.
+Expected: published win rates of NashMP, kappa = .1, over SFT .8717, Online DPO .5608, Online IPO
+          .5294, Nash-MD .6395, regularised self-play .5380 (3 sigma about .0115; Tiapkin et al.
+          2505.19731). Not run here yet.
 
-Published: the two models, the prompts' collection, kappa = .1. Everything else is our choice: beta,
-eta, AdamW and its rate, 1,000 steps of 32 prompts, 256 + 256 tokens, temperature 1, and the
-judge's template. Other methods: --config.algorithm.name=online_dpo, each with a tuned rate.
+Published are the two models, the collection of prompts and kappa. Our choices: beta, eta, AdamW and
+its rate, 1,000 steps of 32 prompts, 256 + 256 tokens, temperature 1, the judge's template.
 """
 
 from nash_jax import config
 
 
 def get_config(kind=""):
+  return of("gemma2_2b", "gemma-2-2b-it", "gemma2_9b", "gemma-2-9b-it", kind)
+
+
+def of(policy, weights, judge, judge_weights, kind):
+  """Returns the experiment for two models by preset and folder: "" all of it, "lora", "smoke"."""
+  config.choose("the config's kind, after the colon", kind, ("", "lora", "smoke"))
   c = config.train()
-  for part, name in ((c.model, "gemma-2-2b-it"), (c.judge.model, "gemma-2-9b-it")):
+  for part, preset, name in ((c.model, policy, weights), (c.judge.model, judge, judge_weights)):
     part.update(
-      preset="gemma2_2b" if part is c.model else "gemma2_9b",
-      weights=f"weights/{name}", tokenizer="weights/gemma-2-2b-it/tokenizer.model",
-      template="gemma", dtype="bfloat16",
+      preset=preset, weights=f"weights/{name}", template="gemma", dtype="bfloat16", remat=True,
+      tokenizer=f"weights/{weights}/tokenizer.model", logit_chunk=16,
     )  # fmt: skip
-  c.model.remat = True
   c.judge.template = "gemma"
   c.prompts.update(
     task="rlhflow", path="data/rlhflow.jsonl", held_out=512, max_tokens=256, batch_size=32
@@ -37,4 +40,21 @@ def get_config(kind=""):
   c.mesh.update(data=1, fsdp=-1, tensor=1)
   c.steps, c.checkpoint.every = 1000, 100
   c.evaluation.update(every=100, prompts=128)
+  if kind == "lora":
+    c.model.lora.rank, c.optimizer.learning_rate = 16, 1e-5
+  return smoke(c) if kind == "smoke" else c
+
+
+def smoke(c):
+  """Makes an experiment so small that it shows within a minute, on a CPU, that its code runs."""
+  for part in (c.model, c.judge.model):
+    part.update(weights="", tokenizer="assets:stories/tokenizer.model")
+    part.changes = {"num_layers": 2, "num_embed": 1024, "embed_dim": 32, "hidden_dim": 64,
+                    "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}  # fmt: skip
+  c.prompts.update(
+    task="stories", path="assets:stories/prompts.jsonl", held_out=8, max_tokens=24, batch_size=8,
+    overflow="cut",
+  )  # fmt: skip
+  c.sampling.max_tokens, c.steps, c.checkpoint.every = 16, 2, 2
+  c.evaluation.update(every=2, prompts=8)
   return c

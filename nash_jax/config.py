@@ -303,7 +303,8 @@ def _check_model(config, where):
     name = path(config[what]).split("@")[0]
     check(
       (what == "weights" and not name) or os.path.exists(name), f"{where}.{what}",
-      "a file that exists", name, "Give a local path, or assets:<file> for a bundled one.",
+      "a file that exists", name,
+      "Give a local path, or assets:<file> for a bundled one; docs/weights.md: how to get Gemma's.",
     )  # fmt: skip
 
 

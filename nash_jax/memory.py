@@ -172,6 +172,4 @@ def as_type(shapes, dtype):
 
 def share(tree) -> int:
   """Returns the bytes that one device holds of a tree of arrays or shapes with shardings."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
+  return sum(size for *_, size in partition.describe(tree))

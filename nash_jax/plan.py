@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 import time
 
 import jax
@@ -194,7 +195,8 @@ def compile(config, where: list) -> dict:
   config, tok = prepare(config, len(where))
   mesh = partition.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
   parts = programs(config, tok, mesh)
-  held = {name: memory.share(tree) for name, tree in parts.pop("held").items()}
+  trees = parts.pop("held")
+  held = {name: memory.share(tree) for name, tree in trees.items()}
   phases = {}
   for name, lower in parts.items():
     logging.info("compiling %s for %d x %s", name, len(where), where[0].device_kind)
@@ -216,6 +218,7 @@ def compile(config, where: list) -> dict:
     "need_bytes": need,
     "fits": chip and need <= chip.hbm,
     "phases": phases,
+    "arrays": partition.describe(trees["parameters"]),
   }
   if chip:
     found["largest_batch_size"] = _largest(found, config)
@@ -256,9 +259,11 @@ def text(found: dict) -> str:
   for line in phases:
     line += ["—"] * (len(header) - len(line))
   mesh = ", ".join(f"{axis}={size}" for axis, size in found["mesh"].items())
+  arrays = [[*line, f"{size / 2**20:.2f}"] for *line, size in found["arrays"]]
   lines = [
     f"{found['run']} on {found['devices']} x {found['device_kind']} ({mesh}), "
     f"tokenizer: {found['tokenizer']}; every figure is one device's",
+    report.markdown_table(["parameter", "shape", "split over", "MiB"], arrays),
     report.markdown_table(["held between phases", "GiB"], held),
     report.markdown_table(header, phases),
   ]
@@ -282,3 +287,24 @@ def run(config, topology: str = "v5e:4x4", json: str = "") -> dict:
   if json:
     pathlib.Path(json).write_text(jsonlib.dumps(found, indent=2) + "\n", encoding="utf-8")
   return found
+
+
+def overview(found: list[dict]) -> str:
+  """Returns one table of several plans, a line each."""
+  header = ["topology", "run", "mesh", "held GiB", "at most GiB", "of GiB", "fits", "largest batch",
+            *(f"{name} s" for name in found[0]["phases"])]  # fmt: skip
+  rows = [
+    [
+      plan["topology"], plan["run"], "x".join(map(str, plan["mesh"].values())),
+      *(f"{plan[name] / memory.GIB:.2f}" for name in ("resident_bytes", "need_bytes", "hbm_bytes")),
+      "yes" if plan["fits"] else "no", plan["largest_batch_size"],
+      *(f"{p['roofline_seconds']:.2g} {p['bound']}" if p.get("bound") else "—"
+        for p in plan["phases"].values()),
+    ]
+    for plan in found
+  ]  # fmt: skip
+  return report.markdown_table(header, rows)
+
+
+if __name__ == "__main__":
+  print(overview([jsonlib.loads(pathlib.Path(name).read_text()) for name in sys.argv[1:]]))

@@ -149,8 +149,10 @@ def make_sampler(
 
 def _weights(params, model, dtype):
   """Returns what decoding reads: cast, unstacked and gathered once, so that its loop does not."""
-  plain = lora.merge(gemma.unstack(params, model, library_gating=False))
-  return partition.gathered(gemma.cast(plain, dtype))
+  plain = gemma.cast(lora.merge(gemma.unstack(params, model, library_gating=False)), dtype)
+  # By rows first: gathered by columns, the table would be held a second time while it is turned.
+  rows = partition.constrain(plain["embedder"]["input_embedding"], ("fsdp", "tensor"))
+  return partition.gathered({**plain, "embedder": {"input_embedding": rows}})
 
 
 def _prefill(params, model, prompts, samples, max_tokens, dtype):

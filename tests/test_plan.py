@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import math
+import os
+import re
 import subprocess
 import sys
 
@@ -9,10 +12,11 @@ import jax
 import pytest
 import tiny
 from jax import numpy as jnp
+from jax.sharding import AbstractMesh
 
 from nash_jax import config as configs
 from nash_jax import cost, memory, plan
-from nash_jax.models import partition
+from nash_jax.models import gemma, partition
 
 FIELDS = {"argument_bytes", "temp_bytes", "output_bytes", "flops", "bytes_accessed",
           "roofline_seconds", "bound", "compile_seconds"}  # fmt: skip
@@ -149,17 +153,79 @@ def test_a_config_of_another_job_is_refused():
     plan.run(configs.fit(), plan.LOCAL)
 
 
-def test_planning_imports_no_tensorflow(tmp_path):
-  command = [sys.executable, "-c", PROGRAM, str(tmp_path / "plan.json")]
-  done = subprocess.run(command, cwd=tiny.ROOT / "tests", capture_output=True, text=True)
+def test_several_plans_make_one_table(found):
+  table = plan.overview([{**found, "hbm_bytes": 2**34, "fits": True, "largest_batch_size": 8}] * 2)
+  assert table.count("tiny, nash_mp, 8 x 2 responses, 12 + 12 tokens") == 2
+
+
+def test_parameters_are_described_as_they_lie():
+  mesh = AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
+  tree = gemma.shapes(gemma.preset("tiny"))
+  lines = partition.describe(partition.abstract(tree, partition.shardings(tree, mesh)))
+  assert ("embedder/input_embedding", "64x16", "('tensor', 'fsdp')", 64 * 16 * 4 // 8) in lines
+  assert len(lines) == len(jax.tree.leaves(tree))
+
+
+def bodies(text):
+  """Returns the lines of every loop of a compiled program, by the bound of its counter."""
+  parts, _ = cost._computations(text)
+  found = {}
+  for lines in list(parts.values()):
+    for line in lines:
+      for condition, body in cost._WHILE.findall(line):
+        bound = cost._trips(line, parts[condition] + called(parts, parts[condition]), parts[body])
+        found.setdefault(bound, []).extend(parts[body] + called(parts, parts[body]))
+  return found
+
+
+def called(parts, lines):
+  names = [name for line in lines if " while(" not in line for name in cost._CALLED.findall(line)]
+  return [line for name in names for line in parts[name] + called(parts, parts[name])]
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("tpu", marks=TPU)])
+def texts(request, tmp_path_factory):
+  """The compiled sampler and update of a tiny run, on eight devices."""
+  folder = tmp_path_factory.mktemp(request.param)
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM, {"cpu": "local", "tpu": "v5e-8"}[request.param], str(folder)],
+    cwd=tiny.ROOT / "tests", capture_output=True, text=True, timeout=500,
+    env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
   assert done.returncode == 0, done.stderr[-3000:]
+  return {name: (folder / name).read_text() for name in ("sample", "update")}
 
 
 PROGRAM = """
-import sys, tiny
+import pathlib, sys, tiny
+import numpy as np
+from jax.sharding import Mesh
 from nash_jax import plan
-config, tok = plan.prepare(tiny.train(), 1)
-from nash_jax.models import gemma
-gemma.shapes(gemma.preset(config.model.preset))
+from nash_jax.models import gemma, partition
+where = plan.devices(sys.argv[1])
+config = tiny.train({
+  "mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "sampling.max_tokens": 11,
+  "model.logit_chunk": 4, "model.changes": {"num_embed": 4096, "num_layers": 2},
+})
+config, tok = plan.prepare(config, 8)
+mesh = partition.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
+programs = plan.programs(config, tok, mesh)
+for name in ("sample", "update"):
+  text = programs[name]().compile().as_text()
+  (pathlib.Path(sys.argv[2]) / name).write_text(text)
 assert "tensorflow" not in sys.modules
 """
+
+
+def test_no_weight_is_gathered_while_tokens_are_drawn(texts):
+  loop = bodies(texts["sample"])[11]
+  assert any("4096" in line for line in loop), "this is the loop that draws tokens"
+  assert not [line for line in loop if re.search(r" (all-gather|all-to-all)(-start)?\(", line)]
+
+
+def test_no_array_has_the_whole_vocabulary(texts):
+  """In an update: of logits a device has an eighth, and so of the table, by rows or by columns."""
+  sizes = [[int(n) for n in s.split(",")] for s in re.findall(r"f32\[([0-9,]+)\]", texts["update"])]
+  assert max(math.prod(s) for s in sizes if 4096 // 8 in s) == 16 * 4 * 4096 // 8  # of a chunk
+  assert max((math.prod(s) for s in sizes if 4096 in s), default=0) <= 4096 * 16 // 4

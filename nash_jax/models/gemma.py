@@ -92,12 +92,17 @@ PRESETS = {
 
 
 def preset(name: str, **changes) -> GemmaConfig:
-  """Returns the architecture called `name`, with single fields replaced by `changes`."""
+  """Returns the architecture called `name`, with single fields replaced by `changes`.
+
+  `num_layers` among these keeps the first so many layers.
+  """
   configs.choose("model.preset", name, PRESETS)
   fields = [field.name for field in dataclasses.fields(GemmaConfig)]
   for change in changes:
-    configs.choose("model.changes", change, fields)
-  return dataclasses.replace(PRESETS[name](), **changes)
+    configs.choose("model.changes", change, [*fields, "num_layers"])
+  base, layers = PRESETS[name](), changes.pop("num_layers", None)
+  cut = dataclasses.replace(base, attention_types=base.attention_types[:layers])
+  return dataclasses.replace(cut, **changes)
 
 
 def alike(config) -> bool:

@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 from nash_jax.models import gemma, partition
 from nash_jax.types import Params, Prompts
 
+_VOCABULARY = ("fsdp", "tensor")  # what its rows are split over where logits are computed
+
 
 def token_logprobs(
   params: Params,
@@ -49,6 +51,7 @@ def token_logprobs(
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def score(embedder, x, labels):
     logits = gemma.logits({"embedder": embedder}, config, x, forbidden) / temperature
+    logits = partition.constrain(logits, "data", None, _VOCABULARY)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     logp = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0] - log_z
     frozen = jax.lax.stop_gradient(logits - log_z[..., None])
@@ -58,7 +61,8 @@ def token_logprobs(
     a = jnp.pad(a, [(0, 0), (0, -scored % size)] + [(0, 0)] * (a.ndim - 2))
     return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
 
-  table = partition.constrain(params["embedder"]["input_embedding"], ("fsdp", "tensor"))
+  # Each device has its part of the vocabulary for all rows: the table is gathered nowhere.
+  table = partition.constrain(params["embedder"]["input_embedding"], _VOCABULARY)
   embedder = {"input_embedding": table}
   # A scan, not a map over everything at once: one chunk's logits live at a time.
   _, out = jax.lax.scan(

@@ -186,3 +186,12 @@ def feed(rows: NamedSharding, size: int, read: Callable):
     return jax.make_array_from_callback((size, *x.shape[1:]), rows, part)
 
   return jax.tree.map(one, read(slice(first, last)))
+
+
+def describe(tree) -> list[tuple[str, str, str, int]]:
+  """Returns (name, shape, what splits it, bytes a device) of arrays or shapes with shardings."""
+  return [
+    (_name(path), "x".join(map(str, x.shape)), str(tuple(x.sharding.spec)),
+     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize)
+    for path, x in jax.tree.leaves_with_path(tree)
+  ]  # fmt: skip

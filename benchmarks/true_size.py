@@ -1,0 +1,135 @@
+"""Whole NashMP iterations of Gemma-2 2B against a 9B judge on one accelerator, by phase.
+
+Random weights and prompts: what takes time does not depend on the words. For sample, judge, the
+log-probabilities (the update's frozen passes, alone) and update: seconds, tokens a second of the
+responses, and the share of the device's published peak, FLOP/s (MFU) or memory bandwidth, whichever
+bounds the phase by nash_jax.cost.
+
+  python benchmarks/true_size.py --batch=32                           # one H200
+  python benchmarks/true_size.py --smoke                              # tiny, any machine
+  python benchmarks/true_size.py --trl-python=ENVIRONMENT/bin/python  # beside TRL 1.0.0
+
+ENVIRONMENT is as for nash_md.py, with a torch for the accelerator. TRL's step is Nash-MD with a
+judge that costs nothing, at the sizes of trl_nash_md.py's model: ours is then taken by nash_md.py.
+"""
+
+import argparse
+import functools
+import itertools
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.sharding import Mesh
+
+from nash_jax import config as configs
+from nash_jax import cost, memory, plan, report
+from nash_jax.models import partition
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def settings(args):
+  """Returns the published experiment's config on one device, or its smoke variant."""
+  file = configs.load("gemma2_2b.py", HERE.parent / "configs" / "beside")
+  c = file.get_config("smoke" if args.smoke else "")
+  c.mesh.update(data=1, fsdp=1, tensor=1)
+  c.prompts.batch_size = c.evaluation.prompts = args.batch or c.prompts.batch_size
+  c.optimizer.update(name=args.optimizer, micro_batches=args.micro_batches)
+  c.judge.micro_batches = args.judge_micro_batches
+  return c
+
+
+def fill(shapes, seed):
+  """Returns arrays in place of shapes: small random numbers, ids of words, masks that are true."""
+  keys = map(functools.partial(jax.random.fold_in, jax.random.key(seed)), itertools.count())
+
+  def one(x):
+    if jnp.issubdtype(x.dtype, jnp.floating):  # positive, as Adam's second moments are
+      return jax.random.uniform(next(keys), x.shape, x.dtype, 0.0, 0.04)
+    if x.dtype == bool:
+      return jnp.ones(x.shape, bool)
+    return jax.random.randint(next(keys), x.shape, 5, 900, x.dtype)
+
+  return jax.tree.map(one, shapes)
+
+
+def measure(lowered, arguments, repeats, donated):
+  """Returns (the median of seconds a call, its cost); the first call is not counted."""
+  compiled, seconds = lowered.compile(), []
+  for _ in range(repeats + 1):
+    start = time.perf_counter()
+    out = jax.block_until_ready(compiled(*arguments))
+    seconds.append(time.perf_counter() - start)
+    if donated:
+      arguments = (out[0], *arguments[1:])
+  return statistics.median(seconds[1:]), cost.of(compiled.as_text())
+
+
+def phases(config, tok, mesh, repeats):
+  """Yields (phase, seconds, cost), one after the other, with all that a run holds in memory."""
+  programs = plan.programs(config, tok, mesh)
+  lowered = {name: programs[name]() for name in programs if name != "held"}
+  shapes = {name: low.in_avals[0] for name, low in lowered.items()}
+  state, ref, batch = (fill(x, i) for i, x in enumerate(shapes["update"]))
+  judged, key = fill(shapes["judge"][0], 3), jax.random.key(0)
+  against = shapes["judge"][3] and fill(shapes["judge"][3], 4)
+  calls = {
+    "sample": (state, ref, batch.prompts, key),
+    "judge": (judged, batch.prompts, batch.responses, against, key),
+    "log_probabilities": (state, ref, batch),
+    "update": (state, ref, batch),
+  }
+  del state  # the update takes it
+  for name, arguments in calls.items():
+    yield name, *measure(lowered[name], arguments, repeats, donated=name == "update")
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  add("--smoke", action="store_true", help="tiny models: whether it runs")
+  add("--batch", type=int, default=0, help="prompts; 0: the config's")
+  add("--optimizer", default="adamw")
+  add("--micro_batches", type=int, default=1)
+  add("--judge_micro_batches", type=int, default=1)
+  add("--repeats", type=int, default=5, help="timed calls; the median counts (5)")
+  add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
+  args = parser.parse_args()
+
+  config, tok = plan.prepare(settings(args), 1)
+  device = jax.devices()[0]
+  mesh = partition.make_mesh(config.mesh, Mesh(np.array([device]), ("all",)))
+  chip = memory.CHIPS.get(device.device_kind)
+  size = config.prompts.batch_size * config.algorithm.samples
+  tokens = size * config.sampling.max_tokens
+  print(f"{device.device_kind}, jax {jax.__version__}: {config.model.preset}, judge "
+        f"{config.judge.model.preset}, {size} responses, "
+        f"{config.prompts.max_tokens} + {config.sampling.max_tokens} tokens")  # fmt: skip
+  rows, total = [], 0.0
+  for name, seconds, work in phases(config, tok, mesh, args.repeats):
+    total += seconds * (name != "log_probabilities")  # which are part of the update
+    shares = chip and {
+      "MFU": work.flops / chip.flops / seconds, "bandwidth": work.bytes / chip.bandwidth / seconds
+    }  # fmt: skip
+    best = shares and max(shares, key=shares.get)
+    share = f"{shares[best]:.0%} {best}" if best else "—"
+    rows.append([name, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", share])
+  rows.append(["iteration", f"{total:.3f}", f"{tokens / total:,.0f}", ""])
+  print(report.markdown_table(["phase", "s", "tokens/s", "of peak"], rows))
+  if args.trl_python:
+    subprocess.run(
+      [sys.executable, HERE / "nash_md.py", f"--trl-python={args.trl_python}",
+       f"--batch={config.prompts.batch_size}", f"--prompt={config.prompts.max_tokens}",
+       f"--tokens={config.sampling.max_tokens}"],
+      check=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+  main()
