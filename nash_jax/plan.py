@@ -48,13 +48,14 @@ def devices(topology: str) -> list:
   )  # fmt: skip
   from jax.experimental import topologies
 
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody asks this machine which TPU it is
+  # Nothing here is a TPU: its address is not asked for, and several plans may be made at a time.
+  os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
   name = SLICES.get(topology, topology)
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-  except Exception as error:
-    choices = ", ".join(sorted(known))
-    raise ValueError(f"topology: got {topology!r}, expected one of {choices}") from error
+  except jax.errors.JaxRuntimeError as error:
+    choices, said = ", ".join(sorted(known)), str(error).splitlines()[0]
+    raise ValueError(f"topology: got {topology!r}, expected one of {choices} ({said})") from error
 
 
 class StandIn:

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from jax.sharding import AbstractMesh
 
 from nash_jax import config as configs
-from nash_jax import cost, memory, plan
+from nash_jax import cost, memory, plan, train
 from nash_jax.models import gemma, partition
 
 FIELDS = {"argument_bytes", "temp_bytes", "output_bytes", "flops", "bytes_accessed",
@@ -229,3 +229,21 @@ def test_no_array_has_the_whole_vocabulary(texts):
   sizes = [[int(n) for n in s.split(",")] for s in re.findall(r"f32\[([0-9,]+)\]", texts["update"])]
   assert max(math.prod(s) for s in sizes if 4096 // 8 in s) == 16 * 4 * 4096 // 8  # of a chunk
   assert max((math.prod(s) for s in sizes if 4096 in s), default=0) <= 4096 * 16 // 4
+
+
+@pytest.mark.parametrize("name", ["gemma2_2b", "gemma3_270m", "gemma3_1b", "gemma3_4b"])
+@pytest.mark.parametrize("kind", ["", "lora", "smoke"])
+def test_configs_of_true_size_resolve_for_a_slice(name, kind):
+  c = configs.load(f"{name}.py", tiny.ROOT / "configs" / "x").get_config(kind)
+  config, _ = plan.prepare(c, 8)
+  assert config.mesh.fsdp == -1
+  assert memory.estimate(config, {"data": 1, "fsdp": 8, "tensor": 1})["parameters"] > 0
+  if kind != "smoke":
+    with pytest.raises(ValueError, match=r"docs/weights\.md: how to get Gemma's"):
+      configs.resolve(c, 8)
+
+
+def test_a_smoke_config_trains(tmp_path):
+  c = configs.load("gemma2_2b.py", tiny.ROOT / "configs" / "x").get_config("smoke")
+  c.steps = 1
+  assert int(train.run(c, str(tmp_path), progress=False).state.step) == 1
