@@ -40,11 +40,11 @@ def devices(topology: str) -> list:
   if topology == LOCAL:
     return jax.devices()
   known = {*SLICES, *SLICES.values(), LOCAL}
-  if not re.fullmatch(r"v[0-9]+[a-z]*:[0-9x]+", topology):
+  if not re.fullmatch(r"v(5e|5p|6e):[0-9x]+", topology):
     configs.choose("topology", topology, known)
   configs.check(
     importlib.util.find_spec("libtpu") is not None, "topology", "libtpu, which compiles for TPUs",
-    "none installed", "pip install libtpu, or plan for this machine's devices: --topology=local.",
+    "none installed", "pip install 'nash_jax[plan]', or plan for this machine: --topology=local.",
   )  # fmt: skip
   from jax.experimental import topologies
 
