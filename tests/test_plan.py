@@ -194,7 +194,8 @@ def texts(request, tmp_path_factory):
     env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
   )  # fmt: skip
   assert done.returncode == 0, done.stderr[-3000:]
-  return {name: (folder / name).read_text() for name in ("sample", "update")}
+  read = {name: (folder / name).read_text() for name in ("sample", "update")}
+  return {**read, "platform": request.param}
 
 
 PROGRAM = """
@@ -222,6 +223,16 @@ def test_no_weight_is_gathered_while_tokens_are_drawn(texts):
   loop = bodies(texts["sample"])[11]
   assert any("4096" in line for line in loop), "this is the loop that draws tokens"
   assert not [line for line in loop if re.search(r" (all-gather|all-to-all)(-start)?\(", line)]
+
+
+def test_the_token_loop_writes_into_its_one_cache(texts):
+  if texts["platform"] == "cpu":
+    pytest.skip("a CPU's loop copies its cache; a TPU's is tested where libtpu is installed")
+  rows, columns = 8 * 2 // 4, 12 + 11
+  keys = rf"= f32\[{rows},1,8,{columns}\]\S* "
+  loop = [line for line in bodies(texts["sample"])[11] if re.search(keys, line)]
+  assert any(" dynamic-update-slice(" in line for line in loop)
+  assert not [line for line in loop if re.search(keys + "copy\\(", line)]
 
 
 def test_no_array_has_the_whole_vocabulary(texts):
