@@ -164,7 +164,8 @@ def phase(lowered, mesh: Mesh) -> dict:
   Where it needs more memory than a device has, only `temp_bytes`, as far as the compiler says it,
   and `error` are known.
   """
-  start = time.perf_counter()
+  start, kept = time.perf_counter(), jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)  # no device could load it again
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -173,6 +174,8 @@ def phase(lowered, mesh: Mesh) -> dict:
     size, unit = re.search(r"\(([0-9.]+)([KMGT])\) exceeds", str(error)).groups()
     return {"temp_bytes": int(float(size) * 2 ** (10 * " KMGT".index(unit))),
             "error": "over the device's memory by itself"}  # fmt: skip
+  finally:
+    jax.config.update("jax_enable_compilation_cache", kept)
   seconds = time.perf_counter() - start
   used, work = compiled.memory_analysis(), cost.of(compiled.as_text())
   chip = memory.CHIPS.get(mesh.devices.flat[0].device_kind)
