@@ -8,7 +8,7 @@ Cost:     on two CPU cores about a minute a run; 5 x 5 runs for :paper, 15 x 5 f
           All need a Bradley-Terry reward of the votes for rlhf, `nash-jax collect`, then
           nash-jax fit --config=configs/judge.py --config.loss=reward --workdir=runs/reward
             --config.export=runs/reward.safetensors
-Expected: docs/compare.md
+Expected: not measured in full yet.
 """
 
 from nash_jax import config
