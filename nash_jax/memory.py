@@ -157,7 +157,7 @@ def table(config, device: str) -> str:
 
 def judge_shapes(config):
   """Returns the shapes of a judge's parameters; None where it is no model."""
-  if config.name not in ("gemma", "bradley_terry"):
+  if config.name not in ("gemma", "gemma_text", "bradley_terry"):
     return None
   shapes = gemma.shapes(gemma.preset(config.model.preset, **config.model.changes))
   if config.name == "bradley_terry":

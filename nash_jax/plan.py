@@ -31,6 +31,8 @@ SLICES = {
   }.items()},
 }  # fmt: skip
 LOCAL = "local"  # the devices of this machine
+
+
 def devices(topology: str) -> list:
   """Returns the devices of a TPU topology, "v5e:4x4" or "v5e-16", or this machine's for "local".
 
@@ -154,8 +156,6 @@ def _frozen(config, tok, model):
     }
 
   return frozen
-
-
 
 
 def phase(lowered, mesh: Mesh) -> dict:
@@ -300,8 +300,9 @@ def overview(found: list[dict]) -> str:
   rows = [
     [
       plan["topology"], plan["run"], "x".join(map(str, plan["mesh"].values())),
-      *(f"{plan[name] / memory.GIB:.2f}" for name in ("resident_bytes", "need_bytes", "hbm_bytes")),
-      "yes" if plan["fits"] else "no", plan["largest_batch_size"],
+      *(f"{plan[name] / memory.GIB:.2f}" if plan[name] else "—"
+        for name in ("resident_bytes", "need_bytes", "hbm_bytes")),
+      {True: "yes", False: "no", None: "—"}[plan["fits"]], plan.get("largest_batch_size", "—"),
       *(f"{p['roofline_seconds']:.2g} {p['bound']}" if p.get("bound") else "—"
         for p in plan["phases"].values()),
     ]

@@ -97,6 +97,12 @@ def test_a_plan_has_every_phase_and_field(found):
   assert found["resident_bytes"] == sum(found["resident"].values())
 
 
+def test_plans_of_devices_without_published_peaks_have_their_line_too(found):
+  _, _, line = plan.overview([found]).splitlines()
+  assert line.startswith("| local")
+  assert line.count("—") == 3 + len(found["phases"])
+
+
 def test_the_update_costs_three_passes_more_than_the_frozen_ones(found):
   """Reference and target forward, then the policy's: forward once, backward twice that."""
   frozen, update = (found["phases"][name]["flops"] for name in ("log_probabilities", "update"))

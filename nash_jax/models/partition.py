@@ -178,14 +178,10 @@ def feed(rows: NamedSharding, size: int, read: Callable):
   own = [index[0].indices(size) for index in rows.addressable_devices_indices_map((size,)).values()]
   first, last = min(start for start, _, _ in own), max(stop for _, stop, _ in own)
 
-  def one(x):
-    def part(index):
-      start, stop, _ = index[0].indices(size)
-      return x[start - first : stop - first]
-
-    return jax.make_array_from_callback((size, *x.shape[1:]), rows, part)
-
-  return jax.tree.map(one, read(slice(first, last)))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(rows, x, (size, *x.shape[1:])),
+    read(slice(first, last)),
+  )
 
 
 def describe(tree) -> list[tuple[str, str, str, int]]:
