@@ -22,7 +22,7 @@ FIELDS = {"argument_bytes", "temp_bytes", "output_bytes", "flops", "bytes_access
           "roofline_seconds", "bound", "compile_seconds"}  # fmt: skip
 TPU = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
-  reason="libtpu, which compiles for TPUs, is not installed: pip install 'nash_jax[plan]'",
+  reason="libtpu, which compiles for TPUs, is not installed: pip install --editable '.[plan]'",
 )
 
 
