@@ -191,8 +191,10 @@ def _arena(config, found: dict[str, dict], folder) -> dict:
     c.policies.reference = {"weights": config.base.model.weights, "best_of": 1}
     c.base = "reference"
     path = folder / "arena" / f"seed_{seed}"
-    there = path / "arena.json"
-    each.append(json.loads(there.read_text()) if there.is_file() else arena.run(c, path))
+    file, here = path / "arena.json", json.dumps(configs.describe(configs.resolve(c)))
+    there = json.loads(file.read_text()) if file.is_file() else {"config": None}
+    # One that was held before there were other runs is held anew.
+    each.append(there if there["config"] == json.loads(here) else arena.run(c, path))
   return {
     judge: {kind: _mean_cells([e["judges"][judge][kind] for e in each])
             for kind in ("win_rate", "length_matched")}

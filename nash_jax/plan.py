@@ -46,7 +46,8 @@ def devices(topology: str) -> list:
     configs.choose("topology", topology, known)
   configs.check(
     importlib.util.find_spec("libtpu") is not None, "topology", "libtpu, which compiles for TPUs",
-    "none installed", "pip install --editable '.[plan]', or plan for this machine: --topology=local.",
+    "none installed",
+    "pip install --editable '.[plan]', or plan for this machine: --topology=local.",
   )  # fmt: skip
   from jax.experimental import topologies
 
