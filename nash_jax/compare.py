@@ -89,9 +89,11 @@ def _play(config, changes: dict[str, dict], folder, policy: str, progress) -> di
     scores[name][rate] = _score(c, folder / _folder(name, rate, seed))
   best = {name: max(rates, key=lambda rate, of=of: of.get(rate, 0)) for name, of in scores.items()}
   play([(name, best[name], seed) for name in changes for seed in range(config.seeds)])
+  taken = {name: changed(config, changes[name], best[name], 0) for name in changes}
   return {
     name: {
-      "learning_rate": changed(config, changes[name], best[name], 0).optimizer.learning_rate,
+      "learning_rate": taken[name].optimizer.learning_rate,
+      "beta": taken[name].algorithm.beta,
       "tuning": {f"{rate:g}": score for rate, score in scores[name].items()},
       "seeds": [
         _record(base, folder / _folder(name, best[name], seed)) for seed in range(config.seeds)
@@ -113,12 +115,19 @@ def _record(config, folder) -> dict[str, list]:
 
 def _score(config, folder) -> float:
   """Returns what the tuning maximises; -inf of a run that ended in nothing finite."""
-  record = _record(config, folder)
-  names = (SUBOPT,) if config.evaluation.exact else (WIN, KL)
-  last = [record[name][-1] for name in names]
-  if None in last:
-    return -math.inf
-  return -last[0] if config.evaluation.exact else last[0] - config.algorithm.beta * last[1]
+  result = {"seeds": [_record(config, folder)], "beta": config.algorithm.beta}
+  score = -_last(result, SUBOPT) if config.evaluation.exact else _regularised(result)
+  return -math.inf if np.isnan(score[0]) else float(score[0])
+
+
+def _last(result: dict, metric: str) -> np.ndarray:
+  """Returns the seeds' last values of a metric, [seeds]; NaN where one is not finite."""
+  return _values(result, metric)[:, -1]
+
+
+def _regularised(result: dict) -> np.ndarray:
+  """Returns the seeds' last P(π≻π_ref) − β·KL(π‖π_ref), [seeds]."""
+  return _last(result, WIN) - result["beta"] * _last(result, KL)
 
 
 def _values(result: dict, metric: str) -> np.ndarray:
@@ -128,8 +137,7 @@ def _values(result: dict, metric: str) -> np.ndarray:
 
 def _middle(result: dict, metric: str) -> list[float]:
   """Returns [median, least, greatest] of the seeds' last values; NaN where one is not finite."""
-  last = _values(result, metric)[:, -1]
-  return [float(pick(last)) for pick in (np.median, np.min, np.max)]
+  return [float(pick(_last(result, metric))) for pick in (np.median, np.min, np.max)]
 
 
 def _sorted(found: dict[str, dict], metric: str, sign: int) -> list[tuple[str, dict]]:
@@ -161,10 +169,11 @@ def _tables(config, results) -> list[str]:
       of = " to ".join(dict.fromkeys(ends))
       title = f"SubOpt_β of the last iterate; the reference's is {of}"
     else:
-      header = ["run", "learning rate", "win rate, median", "least", "greatest", "KL, nats"]
+      header = ["run", "learning rate", "win rate, median", "least", "greatest", "KL, nats",
+                "win rate − β·KL"]  # fmt: skip
       rows = [
         [name, f"{r['learning_rate']:g}", *map(report.number, _middle(r, WIN)),
-         report.number(_middle(r, KL)[0], 2)]
+         report.number(_middle(r, KL)[0], 2), report.number(float(np.median(_regularised(r))))]
         for name, r in _sorted(found, WIN, -1)
       ]  # fmt: skip
       title = "Against the reference, under the training judge"

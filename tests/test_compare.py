@@ -77,7 +77,7 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(played, t
   assert page.strip() in capsys.readouterr().out
   row = next(line for line in page.splitlines() if line.startswith("| nash_mp"))
   shown = [float(cell) for cell in row.split("|")[2:-1]]
-  assert shown == [1e-4, 0.75, 0.74, 0.76, 2.8]
+  assert shown == [1e-4, 0.75, 0.74, 0.76, 2.8, 0.61]
   assert page.index("| nash_mp") < page.index("| reg_self_play"), "the greatest win rate first"
   assert (tmp_path / "curves_network.png").read_bytes().startswith(b"\x89PNG")
 
