@@ -17,7 +17,7 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# Minutes each: many processes, and runs that are killed over and over. `make test` leaves them out.
+# Many processes, runs that are killed over and over, whole runs of what `make test` tests by parts.
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
 

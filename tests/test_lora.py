@@ -292,6 +292,7 @@ def test_every_algorithm_keeps_copies_of_adapters(name):
       assert jax.tree.structure(jax.eval_shape(lora.merge, tree)) == jax.tree.structure(base)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_adapters_as_one_does(it, tmp_path):
   one = dataclasses.replace(it, config=configs.resolve(tiny.train({**CHANGES, "steps": 2})))
   eight = test_hosts.measured(1, 8, tmp_path / "eight", {**CHANGES, **tiny.EIGHT, "steps": 2})
@@ -384,6 +385,7 @@ def test_the_arena_and_sampling_play_a_runs_policies(it, whole, merged, tmp_path
   assert "Once ▸" in said[0]
 
 
+@pytest.mark.slow
 def test_the_base_is_held_in_the_type_that_is_computed_with(tmp_path):
   c = tiny.train({**CHANGES, "model.dtype": "bfloat16", "steps": 2, "checkpoint.every": 2})
   it = train.assemble(configs.resolve(c))
@@ -419,7 +421,7 @@ def test_a_policy_that_is_no_network_has_no_adapters():
     rule.init({"logits": jnp.zeros((2, 3))})
 
 
-@pytest.mark.parametrize("loss", ["sft", "judge", "reward"])
+@pytest.mark.parametrize("loss", ["sft", pytest.param("judge", marks=pytest.mark.slow), "reward"])
 def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeypatch):
   c = test_fit.settings(tmp_path, loss)
   c.export, c.export_dtype = str(tmp_path / "out.safetensors"), "float32"

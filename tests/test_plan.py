@@ -260,6 +260,7 @@ def test_configs_of_true_size_resolve_for_a_slice(name, kind):
       configs.resolve(c, 8)
 
 
+@pytest.mark.slow
 def test_a_smoke_config_trains(tmp_path):
   c = configs.load("gemma2_2b.py", tiny.ROOT / "configs" / "x").get_config("smoke")
   c.steps = 1
