@@ -8,7 +8,7 @@ Cost:     on two CPU cores 45 s a run; 5 x 6 runs for :paper, 15 x 6 for all.
           All need a Bradley-Terry reward of the votes for rlhf, `nash-jax collect`, then
           nash-jax fit --config=configs/judge.py --config.loss=reward --workdir=runs/reward
             --config.export=runs/reward.safetensors
-Expected: not measured in full yet.
+Expected: docs/compare.md, of the two larger learning rates.
 """
 
 from nash_jax import config

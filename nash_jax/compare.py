@@ -178,7 +178,7 @@ def _tables(config, results) -> list[str]:
       ]  # fmt: skip
       title = "Against the reference, under the training judge"
     out.append(
-      f"## {policy}: {title}\n\n{config.base.steps} steps, {config.seeds} seeds.\n\n"
+      f"## {policy}: {title}\n\nSteps: {config.base.steps}, seeds: {config.seeds}.\n\n"
       + report.markdown_table(header, rows)
     )
   for name, tables in results.get("arena", {}).items():

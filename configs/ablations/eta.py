@@ -5,7 +5,7 @@ Command:  nash-jax sweep --config=configs/ablations/eta.py --workdir=runs/eta
           (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
 Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
           storyteller, one seed each.
-Expected: docs/short_game.md
+Expected: docs/short_game.md, docs/compare.md
 """
 
 from nash_jax import config
