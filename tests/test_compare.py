@@ -59,6 +59,7 @@ def played(monkeypatch):
 def config(*names):
   c = configs.load(CONFIG.name, str(CONFIG)).get_config("paper")
   c.runs = tuple({"algorithm.name": name} for name in names)
+  c.learning_rates = tuple(sorted({rate for _, rate in ENDS}))
   return c
 
 
