@@ -62,10 +62,15 @@ def library(config, params, prompts, tokens, key):
 
 
 def take_turns(repeats, contenders):
-  """Returns each contender's seconds in every round; a first round, not kept, compiles."""
+  """Returns each contender's seconds in every round; a first round, not kept, compiles.
+
+  A turn is two runs, of which the second counts: the first finds caches and memory as the others
+  have left them, which no contender meets that runs alone.
+  """
   seconds = {name: [] for name in contenders}
   for _ in range(repeats + 1):
     for name, run in contenders.items():
+      jax.block_until_ready(run())
       start = time.perf_counter()
       jax.block_until_ready(run())
       seconds[name].append(time.perf_counter() - start)

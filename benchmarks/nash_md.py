@@ -48,7 +48,7 @@ def stepper(name, args, config, prompts):
   def make(**law):
     return sampler.make_sampler(config, max_tokens=args.tokens, stop_ids=(), pad_id=0, **law)
 
-  sample = jax.jit(train.make_sample(run.algorithm, run.sampling, rule.players, make))
+  sample = jax.jit(train.make_sample(run.algorithm, rule.players, make))
   verdict = jax.jit(judges.pairwise(constant))
   train_step = jax.jit(rule.train_step, donate_argnums=0)
   state = jax.jit(rule.init)(gemma.init(jax.random.key(0), config))
@@ -69,9 +69,10 @@ class Trl:
 
   def __init__(self, python, args):
     sizes = {name: vars(args)[name] for name in ("batch", "prompt", "tokens", "vocabulary")}
+    sizes["steps"] = 2 * (args.repeats + 1)
     self.process = subprocess.Popen(
       [python, pathlib.Path(__file__).with_name("trl_nash_md.py"),
-       *(f"--{name}={value}" for name, value in {**sizes, "steps": args.repeats + 1}.items())],
+       *(f"--{name}={value}" for name, value in sizes.items())],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     self.versions = self.answer()
