@@ -149,10 +149,13 @@ def make_sampler(
 
 def _weights(params, model, dtype):
   """Returns what decoding reads: cast, unstacked and gathered once, so that its loop does not."""
-  plain = gemma.cast(lora.merge(gemma.unstack(params, model, library_gating=False)), dtype)
+  # Merged while stacked: layer by layer, a TPU's compiler held the gathered weights in two layouts.
+  merged = gemma.cast(lora.merge(params), dtype)
+  plain = gemma.unstack(merged, model, library_gating=False)
   # By rows first: gathered by columns, the table would be held a second time while it is turned.
   rows = partition.constrain(plain["embedder"]["input_embedding"], ("fsdp", "tensor"))
-  return partition.gathered({**plain, "embedder": {"input_embedding": rows}})
+  whole = partition.gathered({**plain, "embedder": {"input_embedding": rows}})
+  return decoding.inputs_first(whole)
 
 
 def _prefill(params, model, prompts, samples, max_tokens, dtype):

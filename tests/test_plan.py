@@ -231,6 +231,15 @@ def test_no_weight_is_gathered_while_tokens_are_drawn(texts):
   assert not [line for line in loop if re.search(r" (all-gather|all-to-all)(-start)?\(", line)]
 
 
+def test_no_weight_is_turned_while_tokens_are_drawn(texts):
+  loop = "\n".join(bodies(texts["sample"])[11])
+  found = re.findall(r"= f32\[([0-9,]+)\]\S* (?:copy|transpose)\(", loop)
+  shapes = [[int(n) for n in shape.split(",")] for shape in found]
+  assert shapes
+  least, columns = 2 * 1 * 16 * 8, 12 + 11  # keys' and values' weight; a cache, which may be
+  assert not [shape for shape in shapes if math.prod(shape) >= least and columns not in shape]
+
+
 def test_the_token_loop_writes_into_its_one_cache(texts):
   if texts["platform"] == "cpu":
     pytest.skip("a CPU's loop copies its cache; a TPU's is tested where libtpu is installed")

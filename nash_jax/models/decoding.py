@@ -1,19 +1,21 @@
-"""Attention for one new token over a cache held head by head.
+"""One new token over a cache and weights held as the products want them.
 
 gm.nn.Attention keeps keys and values as [rows, columns, heads, head_dim]; its two products want
 keys as [rows, heads, head_dim, columns] and values as [rows, heads, columns, head_dim]. On a CPU
-each decoding step then transposes the whole cache, which costs more than the attention itself. Here
-the cache is held as the products want it; everything else is the library's own.
+each decoding step then transposes the whole cache, which costs more than the attention itself, and
+every weight whose inputs are not its first axes. Everything else is the library's own.
 """
 
 import functools
 
 import jax
 from flax import linen as nn
+from flax import traverse_util
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax.models import gemma, partition
+from nash_jax.models import gemma, lora, partition
+from nash_jax.types import Params
 
 _HEADS = (partition.BATCH, "tensor?")
 CACHE = {"k": _HEADS, "v": _HEADS, "positions": (partition.BATCH,), "end_index": ()}  # its layout
@@ -34,12 +36,38 @@ def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
   return tuple(one(layer) for layer in cache)
 
 
-def _attend(call, args, kwargs, context):
-  """Stands in for gm.nn.Attention.__call__ of one token; every other method goes through."""
-  attn = context.module
-  if not isinstance(attn, gm.nn.Attention) or context.method_name != "__call__":
-    return call(*args, **kwargs)
-  x, positions, cache, visible = args
+def inputs_first(params: Params) -> Params:
+  """Returns unstacked weights with the axes that a product sums over first."""
+  flat = traverse_util.flatten_dict(params, sep="/")
+  for path, w in flat.items():
+    _, _, name = path.partition("/")
+    if name in lora.FACTORS:
+      a, b, axes = lora.FACTORS[name]
+      flat[path] = jnp.einsum(f"{axes}->{a[:-1]}{b[1:]}", w)
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _stand_in(call, args, kwargs, context):
+  """Stands in for the library's attention and products; every other method goes through."""
+  if context.method_name == "__call__" and isinstance(context.module, gm.nn.Attention):
+    return _attend(context.module, *args)
+  if context.method_name == "__call__" and isinstance(context.module, gm.nn.Einsum):
+    return _product(context.module, *args)
+  return call(*args, **kwargs)
+
+
+def _product(einsum, equation, x):
+  """gm.nn.Einsum over a weight from `inputs_first`; only the small result is ever turned."""
+  terms, out = equation.split("->")
+  inputs, axes = terms.split(",")
+  summed = sum(axis not in out for axis in axes)  # the last of the inputs, the first of the weight
+  y = jnp.tensordot(x, einsum.get_variable("params", einsum.weight_name), summed)
+  found = inputs[:-summed] + "".join(axis for axis in axes if axis in out)
+  return jnp.einsum(f"{found}->{out}", y)
+
+
+def _attend(attn, x, positions, cache, visible):
+  """gm.nn.Attention of one token over a cache from `grow`."""
   if attn.use_qkv_einsum:
     q, k, v = attn.qkv_einsum("BTD,SNDH->SBTNH", x)
   else:
@@ -81,14 +109,14 @@ def forward(params, config, token, position, visible, cache, dtype):
   """Runs one token of every row: `gemma.forward` with T = 1 over a cache from `grow`.
 
   Args:
-    params: unstacked, as `gemma.unstack(..., library_gating=False)` gives them.
+    params: from `inputs_first` of `gemma.unstack(..., library_gating=False)`.
     token: i32[N]; `position` i32[N] is its place in its own sequence.
     visible: bool[N S], the columns it may see, its own included.
 
   Returns:
     Hidden states [N D], and the cache with one more column.
   """
-  with nn.intercept_methods(_attend):
+  with nn.intercept_methods(_stand_in):
     x, cache = gemma.forward(
       params,
       config,

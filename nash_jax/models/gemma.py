@@ -251,7 +251,7 @@ def forward(
 
   Args:
     params: stacked or unstacked (gating [2, features, hidden]), with or without adapters
-      (lora.join); cast to `dtype` where used.
+      (lora.join); cast to `dtype` where used, and stacked ones gathered there.
     positions: of each token in its own sequence, padding not counted.
     attn_mask: what each token may see among S columns: the cache's where there is one.
     cache: written at its end index, which is the same for all rows.
@@ -266,8 +266,10 @@ def forward(
   types = tuple(config.attention_types)
   period, repeats, rest = pattern(config)
 
+  def whole(layer):
+    return partition.gathered(cast(layer, dtype))
+
   def apply(layer, kind, x, layer_cache, seen=attn_mask):
-    layer = partition.gathered(cast(layer, dtype))
     x = partition.constrain(x, partition.BATCH)
     return lora.apply(block(config, kind), layer, x, positions, layer_cache, seen)
 
@@ -278,14 +280,14 @@ def forward(
       kind, seen = types[place], attn_mask
       if alike(config):
         kind, seen = _GLOBAL, attn_mask & (near | ~local)
-      layer_cache, x = apply(layers[str(place)], kind, x, caches and caches[place], seen)
+      layer_cache, x = apply(whole(layers[str(place)]), kind, x, caches and caches[place], seen)
       out.append(layer_cache)
     return x, tuple(out)
 
   if "layers" not in params:
     new_cache = []
     for n, kind in enumerate(types):
-      layer_cache, x = apply(params[f"layer_{n}"], kind, x, cache and cache[n])
+      layer_cache, x = apply(cast(params[f"layer_{n}"], dtype), kind, x, cache and cache[n])
       new_cache.append(layer_cache)
   else:
     scanned, near = period * repeats, _near(config, positions, cache)
@@ -300,7 +302,7 @@ def forward(
     ]
     for i in range(rest):
       n = scanned + i
-      layer_cache, x = apply(params["tail"][str(i)], types[n], x, cache and cache[n])
+      layer_cache, x = apply(whole(params["tail"][str(i)]), types[n], x, cache and cache[n])
       new_cache.append(layer_cache)
 
   norm = {"params": cast(params["final_norm"], dtype)}
