@@ -16,8 +16,11 @@ _COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # An instruction: name, shape, operation, operands; and an array within a shape.
 _LINE = re.compile(r"^\s*(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([a-z][a-z0-9\-]*)\((.*?)\)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+)\[([0-9,]*)\]\{[^}]*S\(1\)[^}]*\}")
-# What only names arrays, or waits for them, and so moves nothing.
-_NAMES = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while")
+# What only names arrays, and so moves nothing; of a custom call XLA's analysis knows nothing.
+_NAMES = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "custom-call")
+# A transfer beside the computation: its shape is a tuple of source, destination and context.
+_START = re.compile(r"^(\s*(?:ROOT )?%\S+ = )(\(.*\)) (copy|slice)-start\(", re.MULTILINE)
+_SHAPE = re.compile(r"\b(?:pred|[a-z]+[0-9]+)\[[0-9,]*\](?:\{[^}]*\})?")
 
 
 class Cost(NamedTuple):
@@ -41,6 +44,7 @@ def of(text: str) -> Cost:
   Raises:
     ValueError: a loop whose bound is not a constant.
   """
+  text = _in_line(text)
   parts, entry = _computations(text)
 
   def reached(name):
@@ -69,6 +73,20 @@ def of(text: str) -> Cost:
     return cost
 
   return total(entry)
+
+
+def _in_line(text: str) -> str:
+  """Returns the text with transfers beside the computation as plain copies and slices.
+
+  XLA's analysis counts all arrays in a transfer's shape, the whole that it takes a slice of too.
+  """
+
+  def plain(found):
+    name, shape, kind = found.groups()
+    arrays = _SHAPE.findall(shape)  # (destination, source, context); ((source), slice, context)
+    return f"{name}{arrays[kind == 'slice']} {kind}("
+
+  return re.sub(r" (?:copy|slice)-done\(", " bitcast(", _START.sub(plain, text))
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

@@ -79,6 +79,22 @@ def test_steps_of_two_are_half_as_many_turns():
   assert cost._trips('"known_trip_count":{"n":"3"}', condition, body) == 3
 
 
+def test_a_transfer_moves_what_it_fetches_from_main_memory_and_writes_back():
+  fetched, context = "f32[8,128]{1,0:S(1)}", "s32[]{:S(2)}"
+  text = f"""HloModule transfers
+
+ENTRY %main (p: f32[208,128]) -> f32[8,128] {{
+  %p = f32[208,128]{{1,0}} parameter(0)
+  %s = ((f32[208,128]{{1,0}}), {fetched}, {context}) slice-start(%p), slice={{[8:16], [0:128]}}
+  %t = {fetched} slice-done(%s)
+  %u = {fetched} negate(%t)
+  %v = (f32[8,128]{{1,0}}, {fetched}, {context}) copy-start(%u)
+  ROOT %w = f32[8,128]{{1,0}} copy-done(%v)
+}}
+"""
+  assert cost.of(text) == (8 * 128, 2 * 8 * 128 * 4)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
   """The plan of a tiny run on this machine's one CPU, as it is written."""
