@@ -31,7 +31,7 @@ bench: .venv/ready
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12) and f"Python 3.12 or newer is needed, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12")'
-	@echo "installing into .venv, about a minute"
+	@echo "installing into .venv, a minute or two"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint requirements.lock --editable '.[dev]'

@@ -8,7 +8,7 @@ Cost:     on two CPU cores about a minute a run; 5 x 6 runs for :paper, 15 x 6 f
           All need a Bradley-Terry reward of the votes for rlhf, `nash-jax collect`, then
           nash-jax fit --config=configs/judge.py --config.loss=reward --workdir=runs/reward
             --config.export=runs/reward.safetensors
-Expected: docs/compare.md, of the two larger learning rates.
+Expected: docs/compare.md.
 """
 
 from nash_jax import config
