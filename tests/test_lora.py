@@ -421,7 +421,9 @@ def test_a_policy_that_is_no_network_has_no_adapters():
     rule.init({"logits": jnp.zeros((2, 3))})
 
 
-@pytest.mark.parametrize("loss", ["sft", pytest.param("judge", marks=pytest.mark.slow), "reward"])
+@pytest.mark.parametrize(
+  "loss", ["sft", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("judge", "reward"))]
+)
 def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeypatch):
   c = test_fit.settings(tmp_path, loss)
   c.export, c.export_dtype = str(tmp_path / "out.safetensors"), "float32"

@@ -132,7 +132,8 @@ def test_a_lane_is_the_ordinary_run(rank, tmp_path):
   """The scanned program of EGPO (half steps restored, an opponent) makes train.run's numbers."""
   changes = {
     "algorithm__name": "egpo", "algorithm__samples": 4, "steps": 5, "evaluation__every": 5,
-    "checkpoint__every": 5, "prompts__batch_size": 8, "model__changes": {"num_embed": 16},
+    "checkpoint__every": 5, "prompts__batch_size": 8,
+    "model__changes": {"num_embed": 16, "num_layers": 1},
     "model__weights": "", "optimizer__name": "sgd", "optimizer__learning_rate": 0.1,
     "model__lora__rank": rank,
   }  # fmt: skip
