@@ -4,7 +4,7 @@ Question: whom does a population with cyclic tastes prefer, when every method ha
           against a judge fitted to its votes, each at its best learning rate?
 Command:  nash-jax compare --config=configs/stories_compare.py --workdir=runs/stories_compare
           (:paper for the five methods of NashMP's table alone, :smoke for a minute)
-Cost:     on two CPU cores about a minute a run; 5 x 6 runs for :paper, 15 x 6 for all.
+Cost:     on two CPU cores 80 s a run; 5 x 6 runs for :paper, 15 x 6 for all.
           All need a Bradley-Terry reward of the votes for rlhf, `nash-jax collect`, then
           nash-jax fit --config=configs/judge.py --config.loss=reward --workdir=runs/reward
             --config.export=runs/reward.safetensors
