@@ -155,7 +155,8 @@ def _weights(params, model, dtype):
   # By rows first: gathered by columns, the table would be held a second time while it is turned.
   rows = partition.constrain(plain["embedder"]["input_embedding"], ("fsdp", "tensor"))
   whole = partition.gathered({**plain, "embedder": {"input_embedding": rows}})
-  return decoding.inputs_first(whole)
+  # The barrier keeps XLA from moving a gather of the two samplers' common weights into a loop.
+  return jax.lax.optimization_barrier(decoding.inputs_first(whole))
 
 
 def _prefill(params, model, prompts, samples, max_tokens, dtype):
