@@ -6,6 +6,7 @@ responses, and the share of the device's published peak, FLOP/s (MFU) or memory 
 bounds the phase by nash_jax.cost.
 
   python benchmarks/true_size.py --batch=32                           # one H200
+  python benchmarks/true_size.py --batch=32 --profile=trace           # and a trace, to explain it
   python benchmarks/true_size.py --smoke                              # tiny, any machine
   python benchmarks/true_size.py --trl-python=ENVIRONMENT/bin/python  # beside TRL 1.0.0
 
@@ -14,6 +15,7 @@ judge that costs nothing, at the sizes of trl_nash_md.py's model: ours is then t
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import pathlib
@@ -59,19 +61,20 @@ def fill(shapes, seed):
   return jax.tree.map(one, shapes)
 
 
-def measure(lowered, arguments, repeats, donated):
+def measure(lowered, arguments, repeats, donated, folder):
   """Returns (the median of seconds a call, its cost); the first call is not counted."""
   compiled, seconds = lowered.compile(), []
-  for _ in range(repeats + 1):
-    start = time.perf_counter()
-    out = jax.block_until_ready(compiled(*arguments))
-    seconds.append(time.perf_counter() - start)
-    if donated:
-      arguments = (out[0], *arguments[1:])
+  with jax.profiler.trace(folder) if folder else contextlib.nullcontext():
+    for _ in range(repeats + 1):
+      start = time.perf_counter()
+      out = jax.block_until_ready(compiled(*arguments))
+      seconds.append(time.perf_counter() - start)
+      if donated:
+        arguments = (out[0], *arguments[1:])
   return statistics.median(seconds[1:]), cost.of(compiled.as_text())
 
 
-def phases(config, tok, mesh, repeats):
+def phases(config, tok, mesh, repeats, profile):
   """Yields (phase, seconds, cost), one after the other, with all that a run holds in memory."""
   programs = plan.programs(config, tok, mesh)
   lowered = {name: programs[name]() for name in programs if name != "held"}
@@ -87,7 +90,8 @@ def phases(config, tok, mesh, repeats):
   }
   del state  # the update takes it
   for name, arguments in calls.items():
-    yield name, *measure(lowered[name], arguments, repeats, donated=name == "update")
+    folder = profile and str(pathlib.Path(profile) / name)
+    yield name, *measure(lowered[name], arguments, repeats, name == "update", folder)
 
 
 def main():
@@ -99,6 +103,7 @@ def main():
   add("--micro_batches", type=int, default=1)
   add("--judge_micro_batches", type=int, default=1)
   add("--repeats", type=int, default=5, help="timed calls; the median counts (5)")
+  add("--profile", default="", help="a folder for a trace of each phase's calls")
   add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
   args = parser.parse_args()
 
@@ -112,7 +117,7 @@ def main():
         f"{config.judge.model.preset}, {size} responses, "
         f"{config.prompts.max_tokens} + {config.sampling.max_tokens} tokens")  # fmt: skip
   rows, total = [], 0.0
-  for name, seconds, work in phases(config, tok, mesh, args.repeats):
+  for name, seconds, work in phases(config, tok, mesh, args.repeats, args.profile):
     total += seconds * (name != "log_probabilities")  # which are part of the update
     shares = chip and {
       "MFU": work.flops / chip.flops / seconds, "bandwidth": work.bytes / chip.bandwidth / seconds
