@@ -1,15 +1,18 @@
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nash_jax.games import preference, solvers, zoo
 
 EXACT = solvers.Draws(None)
+kl, suboptimality = jax.jit(preference.kl), jax.jit(preference.suboptimality)
 BOTH = [("proximal", m) for m in solvers.PROXIMAL] + [("gradient", m) for m in solvers.GRADIENT]
 
 
@@ -18,18 +21,17 @@ def _game(seed, actions=5, beta=0.1, strength=2.0, contexts=None):
   shape = () if contexts is None else (contexts,)
   ref = rng.dirichlet(np.full(actions, 3.0), size=shape) + 1e-2
   game = zoo.random_game(seed, actions, strength=strength, contexts=contexts)
-  return solvers.Game(jnp.asarray(game.p_win), jnp.log(ref / ref.sum(-1, keepdims=True)),
-                      jnp.asarray(beta))
+  return solvers.Game(game.p_win, np.log(ref / ref.sum(-1, keepdims=True)), np.asarray(beta))
 
 
 def _policy(seed, like):
   logits = np.random.default_rng(seed).normal(size=like.shape)
-  return jax.nn.log_softmax(jnp.asarray(logits))
+  return scipy.special.log_softmax(logits, axis=-1)
 
 
 def _one_step(updates, method, game, state, batch=0, inner=3, **knobs):
   values = {"step": 0.7, "eta": 0.3, "kappa": 0.4, "mixture": 0.25} | knobs
-  now = solvers.Knobs(**{name: jnp.asarray(value, float) for name, value in values.items()})
+  now = solvers.Knobs(**{name: np.asarray(value, float) for name, value in values.items()})
   if updates == "proximal":
     return jax.jit(solvers.PROXIMAL[method])(state, game, now)
 
@@ -51,26 +53,32 @@ def _objective(game, logits, opponent):
 # Identities.
 
 
+@jax.jit
+def _slope_at_the_closed_step(game, base, opponent, eta):
+  closed = solvers._prox(game, eta / (game.beta * (1 + eta)), base, opponent)
+
+  def prox(logits):
+    return (_objective(game, logits, opponent)
+            + game.beta / eta * preference.kl(jax.nn.log_softmax(logits), base))
+
+  return jax.grad(prox)(closed)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.02, 0.1, 1.0]), st.sampled_from([0.01, 0.5, 3.0]))
 def test_the_closed_step_zeroes_the_gradient_of_its_prox_objective(seed, beta, eta):
   game = _game(seed, beta=beta)
   base, opponent = _policy(seed, game.log_ref), _policy(seed + 1, game.log_ref)
-  closed = solvers._prox(game, eta / (beta * (1 + eta)), base, opponent)
-
-  def prox(logits):
-    return (_objective(game, logits, opponent)
-            + beta / eta * preference.kl(jax.nn.log_softmax(logits), base))
-
-  np.testing.assert_allclose(jax.grad(prox)(closed), jnp.zeros(5), atol=1e-12)
+  slope = _slope_at_the_closed_step(game, base, opponent, eta)
+  np.testing.assert_allclose(slope, np.zeros(5), atol=1e-12)
 
 
 @pytest.mark.parametrize(("updates", "method"), BOTH)
 def test_the_equilibrium_is_a_fixed_point_of_who_solves_the_regularised_game(updates, method):
   game = _game(2, beta=0.1, contexts=2)
-  star = jnp.log(preference.equilibrium(game.p_win, jnp.exp(game.log_ref), 0.1))
-  logp, _ = _one_step(updates, method, game, solvers.State(star, star, jnp.asarray(0)), step=0.3)
-  moved = float(jnp.abs(jnp.exp(logp) - jnp.exp(star)).max())
+  star = np.log(preference.equilibrium(game.p_win, np.exp(game.log_ref), 0.1))
+  logp, _ = _one_step(updates, method, game, solvers.State(star, star, np.asarray(0)), step=0.3)
+  moved = np.abs(np.exp(logp) - np.exp(star)).max()
   if (updates, method) in [("proximal", "mpo"), ("proximal", "mwu"), ("proximal", "omwu"),
                            ("proximal", "nash_md"), ("gradient", "nash_md"),
                            ("gradient", "online_dpo")]:
@@ -81,7 +89,7 @@ def test_the_equilibrium_is_a_fixed_point_of_who_solves_the_regularised_game(upd
 
 def test_nash_md_keeps_the_equilibrium_as_its_step_falls():
   game = _game(2)
-  star = jnp.log(preference.equilibrium(game.p_win, jnp.exp(game.log_ref), 0.1))
+  star = np.log(preference.equilibrium(game.p_win, np.exp(game.log_ref), 0.1))
   moved = []
   for step in (1e-1, 1e-2, 1e-3):
     logp, _ = _one_step("proximal", "nash_md", game, solvers.State(star, star, 0), step=step)
@@ -89,37 +97,39 @@ def test_nash_md_keeps_the_equilibrium_as_its_step_falls():
   assert moved[0] > 5 * moved[1] > 25 * moved[2]
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6))
-def test_the_enumerated_estimator_is_the_gradient_of_its_objective(seed):
-  game = _game(seed)
-  logp, target = _policy(seed, game.log_ref), _policy(seed + 1, game.log_ref)
-  grad = solvers.gradient(solvers._play, game, logp, EXACT)
-  np.testing.assert_allclose(
-    grad, jax.grad(lambda v: _objective(game, v, logp))(logp), atol=1e-14)
-  grad = solvers.gradient(solvers._play, game, logp, EXACT, centre=target, eta=0.3)
-
+@jax.jit
+def _enumerated_and_differentiated(game, logp, target, opponent):
   def with_centre(v):
     return (_objective(game, v, logp)
             + game.beta / 0.3 * preference.kl(jax.nn.log_softmax(v), target))
 
-  np.testing.assert_allclose(grad, jax.grad(with_centre)(logp), atol=1e-14)
-  opponent = _policy(seed + 2, game.log_ref)  # another player
-  grad = solvers.gradient(solvers._play, game, logp, EXACT, opponent=opponent)
-  np.testing.assert_allclose(
-    grad, jax.grad(lambda v: _objective(game, v, opponent))(logp), atol=1e-14)
+  estimate = functools.partial(solvers.gradient, solvers._play, game, logp, EXACT)
+  return [
+    (estimate(), jax.grad(lambda v: _objective(game, v, logp))(logp)),
+    (estimate(centre=target, eta=0.3), jax.grad(with_centre)(logp)),
+    (estimate(opponent=opponent), jax.grad(lambda v: _objective(game, v, opponent))(logp)),
+  ]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_enumerated_estimator_is_the_gradient_of_its_objective(seed):
+  game = _game(seed)
+  players = (_policy(seed + i, game.log_ref) for i in range(3))
+  for estimate, grad in _enumerated_and_differentiated(game, *players):
+    np.testing.assert_allclose(estimate, grad, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["ipo", "dpo", "egpo"])
 def test_regression_gradients_are_those_of_their_printed_losses(kind):
   game = _game(4)
   logp, third = _policy(5, game.log_ref), _policy(6, game.log_ref)
-  law = jnp.full(5, 0.2) if kind == "egpo" else jnp.exp(logp)
+  law = np.full(5, 0.2) if kind == "egpo" else np.exp(logp)
 
   def loss(v):
     r = jax.nn.log_softmax(v) - game.log_ref
     margin = r[:, None] - r[None, :]
-    wins = game.p_win @ jnp.exp(third)
+    wins = game.p_win @ np.exp(third)
     each = {
       "ipo": (margin - (game.p_win - 0.5) / game.beta) ** 2,
       "dpo": -(game.p_win * jax.nn.log_sigmoid(game.beta * margin)
@@ -129,33 +139,38 @@ def test_regression_gradients_are_those_of_their_printed_losses(kind):
     return law @ each @ law
 
   coefficients = solvers._logistic if kind == "dpo" else solvers._regression
-  grad = solvers.gradient(coefficients, game, logp, EXACT,
-                          judge=third if kind == "egpo" else None)
-  np.testing.assert_allclose(grad, jax.grad(loss)(logp), atol=1e-12)
+
+  @jax.jit
+  def estimate(logp):
+    judge = third if kind == "egpo" else None
+    return solvers.gradient(coefficients, game, logp, EXACT, judge=judge)
+
+  np.testing.assert_allclose(estimate(logp), jax.jit(jax.grad(loss))(logp), atol=1e-12)
 
 
 @pytest.mark.parametrize("method", list(solvers.GRADIENT))
 def test_sampled_gradients_have_the_exact_ones_as_their_mean(method):
   game, contexts, draws = _game(7, contexts=2), 2, 400
-  state = solvers.State(_policy(8, game.log_ref), _policy(9, game.log_ref), jnp.asarray(0))
-  knobs = solvers.Knobs(*(jnp.asarray(v) for v in (1e-4, 0.3, 0.4, 0.25)))  # to first order
+  state = solvers.State(_policy(8, game.log_ref), _policy(9, game.log_ref), np.asarray(0))
+  knobs = solvers.Knobs(*(np.asarray(v) for v in (1e-4, 0.3, 0.4, 0.25)))  # to first order
 
+  @functools.partial(jax.jit, static_argnums=1)
   def move(key, batch):
     new = solvers.GRADIENT[method](state, game, knobs, solvers.Draws(key, batch, 1))[0]
     return (new - new.mean(-1, keepdims=True)) - (state.logp - state.logp.mean(-1, keepdims=True))
 
   keys = jax.random.split(jax.random.key(0), draws)
-  sampled = jax.jit(jax.vmap(lambda key: move(key, 50)))(keys)
-  exact = move(jax.random.key(0), 0)
-  error = jnp.std(sampled, 0) / draws**0.5
+  sampled = np.asarray(jax.jit(jax.vmap(lambda key: move(key, 50)))(keys))
+  exact = np.asarray(move(jax.random.key(0), 0))
+  error = np.std(sampled, 0) / draws**0.5
   assert sampled.shape == (draws, contexts, 5)
-  assert float(jnp.max(jnp.abs(sampled.mean(0) - exact) / error)) < 4.5
-  assert float(jnp.max(jnp.abs(exact) / error)) > 4.5  # so that a zero would have failed
+  assert np.max(np.abs(sampled.mean(0) - exact) / error) < 4.5
+  assert np.max(np.abs(exact) / error) > 4.5  # so that a zero would have failed
 
 
 def test_self_play_is_online_ipo_at_the_stated_rate():
   game = _game(10)
-  state = solvers.State(_policy(11, game.log_ref), game.log_ref, jnp.asarray(0))
+  state = solvers.State(_policy(11, game.log_ref), game.log_ref, np.asarray(0))
   play, _ = _one_step("gradient", "reg_self_play", game, state, step=4 * 0.02 / 0.1)
   ipo, _ = _one_step("gradient", "online_ipo", game, state, step=0.02)
   np.testing.assert_allclose(play, ipo, atol=1e-13)
@@ -164,7 +179,7 @@ def test_self_play_is_online_ipo_at_the_stated_rate():
 @pytest.mark.parametrize("method", ["egpo", "mmd"])
 def test_exact_regression_on_uniform_pairs_is_the_proximal_update(method):
   game = _game(12)
-  state = solvers.State(_policy(13, game.log_ref), game.log_ref, jnp.asarray(0))
+  state = solvers.State(_policy(13, game.log_ref), game.log_ref, np.asarray(0))
   prox, _ = _one_step("proximal", method, game, state, step=0.8)
   regressed, _ = _one_step("gradient", method, game, state, step=0.8 * 5 * 0.1 / 4)
   np.testing.assert_allclose(regressed, prox, atol=1e-13)
@@ -172,7 +187,7 @@ def test_exact_regression_on_uniform_pairs_is_the_proximal_update(method):
 
 def test_the_target_decides_between_self_play_and_a_frozen_centre():
   game = _game(14)
-  state = solvers.State(_policy(15, game.log_ref), _policy(16, game.log_ref), jnp.asarray(0))
+  state = solvers.State(_policy(15, game.log_ref), _policy(16, game.log_ref), np.asarray(0))
   new, frozen = _one_step("gradient", "nash_mp_ema", game, state, kappa=0.0)
   np.testing.assert_allclose(frozen, state.other, atol=1e-15)
   _, copied = _one_step("gradient", "nash_mp_ema", game, state, kappa=1.0)
@@ -185,7 +200,7 @@ def test_the_target_decides_between_self_play_and_a_frozen_centre():
 
 def test_many_inner_steps_are_the_two_closed_half_steps():
   game = _game(17)
-  state = solvers.State(_policy(18, game.log_ref), game.log_ref, jnp.asarray(0))
+  state = solvers.State(_policy(18, game.log_ref), game.log_ref, np.asarray(0))
   eta = 0.2
   closed, half = _one_step("proximal", "nash_mp", game, state, step=eta / (0.1 * (1 + eta)))
   inner, middle = _one_step("gradient", "nash_mp_approximate", game, state, step=1.0, eta=eta,
@@ -201,14 +216,14 @@ def test_many_inner_steps_are_the_two_closed_half_steps():
 @given(st.integers(0, 10**6), st.sampled_from([0.03, 0.1, 0.45]), st.sampled_from([2, 5, 11]))
 def test_kl_falls_every_iteration_within_the_theorem(seed, beta, actions):
   game = _game(seed, actions, beta, strength=6.0)
-  star = jnp.log(preference.equilibrium(game.p_win, jnp.exp(game.log_ref), beta))
+  star = np.log(preference.equilibrium(game.p_win, np.exp(game.log_ref), beta))
   step = jax.jit(solvers.nash_mp)
   knobs = solvers.Knobs(2 / (1 + 2 * beta), 0.0, 0.0, 0.0)
-  state, distance = solvers.init(game.log_ref), preference.kl(star, game.log_ref)
+  state, distance = solvers.init(game.log_ref), kl(star, game.log_ref)
   for k in range(1, 31):
     logp, half = step(state, game, knobs)
     state = solvers.State(logp, half, state.k + 1)
-    closer = preference.kl(star, logp)
+    closer = kl(star, logp)
     assert float(closer) < float(distance) or float(distance) < 1e-24
     assert float(closer) <= (1 + 2 * beta) ** -k / (2 * beta)
     distance = closer
@@ -232,28 +247,28 @@ def test_who_claims_convergence_reaches_the_equilibrium_of_every_zoo_game(
     star = preference.equilibrium(p_win, ref, beta)
     logp, curve = solvers.solve(method, p_win, ref, beta=beta, iterations=iterations,
                                 updates=updates, every=iterations)
-    np.testing.assert_allclose(jnp.exp(logp), star, atol=atol, err_msg=f"{actions} actions")
+    np.testing.assert_allclose(np.exp(logp), star, atol=atol, err_msg=f"{actions} actions")
     np.testing.assert_allclose(
-      curve[-1], preference.suboptimality(p_win, jnp.exp(logp), ref, beta), atol=1e-14)
+      curve[-1], suboptimality(p_win, np.exp(logp), ref, beta), atol=1e-14)
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.05, 0.3]))
 def test_nash_mp_reaches_the_equilibrium_of_random_games(seed, beta):
   game = _game(seed, 7, beta, strength=5.0, contexts=2)
-  star = preference.equilibrium(game.p_win, jnp.exp(game.log_ref), beta)
-  logp, _ = solvers.solve("nash_mp", game.p_win, jnp.exp(game.log_ref), beta=beta, iterations=800)
-  np.testing.assert_allclose(jnp.exp(logp), star, atol=1e-12)
+  star = preference.equilibrium(game.p_win, np.exp(game.log_ref), beta)
+  logp, _ = solvers.solve("nash_mp", game.p_win, np.exp(game.log_ref), beta=beta, iterations=800)
+  np.testing.assert_allclose(np.exp(logp), star, atol=1e-12)
 
 
 @pytest.mark.parametrize(("method", "step"), [("reg_self_play", 4.0), ("online_ipo", 0.2),
                                               ("nash_mp_ema", 4.0)])
 def test_gradient_methods_reach_the_equilibrium_at_a_good_step(method, step):
   game = _game(1, beta=0.2)
-  star = preference.equilibrium(game.p_win, jnp.exp(game.log_ref), 0.2)
-  logp, _ = solvers.solve(method, game.p_win, jnp.exp(game.log_ref), beta=0.2, iterations=4000,
+  star = preference.equilibrium(game.p_win, np.exp(game.log_ref), 0.2)
+  logp, _ = solvers.solve(method, game.p_win, np.exp(game.log_ref), beta=0.2, iterations=4000,
                           step=step, kappa=0.1)
-  np.testing.assert_allclose(jnp.exp(logp), star, atol=1e-8)
+  np.testing.assert_allclose(np.exp(logp), star, atol=1e-8)
 
 
 def test_online_dpo_finds_the_reward_policy_and_misses_a_cyclic_equilibrium():
@@ -261,8 +276,9 @@ def test_online_dpo_finds_the_reward_policy_and_misses_a_cyclic_equilibrium():
   transitive = zoo.random_game(0, 6, cyclicity=0.0, strength=0.3)
   logp, _ = solvers.solve("online_dpo", transitive.p_win, ref, beta=0.5, iterations=20_000,
                           step=20.0)
-  reward_policy = jax.nn.softmax(preference.bradley_terry(transitive.p_win) / 0.5)
-  np.testing.assert_allclose(jnp.exp(logp), reward_policy, atol=1e-6)
+  rewards = np.asarray(preference.bradley_terry(transitive.p_win))
+  reward_policy = scipy.special.softmax(rewards / 0.5)
+  np.testing.assert_allclose(np.exp(logp), reward_policy, atol=1e-6)
   cyclic = zoo.random_game(1, 6, strength=2.0)
   _, curve = solvers.solve("online_dpo", cyclic.p_win, ref, beta=0.1, iterations=20_000, step=2.0)
   assert float(curve[-1]) > 1e-3
@@ -272,14 +288,14 @@ def test_the_original_game_is_solved_by_optimism_and_magnets_and_not_by_mwu():
   game, ref = zoo.rock_paper_scissors(0.5, 1.0, 0.6), np.array([0.6, 0.3, 0.1])
   optimism, _ = solvers.solve("omwu", game.p_win, ref, beta=0.0, iterations=20_000, every=20_000,
                               step=1.0)
-  np.testing.assert_allclose(jnp.exp(optimism), game.nash, atol=1e-8)
+  np.testing.assert_allclose(np.exp(optimism), game.nash, atol=1e-8)
   magnets, _ = solvers.solve("mpo", game.p_win, ref, beta=0.2, iterations=20_000, every=20_000)
-  np.testing.assert_allclose(jnp.exp(magnets), game.nash, atol=1e-6)
+  np.testing.assert_allclose(np.exp(magnets), game.nash, atol=1e-6)
   _, drift = solvers.solve("mwu", game.p_win, ref, beta=0.0, iterations=20_000, step=0.125)
   assert float(drift[-1]) > float(drift[0])
   mean, curve = solvers.solve("fictitious_play", game.p_win, ref, beta=0.0, iterations=20_000)
   assert float(curve[-1]) < 1e-2 < float(curve[0])
-  np.testing.assert_allclose(jnp.exp(mean).sum(), 1, atol=1e-12)
+  np.testing.assert_allclose(np.exp(mean).sum(), 1, atol=1e-12)
 
 
 # The mechanics.
@@ -290,33 +306,34 @@ def test_renaming_actions_renames_the_answer(updates, method):
   game = _game(20, beta=0.3)
   order = np.array([3, 0, 4, 1, 2])
   renamed = solvers.Game(game.p_win[order][:, order], game.log_ref[order], game.beta)
-  answers = [solvers.solve(method, g.p_win, jnp.exp(g.log_ref), beta=0.3, iterations=20,
-                           updates=updates)[0] for g in (game, renamed)]
-  np.testing.assert_allclose(answers[0][order], answers[1], atol=1e-12)
-  assert float(jnp.abs(answers[0] - game.log_ref).max()) > 1e-3
+  one, other = (np.asarray(solvers.solve(method, g.p_win, np.exp(g.log_ref), beta=0.3,
+                                         iterations=20, updates=updates)[0])
+                for g in (game, renamed))
+  np.testing.assert_allclose(one[order], other, atol=1e-12)
+  assert np.abs(one - game.log_ref).max() > 1e-3
 
 
 @pytest.mark.parametrize(("updates", "method"), BOTH)
 def test_contexts_do_not_touch_each_other(updates, method):
   game = _game(21, contexts=3)
-  together, curve = solvers.solve(method, game.p_win, jnp.exp(game.log_ref), beta=0.1,
+  together, curve = solvers.solve(method, game.p_win, np.exp(game.log_ref), beta=0.1,
                                   iterations=20, updates=updates)
-  alone = [solvers.solve(method, p, jnp.exp(r), beta=0.1, iterations=20, updates=updates)
+  alone = [solvers.solve(method, p, np.exp(r), beta=0.1, iterations=20, updates=updates)
            for p, r in zip(game.p_win, game.log_ref, strict=True)]
-  np.testing.assert_allclose(together, jnp.stack([a[0] for a in alone]), atol=1e-12)
+  np.testing.assert_allclose(together, np.stack([a[0] for a in alone]), atol=1e-12)
   np.testing.assert_allclose(curve, np.mean([a[1] for a in alone], 0), atol=1e-12)
 
 
 def test_a_grid_over_games_and_knobs_is_one_call_and_one_compilation():
-  games = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[_game(s) for s in range(3)])
-  steps = jnp.array([0.1, 0.5, 1.5])
+  games = jax.tree.map(lambda *leaves: np.stack(leaves), *[_game(s) for s in range(3)])
+  steps = np.array([0.1, 0.5, 1.5])
 
   def one(game, step):
     knobs = solvers.Knobs(step, 0.2, 1.0, 0.25)
     return solvers.run("nash_mp", "proximal", game, knobs, jax.random.key(0), points=30)[1]
 
   grid = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
-  curves = grid(games, steps)
+  curves = np.asarray(grid(games, steps))
   assert curves.shape == (3, 3, 30)
   single, _ = _solve_curve(_game(1), 0.5)
   np.testing.assert_allclose(curves[1, 1], single, rtol=1e-9, atol=1e-20)
@@ -325,7 +342,7 @@ def test_a_grid_over_games_and_knobs_is_one_call_and_one_compilation():
 
 
 def _solve_curve(game, step):
-  logp, curve = solvers.solve("nash_mp", game.p_win, jnp.exp(game.log_ref), beta=0.1,
+  logp, curve = solvers.solve("nash_mp", game.p_win, np.exp(game.log_ref), beta=0.1,
                               iterations=30, step=step)
   return curve, logp
 
@@ -334,33 +351,33 @@ def test_schedules_are_read_at_their_iteration():
   assert solvers.harmonic(3)[0] == 1.0
   np.testing.assert_array_equal(solvers.periodic(2, 5), [0, 1, 0, 1, 0])
   game = _game(22)
-  constant, _ = solvers.solve("mmd", game.p_win, jnp.exp(game.log_ref), beta=0.1, iterations=6,
+  constant, _ = solvers.solve("mmd", game.p_win, np.exp(game.log_ref), beta=0.1, iterations=6,
                               step=0.4)
-  listed, _ = solvers.solve("mmd", game.p_win, jnp.exp(game.log_ref), beta=0.1, iterations=6,
+  listed, _ = solvers.solve("mmd", game.p_win, np.exp(game.log_ref), beta=0.1, iterations=6,
                             step=np.full(6, 0.4))
   np.testing.assert_array_equal(constant, listed)
-  halted, _ = solvers.solve("mmd", game.p_win, jnp.exp(game.log_ref), beta=0.1, iterations=6,
+  halted, _ = solvers.solve("mmd", game.p_win, np.exp(game.log_ref), beta=0.1, iterations=6,
                             step=np.array([0.4, 0.4, 0.4, 1e-300, 1e-300, 1e-300]))
-  three, _ = solvers.solve("mmd", game.p_win, jnp.exp(game.log_ref), beta=0.1, iterations=3,
+  three, _ = solvers.solve("mmd", game.p_win, np.exp(game.log_ref), beta=0.1, iterations=3,
                            step=0.4)
   np.testing.assert_allclose(halted, three, atol=1e-15)
 
 
 def test_the_same_key_draws_the_same_run():
   game = _game(23)
-  runs = [solvers.solve("nash_mp_ema", game.p_win, jnp.exp(game.log_ref), beta=0.1, iterations=20,
+  runs = [solvers.solve("nash_mp_ema", game.p_win, np.exp(game.log_ref), beta=0.1, iterations=20,
                         batch=4, key=jax.random.key(seed))[0] for seed in (0, 0, 1)]
   np.testing.assert_array_equal(runs[0], runs[1])
-  assert float(jnp.abs(runs[0] - runs[2]).max()) > 1e-3
+  assert np.abs(np.subtract(runs[0], runs[2])).max() > 1e-3
 
 
 def test_the_curve_is_sampled_without_changing_the_run():
   game = _game(24)
-  fine, curve = solvers.solve("egpo", game.p_win, jnp.exp(game.log_ref), beta=0.1, iterations=20)
-  coarse, points = solvers.solve("egpo", game.p_win, jnp.exp(game.log_ref), beta=0.1,
+  fine, curve = solvers.solve("egpo", game.p_win, np.exp(game.log_ref), beta=0.1, iterations=20)
+  coarse, points = solvers.solve("egpo", game.p_win, np.exp(game.log_ref), beta=0.1,
                                  iterations=20, every=5)
   np.testing.assert_array_equal(fine, coarse)
-  np.testing.assert_array_equal(curve[4::5], points)
+  np.testing.assert_array_equal(np.asarray(curve)[4::5], points)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -384,11 +401,12 @@ def test_errors_teach(arguments, words):
 @pytest.mark.parametrize("contexts", [None, 3])
 def test_the_names_others_build_on(contexts):
   game = _game(25, contexts=contexts)
-  ref = jnp.exp(game.log_ref)
+  ref = np.exp(game.log_ref)
   star = preference.equilibrium(game.p_win, ref, 0.1)
   logp, curve = solvers.solve("nash_mp", game.p_win, ref, beta=0.1, iterations=300, step=None)
   assert star.shape == logp.shape == ref.shape
   assert curve.shape == (300,)
-  np.testing.assert_allclose(jnp.exp(logp), star, atol=1e-12)
-  assert preference.suboptimality(game.p_win, star, ref, 0.1).shape == ()
-  assert float(preference.suboptimality(game.p_win, star, ref, 0.1)) < 1e-24
+  np.testing.assert_allclose(np.exp(logp), star, atol=1e-12)
+  found = suboptimality(game.p_win, star, ref, 0.1)
+  assert found.shape == ()
+  assert float(found) < 1e-24
