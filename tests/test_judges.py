@@ -9,6 +9,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+import scipy
 from gemma import gm
 from hypothesis import strategies as st
 from jax import numpy as jnp
@@ -45,19 +46,19 @@ def padded(rows, width, left=False, filler=0):
   for i, row in enumerate(rows):
     place = slice(width - len(row), width) if left else slice(len(row))
     tokens[i, place], mask[i, place] = row, True
-  return jnp.asarray(tokens), jnp.asarray(mask)
+  return tokens, mask
 
 
 def prompts_of(rows, width, filler=0):
-  return Prompts(*padded(rows, width, True, filler), jnp.arange(len(rows)))
+  return Prompts(*padded(rows, width, True, filler), np.arange(len(rows)))
 
 
 def responses_of(rows, width, filler=0, stop=1):
   """From rows[b][k], lists of ids."""
   tokens, mask = padded([r for row in rows for r in row], width, False, filler)
   shape = (len(rows), len(rows[0]), width)
-  stopped = jnp.asarray([[stop in r for r in row] for row in rows])
-  zeros = jnp.zeros(shape)
+  stopped = np.array([[stop in r for r in row] for row in rows])
+  zeros = np.zeros(shape, np.float32)
   return Responses(tokens.reshape(shape), mask.reshape(shape), zeros, zeros, stopped)
 
 
@@ -81,14 +82,15 @@ def built(name, **changes):
   # Drawn by numpy: compiling the initialiser would cost more than the tests.
   rng, model = np.random.default_rng(0), models.preset("tiny", **SMALL)
   params = jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype),
+    lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype),
     {**models.shapes(model), "head": {"w": jax.ShapeDtypeStruct((16,), jnp.float32)}},
   )
+  params = jax.device_put(params)
   return judges.make(settings(name, **changes), Tokenizer(BUNDLED, "plain"), params)
 
 
 def asked(judge, *args):
-  return jax.jit(judge.fn)(judge.params, *args)
+  return jax.device_get(jax.jit(judge.fn)(judge.params, *args))
 
 
 @pytest.mark.parametrize("name", ["gemma", "bradley_terry", "population"])
@@ -116,7 +118,7 @@ def test_one_response_has_nothing_to_be_compared_with():
   prompts, rows = examples(samples=1)
   judge = built("population")
   with pytest.raises(ValueError, match="at least two"):
-    judge.fn(judge.params, prompts_of(prompts, 8), responses_of(rows, 8), None)
+    asked(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
 
 
 @pytest.mark.parametrize("name", ["gemma", "bradley_terry"])
@@ -250,7 +252,8 @@ def test_a_bundled_judge_is_shown_what_it_was_fitted_to(tokenizer):
   a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
   for budget in (0, 28, 60):
     layout = template.layout("stories", tokenizer, max_tokens=budget)
-    tokens, mask = template.assemble(layout, prompts_of(prompts, 8), a, b)
+    assemble = jax.jit(functools.partial(template.assemble, layout))
+    tokens, mask = assemble(prompts_of(prompts, 8), a, b)
     assert kept_ids(tokens, mask) == expected
     assert tokens.shape[1] == 28
 
@@ -306,10 +309,10 @@ def test_a_budget_cuts_the_longest_parts_to_one_level(tokenizer):
   exchanged = [[2, *p, begin, *b, begin, *a, end] for p, a, b in levels]
   assert kept_ids(*put(x, b, a)[:2]) == exchanged
   # What lies behind a cut is not seen: not the tokens, nor how many they are.
-  other = jnp.where(jnp.arange(30)[None] >= 20, 7, b.tokens)
+  other = np.where(np.arange(30) >= 20, 7, b.tokens)
   row = LENGTHS.index((20, 30, 30))
   assert kept_ids(*put(x, a, b._replace(tokens=other))[:2])[row] == expected[row]
-  shorter = b._replace(mask=b.mask & (jnp.arange(30)[None] < 25))
+  shorter = b._replace(mask=b.mask & (np.arange(30) < 25))
   assert kept_ids(*put(x, a, shorter)[:2])[row] == expected[row]
 
 
@@ -372,8 +375,8 @@ def test_a_template_file_with_answers_of_its_own(tmp_path, tokenizer):
   layout = template.layout(str(file), tokenizer, ("C", "D"), 100)
   assert layout.answers == [tokenizer.id_of("C"), tokenizer.id_of("D")]
   a, b, x = (tokenizer.encode(said) for said in ("first\n", "\nsecond", "story"))
-  tokens, mask = template.assemble(
-    layout, prompts_of([[2, *x, 6]], 20), Answers(*padded([a], 9)), Answers(*padded([b], 9))
+  tokens, mask = jax.jit(functools.partial(template.assemble, layout))(
+    prompts_of([[2, *x, 6]], 20), Answers(*padded([a], 9)), Answers(*padded([b], 9))
   )
   text = "second<start_of_turn>or\nfirst\nfor the prompt\nstory\nBest:"
   assert tokenizer._model.decode(kept_ids(tokens, mask)[0]) == text
@@ -454,9 +457,9 @@ def test_answer_read_is_the_last_position_of_the_whole_prompt(tokenizer):
     x, _ = models.forward(params, model, ids, models.positions_of(mask), models.causal_mask(mask))
     return models.logits(params, model, x[:, -1])
 
-  answers = jnp.asarray([tokenizer.id_of("A"), tokenizer.id_of("B")])
-  expected = whole(params, jnp.asarray(orders))[:, answers]
-  np.testing.assert_allclose(logits[0], expected, atol=1e-5)
+  answers = [tokenizer.id_of("A"), tokenizer.id_of("B")]
+  expected = np.asarray(whole(params, np.array(orders)))[:, answers]
+  np.testing.assert_allclose(np.asarray(logits)[0], expected, atol=1e-5)
   assert np.ptp(expected) > 1e-3
 
 
@@ -499,7 +502,7 @@ def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   logits = jax.jit(lambda p, x, a, b: gemma.answer_logits(p, model, layout, x, a, b))(
     params, batch["prompts"], a, b
   )
-  first = np.asarray(jax.nn.softmax(logits))[..., 0]  # P(the first shown wins), [N order]
+  first = scipy.special.softmax(logits, axis=-1)[..., 0]  # P(the first shown wins), [N order]
   verdict = asked(built("gemma"), prompts_of(prompts, 8), responses_of(rows, 8), None)
   p_win = np.asarray(verdict.p_win[:, *PAIRS]).ravel()
   np.testing.assert_allclose(p_win, (first[:, 0] + 1 - first[:, 1]) / 2, atol=1e-6)
@@ -524,7 +527,7 @@ def test_reward_loss_and_verdict_are_one_model():
   verdict = asked(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
   gaps = verdict.scores[:, PAIRS[0]] - verdict.scores[:, PAIRS[1]]
   p_win = np.asarray(verdict.p_win[:, *PAIRS])
-  np.testing.assert_allclose(p_win, jax.nn.sigmoid(gaps), atol=1e-6)
+  np.testing.assert_allclose(p_win, scipy.special.expit(gaps), atol=1e-6)
   model = models.preset("tiny", **SMALL)
   loss = jax.jit(functools.partial(bradley_terry.reward_loss, model=model, options=OPTIONS))
   means = loss(judge.params, pairs_batch(prompts, rows, SOFT))
@@ -557,8 +560,8 @@ def test_population_cycles_and_no_reward_explains_it(tokenizer):
   np.testing.assert_allclose(
     sum(math.log(p[i, j] / p[j, i]) for i, j in cycle), 3 * math.log(2), rtol=1e-5
   )
-  rewards = jax.random.normal(jax.random.key(0), (1000, 3)) * 3
-  fits, _, _ = bradley_terry.compare(None, None, rewards, jnp.roll(rewards, -1, axis=1))
+  rewards = np.random.default_rng(0).normal(0, 3, (1000, 3)).astype(np.float32)
+  fits, _, _ = jax.jit(bradley_terry.compare)(None, None, rewards, np.roll(rewards, -1, axis=1))
   assert np.abs(np.asarray(fits) - 2 / 3).max(axis=1).min() >= 1 / 6 - 1e-6
 
 
@@ -572,7 +575,7 @@ def test_annotators_count_saturate_and_want_an_end(tokenizer):
   rows = [[tokenizer.response(t) for t in texts] + [tokenizer.encode(" a cut")]]
   y = responses_of(rows, 24)
   answers = Answers(y.tokens[0], y.mask[0], y.stopped[0])
-  dialogue, cheer, closure = population.scores(judge.params, None, answers).T
+  dialogue, cheer, closure = np.asarray(jax.jit(population.scores)(judge.params, None, answers)).T
   np.testing.assert_array_equal(dialogue, [6, 0, 0, 0, 0])
   np.testing.assert_array_equal(cheer, [0, 4, 1, 0, 0])
   lengths = np.array([len(r) for r in rows[0]])
@@ -627,7 +630,7 @@ def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
     table.judge(game(), 10, 3)
   judge = table.judge(game(), 10, 2)
   with pytest.raises(ValueError, match="need 2 tokens"):
-    judge.fn(judge.params, prompts_of([[2]], 1), responses_of([[[10], [11]]], 1), None)
+    asked(judge, prompts_of([[2]], 1), responses_of([[[10], [11]]], 1), None)
   np.save(tmp_path / "p.npy", game())
   with pytest.raises(ValueError, match="1024 pieces, got 1022 to 1025"):
     judges.make(settings("table", table=str(tmp_path / "p.npy"), first_token=1022), tokenizer)
