@@ -1,11 +1,12 @@
 """Games of short responses: enumerated policies, exact scores, and runs as lanes of one program."""
 
+import functools
 import json
 
 import jax
 import numpy as np
 import pytest
-from jax import numpy as jnp
+import scipy
 from tiny import ROOT
 
 from nash_jax import compare, judges, runs, short_game, train, update
@@ -27,13 +28,14 @@ def config(strength="mild", **changes):
 
 def game(contexts=3):
   p_win = short_game.random_game(0, 4.0, contexts, len(TOKENS) ** LENGTH)
-  zeros = jnp.zeros((contexts, 1), jnp.int32)
-  prompts = Prompts(zeros, zeros == 0, jnp.arange(contexts))
-  return short_game.Game(prompts, jnp.asarray(p_win), short_game.responses(TOKENS, LENGTH))
+  zeros = np.zeros((contexts, 1), np.int32)
+  prompts = Prompts(zeros, zeros == 0, np.arange(contexts))
+  return short_game.Game(prompts, p_win, short_game.responses(TOKENS, LENGTH))
 
 
 def laws(seed, contexts=3):
-  return jax.nn.log_softmax(jax.random.normal(jax.random.key(seed), (contexts, 4)))
+  logits = np.random.default_rng(seed).normal(size=(contexts, 4))
+  return scipy.special.log_softmax(logits, axis=-1).astype(np.float32)
 
 
 def test_the_bundled_games_are_those_of_their_config():
@@ -45,17 +47,22 @@ def test_the_bundled_games_are_those_of_their_config():
     assert bundled.shape == (4, 64, 64)
 
 
+def drawn(params, g, sample):
+  return jax.device_get(jax.jit(sample)(params, g.prompts, jax.random.key(0)))
+
+
 def test_tabular_policies_score_and_sample_their_law():
   g, logp = game(), laws(0)
   policy = short_game.tabular(logp, TOKENS, LENGTH)
-  np.testing.assert_allclose(g.log_policy(policy.score, policy.params), logp, atol=1e-6)
-  y = jax.jit(policy.make(samples=20_000))(policy.params, g.prompts, jax.random.key(0))
+  scored = jax.jit(functools.partial(g.log_policy, policy.score))(policy.params)
+  np.testing.assert_allclose(scored, logp, atol=1e-6)
+  y = drawn(policy.params, g, policy.make(samples=20_000))
   actions = (y.tokens == TOKENS[1]) @ np.array([2, 1])
   for x in range(3):
-    shares = np.bincount(np.asarray(actions[x]), minlength=4) / 20_000
+    shares = np.bincount(actions[x], minlength=4) / 20_000
     np.testing.assert_allclose(shares, np.exp(logp[x]), atol=0.015)
-  drawn = jnp.take_along_axis(logp, actions, axis=1)
-  np.testing.assert_allclose(jnp.sum(y.logp, -1), drawn, atol=1e-6)
+  expected = np.take_along_axis(logp, actions, axis=1)
+  np.testing.assert_allclose(np.sum(y.logp, -1), expected, atol=1e-6)
   np.testing.assert_array_equal(y.logp, y.logp_sampling)
 
 
@@ -63,27 +70,29 @@ def test_tabular_mixtures_and_flatter_laws_are_their_definitions():
   g, logp, ref = game(), laws(0), laws(1)
   policy = short_game.tabular(logp, TOKENS, LENGTH)
   both = (policy.params, {"logits": ref})
-  y = policy.make(samples=50, mixture=0.3)(both, g.prompts, jax.random.key(0))
+  y = drawn(both, g, policy.make(samples=50, mixture=0.3))
   actions = (y.tokens == TOKENS[1]) @ np.array([2, 1])
-  mixed = jax.nn.log_softmax(0.7 * logp + 0.3 * ref)
-  expected = jnp.take_along_axis(mixed, actions, axis=1)
-  np.testing.assert_allclose(jnp.sum(y.logp, -1), expected, atol=1e-5)
-  flat = policy.make(samples=50, behaviour=2.0)(policy.params, g.prompts, jax.random.key(0))
+  mixed = scipy.special.log_softmax(0.7 * logp + 0.3 * ref, axis=-1)
+  expected = np.take_along_axis(mixed, actions, axis=1)
+  np.testing.assert_allclose(np.sum(y.logp, -1), expected, atol=1e-5)
+  flat = drawn(policy.params, g, policy.make(samples=50, behaviour=2.0))
   actions = (flat.tokens == TOKENS[1]) @ np.array([2, 1])
-  for got, law in ((flat.logp, logp), (flat.logp_sampling, jax.nn.log_softmax(logp / 2))):
-    expected = jnp.take_along_axis(law, actions, axis=1)
-    np.testing.assert_allclose(jnp.sum(got, -1), expected, atol=1e-5)
+  flatter = scipy.special.log_softmax(logp / 2, axis=-1)
+  for got, law in ((flat.logp, logp), (flat.logp_sampling, flatter)):
+    expected = np.take_along_axis(law, actions, axis=1)
+    np.testing.assert_allclose(np.sum(got, -1), expected, atol=1e-5)
 
 
 def test_the_equilibrium_scores_zero_and_others_more():
   g, ref = game(), laws(1)
   star = g.log_equilibrium(ref, 0.1)
-  at = lambda logp: {k: float(m.value()) for k, m in g.exact(logp, ref, star, 0.1).items()}  # noqa: E731
+  exact = jax.jit(lambda logp: g.exact(logp, ref, star, 0.1))
+  at = lambda logp: {k: float(m.value()) for k, m in exact(logp).items()}  # noqa: E731
   assert max(at(star).values()) < 1e-6
   assert min(at(ref).values()) > 1e-3
   np.testing.assert_allclose(
     at(ref)["exact/suboptimality"],
-    preference.suboptimality(g.p_win, jnp.exp(ref), jnp.exp(ref), 0.1), rtol=1e-4,
+    jax.jit(preference.suboptimality)(g.p_win, np.exp(ref), np.exp(ref), 0.1), rtol=1e-4,
   )  # fmt: skip
 
 
@@ -110,7 +119,12 @@ def test_every_row_has_its_players_and_its_share_of_the_samples(name):
 def test_who_plays_is_who_the_row_says():
   """Players that hold one response each: y and y' are theirs."""
   g = game()
-  sure = lambda action: {"logits": jnp.full((3, 4), -1e9).at[:, action].set(0.0)}  # noqa: E731
+
+  def sure(action):
+    logits = np.full((3, 4), -1e9, np.float32)
+    logits[:, action] = 0
+    return {"logits": logits}
+
   policy = short_game.tabular(laws(0), TOKENS, LENGTH)
   for name, y_action, against_action in (("best_response", 0, 1), ("nash_ema", 0, 2),
                                          ("mpo", 0, 2), ("self_play", 0, 0)):  # fmt: skip
@@ -120,11 +134,13 @@ def test_who_plays_is_who_the_row_says():
     copies = {key: sure(1) for key in state.copies}
     state = state.replace(target=sure(2), copies=copies)
     sample = train.make_sample(c.algorithm, rule.players, policy.make)
-    y, against, drawn = sample(state, sure(1), g.prompts, jax.random.key(0))
+    y, against, queries = jax.device_get(
+      jax.jit(sample)(state, sure(1), g.prompts, jax.random.key(0))
+    )
     every = short_game.responses(TOKENS, LENGTH)
     np.testing.assert_array_equal(y.tokens[:, 0], np.tile(every[y_action], (3, 1)))
     np.testing.assert_array_equal(against.tokens[:, 0], np.tile(every[against_action], (3, 1)))
-    assert int(drawn) == 3 * 2 * LENGTH
+    assert int(queries) == 3 * 2 * LENGTH
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
@@ -198,31 +214,37 @@ def test_ablations_name_their_values(name):
 
 
 def responses_of(actions):
-  tokens = jnp.asarray(short_game.responses(TOKENS, LENGTH))[jnp.asarray(actions)]
-  mask = jnp.ones(tokens.shape, bool)
-  return Responses(tokens, mask, mask * 0.0, mask * 0.0, mask[..., 0])
+  tokens = short_game.responses(TOKENS, LENGTH)[np.array(actions)]
+  mask = np.ones(tokens.shape, bool)
+  zeros = np.zeros(tokens.shape, np.float32)
+  return Responses(tokens, mask, zeros, zeros, mask[..., 0])
 
 
 def test_table_rewards_are_the_bradley_terry_fit():
   rewards = np.array([[0.0, 1.0, -1.0, 2.0], [0.5, 0.5, 0.0, -1.0]])
   p_win = 1 / (1 + np.exp(rewards[:, None, :] - rewards[:, :, None]))
   judge = table.reward_judge(p_win.astype(np.float32), TOKENS[0], 2)
-  zeros = jnp.zeros((2, 1), jnp.int32)
+  zeros = np.zeros((2, 1), np.int32)
   y = responses_of([[0, 1, 2, 3]] * 2)
-  verdict = jax.jit(judge.fn)(judge.params, Prompts(zeros, zeros == 0, jnp.arange(2)), y, None)
+  verdict = jax.jit(judge.fn)(judge.params, Prompts(zeros, zeros == 0, np.arange(2)), y, None)
   np.testing.assert_allclose(verdict.p_win, p_win, atol=1e-4)
   centred = rewards - rewards.mean(1, keepdims=True)
   np.testing.assert_allclose(verdict.scores, centred, atol=1e-3)
 
 
 def test_sampled_labels_are_zero_or_one_with_the_judges_probability():
-  p = jnp.array([[0.5, 0.8], [0.2, 0.5]])[None] * jnp.ones((4000, 1, 1))
-  fixed = lambda *_: Verdict(p, jnp.broadcast_to(~jnp.eye(2, dtype=bool)[None], p.shape))  # noqa: E731
-  own = judges.labels(fixed, "sampled", None, None, None, None, jax.random.key(0)).p_win
+  p = np.tile(np.array([[0.5, 0.8], [0.2, 0.5]], np.float32), (4000, 1, 1))
+  fixed = lambda *_: Verdict(p, np.broadcast_to(~np.eye(2, dtype=bool), p.shape))  # noqa: E731
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def labels(kind, key):
+    return judges.labels(fixed, kind, None, None, None, None, key)
+
+  own = np.asarray(labels("sampled", jax.random.key(0)).p_win)
   assert set(np.unique(own[:, [0, 1], [1, 0]])) == {0.0, 1.0}
   np.testing.assert_array_equal(own[:, 0, 1] + own[:, 1, 0], 1)
-  assert abs(float(jnp.mean(own[:, 0, 1])) - 0.8) < 0.03
-  soft = judges.labels(fixed, "soft", None, None, None, None, jax.random.key(0))
+  assert abs(np.mean(own[:, 0, 1]) - 0.8) < 0.03
+  soft = labels("soft", jax.random.key(0))
   np.testing.assert_array_equal(soft.p_win, p)
 
 
@@ -230,7 +252,7 @@ def test_a_reference_is_fitted_to_the_probabilities_it_was_drawn_as():
   g, target = game(), laws(3)
   policy = short_game.tabular(laws(0), TOKENS, LENGTH)
   params, kl = short_game.fit_reference(policy.score, g, policy.params, target, steps=2000)
-  start = jnp.mean(preference.kl(target, laws(0)))
+  start = np.asarray(jax.jit(preference.kl)(target, laws(0))).mean()
   assert kl < 1e-3 * start
-  fitted = jnp.exp(g.log_policy(policy.score, params))
-  np.testing.assert_allclose(fitted, jnp.exp(target), atol=0.01)
+  fitted = jax.jit(functools.partial(g.log_policy, policy.score))(params)
+  np.testing.assert_allclose(np.exp(fitted), np.exp(target), atol=0.01)

@@ -7,7 +7,7 @@ from nash_jax.games import contextual, preference, solvers
 
 def _games(seeds, **changes):
   sizes = {"contexts": 2, "actions": 4, "rank": 2, "strength": 2.0, "beta": 0.1} | changes
-  return contextual.make_games(seeds, **sizes)
+  return jax.device_get(contextual.make_games(seeds, **sizes))
 
 
 def test_the_contextual_game_has_the_paper_s_form_and_no_bradley_terry_fit():
@@ -17,7 +17,7 @@ def test_the_contextual_game_has_the_paper_s_form_and_no_bradley_terry_fit():
   shared = np.concatenate(list(logits[0]), 1)  # U and V are shared by contexts, Θ_x is not
   assert np.linalg.matrix_rank(shared, tol=1e-9) <= 4
   assert not np.allclose(logits[0, 0], logits[0, 1])
-  assert float(preference.cyclic_energy(games.p_win).min()) > 0.05
+  assert np.asarray(jax.jit(preference.cyclic_energy)(games.p_win)).min() > 0.05
 
 
 def test_one_unit_of_a_grid_s_step_moves_every_gradient_method_alike_near_the_reference():
@@ -28,10 +28,10 @@ def test_one_unit_of_a_grid_s_step_moves_every_gradient_method_alike_near_the_re
     scale = solvers.unit(method, "gradient", 1.0)
     logp, _ = solvers.solve(method, game.p_win, np.exp(game.log_ref), beta=1.0, iterations=1,
                             updates="gradient", step=1e-3 * scale)
-    moves.append(logp - game.log_ref)
+    moves.append(np.asarray(logp) - game.log_ref)
   for move in moves[1:]:
     np.testing.assert_allclose(move, moves[0], atol=1e-9)
-  assert float(np.abs(moves[0]).max()) > 1e-7
+  assert np.abs(moves[0]).max() > 1e-7
 
 
 def test_a_race_tunes_on_other_games_and_keeps_the_best_of_its_grid():
@@ -76,8 +76,8 @@ def test_intervals_hold_the_mean_and_narrow_with_seeds():
 
 
 def test_the_reference_gap_is_where_curves_start():
-  games = _games(range(2))
-  expected = [preference.suboptimality(p, np.exp(r), np.exp(r), 0.1)
+  games, suboptimality = _games(range(2)), jax.jit(preference.suboptimality)
+  expected = [suboptimality(p, np.exp(r), np.exp(r), 0.1)
               for p, r in zip(games.p_win, games.log_ref, strict=True)]
   np.testing.assert_allclose(contextual.reference_gap(games), expected, rtol=1e-12)
 
