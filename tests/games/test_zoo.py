@@ -1,11 +1,13 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from nash_jax.games import preference, zoo
 
+cyclic_energy, exploitability = map(jax.jit, (preference.cyclic_energy, preference.exploitability))
 GAMES = {game.name: game for game in zoo.menagerie()}
 
 
@@ -15,7 +17,7 @@ def test_what_is_known_of_each_game_is_true(name):
   preference.validate(game.p_win, atol=1e-12)
   assert len(game.labels) == len(game.p_win)
   if game.nash is not None:
-    assert abs(float(preference.exploitability(game.p_win, game.nash))) < 1e-14
+    assert abs(float(exploitability(game.p_win, game.nash))) < 1e-14
   if "unique" in game.note and "not unique" not in game.note:
     np.testing.assert_allclose(preference.nash_equilibrium(game.p_win), game.nash, atol=1e-9)
 
@@ -47,14 +49,14 @@ def test_blotto_by_its_rules_and_symmetric_in_its_fields():
   nash = np.asarray(preference.nash_equilibrium(game.p_win))
   orders = list(itertools.permutations(range(3)))
   mean = sum(nash[[at[tuple(plan[i] for i in order)] for plan in game.labels]] for order in orders)
-  assert abs(float(preference.exploitability(game.p_win, mean / len(orders)))) < 1e-9
+  assert abs(float(exploitability(game.p_win, mean / len(orders)))) < 1e-9
 
 
 def test_random_games_have_the_rank_and_cyclicity_asked_for():
   game = zoo.random_game(0, 30, rank=2, cyclicity=1.0)
   logits = np.log(game.p_win / (1 - game.p_win))
   assert np.linalg.matrix_rank(logits, tol=1e-8) == 4  # A - Aᵀ with A of rank 2
-  energies = [float(preference.cyclic_energy(zoo.random_game(0, 30, cyclicity=c).p_win))
+  energies = [float(cyclic_energy(zoo.random_game(0, 30, cyclicity=c).p_win))
               for c in (0.0, 0.5, 1.0)]
   assert energies[0] < 0.05 < energies[1] < energies[2]
   assert zoo.random_game(0, 5, contexts=3).p_win.shape == (3, 5, 5)
@@ -82,9 +84,9 @@ def test_measured_games_load_and_agree_with_what_is_recorded_of_them(games_dir):
   assert paths
   for path in paths:
     game, stats = zoo.load_json(path), json.loads(path.read_text())["stats"]
-    assert float(preference.cyclic_energy(game.p_win)) == pytest.approx(
+    assert float(cyclic_energy(game.p_win)) == pytest.approx(
       stats["cyclic_energy_fraction"], abs=1e-4)
-    assert float(preference.exploitability(game.p_win, game.nash)) < 1e-6
+    assert float(exploitability(game.p_win, game.nash)) < 1e-6
     if stats["nash_coordinate_width"] == 0:
       np.testing.assert_allclose(preference.nash_equilibrium(game.p_win), game.nash, atol=1e-4)
 
