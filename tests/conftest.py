@@ -1,5 +1,6 @@
 """Fixtures every test file may use, and a cache of compiled programs they all share."""
 
+import gc
 import os
 import pathlib
 
@@ -20,6 +21,8 @@ jax.config.update(
   "jax_persistent_cache_min_compile_time_secs",
   float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
 )
+# Modules and compiled programs stay: looking through them for garbage is a twentieth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,8 @@ def test_who_plays_is_who_the_row_says():
     assert int(queries) == 3 * 2 * LENGTH
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_lane_is_the_ordinary_run(rank, tmp_path):
   """The scanned program of EGPO (half steps restored, an opponent) makes train.run's numbers."""
   changes = {
