@@ -10,16 +10,17 @@ from nash_jax import config as configs
 from nash_jax import sample
 from nash_jax.models import gemma, weights
 
+CHANGES = {"num_embed": 1024, "num_layers": 1}
 PROMPTS = ("Lily saw a red kite.", "One day, Tom found a box.")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
   """Weights of two random policies with opinions, by name."""
-  folder, model = tmp_path_factory.mktemp("policies"), gemma.preset("tiny", num_embed=1024)
-  paths = {}
+  folder, model = tmp_path_factory.mktemp("policies"), gemma.preset("tiny", **CHANGES)
+  init, paths = jax.jit(gemma.init, static_argnums=1), {}
   for seed, name in enumerate(("policy", "reference")):
-    params = gemma.init(jax.random.key(seed), model)
+    params = init(jax.random.key(seed), model)
     params["embedder"]["input_embedding"] *= 20.0
     paths[name] = str(folder / f"{name}.safetensors")
     weights.save(paths[name], params, model, "float32", {"name": name})
@@ -30,7 +31,7 @@ def files(tmp_path_factory):
 def config(files):
   c = configs.sample()
   c.model.update({"preset": "tiny", "weights": files["policy"]})
-  c.model.changes = {"num_embed": 1024}
+  c.model.changes = CHANGES
   c.sampling.update({"max_tokens": 8, "samples": 2})
   c.reference = files["reference"]
   c.prompt = PROMPTS[0]
