@@ -17,9 +17,10 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# Many processes, runs that are killed over and over, whole runs of what `make test` tests by parts.
+# Many processes, runs that are killed over and over, notebooks, whole runs of what `make test` tests
+# by parts; some alone by TESTS=tests/test_notebooks.py.
 test-slow: .venv/ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TESTS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

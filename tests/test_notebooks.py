@@ -68,6 +68,7 @@ def pictures(cells) -> int:
   return sum("image/png" in data for _, shown in cells for data in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("executed", ["nash_mp_on_gemma"], indirect=True)
 def test_the_gemma_notebook_trains_and_shows_texts_before_and_after(executed):
@@ -81,6 +82,7 @@ def test_the_gemma_notebook_trains_and_shows_texts_before_and_after(executed):
     assert printed.count("Lily saw a red kite in the park. ▸") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("executed", ["ablations"], indirect=True)
 def test_the_ablations_notebook_sweeps_and_its_two_ways_to_drop_the_target_agree(executed):

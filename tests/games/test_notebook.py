@@ -3,6 +3,7 @@ import os
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
 def test_the_notebook_runs_and_its_last_cell_finds_the_equilibrium(request, monkeypatch, tmp_path):
   nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
