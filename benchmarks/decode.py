@@ -22,20 +22,20 @@ from nash_jax.models import gemma
 from nash_jax.types import Prompts
 
 
-def library(config, params, prompts, tokens, key):
+def library(model_config, params, prompts, tokens, key):
   """Returns (prefill(), loop(state)) of gm.text's sampler on the same prompts."""
   from gemma.gm.text import _prefill, _sampler_loop
   from gemma.gm.utils import _types
 
   architecture = gm.nn.config.TransformerConfig(
-    use_post_attn_norm=True, use_post_ffw_norm=True, **dataclasses.asdict(config)
+    use_post_attn_norm=True, use_post_ffw_norm=True, **dataclasses.asdict(model_config)
   )
   model = gm.nn.Transformer(config=architecture, dtype=jnp.float32)
-  params = jax.device_put(gemma.unstack(params, config))
+  params = jax.device_put(gemma.unstack(params, model_config))
   columns = prompts.tokens.shape[1] + tokens
   loop = _sampler_loop.SamplerLoop(
     model=model,
-    end_tokens=(config.num_embed,),  # beyond the vocabulary: never drawn
+    end_tokens=(model_config.num_embed,),  # beyond the vocabulary: never drawn
     forbidden_tokens=None,
     sampling=gm.text.RandomSampling(),
     cache_length=columns,
@@ -92,9 +92,9 @@ def main():
   add("--repeats", type=int, default=11, help="timed rounds; the median counts (11)")
   args = parser.parse_args()
 
-  config = gemma.preset("stories", num_embed=args.vocabulary)
-  params = gemma.init(jax.random.key(0), config)
-  reference = gemma.init(jax.random.key(1), config)
+  model_config = gemma.preset("stories", num_embed=args.vocabulary)
+  params = gemma.init(jax.random.key(0), model_config)
+  reference = gemma.init(jax.random.key(1), model_config)
   shape = (args.batch, args.prompt)
   prompts = Prompts(
     tokens=jax.random.randint(jax.random.key(2), shape, 4, args.vocabulary),
@@ -103,10 +103,10 @@ def main():
   )
   key = jax.random.key(3)
   options = {"max_tokens": args.tokens, "samples": 1, "stop_ids": (), "pad_id": 0}
-  plain = jax.jit(sampler.make_sampler(config, **options))
-  mixture = jax.jit(sampler.make_sampler(config, mixture=0.25, **options))
-  single = jax.jit(sampler.make_sampler(config, **{**options, "max_tokens": 1}))
-  prefill, decode = library(config, params, prompts, args.tokens, key)
+  plain = jax.jit(sampler.make_sampler(model_config, **options))
+  mixture = jax.jit(sampler.make_sampler(model_config, mixture=0.25, **options))
+  single = jax.jit(sampler.make_sampler(model_config, **{**options, "max_tokens": 1}))
+  prefill, decode = library(model_config, params, prompts, args.tokens, key)
   state = prefill()
   assert decode(state).shape == plain(params, prompts, key).tokens[:, 0].shape
 

@@ -13,6 +13,7 @@ Without the flag our side is timed alone.
 
 import argparse
 import contextlib
+import functools
 import json
 import pathlib
 import statistics
@@ -22,9 +23,9 @@ import jax
 from decode import ratio, take_turns
 from jax import numpy as jnp
 
-from nash_jax import config as configs
-from nash_jax import judges, sampler, train, update
+from nash_jax import config, iteration, judges, sampler, update
 from nash_jax.models import gemma, logprobs
+from nash_jax.policy import Policy
 from nash_jax.types import Prompts
 
 
@@ -34,31 +35,32 @@ def constant(params, prompts, a, b):
   return jnp.full(shape, 0.75), jnp.ones(shape, bool), {}
 
 
-def stepper(name, args, config, prompts):
+def stepper(name, args, model_config, prompts):
   """Returns a function that takes one step of an algorithm and returns its loss."""
-  run = configs.train()
-  run.algorithm.name = name
-  run.prompts.batch_size = args.batch
-  run.sampling.max_tokens = args.tokens
-  run = configs.resolve(run)
-  rule = update.make_update(
-    run, lambda params, **parts: logprobs.response_logprobs(params, config, **parts)
+  run_config = config.train()
+  run_config.algorithm.name = name
+  run_config.prompts.batch_size = args.batch
+  run_config.sampling.max_tokens = args.tokens
+  run_config = config.resolve(run_config)
+  policy = Policy(
+    functools.partial(logprobs.response_logprobs, model_config=model_config),
+    functools.partial(
+      sampler.make_sampler, model_config, max_tokens=args.tokens, stop_ids=(), pad_id=0
+    ),
   )
-
-  def make(**law):
-    return sampler.make_sampler(config, max_tokens=args.tokens, stop_ids=(), pad_id=0, **law)
-
-  sample = jax.jit(train.make_sample(run.algorithm, rule.players, make))
-  verdict = jax.jit(judges.pairwise(constant))
+  rule = update.make_update(run_config, policy.logprobs)
+  sample = jax.jit(iteration.make_sample(run_config.algorithm, rule.players, policy))
+  judge = jax.jit(judges.pairwise(constant))
   train_step = jax.jit(rule.train_step, donate_argnums=0)
-  state = jax.jit(rule.init)(gemma.init(jax.random.key(0), config))
-  ref = gemma.init(jax.random.key(1), config)
+  state = jax.jit(rule.init)(gemma.init(jax.random.key(0), model_config))
+  reference = gemma.init(jax.random.key(1), model_config)
 
   def step():
     nonlocal state
-    y, against, _ = sample(state, ref, prompts, jax.random.key(2))
-    batch = update.Batch.of(prompts, y, verdict((), prompts, y, against))
-    state, metrics = train_step(state, ref, batch)
+    responses, opponents, _ = sample(state, reference, prompts, jax.random.key(2))
+    verdict = judge((), prompts, responses, opponents)
+    batch = update.Batch.create(prompts, responses, verdict)
+    state, metrics = train_step(state, reference, batch)
     return metrics["loss"].total
 
   return step
@@ -112,7 +114,7 @@ def main():
   add("--repeats", type=int, default=9, help="timed rounds; the median counts (9)")
   args = parser.parse_args()
 
-  config = gemma.preset("stories", num_embed=args.vocabulary)
+  model_config = gemma.preset("stories", num_embed=args.vocabulary)
   shape = (args.batch, args.prompt)
   prompts = Prompts(
     tokens=jax.random.randint(jax.random.key(2), shape, 4, args.vocabulary),
@@ -123,7 +125,8 @@ def main():
   sizes = f"batch {args.batch}, {args.prompt} + {args.tokens} tokens"
   print(f"{device}, jax {jax.__version__}: {sizes}")
   steps = {
-    name: stepper(name, args, config, prompts) for name in ("nash_md", "nash_mp", "online_dpo")
+    name: stepper(name, args, model_config, prompts)
+    for name in ("nash_md", "nash_mp", "online_dpo")
   }
 
   if args.trl_python:
@@ -140,9 +143,9 @@ def main():
   print(f"a NashMP step costs {cost:.2f} times an Online DPO step (bar 1.3)")
 
   options = {"max_tokens": args.tokens, "samples": 1, "stop_ids": (), "pad_id": 0}
-  params, reference = (gemma.init(jax.random.key(seed), config) for seed in (0, 1))
-  plain = jax.jit(sampler.make_sampler(config, **options))
-  mixture = jax.jit(sampler.make_sampler(config, mixture=0.25, **options))
+  params, reference = (gemma.init(jax.random.key(seed), model_config) for seed in (0, 1))
+  plain = jax.jit(sampler.make_sampler(model_config, **options))
+  mixture = jax.jit(sampler.make_sampler(model_config, mixture=0.25, **options))
   key = jax.random.key(3)
   seconds = rounds(
     5 * args.repeats,  # they are short

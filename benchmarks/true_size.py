@@ -3,7 +3,7 @@
 Random weights and prompts: what takes time does not depend on the words. For sample, judge, the
 log-probabilities (the update's frozen passes, alone) and update: seconds, tokens a second of the
 responses, and the share of the device's published peak, FLOP/s (MFU) or memory bandwidth, whichever
-bounds the phase by nash_jax.cost.
+bounds the phase by nash_jax.plan.hlo_cost.
 
   python benchmarks/true_size.py --batch=32                           # one H200
   python benchmarks/true_size.py --batch=32 --profile=trace           # and a trace, to explain it
@@ -29,17 +29,18 @@ import numpy as np
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
-from nash_jax import config as configs
-from nash_jax import cost, memory, plan, report
-from nash_jax.models import partition
+from nash_jax import plan
+from nash_jax.configs import gemma2_2b
+from nash_jax import report
+from nash_jax.models import sharding
+from nash_jax.plan import hlo_cost, memory
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
 def settings(args):
   """Returns the published experiment's config on one device, or its smoke variant."""
-  file = configs.load("gemma2_2b.py", HERE.parent / "configs" / "beside")
-  c = file.get_config("smoke" if args.smoke else "")
+  c = gemma2_2b.get_config("smoke" if args.smoke else "")
   c.mesh.update(data=1, fsdp=1, tensor=1)
   c.prompts.batch_size = c.evaluation.prompts = args.batch or c.prompts.batch_size
   c.optimizer.update(name=args.optimizer, micro_batches=args.micro_batches)
@@ -71,22 +72,22 @@ def measure(lowered, arguments, repeats, donated, folder):
       seconds.append(time.perf_counter() - start)
       if donated:
         arguments = (out[0], *arguments[1:])
-  return statistics.median(seconds[1:]), cost.of(compiled.as_text())
+  return statistics.median(seconds[1:]), hlo_cost.analyse(compiled.as_text())
 
 
-def phases(config, tok, mesh, repeats, profile):
+def phases(config, tokenizer, mesh, repeats, profile):
   """Yields (phase, seconds, cost), one after the other, with all that a run holds in memory."""
-  programs = plan.programs(config, tok, mesh)
-  lowered = {name: programs[name]() for name in programs if name != "held"}
+  lowerings = plan.lowerings(config, tokenizer, mesh)
+  lowered = {name: lower() for name, lower in lowerings.items() if name != "held"}
   shapes = {name: low.in_avals[0] for name, low in lowered.items()}
-  state, ref, batch = (fill(x, i) for i, x in enumerate(shapes["update"]))
-  judged, key = fill(shapes["judge"][0], 3), jax.random.key(0)
-  against = shapes["judge"][3] and fill(shapes["judge"][3], 4)
+  state, reference, batch = (fill(x, i) for i, x in enumerate(shapes["update"]))
+  judge_params, key = fill(shapes["judge"][0], 3), jax.random.key(0)
+  opponents = shapes["judge"][3] and fill(shapes["judge"][3], 4)
   calls = {
-    "sample": (state, ref, batch.prompts, key),
-    "judge": (judged, batch.prompts, batch.responses, against, key),
-    "log_probabilities": (state, ref, batch),
-    "update": (state, ref, batch),
+    "sample": (state, reference, batch.prompts, key),
+    "judge": (judge_params, batch.prompts, batch.responses, opponents, key),
+    "log_probabilities": (state, reference, batch),
+    "update": (state, reference, batch),
   }
   del state  # the update takes it
   for name, arguments in calls.items():
@@ -107,9 +108,9 @@ def main():
   add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
   args = parser.parse_args()
 
-  config, tok = plan.prepare(settings(args), 1)
+  config, tokenizer = plan.prepare(settings(args), 1)
   device = jax.devices()[0]
-  mesh = partition.make_mesh(config.mesh, Mesh(np.array([device]), ("all",)))
+  mesh = sharding.make_mesh(config.mesh, Mesh(np.array([device]), ("all",)))
   chip = memory.CHIPS.get(device.device_kind)
   size = config.prompts.batch_size * config.algorithm.samples
   tokens = size * config.sampling.max_tokens
@@ -117,7 +118,7 @@ def main():
         f"{config.judge.model.preset}, {size} responses, "
         f"{config.prompts.max_tokens} + {config.sampling.max_tokens} tokens")  # fmt: skip
   rows, total = [], 0.0
-  for name, seconds, work in phases(config, tok, mesh, args.repeats, args.profile):
+  for name, seconds, work in phases(config, tokenizer, mesh, args.repeats, args.profile):
     total += seconds * (name != "log_probabilities")  # which are part of the update
     shares = chip and {
       "MFU": work.flops / chip.flops / seconds, "bandwidth": work.bytes / chip.bandwidth / seconds

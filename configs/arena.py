@@ -1,7 +1,7 @@
 """Question: does the trained storyteller beat the one it came from, and best-of-4 of that one?
 
-    nash-jax arena --config=configs/arena.py --workdir=runs/stories/arena
-    nash-jax arena --config=configs/arena.py:a=runs/a,b=runs/b@target:50 --workdir=runs/a_b
+    nash-jax arena --config=arena --workdir=runs/stories/arena
+    nash-jax arena --config=arena:a=runs/a,b=runs/b@target:50 --workdir=runs/a_b
 
 After the colon: name=weights of the policies that play, any number; by default the policy and the
 target of runs/stories. They meet the bundled base and the best of 4 of it, under the judge that the

@@ -1,17 +1,17 @@
 """NashMP on one accelerator of a notebook: the bundled storyteller, or a small Gemma of one's own.
 
 Question: does it run where people try things first, and what does a policy learn there?
-Command:  colab/nash_mp_on_gemma.ipynb, or nash-jax train --config=configs/colab.py:gemma3_270m,T4
+Command:  colab/nash_mp_on_gemma.ipynb, or nash-jax train --config=colab:gemma3_270m,T4
           --config.model.weights=weights/gemma-3-270m-it and likewise model.tokenizer, judge.model
 Cost:     the storyteller a few minutes on two CPU cores or any accelerator.
 """
 
-from nash_jax import config
+from nash_jax.configs import stories
 
 
 def get_config(kind="stories,T4"):
   model, _, device = kind.partition(",")
-  c = config.load("stories.py", __file__).get_config()
+  c = stories.get_config()
   if model == "stories":
     return c
   for part in (c.model, c.judge.model):
@@ -29,7 +29,7 @@ def get_config(kind="stories,T4"):
   return c
 
 
-def of(model, device, weights="", tokenizer=""):
+def experiment(model, device, weights="", tokenizer=""):
   """Returns the config of a form: policy and judge from the same files where there are any."""
   c = get_config(f"{model},{device}")
   for name, path in (("weights", weights), ("tokenizer", tokenizer)):

@@ -1,12 +1,12 @@
 """NashMP's published experiment: Gemma-2 2B against a Gemma-2 9B judge on RLHFlow's prompts.
 
 Question: does NashMP beat Online DPO, Online IPO, Nash-MD and regularised self-play at true size?
-Command:  nash-jax train --config=configs/gemma2_2b.py --workdir=gs://my-bucket/runs/gemma2_2b
+Command:  nash-jax train --config=gemma2_2b --workdir=gs://my-bucket/runs/gemma2_2b
           (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). Prompts by the
           converter of docs/data.md, weights as in docs/weights.md, a TPU slice as in docs/tpu.md;
           another method by --config.algorithm.name=online_dpo, each with its own tuned rate.
 Cost:     9.0 of 15.75 GiB a chip and 2.3 s a step at best on v5e-16, by docs/plan.md:
-          nash-jax plan --config=configs/gemma2_2b.py --topology=v5e-16.
+          nash-jax plan --config=gemma2_2b --topology=v5e-16.
 Expected: published win rates of NashMP, kappa = .1, over SFT .8717, Online DPO .5608, Online IPO
           .5294, Nash-MD .6395, regularised self-play .5380 (3 sigma about .0115; Tiapkin et al.
           2505.19731). Not run here yet.
@@ -16,15 +16,16 @@ its rate, 1,000 steps of 32 prompts, 256 + 256 tokens, temperature 1, the judge'
 """
 
 from nash_jax import config
+from nash_jax.validation import one_of
 
 
 def get_config(kind=""):
-  return of("gemma2_2b", "gemma-2-2b-it", "gemma2_9b", "gemma-2-9b-it", kind)
+  return experiment("gemma2_2b", "gemma-2-2b-it", "gemma2_9b", "gemma-2-9b-it", kind)
 
 
-def of(policy, weights, judge, judge_weights, kind):
+def experiment(policy, weights, judge, judge_weights, kind):
   """Returns the experiment for two models by preset and folder: "" all of it, "lora", "smoke"."""
-  config.choose("the config's kind, after the colon", kind, ("", "lora", "smoke"))
+  one_of("the config's kind, after the colon", kind, ("", "lora", "smoke"))
   c = config.train()
   for part, preset, name in ((c.model, policy, weights), (c.judge.model, judge, judge_weights)):
     part.update(

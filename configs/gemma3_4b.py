@@ -1,19 +1,18 @@
 """NashMP on Gemma-3 4B, text only, judged by its own frozen start.
 
 Question: how far does a model come that is judged by itself, as it was at the start?
-Command:  nash-jax train --config=configs/gemma3_4b.py --workdir=runs/gemma3_4b
+Command:  nash-jax train --config=gemma3_4b --workdir=runs/gemma3_4b
           (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). Prompts by the
           converter of docs/data.md, weights as in docs/weights.md.
 Cost:     34.0 of 95.73 GiB a chip and 1.9 s a step at best on v5p-8, by docs/plan.md:
-          nash-jax plan --config=configs/gemma3_4b.py --topology=v5p-8.
+          nash-jax plan --config=gemma3_4b --topology=v5p-8.
 Expected: nothing is published for these models, and nothing has been run here yet.
 
 Everything is as in gemma2_2b.py but the judge: the policy's own weights before training.
 """
 
-from nash_jax import config
+from nash_jax.configs import gemma2_2b
 
 
 def get_config(kind=""):
-  of = config.load("gemma2_2b.py", __file__).of
-  return of("gemma3_4b", "gemma-3-4b-it", "gemma3_4b", "gemma-3-4b-it", kind)
+  return gemma2_2b.experiment("gemma3_4b", "gemma-3-4b-it", "gemma3_4b", "gemma-3-4b-it", kind)

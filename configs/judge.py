@@ -1,7 +1,7 @@
 """The bundled judge: the storyteller, fitted to the population's votes on pairs.
 
 Question: how much of a cyclic population can a small pairwise judge learn?
-Command:  nash-jax fit --config=configs/judge.py --workdir=runs/judge
+Command:  nash-jax fit --config=judge --workdir=runs/judge
           --config.export=nash_jax/assets/stories/judge.safetensors
 Data:     runs/votes/pairs.jsonl, of configs/votes.py; the last 1,000 pairs are held out.
 """

@@ -1,12 +1,14 @@
 """Every method on the short-response game, each at the best learning rate of one grid.
 
 Question: whose last iterate is nearest the equilibrium, when cycles are mild and when strong?
-Command:  nash-jax compare --config=configs/short_compare.py:mild --workdir=runs/short_mild
+Command:  nash-jax compare --config=short_compare:mild --workdir=runs/short_mild
           (:strong; :mild,network and :strong,network for Gemma policies, the table beside them
           under the same optimiser and rate; :smoke in half a minute)
 Cost:     about half an hour of one CPU core, less with networks.
 Expected: docs/short_game.md
 """
+
+from nash_jax.configs import short_game
 
 from nash_jax import config
 from nash_jax.objectives import algorithms
@@ -22,8 +24,8 @@ NEEDS = {
 
 def get_config(kind="mild"):
   strength, *rest = kind.split(",")
-  b = config.load("short_game.py", __file__).get_config("mild" if strength == "smoke" else strength)
-  runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in algorithms.ROWS]
+  b = short_game.get_config("mild" if strength == "smoke" else strength)
+  runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in algorithms.ALGORITHMS]
   c = config.compare(b, runs, kinds=("tabular",))
   # Plain gradient descent, as in the games: Adam's division would hide what the losses do.
   b.optimizer.name, b.optimizer.clip_norm = "sgd", 1e9

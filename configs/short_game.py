@@ -1,21 +1,22 @@
 """The short-response game: a Gemma whose 64 responses are enumerated, scored by the exact SubOpt.
 
 Question: how near the regularised equilibrium does a method bring a neural policy?
-Command:  nash-jax train --config=configs/short_game.py --config.algorithm.name=online_dpo \\
-            --workdir=runs/short   (configs/short_game.py:strong for strong cycles and small beta)
+Command:  nash-jax train --config=short_game --config.algorithm.name=online_dpo \\
+            --workdir=runs/short   (short_game:strong for strong cycles and small beta)
 Cost:     a minute or two on two CPU cores.
 Expected: exact/suboptimality falls from the reference's to a tenth of it and less under nash_mp;
           docs/short_game.md has every method's.
 """
 
 from nash_jax import config
+from nash_jax.validation import one_of
 
 # Four contexts, four tokens, length 3: P = σ(A − Aᵀ), A = c·U Θ_x Vᵀ / rank.
 BETA = {"mild": 0.05, "strong": 0.01}  # c = 4, c = 8
 
 
 def get_config(strength="mild"):
-  config.choose("configs/short_game.py", strength, BETA)
+  one_of("configs/short_game.py", strength, BETA)
   c = config.train()
   c.steps = 4000
   c.model.preset = "tiny"

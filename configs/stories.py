@@ -2,7 +2,7 @@
 
 Question: does a small policy move towards what a population with cyclic tastes prefers, when it is
           trained only against a judge fitted to that population's votes?
-Command:  nash-jax train --config=configs/stories.py --workdir=runs/stories
+Command:  nash-jax train --config=stories --workdir=runs/stories
 Cost:     minutes on two CPU cores.
 """
 

@@ -2,14 +2,16 @@
 
 Question: whom does a population with cyclic tastes prefer, when every method has been trained
           against a judge fitted to its votes, each at its best learning rate?
-Command:  nash-jax compare --config=configs/stories_compare.py --workdir=runs/stories_compare
+Command:  nash-jax compare --config=stories_compare --workdir=runs/stories_compare
           (:paper for the five methods of NashMP's table alone, :smoke for a minute)
 Cost:     on two CPU cores 80 s a run; 5 x 6 runs for :paper, 15 x 6 for all.
           All need a Bradley-Terry reward of the votes for rlhf, `nash-jax collect`, then
-          nash-jax fit --config=configs/judge.py --config.loss=reward --workdir=runs/reward
+          nash-jax fit --config=judge --config.loss=reward --workdir=runs/reward
             --config.export=runs/reward.safetensors
 Expected: docs/compare.md.
 """
+
+from nash_jax.configs import stories
 
 from nash_jax import config
 from nash_jax.objectives import algorithms
@@ -29,12 +31,12 @@ NEEDS = {
 
 
 def get_config(size="all"):
-  b = config.load("stories.py", __file__).get_config()
+  b = stories.get_config()
   b.steps = 40
   # The first 64 of the held-out prompts tune, the last 96 decide.
   b.prompts.held_out, b.evaluation.prompts = 160, 64
   b.evaluation.every, b.checkpoint.every, b.checkpoint.keep = 20, 40, 1
-  names = list(algorithms.ROWS) if size == "all" else list(PAPER)
+  names = list(algorithms.ALGORITHMS) if size == "all" else list(PAPER)
   if size == "smoke":
     names, b.steps = names[:2], 2
     b.prompts.batch_size, b.evaluation.prompts, b.evaluation.every = 4, 8, 2

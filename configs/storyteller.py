@@ -1,7 +1,7 @@
 """The bundled storyteller: next-token fitting of a 1.1M-parameter Gemma on TinyStories.
 
 Question: what can a model of a few megabytes tell?
-Command:  nash-jax fit --config=configs/storyteller.py --config.data.path=tinystories.jsonl
+Command:  nash-jax fit --config=storyteller --config.data.path=tinystories.jsonl
           --config.export=nash_jax/assets/stories/policy.safetensors --workdir=runs/storyteller
 Data:     JSON lines of {"text": ...}; the last 600 stories are held out.
 """

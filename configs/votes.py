@@ -1,7 +1,7 @@
 """Votes of the bundled population on pairs of the storyteller's own responses.
 
 Question: what does the population say of what the policy writes? (The judge is fitted to this.)
-Command:  nash-jax collect --config=configs/votes.py --workdir=runs/votes
+Command:  nash-jax collect --config=votes --workdir=runs/votes
 """
 
 from nash_jax import config

@@ -12,7 +12,7 @@ NASH_JAX_PROCESSES and NASH_JAX_PROCESS_ID. Lines of process i begin with [i]. C
 to all of them; where one fails the rest end too, within NASH_JAX_HEARTBEAT seconds (100), and its exit
 status is the script's.
 
-example: launch/local.sh 2 train --config=configs/stories.py --workdir=runs/two
+example: launch/local.sh 2 train --config=stories --workdir=runs/two
 EOF
 }
 

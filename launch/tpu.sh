@@ -5,7 +5,7 @@ shopt -s inherit_errexit # a question to gcloud that fails is no answer
 
 usage() {
   cat <<'EOF'
-usage: launch/tpu.sh COMMAND [OPTION ...] [-- JOB --config=FILE.py --workdir=gs://BUCKET/RUN ...]
+usage: launch/tpu.sh COMMAND [OPTION ...] [-- JOB --config=NAME --workdir=gs://BUCKET/RUN ...]
 
 commands
   create   ask for the slice: a queued resource, or at once with --node
@@ -31,7 +31,7 @@ options
   --dry-run         print every command instead of running it
 
 example
-  launch/tpu.sh start -- train --config=configs/stories.py --workdir=gs://my-bucket/runs/first
+  launch/tpu.sh start -- train --config=stories --workdir=gs://my-bucket/runs/first
 EOF
 }
 
@@ -81,7 +81,7 @@ parse() {
     fail "--name='$name': expected small letters, digits and hyphens, a letter first"
   [[ $worker =~ ^([0-9]+|all)$ ]] || fail "--worker='$worker': expected a number or all"
   case $command in
-    start | resume) ((${#job[@]})) || fail "$command: expected -- JOB --config=FILE.py ..." ;;
+    start | resume) ((${#job[@]})) || fail "$command: expected -- JOB --config=NAME ..." ;;
     each) ((${#job[@]})) || fail "each: expected -- COMMAND ..." ;;
     *) ((!${#job[@]})) || fail "$command: takes nothing behind --" ;;
   esac

@@ -7,12 +7,17 @@ imported when they are first named, so `import nash_jax` costs nothing.
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["arena", "collect", "compare", "config", "fit", "games", "judges", "sample", "train"]
+# By the name that is offered here, the module behind it.
+_MODULES = {
+  **{name: name for name in ("config", "fit", "games", "judges", "plan", "train", "weights")},
+  **{name: f"jobs.{name}" for name in ("arena", "collect", "compare", "demo", "sample")},
+}
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str):
-  if name in __all__:
-    return importlib.import_module(f"nash_jax.{name}")
+  if name in _MODULES:
+    return importlib.import_module(f"nash_jax.{_MODULES[name]}")
   raise AttributeError(f"module nash_jax has no attribute {name!r}")
 
 

@@ -12,37 +12,43 @@ import optax
 from absl import logging
 from jax import numpy as jnp
 
-from nash_jax import checkpoint, keys, preferences, tokenizer, update
-from nash_jax import config as configs
-from nash_jax import workdir as workdirs
-from nash_jax.judges import bradley_terry, template
-from nash_jax.judges import gemma as gemma_judge
-from nash_jax.models import gemma, logprobs, lora, partition, weights
+from nash_jax import keys, update, weights
+from nash_jax.config import describe, resolve
+from nash_jax.data import judge_template
+from nash_jax.data.corpus import Examples
+from nash_jax.data.preferences import load_preferences
+from nash_jax.judges import bradley_terry
+from nash_jax.judges.gemma import pairwise_loss
+from nash_jax.models import gemma, logprobs, lora, sharding
+from nash_jax.policy import load_weights, tokenizer_and_model
+from nash_jax.run import checkpoint
+from nash_jax.run.loop import run_loop
 from nash_jax.types import Mean, Params, TrainState
+from nash_jax.validation import asset_path, require
 
-SHOW = ("loss", "eval/loss", "eval/accuracy")
+PROGRESS_METRICS = ("loss", "eval/loss", "eval/accuracy")
 
 
-def sft_loss(params, batch, *, model, options) -> dict[str, Mean]:
+def sft_loss(params, batch, *, model_config, options) -> dict[str, Mean]:
   """Next-token cross-entropy, nats a token, over the tokens that `loss_mask` marks."""
-  logp, _ = logprobs.token_logprobs(params, model, batch["tokens"], batch["mask"], **options)
+  logp, _ = logprobs.token_logprobs(params, model_config, batch["tokens"], batch["mask"], **options)
   counted = batch["loss_mask"][:, 1:]
-  return {"loss": Mean.of(-logp, counted)}
+  return {"loss": Mean.from_values(-logp, counted)}
 
 
-def _make_loss(config, model, tok):
+def _make_loss(config, model_config, tokenizer):
   options = {
     "dtype": jnp.dtype(config.model.dtype),
     "remat": config.model.remat,
   }
   if config.loss == "sft":
     options["chunk"] = config.model.logit_chunk
-    return functools.partial(sft_loss, model=model, options=options)
+    return functools.partial(sft_loss, model_config=model_config, options=options)
   if config.loss == "reward":
-    return functools.partial(bradley_terry.reward_loss, model=model, options=options)
-  layout = template.layout(config.template, tok)
+    return functools.partial(bradley_terry.reward_loss, model_config=model_config, options=options)
+  layout = judge_template.layout(config.template, tokenizer)
   return functools.partial(
-    gemma_judge.pairwise_loss, model=model, template=layout, options=options
+    pairwise_loss, model_config=model_config, template=layout, options=options
   )
 
 
@@ -60,130 +66,161 @@ def run(config, workdir: str, progress: bool = True) -> dict[str, float]:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
     FloatingPointError: a loss that is not finite.
   """
-  it, state = workdirs.play(
-    configs.resolve(config), workdir, assemble, _loop, show=SHOW, progress=progress,
+  setup, state = run_loop(
+    resolve(config, "fit"),
+    workdir,
+    set_up,
+    _loop,
+    show=PROGRESS_METRICS,
+    progress=progress,
     advice="Lower optimizer.learning_rate.",
-  )  # fmt: skip
-  if int(state.step) < it.config.steps:
+  )
+  if int(state.step) < setup.config.steps:
     return {}
-  if not it.config.export:
-    return _floats(it.evaluate(it.policy(state.params)))
-  del state  # what is exported takes its place
-  return _export(it, workdir)
+  if not setup.config.export:
+    return _floats(setup.evaluate(setup.join(state.params)))
+  del state  # the exported weights take its place
+  return _export(setup, workdir)
 
 
-class Run(NamedTuple):
-  """Everything a fit is assembled from, compiled functions included; made by `assemble`."""
+class Setup(NamedTuple):
+  """Everything that a fit works with, compiled functions included; made by `set_up`.
+
+  Attributes:
+    reference: the base in which adapters learn, or None.
+    state_spec: shapes and shardings of the state.
+    initial_state: makes the state in which a fresh fit starts.
+    join: from the trained parameters to the model's.
+    merge: from the same to a plain model's, float32.
+  """
 
   config: Any
-  model: gemma.GemmaConfig
-  data: Any
-  held_out: Any
-  rows: jax.sharding.NamedSharding
-  ref: Params | None  # what adapters learn in
-  like: TrainState  # shapes and shardings
-  begin: Callable[[], TrainState]
-  policy: Callable[[Params], Params]  # from what is trained
-  merged: Callable[[Params], Params]  # a plain model from the same, float32
+  model_config: gemma.GemmaConfig
+  data: Examples
+  held_out: Examples
+  batch_sharding: jax.sharding.NamedSharding
+  reference: Params | None
+  state_spec: TrainState
+  initial_state: Callable[[], TrainState]
+  join: Callable[[Params], Params]
+  merge: Callable[[Params], Params]
   train_step: Callable
   evaluate: Callable
 
 
-def assemble(config) -> Run:
-  """Builds a fit from its resolved config: data first, then weights, then functions."""
-  tok = tokenizer.Tokenizer(configs.path(config.model.tokenizer), config.model.template)
-  model = gemma.preset(config.model.preset, **config.model.changes)
-  tok.check_rows(model.num_embed)
-  data, held_out = preferences.load(config.data, tok, config.seed)
+def set_up(config) -> Setup:
+  """Sets up a fit from its resolved config: first the data, then weights, then functions."""
+  tokenizer, model_config = tokenizer_and_model(config.model)
+  data, held_out = load_preferences(config.data, tokenizer, config.seed)
   if config.loss != "sft":
-    configs.check(
+    require(
       len(held_out) == 0 or len(held_out) >= config.data.batch_size, "data.held_out",
       f"0, or pairs for a batch of {config.data.batch_size}", len(held_out),
       "Hold out more, or lower data.batch_size.",
     )  # fmt: skip
-  mesh, shapes = partition.make_mesh(config.mesh), gemma.shapes(model)
-  rows, everywhere = partition.rows(mesh), partition.replicated(mesh)
+  mesh, base_shapes = sharding.make_mesh(config.mesh), gemma.shapes(model_config)
+  batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  loss = _make_loss(config, model_config, tokenizer)
+  init, join, train_step = _make_step(config, loss)
+  state_shapes, jit = jax.eval_shape(init, base_shapes), functools.partial(sharding.jit, mesh)
+  shardings = sharding.shardings(state_shapes, mesh)
+  load = functools.partial(
+    load_weights, config.model.weights, model_config, config.seed, mesh=mesh,
+    head=config.loss == "reward",
+  )  # fmt: skip
+  adapted = config.model.lora.rank > 0
+  # It is only ever computed with in this type, as the reference of an online run.
+  base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
+  step = jit(train_step, donate_argnums=1, out_shardings=(shardings, replicated))
+  return Setup(
+    config,
+    model_config,
+    data,
+    held_out,
+    batch_sharding,
+    base,
+    sharding.abstract(state_shapes, shardings),
+    initial_state=lambda: jit(init, out_shardings=shardings)(base if adapted else load()),
+    join=functools.partial(join, base),
+    merge=lambda trained: lora.merge(join(load() if adapted else None, trained)),
+    train_step=functools.partial(step, base),
+    evaluate=functools.partial(
+      _evaluate, jit(loss, out_shardings=replicated), held_out, config, batch_sharding, tokenizer
+    ),
+  )
+
+
+def _make_step(config, loss: Callable) -> tuple[Callable, Callable, Callable]:
+  """Returns (init, join, train_step): base -> state; lora's join; (base, state, batch) -> ..."""
   head = functools.partial(bradley_terry.add_head, key=keys.key(config.seed, "head"))
-  loss = _make_loss(config, model, tok)
   tx = update.make_optimizer(config.optimizer, config.steps)
-  rate = update.make_schedule(config.optimizer, config.steps)
-  start, join = lora.of(config)
+  learning_rate = update.make_schedule(config.optimizer, config.steps)
+  init_params, join = lora.init_and_join(config)
 
   def init(params):
     if config.loss == "reward" and "head" not in params:
       params = head(params)
-    params = start(params)
+    params = init_params(params)
     return TrainState(jnp.zeros((), jnp.int32), params, None, tx.init(params), {})
 
   def train_step(base, state, batch):
-    grads, values = update.gradients(
-      lambda params, part: loss(join(base, params), part), state.params, batch,
+    grads, metrics = update.gradients(
+      lambda params, part: loss(join(base, params), part),
+      state.params,
+      batch,
       config.optimizer.micro_batches,
-    )  # fmt: skip
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    values |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": rate(state.step),
-               "tokens": values["loss"].weight}  # fmt: skip
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), values
+    metrics |= {
+      "gradient_norm": optax.tree.norm(grads),
+      "learning_rate": learning_rate(state.step),
+      "tokens": metrics["loss"].weight,
+    }
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-  like, jit = jax.eval_shape(init, shapes), functools.partial(partition.jit, mesh)
-  shardings = partition.shardings(like, mesh)
-  load = functools.partial(
-    checkpoint.load_weights, config.model.weights, model, config.seed, mesh=mesh,
-    head=config.loss == "reward",
-  )  # fmt: skip
-  adapted = config.model.lora.rank > 0
-  # Computed with in this type alone, as an online run's reference.
-  base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
-  step = jit(train_step, donate_argnums=1, out_shardings=(shardings, everywhere))
-  return Run(
-    config, model, data, held_out, rows, base, partition.abstract(like, shardings),
-    begin=lambda: jit(init, out_shardings=shardings)(base if adapted else load()),
-    policy=functools.partial(join, base),
-    merged=lambda trained: lora.merge(join(load() if adapted else None, trained)),
-    train_step=functools.partial(step, base),
-    evaluate=functools.partial(
-      _evaluate, jit(loss, out_shardings=everywhere), held_out, config, rows, tok
-    ),
-  )  # fmt: skip
+  return init, join, train_step
 
 
-def _loop(it: Run, state, first, log, checkpoints, stop):
-  config = it.config
-  for step in itertools.count(first):
+def _loop(setup: Setup, state, first_step, log, checkpoints, stop):
+  config, size = setup.config, setup.config.data.batch_size
+  for step in itertools.count(first_step):
     final = step == config.steps
-    leave = stop.at(step) or final
-    due = len(it.held_out) > 0 and (step % config.evaluation.every == 0 or final)
-    if due:
-      values = it.evaluate(it.policy(state.params))
-      log.push(step, values)
-      log.clock(step, "evaluate", values)
-    if step > first and (step % config.checkpoint.every == 0 or leave):
+    leaving = stop.before(step) or final
+    evaluating = len(setup.held_out) > 0 and (step % config.evaluation.every == 0 or final)
+    if evaluating:
+      metrics = setup.evaluate(setup.join(state.params))
+      log.push(step, metrics)
+      log.clock(step, "evaluate", metrics)
+    if step > first_step and (step % config.checkpoint.every == 0 or leaving):
       log.flush(step)
-      checkpoints.save(step, state, -log.value(step, "eval/loss") if due else None)
+      checkpoints.save(step, state, -log.value(step, "eval/loss") if evaluating else None)
       log.clock(step, "save", ())
-    if leave:
+    if leaving:
       return state
-    size = config.data.batch_size
-    batch = partition.feed(it.rows, size, functools.partial(it.data.batch, step, size))
-    state, values = it.train_step(state, batch)
-    log.clock(step, "update", values["gradient_norm"], values["tokens"])
-    log.push(step, values)
+    batch = sharding.global_batch(
+      setup.batch_sharding, size, functools.partial(setup.data.batch, step, size)
+    )
+    state, metrics = setup.train_step(state, batch)
+    log.clock(step, "update", metrics["gradient_norm"], metrics["tokens"])
+    log.push(step, metrics)
 
 
-def _export(it: Run, workdir) -> dict[str, float]:
-  config, path, like = it.config, configs.path(it.config.export), it.like.params
-  best, step = checkpoint.restore_part(workdir, "params", like, best=len(it.held_out) > 0)
-  best = it.merged(best)
-  rounded = jax.tree.map(lambda x: x.astype(config.export_dtype).astype(x.dtype), best)
-  figures = _floats(it.evaluate(rounded))
-  card = {"step": step, "figures": figures, "config": configs.describe(config)}
-  weights.save(path, best, it.model, config.export_dtype, card)
+def _export(setup: Setup, workdir) -> dict[str, float]:
+  config, path = setup.config, asset_path(setup.config.export)
+  best, step = checkpoint.restore_part(
+    workdir, "params", setup.state_spec.params, best=len(setup.held_out) > 0
+  )
+  best = setup.merge(best)
+  rounded = jax.tree.map(lambda leaf: leaf.astype(config.export_dtype).astype(leaf.dtype), best)
+  figures = _floats(setup.evaluate(rounded))
+  card = {"step": step, "figures": figures, "config": describe(config)}
+  weights.save(path, best, setup.model_config, config.export_dtype, card)
   logging.info("wrote %s: %s", path, figures)
   return figures
 
 
-def _evaluate(loss, held_out, config, rows, tok, params) -> dict:
+def _evaluate(loss, held_out, config, batch_sharding, tokenizer, params) -> dict:
   """Returns eval/ metrics over the held-out part, as device values."""
   size = config.data.batch_size
   count = min(math.ceil(len(held_out) / size), config.evaluation.batches)
@@ -198,17 +235,17 @@ def _evaluate(loss, held_out, config, rows, tok, params) -> dict:
       texts += [batch["tokens"][row][batch["loss_mask"][row]] for row in range(size)]
     elif not real.all():
       break  # pairs weigh alike: the few of a part batch are left out
-    values = loss(params, partition.feed(rows, size, functools.partial(_rows, batch)))
+    values = loss(params, sharding.global_batch(batch_sharding, size, functools.partial(_rows, batch)))
     total = jax.tree.map(jnp.add, total, values) if total else values
   out = {f"eval/{name}": value for name, value in total.items()}
   if texts:
-    text_bytes = sum(len(tok.decode(text).encode()) for text in texts)
+    text_bytes = sum(len(tokenizer.decode(text).encode()) for text in texts)
     out["eval/bits_per_byte"] = total["loss"].total / (text_bytes * math.log(2))
   return out
 
 
-def _rows(batch, own: slice):
-  return jax.tree.map(lambda x: x[own], batch)
+def _rows(batch, rows: slice):
+  return jax.tree.map(lambda leaf: leaf[rows], batch)
 
 
 def _floats(values: dict) -> dict[str, float]:

@@ -3,26 +3,32 @@
 import contextlib
 import faulthandler
 import importlib
+import importlib.util
 import os
+import pathlib
 import sys
 import traceback
 
+from nash_jax.validation import one_of, require
+
 # Job: (module whose run(config, workdir) does it, its default config, what it does).
 JOBS = {
-  "train": ("train", "configs/stories.py", "fine-tune a policy online against a judge"),
-  "fit": ("fit", "configs/storyteller.py", "supervised: next token, pairwise judge, reward model"),
-  "collect": ("collect", "configs/votes.py", "sample pairs of responses and have a judge vote"),
-  "sample": ("sample", "configs/sample.py", "print continuations, interactive or from a file"),
-  "arena": ("arena", "configs/arena.py", "policies against policies: win rates and intervals"),
-  "compare": ("compare", "configs/short_compare.py", "methods side by side, each at its best rate"),
-  "sweep": ("compare", "configs/ablations/kappa.py", "an ablation: kappa, beta or eta"),
-  "plan": ("plan", "configs/gemma2_2b.py", "memory and time of a run on TPUs that are not here"),
-  "short_game": ("short_game", "configs/short_game.py", "draw the short games and their reference"),
-  "games": ("games.study", "configs/games/theorem.py", "exact games: solvers, rates, figures"),
-  "demo": ("demo", "configs/stories.py", "train the bundled storyteller, then hold the arena"),
+  "train": ("train", "stories", "fine-tune a policy online against a judge"),
+  "fit": ("fit", "storyteller", "supervised: next token, pairwise judge, reward model"),
+  "collect": ("jobs.collect", "votes", "sample pairs of responses and have a judge vote"),
+  "sample": ("jobs.sample", "sample", "print continuations, interactive or from a file"),
+  "arena": ("jobs.arena", "arena", "policies against policies: win rates and intervals"),
+  "compare": ("jobs.compare", "short_compare", "methods side by side, each at its best rate"),
+  "sweep": ("jobs.compare", "ablations/kappa", "an ablation: kappa, beta or eta"),
+  "plan": ("plan", "gemma2_2b", "memory and time of a run on TPUs that are not here"),
+  "short_game": ("jobs.short_game", "short_game", "draw the short games and their reference"),
+  "games": ("games.study", "games/theorem", "exact games: solvers, rates, figures"),
+  "demo": ("jobs.demo", "stories", "train the bundled storyteller, then hold the arena"),
 }
 
 SEVERAL = ("train", "fit")  # jobs that several processes do together
+# Jobs that take the config of another job.
+CONFIG_OF = {"sweep": "compare", "plan": "train", "short_game": "train", "demo": "train"}
 
 # Flags of a job instead of --workdir, since it leaves nothing there: (default, help).
 FLAGS = {
@@ -36,15 +42,41 @@ FLAGS = {
 SHORT = {"sample": ("prompt", "file", "realign")}
 
 
+def _configs() -> pathlib.Path:
+  spec = importlib.util.find_spec("nash_jax.configs")
+  assert spec is not None and spec.origin is not None, "nash_jax is installed without its configs"
+  return pathlib.Path(spec.origin).parent
+
+
+def config_names() -> list[str]:
+  """Returns the names of the configs that come with nash_jax, such as "ablations/kappa"."""
+  folder = _configs()
+  files = (path.relative_to(folder) for path in folder.rglob("*.py") if path.stem != "__init__")
+  return sorted(path.with_suffix("").as_posix() for path in files)
+
+
+def config_file(spec: str) -> str:
+  """Returns "FILE.py" or "FILE.py:ARGUMENT" for a config by name, "NAME" or "NAME:ARGUMENT".
+
+  Raises:
+    ValueError: an unknown name; lists the names.
+  """
+  name, colon, argument = spec.partition(":")
+  if name.endswith(".py"):
+    return spec
+  one_of("config (a name, or a .py file)", name, config_names())
+  return f"{_configs() / name}.py{colon}{argument}"
+
+
 def usage() -> str:
   """Returns the text of `nash-jax --help`."""
   jobs = "\n".join(f"  {name:10} {what}" for name, (_, _, what) in JOBS.items())
   return (
-    "usage: nash-jax JOB --config=FILE.py [--config.FIELD=VALUE ...] --workdir=FOLDER\n\n"
+    "usage: nash-jax JOB --config=NAME [--config.FIELD=VALUE ...] --workdir=FOLDER\n\n"
     f"jobs:\n{jobs}\n\n"
-    "`nash-jax JOB --help` lists the flags of a job, `--config=FILE.py` its fields.\n"
-    "Example: nash-jax train --config=configs/stories.py --config.algorithm.beta=0.05"
-    " --workdir=runs/x\n"
+    f"configs: {', '.join(config_names())}; or a file of your own, --config=FILE.py.\n"
+    "`nash-jax JOB --help` lists the flags of a job and the fields of its config.\n"
+    "Example: nash-jax train --config=stories --config.algorithm.beta=0.05 --workdir=runs/x\n"
   )
 
 
@@ -59,7 +91,7 @@ def run() -> None:
     print(f"nash-jax: no job {job!r}; jobs are {', '.join(JOBS)}", file=sys.stderr)
     sys.exit(2)
   try:
-    _run_job(job, [_spelled_out(job, argument) for argument in arguments[1:]])
+    _run_job(job, _expand_arguments(job, arguments[1:]))
   except ValueError as error:
     from absl import logging
 
@@ -69,10 +101,18 @@ def run() -> None:
     sys.exit(2)
 
 
-def _spelled_out(job: str, argument: str) -> str:
-  name = argument.removeprefix("--")
-  short = name != argument and name.partition("=")[0] in SHORT.get(job, ())
-  return f"--config.{name}" if short else argument
+def _expand_arguments(job: str, arguments: list[str]) -> list[str]:
+  """Returns the arguments with short flags and the names of configs written out."""
+  out = []
+  for before, argument in zip(["", *arguments], arguments, strict=False):
+    name = argument.removeprefix("--")
+    short = name != argument and name.partition("=")[0] in SHORT.get(job, ())
+    if argument.startswith("--config="):
+      argument = f"--config={config_file(argument.removeprefix('--config='))}"
+    elif before == "--config":
+      argument = config_file(argument)
+    out.append(f"--config.{name}" if short else argument)
+  return out
 
 
 def _join() -> None:
@@ -134,22 +174,29 @@ def _together(job: str):
     os._exit(2 if isinstance(error, ValueError) else 1)
 
 
+def _check_job(job: str, config) -> None:
+  """Raises ValueError where a config names another job than the one that takes it."""
+  expected = CONFIG_OF[job] if job in CONFIG_OF else job
+  got = config.job if "job" in config else expected
+  require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
+
+
 def _run_job(job: str, arguments: list[str]) -> None:
   # absl's flags are global: they are defined only once a job is known.
   from absl import app, flags, logging
   from ml_collections import config_flags
 
   module, default, what = JOBS[job]
-  with _told(job):
+  with _as_value_error(job):
     config = config_flags.DEFINE_config_file(
-      "config", default, f"Config file of the run (default {default}).",
+      "config", config_file(default), f"Name or file of the run's config (default {default}).",
       sys_argv=["nash-jax", *arguments],
     )
   workdir = {"workdir": (f"runs/{job}", "Folder for everything the job leaves.")}
-  others = [flags.DEFINE_string(name, *of) for name, of in FLAGS.get(job, workdir).items()]
+  others = [flags.DEFINE_string(name, *rest) for name, rest in FLAGS.get(job, workdir).items()]
 
   def parse(argv):
-    with _told(job):
+    with _as_value_error(job):
       rest = flags.FLAGS(argv)
       list(config.value)  # a file that could not be read says so only when it is used
     return rest
@@ -162,6 +209,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
     handler.setFormatter(None)
     # Orbax reports every read; a user wants this program's own notes, and everybody's warnings.
     handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
+    _check_job(job, config.value)
     with _together(job):
       importlib.import_module(f"nash_jax.{module}").run(config.value, *(f.value for f in others))
 
@@ -174,7 +222,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _told(job: str):
+def _as_value_error(job: str):
   """Raises ValueError for what ml_collections and absl say, in their ways, of bad flags."""
   from absl import flags
 

@@ -6,14 +6,14 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nash_jax.models import decoding, gemma, lora, partition
+from nash_jax.models import decoding, gemma, lora, sharding
 from nash_jax.types import Params, Prompts, Responses
 
 Sample = Callable[[Params, Prompts, Array], Responses]
 
 
 def make_sampler(
-  model: gemma.GemmaConfig,
+  model_config: gemma.GemmaConfig,
   *,
   max_tokens: int,
   samples: int,
@@ -25,7 +25,7 @@ def make_sampler(
   top_p: float = 1.0,
   dtype=jnp.float32,
   mixture: float | None = None,
-  behaviour: float = 1.0,
+  behaviour_temperature: float = 1.0,
 ) -> Sample:
   """Returns `sample(params, prompts, key) -> Responses`, pure and jittable.
 
@@ -48,18 +48,18 @@ def make_sampler(
     top_p: then among the fewest of these k that hold this share of their probability.
     dtype: of the weights, activations and cache while decoding; logits are float32.
     mixture: m, the weight of the reference; None for one model.
-    behaviour: divides the logits of the sampling law alone: flatter draws for losses that do not
+    behaviour_temperature: divides the logits of the sampling law alone: flatter draws for losses that do not
       need draws of the trained law. In `logp_sampling`, not in `logp`.
 
   Raises:
     ValueError: for a law that cannot be sampled from.
   """
-  _check(model, max_tokens, samples, temperature, behaviour, top_k, top_p, forbidden)
+  _check(model_config, max_tokens, samples, temperature, behaviour_temperature, top_k, top_p, forbidden)
   weights = (1.0,) if mixture is None else (1.0 - mixture, mixture)
 
   def next_logits(policies, hidden) -> Float[Array, "N V"]:
     """The trained law of the next token, not yet normalised."""
-    outputs = [gemma.logits(p, model, x, forbidden) for p, x in zip(policies, hidden, strict=True)]
+    outputs = [gemma.logits(p, model_config, x, forbidden) for p, x in zip(policies, hidden, strict=True)]
     return sum(w * logits for w, logits in zip(weights, outputs, strict=True)) / temperature
 
   def draw(key, logits) -> tuple[Int[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
@@ -70,24 +70,24 @@ def make_sampler(
       return jnp.take_along_axis(values, place[:, None], axis=-1)[:, 0]
 
     if top_k == 0:
-      token = _categorical(key, logits / behaviour)
+      token = _categorical(key, logits / behaviour_temperature)
       logp = pick(logits, token) - log_z
-      flat = logp if behaviour == 1 else pick(jax.nn.log_softmax(logits / behaviour), token)
+      flat = logp if behaviour_temperature == 1 else pick(jax.nn.log_softmax(logits / behaviour_temperature), token)
       return token, logp, flat
     best, ids = jax.lax.top_k(logits, top_k)
-    share = jax.nn.softmax(best / behaviour)
+    share = jax.nn.softmax(best / behaviour_temperature)
     # The likeliest id always stays: nothing lies above it.
     kept = jnp.cumsum(share, axis=-1) - share < top_p
-    narrowed = jax.nn.log_softmax(jnp.where(kept, best / behaviour, -jnp.inf))
+    narrowed = jax.nn.log_softmax(jnp.where(kept, best / behaviour_temperature, -jnp.inf))
     place = _categorical(key, narrowed)
     return pick(ids, place), pick(best, place) - log_z, pick(narrowed, place)
 
   def sample(params: Params, prompts: Prompts, key: Array) -> Responses:
     policies = (params,) if mixture is None else tuple(params)
     hidden, caches = zip(
-      *(_prefill(p, model, prompts, samples, max_tokens, dtype) for p in policies), strict=True
+      *(_prefill(p, model_config, prompts, samples, max_tokens, dtype) for p in policies), strict=True
     )
-    policies = [_weights(p, model, dtype) for p in policies]
+    policies = [_weights(p, model_config, dtype) for p in policies]
     prompt_mask = jnp.repeat(prompts.mask, samples, axis=0)
     prompt_length = jnp.sum(prompt_mask, axis=-1)
     rows, prompt_columns = prompt_mask.shape
@@ -122,7 +122,7 @@ def make_sampler(
       position = prompt_length + t - 1
       hidden, caches = zip(
         *(
-          decoding.forward(policy, model, state["last"], position, visible, cache, dtype)
+          decoding.forward(policy, model_config, state["last"], position, visible, cache, dtype)
           for policy, cache in zip(policies, caches, strict=True)
         ),
         strict=True,
@@ -147,28 +147,28 @@ def make_sampler(
   return sample
 
 
-def _weights(params, model, dtype):
+def _weights(params, model_config, dtype):
   """Returns what decoding reads: cast, unstacked and gathered once, so that its loop does not."""
   # Merged while stacked: layer by layer, a TPU's compiler held the gathered weights in two layouts.
   merged = gemma.cast(lora.merge(params), dtype)
-  plain = gemma.unstack(merged, model, library_gating=False)
+  plain = gemma.unstack(merged, model_config, library_gating=False)
   # By rows first: gathered by columns, the table would be held a second time while it is turned.
-  rows = partition.constrain(plain["embedder"]["input_embedding"], ("fsdp", "tensor"))
-  whole = partition.gathered({**plain, "embedder": {"input_embedding": rows}})
+  rows = sharding.constrain(plain["embedder"]["input_embedding"], ("fsdp", "tensor"))
+  whole = sharding.gather_weights({**plain, "embedder": {"input_embedding": rows}})
   # The barrier keeps XLA from moving a gather of the two samplers' common weights into a loop.
   return jax.lax.optimization_barrier(decoding.inputs_first(whole))
 
 
-def _prefill(params, model, prompts, samples, max_tokens, dtype):
+def _prefill(params, model_config, prompts, samples, max_tokens, dtype):
   """Returns the last column's hidden state and a cache with room for the response, K a prompt."""
   batch, length = prompts.tokens.shape
   x, cache = gemma.forward(
     params,
-    model,
+    model_config,
     prompts.tokens,
     gemma.positions_of(prompts.mask),
     gemma.causal_mask(prompts.mask),
-    cache=gemma.init_cache(model, batch, length, dtype),
+    cache=gemma.init_cache(model_config, batch, length, dtype),
     dtype=dtype,
   )
 
@@ -187,16 +187,16 @@ def _categorical(key, logits):
   return jnp.min(jnp.where(noisy == best, ids, logits.shape[-1] - 1), axis=-1)
 
 
-def _check(model, max_tokens, samples, temperature, behaviour, top_k, top_p, forbidden):
-  rows = model.num_embed
+def _check(model_config, max_tokens, samples, temperature, behaviour_temperature, top_k, top_p, forbidden):
+  rows = model_config.num_embed
   if max_tokens < 1 or samples < 1:
     raise ValueError(
       f"sampler: expected at least one sample of one token, got samples={samples}, "
       f"max_tokens={max_tokens}"
     )
-  if not (temperature > 0 and behaviour > 0):
+  if not (temperature > 0 and behaviour_temperature > 0):
     raise ValueError(
-      f"sampler.temperature, behaviour: expected positive numbers, got {temperature}, {behaviour}; "
+      f"sampler.temperature, behaviour_temperature: expected positive numbers, got {temperature}, {behaviour_temperature}; "
       "for nearly greedy decoding set top_k=1"
     )
   if not 0 <= top_k <= rows:

@@ -1,10 +1,10 @@
 """The nouns that cross files.
 
-Axis letters, used everywhere: B prompts, K samples a prompt, J compared samples, Lp prompt
-tokens, L response tokens, V vocabulary rows.
+Axis letters, used everywhere: B prompts, K samples per prompt and player, J samples they are
+compared with, Lp prompt tokens, L response tokens, V vocabulary rows, N rows of a flat batch.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 from jax import numpy as jnp
@@ -27,12 +27,12 @@ class Responses:
   """K responses of one player to each prompt, left-aligned, stop token included.
 
   Attributes:
-    tokens: pad id after the stop token.
+    tokens: token ids; the pad id after the stop token.
     mask: True on the response's own tokens, its stop token included.
     logp: log-probability of each token under the trained distribution (temperature and
-      forbidden ids applied, no top-k or top-p), nats; 0 where masked.
-    logp_sampling: the same under the law the token was really drawn from.
-    stopped: False where the response was cut at L tokens.
+      forbidden ids applied, no top-k or top-p), in nats; 0 where masked.
+    logp_sampling: the same under the distribution that the token was drawn from.
+    stopped: False where the response was cut off at L tokens.
   """
 
   tokens: Int[Array, "B K L"]
@@ -42,26 +42,34 @@ class Responses:
   stopped: Bool[Array, "B K"]
 
 
+class Answers(NamedTuple):
+  """N responses, one to each of N prompts, as a judge reads them; fields as in Responses."""
+
+  tokens: Int[Array, "N L"]
+  mask: Bool[Array, "N L"]
+  stopped: Bool[Array, "N"] | None = None
+
+
 @flax.struct.dataclass
 class Verdict:
-  """What a judge says of y against y'.
+  """A judge's preferences between responses y and the responses y' they are compared with.
 
   Attributes:
     p_win: P(y_k ≻ y'_j | x).
-    valid: False where there is no comparison (a response with itself, an unreadable verdict).
-    scores: scalar rewards of y, where the judge has such.
+    valid: False where there is no comparison (a response with itself, an unreadable answer).
+    rewards: scalar rewards of y, where the judge has them.
     metrics: `Mean`s of the judge's own, such as the position-flip rate.
   """
 
   p_win: Float[Array, "B K J"]
   valid: Bool[Array, "B K J"]
-  scores: Float[Array, "B K"] | None = None
+  rewards: Float[Array, "B K"] | None = None
   metrics: dict[str, "Mean"] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything a run needs to go on.
+  """Everything a run needs in order to continue.
 
   Attributes:
     step: completed steps, i32[].
@@ -86,7 +94,7 @@ class Mean:
   weight: Float[Array, ""]
 
   @classmethod
-  def of(cls, values, where=None) -> "Mean":
+  def from_values(cls, values, where=None) -> "Mean":
     """Sums `values` over the entries where `where` (broadcastable, default all) is true."""
     values = jnp.asarray(values)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))

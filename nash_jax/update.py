@@ -73,16 +73,19 @@ def gradients(
 
 @flax.struct.dataclass
 class Batch:
-  """One iteration's data: the responses y to B prompts, and what the judge said of them."""
+  """One iteration's data: B prompts, the responses to them, and the judge's verdict."""
 
   prompts: Prompts
   responses: Responses
   verdict: Verdict
 
   @classmethod
-  def of(cls, prompts: Prompts, responses: Responses, verdict: Verdict) -> "Batch":
+  def create(cls, prompts: Prompts, responses: Responses, verdict: Verdict) -> "Batch":
     """Joins the outputs of the three stages before the update; the judge's metrics stay out."""
     return cls(prompts, responses, verdict.replace(metrics={}))
+
+
+Copies = tuple[tuple[str, str], ...]
 
 
 class Update(NamedTuple):
@@ -90,17 +93,18 @@ class Update(NamedTuple):
 
   Attributes:
     init: base -> TrainState; copies what it keeps, so that donation never meets an alias.
-    players: (state, ref) -> what each player's responses are drawn from, by name.
-    train_step: (state, ref, batch) -> (state, metrics).
-    moves: completed steps -> the ((slot, source), ...) that are due there, () mostly.
-    rotate: (state, moves) -> state at the end of a phase: slots become copies of their sources.
+    players: (state, reference) -> the parameters that each player's responses are drawn from.
+    train_step: (state, reference, batch) -> (state, metrics).
+    copies_due: number of completed steps -> the ((field, source field), ...) to copy there, sorted;
+      mostly ().
+    apply_copies: (state, copies) -> state; each field becomes a copy of its source field.
   """
 
   init: Callable[[Params], TrainState]
   players: Callable[[TrainState, Params], dict[str, Any]]
   train_step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict]]
-  moves: Callable[[int], tuple[tuple[str, str], ...]]
-  rotate: Callable[[TrainState, tuple[tuple[str, str], ...]], TrainState]
+  copies_due: Callable[[int], Copies]
+  apply_copies: Callable[[TrainState, Copies], TrainState]
 
 
 def make_kappa(config) -> Callable:
@@ -110,91 +114,97 @@ def make_kappa(config) -> Callable:
   return optax.constant_schedule(config.kappa)
 
 
-def make_update(config, score: Callable) -> Update:
-  """Returns the update of `config.algorithm` for the policies that `score` evaluates.
+def make_update(config, logprobs: Callable) -> Update:
+  """Returns the update of `config.algorithm` for the policies that `logprobs` evaluates.
 
   Args:
     config: a resolved run config; its learning rate and the numbers of its algorithm may be traced.
-    score: (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each token
-      (nats, [B K L], 0 where masked), as logprobs.response_logprobs.
+    logprobs: (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each
+      token (nats, [B K L], 0 where masked), as logprobs.response_logprobs.
   """
-  a, row = config.algorithm, algorithms.row(config.algorithm.name)
-  start, join = lora.of(config)
-  weights, objective = row.weights(a), row.loss(a)
-  roles = list(dict.fromkeys(("reference", *weights)))
-  copies = {**row.copies, **({"reference": "params"} if a.reference_period else {})}
+  algorithm, method = config.algorithm, algorithms.get(config.algorithm.name)
+  init_params, join = lora.init_and_join(config)
+  role_weights, objective = method.role_weights(algorithm), method.loss(algorithm)
+  roles = list(dict.fromkeys(("reference", *role_weights)))
+  reference_copy = {"reference": "params"} if algorithm.reference_period else {}
+  copies = {**method.copies, **reference_copy}
   tx = make_optimizer(config.optimizer, config.steps)
-  rate = make_schedule(config.optimizer, config.steps)
-  kappa = make_kappa(a)
-  move = optax.incremental_update if row.ema(a) else (lambda new, old, k: old)
+  learning_rate = make_schedule(config.optimizer, config.steps)
+  kappa = make_kappa(algorithm)
+  target_ema = method.target_ema(algorithm)
 
   def init(base):
-    params = start(base)
-    slots = {"params": params, "opt_state": tx.init(params), "target": params}
-    made = {name: jax.tree.map(jnp.copy, slots[source]) for name, source in copies.items()}
-    target = jax.tree.map(jnp.copy, params) if row.keeps_target(a) else None
-    return TrainState(
-      jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), target, slots["opt_state"], made
-    )
+    params = init_params(base)
+    sources = {"params": params, "opt_state": tx.init(params), "target": params}
+    copied = {name: jax.tree.map(jnp.copy, sources[source]) for name, source in copies.items()}
+    target = jax.tree.map(jnp.copy, params) if method.keeps_target(algorithm) else None
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, target, sources["opt_state"], copied)
 
-  def players(state, ref):
+  def players(state, reference):
     trained = {"policy": state.params, "target": state.target, **state.copies}
-    named = {"reference": ref} | {
-      name: join(ref, tree)
+    by_name = {"reference": reference} | {
+      name: join(reference, tree)
       for name, tree in trained.items()
       if tree is not None and copies.get(name) != "opt_state"
     }
-    return {**named, "mixture": (named["policy"], named["reference"])}
+    return {**by_name, "mixture": (by_name["policy"], by_name["reference"])}
 
   def loss(policy, part, frozen):
-    y, verdict = part.responses, jax.lax.stop_gradient(part.verdict)
-    of = functools.partial(score, prompts=part.prompts, tokens=y.tokens, mask=y.mask)
-    logp, entropy = of(policy)
-    ratios = {role: logp - jax.lax.stop_gradient(of(frozen[role])[0]) for role in roles}
-    total = functools.partial(jnp.sum, axis=-1)
-    return {
-      "loss": objective(logp, ratios, verdict, weights=weights),
-      "p_win": Mean.of(verdict.p_win[:, 0, -1], verdict.valid[:, 0, -1]),
-      "valid": Mean.of(jnp.any(verdict.valid, axis=-1)),
-      **{f"kl_to_{role}": Mean.of(total(ratio)) for role, ratio in ratios.items()},
-      "entropy": Mean.of(entropy, y.mask),
-      # Of other players' responses the sampler's law is not the one that is scored here.
-      **({"logp_gap": Mean.of(jnp.abs(logp - y.logp), y.mask)} if row.y == "policy" else {}),
-      "response_length": Mean.of(total(y.mask)),
-      "stopped": Mean.of(y.stopped),
-      "truncated": Mean.of(~y.stopped),
+    responses, verdict = part.responses, jax.lax.stop_gradient(part.verdict)
+    of_responses = functools.partial(
+      logprobs, prompts=part.prompts, tokens=responses.tokens, mask=responses.mask
+    )
+    logp, entropy = of_responses(policy)
+    log_ratios = {
+      role: logp - jax.lax.stop_gradient(of_responses(frozen[role])[0]) for role in roles
     }
+    over_tokens = functools.partial(jnp.sum, axis=-1)
+    metrics = {
+      "p_win": Mean.from_values(verdict.p_win[:, 0, -1], verdict.valid[:, 0, -1]),
+      "valid": Mean.from_values(jnp.any(verdict.valid, axis=-1)),
+      "entropy": Mean.from_values(entropy, responses.mask),
+      "response_length": Mean.from_values(over_tokens(responses.mask)),
+      "stopped": Mean.from_values(responses.stopped),
+      "truncated": Mean.from_values(~responses.stopped),
+    }
+    for role, log_ratio in log_ratios.items():
+      metrics[f"kl_to_{role}"] = Mean.from_values(over_tokens(log_ratio))
+    if method.player == "policy":  # others' responses are not drawn from the policy
+      metrics["logp_gap"] = Mean.from_values(jnp.abs(logp - responses.logp), responses.mask)
+    return {"loss": objective(logp, log_ratios, verdict, role_weights=role_weights), **metrics}
 
-  def train_step(state, ref, batch):
-    frozen = players(state, ref)
+  def train_step(state, reference, batch):
+    frozen = players(state, reference)
     grads, metrics = gradients(
-      lambda params, part: loss(join(ref, params), part, frozen),
+      lambda params, part: loss(join(reference, params), part, frozen),
       state.params,
       batch,
       config.optimizer.micro_batches,
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    target = move(params, state.target, kappa(state.step))
+    target = move_target(params, state.target, kappa(state.step))
     metrics |= {
       "gradient_norm": optax.tree.norm(grads),
-      "learning_rate": rate(state.step),
+      "learning_rate": learning_rate(state.step),
       "kappa": kappa(state.step),
     }
     return TrainState(state.step + 1, params, target, opt_state, state.copies), metrics
 
-  def moves(step):
-    refresh = a.reference_period and step % a.reference_period == 0
-    due = row.moves(a, step) | ({"reference": "params"} if refresh else {})
-    return tuple(sorted(due.items()))
+  def move_target(params, target, kappa):
+    return optax.incremental_update(params, target, kappa) if target_ema else target
 
-  def rotate(state, moves):
-    slots = {**state.copies, "params": state.params, "opt_state": state.opt_state,
-             "target": state.target}  # fmt: skip
-    slots |= {slot: jax.tree.map(jnp.copy, slots[source]) for slot, source in moves}
-    return TrainState(
-      state.step, **{name: slots.pop(name) for name in ("params", "target", "opt_state")},
-      copies=slots,
-    )  # fmt: skip
+  def copies_due(step):
+    period = algorithm.reference_period
+    refresh = reference_copy if period and step % period == 0 else {}
+    return tuple(sorted((method.copy_schedule(algorithm, step) | refresh).items()))
 
-  return Update(init, players, train_step, moves, rotate)
+  def apply_copies(state, copies):
+    own = {name: getattr(state, name) for name in ("params", "target", "opt_state")}
+    fields = {**state.copies, **own}
+    fields |= {field: jax.tree.map(jnp.copy, fields[source]) for field, source in copies}
+    own = {name: fields.pop(name) for name in own}
+    return TrainState(state.step, **own, copies=fields)
+
+  return Update(init, players, train_step, copies_due, apply_copies)

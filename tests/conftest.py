@@ -40,6 +40,7 @@ def assembled():
   """The tiny run of tests/tiny.py, assembled: compiled functions for every test that trains."""
   import tiny
 
-  from nash_jax import config, train
+  from nash_jax import train
+  from nash_jax.config import resolve
 
-  return train.assemble(config.resolve(tiny.train()))
+  return train.set_up(resolve(tiny.train()))

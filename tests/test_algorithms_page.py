@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from test_losses import config, enumerated, game, law, whole
+from test_losses import config, distribution, enumerated, game, whole
 from tiny import ROOT
 
 from nash_jax.games import preference
@@ -28,20 +28,20 @@ def overview() -> dict[str, list[str]]:
 
 
 def test_the_overview_is_the_table():
-  assert list(overview()) == list(algorithms.ROWS)
+  assert list(overview()) == list(algorithms.ALGORITHMS)
   for name, (y, opponent, arms, loss, _, copied, _) in overview().items():
-    row = algorithms.row(name)
-    assert (PLAYERS[y], PLAYERS[opponent]) == (row.y, row.opponent), name
-    assert loss.startswith("score function") == row.on_policy, name
-    assert not row.on_policy or (arms == "1") == (row.opponent is not None), name
+    method = algorithms.get(name)
+    assert (PLAYERS[y], PLAYERS[opponent]) == (method.player, method.opponent), name
+    assert loss.startswith("policy gradient") == method.on_policy, name
+    assert not method.on_policy or (arms == "1") == (method.opponent is not None), name
     still = config(target_update="periodic", reference_period=0)
-    assert (copied != "") == (row.moves(still, 6) != {} or row.ema(config())), name
+    assert (copied != "") == (method.copy_schedule(still, 6) != {} or method.target_ema(config())), name
 
 
-@pytest.mark.parametrize("name", algorithms.ROWS)
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_a_method_rests_where_the_page_says(name):
   """The expected gradient is zero, opponent and target having caught up, there alone."""
-  row, a = algorithms.row(name), config(samples=int(algorithms.row(name).least["samples"]))
+  method, a = algorithms.get(name), config(samples=int(algorithms.get(name).minimum["samples"]))
   rests = overview()[name][-1]
   with jax.enable_x64(True):
     table, rewards, who = game()
@@ -54,12 +54,12 @@ def test_a_method_rests_where_the_page_says(name):
     @jax.jit
     def gradient(theta):
       here = {**who, "target": theta, "opponent": theta}
-      return jax.grad(lambda p: enumerated(row, a, table, rewards, {**here, "policy": p}, 1))(theta)
+      return jax.grad(lambda p: enumerated(method, a, table, rewards, {**here, "policy": p}, 1))(theta)
 
     def answered(theta):
       """A step towards the best response to the opponent that this policy makes."""
       here = {**who, "policy": theta}
-      opponent = jnp.exp(law(row.opponent or row.y, here, 1, a.mixture))
+      opponent = jnp.exp(distribution(method.opponent or method.player, here, 1, a.mixture))
       return 0.7 * theta + 0.3 * (ref + preference.win_rates(table, opponent) / a.beta)
 
     place = {
@@ -86,9 +86,9 @@ def added(monkeypatch):
       name = re.match(r"def (\w+)", block)[1]
       monkeypatch.setattr(losses, name, space[name], raising=False)
     else:
-      for name, row in eval(f"{{{block}}}", dict(vars(algorithms))).items():
-        assert name not in algorithms.ROWS
-        monkeypatch.setitem(algorithms.ROWS, name, row)
+      for name, method in eval(f"{{{block}}}", dict(vars(algorithms))).items():
+        assert name not in algorithms.ALGORITHMS
+        monkeypatch.setitem(algorithms.ALGORITHMS, name, method)
 
 
 def stated(name, a, table, who):
@@ -110,12 +110,12 @@ def stated(name, a, table, who):
 @pytest.mark.parametrize("name", ["ipo", "hinge", "lagged_self_play"])
 @pytest.mark.usefixtures("added")
 def test_the_rows_that_the_page_adds_follow_their_objectives(name):
-  row = algorithms.row(name)
+  method = algorithms.get(name)
   with jax.enable_x64(True):
     table, rewards, who = game()
     who["lagged"] = who["opponent"]
     objectives = (
-      lambda p: enumerated(row, config(), table, rewards, {**who, "policy": p}, 1),
+      lambda p: enumerated(method, config(), table, rewards, {**who, "policy": p}, 1),
       lambda p: stated(name, config(), table, {**who, "policy": p}),
     )
     got, expected = (jax.jit(jax.grad(f))(who["policy"]) for f in objectives)

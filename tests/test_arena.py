@@ -8,9 +8,12 @@ import pytest
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax import arena, checkpoint, judges
 from nash_jax import config as configs
-from nash_jax.models import gemma, weights
+from nash_jax import judges, policy, weights
+from nash_jax.config import resolve
+from nash_jax.jobs import arena
+from nash_jax.models import gemma
+from nash_jax.run import checkpoint
 from nash_jax.types import TrainState
 
 SMALL = {"num_embed": 1024, "attention_types": (gm.nn.AttentionType.GLOBAL,)}
@@ -209,12 +212,12 @@ def test_policies_come_from_files_and_from_any_part_and_step_of_a_run(files, tmp
     "": 20, "@params": 20, "@target": 21, "@params:1": 10, "@target:1": 11, "@params:best": 10,
   }  # fmt: skip
   for suffix, by in expected.items():
-    got = checkpoint.load_weights(where + suffix, model)["embedder"]["input_embedding"]
+    got = policy.load_weights(where + suffix, model)["embedder"]["input_embedding"]
     np.testing.assert_allclose(got, by * one["embedder"]["input_embedding"], rtol=1e-6)
   wider = gemma.preset("tiny", **{**SMALL, "hidden_dim": 48})
   for spec in (where, str(files / "one.safetensors")):
     with pytest.raises(ValueError, match=r"mlp.gating_einsum.*48"):
-      checkpoint.load_weights(spec, wider)
+      policy.load_weights(spec, wider)
 
 
 @pytest.mark.parametrize(
@@ -243,11 +246,11 @@ def test_bad_parts_fields_and_workdirs_are_named(files, tmp_path):
   config = small(files)
   config.policies.base.weights += "@parms"
   with pytest.raises(ValueError, match=r"after @: got 'parms', expected one of params, target"):
-    configs.resolve(config)
+    resolve(config)
   config = small(files)
   config.policies.base = {"weights": config.policies.base.weights, "best": 1}
-  with pytest.raises(ValueError, match=r"policies.base.best is unknown. Did you mean"):
-    configs.resolve(config)
+  with pytest.raises(ValueError, match=r"policies.base.best is unknown; fields here: best_of, weights; did you mean 'best_of'"):
+    resolve(config)
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=r"workdir .*/file/x: expected a folder"):
     arena.run(small(files), tmp_path / "file" / "x")

@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 import pytest
 from jax import numpy as jnp
 
-from nash_jax import checkpoint
-from nash_jax.checkpoint import Checkpoints, Stop, restore_part
+from nash_jax.run import checkpoint
+from nash_jax.run.checkpoint import Checkpoints, restore_part
+from nash_jax.run.signals import Stop
 
 CONFIG = {"steps": 3, "algorithm": {"beta": 0.1, "eta": 1.0}, "checkpoint": {"allow": ()}}
 
@@ -289,4 +290,4 @@ def test_signals_ask_for_a_stop_and_the_second_interrupt_is_at_once(capfd):
 
 @pytest.fixture(autouse=True)
 def _warnings(caplog):
-  caplog.set_level(logging.WARNING, "nash_jax.checkpoint")
+  caplog.set_level(logging.WARNING, "nash_jax.run.checkpoint")

@@ -1,14 +1,13 @@
 """Comparisons of runs on texts: what is chosen and what is said, of records made up here."""
 
 import json
-import pathlib
 
 import pytest
 
-from nash_jax import arena, compare, runs
-from nash_jax import config as configs
+from nash_jax.config import describe
+from nash_jax.configs import stories_compare
+from nash_jax.jobs import arena, compare, sweep
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "stories_compare.py"
 # Win rate and KL by method and learning rate: at β = .05, nats cost nash_mp its larger rate.
 ENDS = {
   ("nash_mp", 1e-4): (0.74, 2.8), ("nash_mp", 3e-4): (0.80, 9.0),
@@ -43,21 +42,21 @@ def played(monkeypatch):
     table = {a: dict.fromkeys(config.policies, cell) for a in config.policies}
     found = {
       "judges": {"population": {"win_rate": table, "length_matched": table}},
-      "config": configs.describe(configs.resolve(config)),
+      "config": describe(config),
     }
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "arena.json").write_text(json.dumps(found))
     return found
 
-  monkeypatch.setattr(runs, "run", run)
+  monkeypatch.setattr(sweep, "run", run)
   monkeypatch.setattr(arena, "run", hold)
   # The made-up runs leave no checkpoint whose presence could be checked.
-  monkeypatch.setattr(configs, "resolve", lambda config, *_: config)
+  monkeypatch.setattr(compare, "resolve", lambda config, *_: config)
   return asked
 
 
 def config(*names):
-  c = configs.load(CONFIG.name, str(CONFIG)).get_config("paper")
+  c = stories_compare.get_config("paper")
   c.runs = tuple({"algorithm.name": name} for name in names)
   c.learning_rates = tuple(sorted({rate for _, rate in ENDS}))
   return c

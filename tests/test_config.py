@@ -5,16 +5,19 @@ import re
 import jax
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
-from nash_jax import checkpoint, train
 from nash_jax import config as configs
-from nash_jax.models import gemma, weights
+from nash_jax import train, update, weights
+from nash_jax.config import describe, resolve
+from nash_jax.models import gemma, sharding
+from nash_jax.objectives import algorithms
 
 
 @pytest.fixture
 def refuse(monkeypatch, tmp_path):
   """Returns (config, message) -> asserts that a run is refused so, and that no weights load."""
-  monkeypatch.setattr(checkpoint, "load_weights", lambda *args: pytest.fail("weights are loaded"))
+  monkeypatch.setattr(train, "load_weights", lambda *args: pytest.fail("weights are loaded"))
 
   def refuse(config, message):
     with pytest.raises(ValueError, match=message):
@@ -26,11 +29,13 @@ def refuse(monkeypatch, tmp_path):
 @pytest.mark.parametrize("kind", ["train", "fit", "collect", "sample"])
 def test_defaults_are_good_and_come_back_locked(kind):
   config = getattr(configs, kind)()
-  resolved = configs.resolve(config)
+  resolved = resolve(config)
   assert resolved.is_locked
   assert not config.is_locked
-  assert configs.describe(resolved) == configs.describe(config)
-  assert configs.resolve(resolved) == resolved
+  own = {"step": 5.0, "reference_period": 0, "samples": 2} if kind == "train" else {}
+  config.update({"algorithm": own} if own else {})
+  assert describe(resolved) == describe(config)
+  assert resolve(resolved) == resolved
 
 
 @pytest.mark.parametrize(
@@ -57,21 +62,15 @@ def test_defaults_are_good_and_come_back_locked(kind):
     ("algorithm.eta", -1.0, "algorithm.eta: expected a positive prox step"),
     ("algorithm.kappa", 1.5, r"algorithm.kappa: expected a rate in \[0, 1\], got 1.5"),
     ("algorithm.kappa", -0.5, r"algorithm.kappa: expected a rate in \[0, 1\], got -0.5"),
-    ("algorithm.kappa_offset", 0.0, "kappa_offset: expected a positive number"),
-    ("algorithm.target_period", 0, "target_period: expected a positive number of steps"),
     ("algorithm.samples", 1, "algorithm.samples: expected at least 2 for nash_mp, got 1"),
-    ("algorithm.name", "egpo", "algorithm.samples: expected at least 3 for egpo, got 2"),
-    ("algorithm.name", "mpo", "algorithm.reference_period: expected at least 1 for mpo, got 0"),
     ("algorithm.name", "rlhf", "judge.name: expected a judge with scalar rewards, bradley_terry "
      "or table_reward, for rlhf, got 'population'. Fit one"),
-    ("algorithm.step", 10.5, r"algorithm.step: expected in \(0, 1 / beta = 10\], got 10.5"),
-    ("algorithm.mixture", 1.5, r"algorithm.mixture: expected a weight in \[0, 1\], got 1.5"),
     ("algorithm.labels", "hard", "algorithm.labels: got 'hard', expected one of sampled, soft"),
     ("algorithm.reference_period", -1, "reference_period: expected 0 .never. or a number"),
-    ("algorithm.behaviour_temperature", 2.0, "behaviour_temperature = 1, for nash_mp follows"),
+    ("algorithm.behaviour_temperature", 2.0, "behaviour_temperature = 1, because nash_mp follows"),
     ("sampling.top_k", 5, "sampling: expected top_k = 0, top_p = 1 and behaviour_temperature = 1, "
-     "for nash_mp follows the gradient of the law it samples from, got .*'top_k': 5"),
-    ("sampling.top_p", 0.9, "sampling: expected top_k = 0, top_p = 1 and .*, for nash_mp"),
+     "because nash_mp follows the gradient of the distribution that it samples from, got .*k': 5"),
+    ("sampling.top_p", 0.9, "sampling: expected top_k = 0, top_p = 1 and .*, because nash_mp"),
     ("sampling.temperature", 0.0, "sampling.temperature: expected a positive number"),
     ("sampling.max_tokens", 0, "sampling.max_tokens: expected a positive number"),
     ("optimizer.micro_batches", 3, "optimizer.micro_batches: expected a divisor of "
@@ -94,22 +93,105 @@ def test_bad_fields_are_named(refuse, field, value, message):
   refuse(tiny.train({field: value}), message)
 
 
+@pytest.mark.parametrize(
+  ("name", "changes", "message"),
+  [
+    ("nash_mp", {"kappa_schedule": "harmonic", "kappa_offset": 0.0},
+     "kappa_offset: expected a positive number"),
+    ("nash_mp", {"target_update": "periodic", "target_period": 0},
+     "target_period: expected a positive number of steps"),
+    ("mpo", {"target_period": 0}, "target_period: expected a positive number of steps"),
+    ("egpo", {"samples": 2}, "algorithm.samples: expected at least 3 for egpo, got 2"),
+    ("mpo", {"reference_period": 0},
+     "algorithm.reference_period: expected at least 1 for mpo, got 0"),
+    ("inpo", {"step": 10.5}, r"algorithm.step: expected in \(0, 1 / beta = 10\], got 10.5"),
+    ("mpo", {"step": 2.5, "beta": 0.5}, r"algorithm.step: expected in \(0, 1 / beta = 2\], got 2.5"),
+    ("sppo", {"step": 0.0}, r"algorithm.step: expected in \(0, 1 / beta = inf\], got 0.0"),
+    ("nash_md", {"mixture": 1.5}, r"algorithm.mixture: expected a weight in \[0, 1\], got 1.5"),
+    ("nash_ema", {"kappa": 1.5}, r"algorithm.kappa: expected a rate in \[0, 1\], got 1.5"),
+  ],
+)  # fmt: skip
+def test_bad_fields_of_a_method_are_named(refuse, name, changes, message):
+  changes = {f"algorithm.{field}": value for field, value in changes.items()}
+  refuse(tiny.train({"algorithm.name": name, **changes}), message)
+
+
+# Values that the methods which use the field would refuse.
+BAD = {"beta": -1.0, "eta": -1.0, "kappa": 2.0, "kappa_offset": -1.0, "kappa_schedule": "none",
+       "target_update": "none", "target_period": 0, "step": -1.0, "mixture": 2.0,
+       "labels": "none"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_only_fields_that_a_method_uses_are_checked(name):
+  """By what it reads: its functions and the update see no other field of the config."""
+  needs = {"judge.name": "table_reward"} if algorithms.get(name).needs_rewards else {}
+  config = tiny.train({"algorithm.name": name, **needs})
+  a = resolve(config).algorithm
+  method, read = algorithms.get(name), set()
+
+  class Recorder:
+    def __getattr__(self, field):
+      read.add(field)
+      return a[field]
+
+  recorder = Recorder()
+  method.loss(recorder), method.role_weights(recorder), method.target_ema(recorder)
+  method.copy_schedule(recorder, 1)
+  if method.target_ema(a):
+    update.make_kappa(recorder)
+  if "mixture" in (method.player, method.opponent):
+    read.add("mixture")
+  labels = set() if method.needs_rewards else {"labels"}
+  assert method.uses(a) == read | labels
+  unused = {f"algorithm.{field}": bad for field, bad in BAD.items() if field not in method.uses(a)}
+  assert unused
+  config.update_from_flattened_dict(unused)
+  resolve(config)
+  for field in BAD.keys() & method.uses(a):
+    with pytest.raises(ValueError, match=f"algorithm.{field}: "):
+      resolve(tiny.train({"algorithm.name": name, **needs, f"algorithm.{field}": BAD[field]}))
+
+
+@pytest.mark.parametrize("name", sorted({*algorithms.ALGORITHMS} - {"rlhf"}))
+@pytest.mark.parametrize("beta", [0.01, 0.1, 0.5, 3.0])
+def test_every_method_runs_by_its_name_alone(name, beta):
+  """Whatever the game: what a method needs is its default."""
+  a = resolve(tiny.train({"algorithm.name": name, "algorithm.beta": beta})).algorithm
+  assert a.samples == (3 if name == "egpo" else 2)
+  assert a.reference_period == (50 if name == "mpo" else 0)
+  assert a.step == (5.0 if 5.0 * beta <= 1 else 0.5 / beta)
+
+
+def test_a_config_of_another_job_is_refused():
+  with pytest.raises(ValueError, match="config.job: expected fit, got 'train'. .*nash-jax train"):
+    resolve(tiny.train(), "fit")
+  config = tiny.train()
+  config.job = "trian"
+  with pytest.raises(ValueError, match="config.job: expected one of train, fit, .*got 'trian'"):
+    resolve(config)
+  del config.job  # as configs were before they named their job
+  assert resolve(config, "train") == resolve(tiny.train())
+  with pytest.raises(ValueError, match="config.job: expected one of .*got ''"):
+    resolve(config)
+
+
 def test_a_lone_sample_cannot_be_centred(refuse):
   """Of nash_md's two samples one is the opponent's: the mean of no others would be NaN."""
   lone = tiny.train({"algorithm.name": "nash_md", "algorithm.centre_log_ratios": True})
   refuse(lone, "algorithm.samples: expected two or more of nash_md's own, .*got 2. Set 4")
   lone.algorithm.samples = 4
-  configs.resolve(lone)
+  resolve(lone)
 
 
 def test_unknown_fields_are_named_with_what_was_meant(refuse):
   config = tiny.train()
   config.algorithm.btea = 0.1
-  refuse(config, "config field algorithm.btea is unknown. Did you mean algorithm.beta?.*Fields "
-         "here: behaviour_temperature, beta, ")  # fmt: skip
+  refuse(config, "config field algorithm.btea is unknown; fields here: behaviour_temperature, beta, "
+         ".*; did you mean 'beta'")  # fmt: skip
   config = tiny.train()
   config.sampler = {"temperature": 1.0}
-  refuse(config, "config field sampler is unknown. Did you mean sampling?")
+  refuse(config, "config field sampler is unknown; .*; did you mean 'sampling'")
   config = tiny.train()
   config.model.changes = {"num_embd": 1024}
   refuse(config, "model.changes: got 'num_embd', expected one of .*did you mean 'num_embed'")
@@ -120,9 +202,9 @@ def test_missing_fields_and_groups_are_named(refuse):
   del config.algorithm.beta
   refuse(config, "config field algorithm.beta is missing")
   fields = {name: tiny.train()[name] for name in tiny.train()}
-  refuse(configs.ConfigDict({**fields, "optimizer": "adamw"}),
+  refuse(ConfigDict({**fields, "optimizer": "adamw"}),
          "config field optimizer: expected a group of fields, got 'adamw'")  # fmt: skip
-  refuse(configs.ConfigDict({"steps": 3}), "config: expected the fields of one job.*got steps")
+  refuse(ConfigDict({"steps": 3}), "config field algorithm is missing; start from nash_jax.config")
 
 
 def test_batches_must_divide_over_devices(refuse, monkeypatch):
@@ -135,9 +217,9 @@ def test_batches_must_divide_over_devices(refuse, monkeypatch):
          "data x fsdp = 4 devices, got 2. Use a prompts.batch_size that is a multiple of 16")
   refuse(tiny.train({**mesh, "evaluation.prompts": 18}),
          "evaluation.prompts: expected a multiple of data x fsdp = 4 devices, got 18")  # fmt: skip
-  assert configs.resolve_mesh({"data": -1, "fsdp": 2, "tensor": 2}, 8)["data"] == 2
+  assert sharding.resolve_mesh({"data": -1, "fsdp": 2, "tensor": 2}, 8)["data"] == 2
   with pytest.raises(ValueError, match="mesh: expected sizes whose product is 8 devices"):
-    configs.resolve_mesh({"data": -1, "fsdp": 3, "tensor": 1}, 8)
+    sharding.resolve_mesh({"data": -1, "fsdp": 3, "tensor": 1}, 8)
 
 
 def test_no_prompts_left(refuse):
@@ -181,7 +263,7 @@ def test_a_table_that_is_no_game(refuse, tmp_path):
 
 
 def test_a_workdir_that_cannot_be_written(monkeypatch, tmp_path):
-  monkeypatch.setattr(train, "assemble", lambda config: pytest.fail("weights are loaded"))
+  monkeypatch.setattr(train, "set_up", lambda config: pytest.fail("weights are loaded"))
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=r"workdir .*/file/run: expected a folder that can be"):
     train.run(tiny.train(), tmp_path / "file" / "run")

@@ -7,8 +7,8 @@ import pytest
 from tiny import ROOT
 
 from nash_jax import config
-from nash_jax.metrics import GLOSSARY
 from nash_jax.objectives import algorithms
+from nash_jax.run.metrics import GLOSSARY
 
 FIELD = re.compile(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)+)`(?: \(([^(),]+)[),])?")
 
@@ -37,7 +37,7 @@ def test_the_page_for_users_of_trl_names_fields_that_exist_with_their_defaults(p
 def test_the_page_for_users_of_trl_names_methods_and_metrics_that_exist(page):
   said = re.findall(r"`algorithm.name` = `([a-z_]+)`", page)
   assert set(said) == {"nash_md", "online_dpo", "online_ipo"}
-  assert set(said) <= set(algorithms.ROWS)
+  assert set(said) <= set(algorithms.ALGORITHMS)
   table = page[page.index("| TRL's log | here |") :].split("\n\n")[0].splitlines()[2:]
   here = [re.findall(r"`([a-z_]+)`", line.split("|")[2]) for line in table[:-1]]
   assert {name for names in here for name in names} <= set(GLOSSARY)

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from nash_jax import checkpoint, fit, tokenizer
 from nash_jax import config as configs
-from nash_jax.models import gemma, weights
+from nash_jax import fit, weights
+from nash_jax.config import resolve
+from nash_jax.data import tokenizer
+from nash_jax.models import gemma
+from nash_jax.run import checkpoint
 from nash_jax.types import Mean
 
 MODEL = gemma.preset("tiny", num_embed=1024)
@@ -50,35 +53,35 @@ def sft(tmp_path_factory):
   folder = tmp_path_factory.mktemp("fit")
   config = settings(folder)
   config.export = str(folder / "out.safetensors")
-  it = fit.assemble(configs.resolve(config))
-  state = it.begin()
-  return config, it._replace(begin=lambda: jax.tree.map(jnp.copy, state)), folder
+  setup = fit.set_up(resolve(config))
+  state = setup.initial_state()
+  return config, setup._replace(initial_state=lambda: jax.tree.map(jnp.copy, state)), folder
 
 
 @pytest.fixture
 def start(sft, monkeypatch):
   """Returns (workdir, changed functions) -> figures of the fit, compiled but once."""
-  config, it, _ = sft
+  config, setup, _ = sft
 
   def start(workdir, **functions):
-    fresh = it._replace(**functions)
-    monkeypatch.setattr(fit, "assemble", lambda config: fresh)
+    fresh = setup._replace(**functions)
+    monkeypatch.setattr(fit, "set_up", lambda config: fresh)
     return fit.run(config, workdir, progress=False)
 
   return start
 
 
 def test_next_token_loss_falls_and_the_export_is_what_was_measured(sft, start, tmp_path):
-  config, it, _ = sft
+  config, setup, _ = sft
   figures = start(tmp_path)
   first, last = (lines(tmp_path)[step]["eval/loss"] for step in (0, -1))
   assert first > 6
   assert last < 0.7 * first
   got = weights.load(config.export, MODEL)
-  assert fit._floats(it.evaluate(got)) == pytest.approx(figures, rel=1e-5)
+  assert fit._floats(setup.evaluate(got)) == pytest.approx(figures, rel=1e-5)
   assert figures["eval/loss"] == pytest.approx(last, rel=1e-2), "float16 changes little"
   # Bits a byte are nats a token, over other units: the texts' own tokens and bytes.
-  tokens = it.held_out.all()
+  tokens = setup.held_out.all()
   tok = tokenizer.Tokenizer(tokenizer.BUNDLED, "plain")
   text = sum(len(tok.decode(row[mask]).encode())
              for row, mask in zip(tokens["tokens"], tokens["loss_mask"], strict=True))  # fmt: skip
@@ -87,7 +90,7 @@ def test_next_token_loss_falls_and_the_export_is_what_was_measured(sft, start, t
 
 
 def test_a_stopped_fit_goes_on_as_if_never_stopped(sft, start, tmp_path):
-  _, it, _ = sft
+  _, setup, _ = sft
   start(tmp_path / "whole")
   calls = []
 
@@ -95,13 +98,13 @@ def test_a_stopped_fit_goes_on_as_if_never_stopped(sft, start, tmp_path):
     calls.append(1)
     if len(calls) == 5:
       os.kill(os.getpid(), signal.SIGTERM)
-    return it.train_step(state, batch)
+    return setup.train_step(state, batch)
 
   assert start(tmp_path / "cut", train_step=stop) == {}
   assert checkpoint._steps(checkpoint._folder(tmp_path / "cut")) == [5]
   start(tmp_path / "cut")
   states = [
-    checkpoint.restore_part(tmp_path / name, "params", it.like.params)[0]
+    checkpoint.restore_part(tmp_path / name, "params", setup.state_spec.params)[0]
     for name in ("whole", "cut")
   ]
   jax.tree.map(np.testing.assert_array_equal, *states)
@@ -113,25 +116,25 @@ def test_a_stopped_fit_goes_on_as_if_never_stopped(sft, start, tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_and_exported_not_the_last(sft, start, tmp_path):
-  config, it, _ = sft
+  config, setup, _ = sft
   losses = iter([3.0, 1.0, 2.0, 9.0])
 
   def scripted(params):
     return {"eval/loss": Mean(jnp.float32(next(losses)), jnp.float32(1))}
 
   assert start(tmp_path, evaluate=scripted) == {"eval/loss": 9.0}
-  best, step = checkpoint.restore_part(tmp_path, "params", it.like.params, best=True)
+  best, step = checkpoint.restore_part(tmp_path, "params", setup.state_spec.params, best=True)
   assert step == 12
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float16), b),
                best, weights.load(config.export, MODEL))  # fmt: skip
 
 
 def test_a_loss_that_is_not_finite_is_named(sft, start, tmp_path):
-  _, it, _ = sft
+  _, setup, _ = sft
   calls = []
 
   def poison(state, batch):
-    state, values = it.train_step(state, batch)
+    state, values = setup.train_step(state, batch)
     calls.append(1)
     return state, {**values, "loss": Mean(jnp.float32(np.nan), jnp.float32(1))} \
       if len(calls) == 15 else values  # fmt: skip
@@ -172,7 +175,7 @@ def test_fewer_held_out_pairs_than_a_batch_are_refused(tmp_path):
 def test_bad_configs_are_told_what_is_wrong_before_weights_load(
   tmp_path, monkeypatch, field, value, message
 ):
-  monkeypatch.setattr(checkpoint, "load_weights", lambda *args: pytest.fail("weights are loaded"))
+  monkeypatch.setattr(fit, "load_weights", lambda *args: pytest.fail("weights are loaded"))
   config = settings(tmp_path)
   config.optimizer.micro_batches = 2
   config.update_from_flattened_dict({field: value}) if field != "model.changes" else \

@@ -18,9 +18,9 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from nash_jax import checkpoint
-from nash_jax import config as configs
+from nash_jax.config import resolve
 from nash_jax.models import gemma
+from nash_jax.run import checkpoint
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def assert_alike(found, expected):
 @pytest.fixture(scope="module")
 def one(assembled, tmp_path_factory):
   """What one process with one device measures."""
-  two_steps = dataclasses.replace(assembled, config=configs.resolve(tiny.train({"steps": 2})))
+  two_steps = dataclasses.replace(assembled, config=resolve(tiny.train({"steps": 2})))
   return tiny.measure(two_steps, tmp_path_factory.mktemp("one") / "run")
 
 

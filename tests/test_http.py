@@ -17,8 +17,9 @@ from jax import numpy as jnp
 
 from nash_jax import config as configs
 from nash_jax import judges
-from nash_jax.judges import http as remote
-from nash_jax.tokenizer import BUNDLED, Tokenizer
+from nash_jax.config import describe, resolve
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
+from nash_jax.judges import http as http_judge
 from nash_jax.types import Prompts, Responses
 
 BIAS = 1.5  # towards what is shown first, in nats
@@ -86,7 +87,7 @@ def serve():
     judge.update({"name": "http", "template": "gemma"})
     judge.http.url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
     judge.http.update({"model": "some-model", "backoff": 0.01, "retries": 3, **changes})
-    return server, configs.resolve(config).judges.judge
+    return server, resolve(config).judges.judge
 
   yield start
   for server in running:
@@ -115,7 +116,7 @@ def verdict_of(config):
 
 
 def test_both_orders_are_asked_at_once_and_averaged(serve, monkeypatch):
-  monkeypatch.setenv(remote.KEY, "secret")
+  monkeypatch.setenv(http_judge.KEY, "secret")
   server, config = serve()
   verdict = verdict_of(config)
   lengths = np.array([len(text.strip("\n")) for text in TEXTS])
@@ -133,7 +134,7 @@ def test_both_orders_are_asked_at_once_and_averaged(serve, monkeypatch):
   assert 1 < server.most <= config.http.workers
   body = server.seen[0]
   assert body["key"] == "Bearer secret"
-  assert "secret" not in json.dumps(configs.describe(config))
+  assert "secret" not in json.dumps(describe(config))
   assert (body["model"], body["temperature"], body["logprobs"]) == ("some-model", 0, True)
   text = body["messages"][0]["content"]
   assert text.startswith("Below is a conversation")
@@ -165,12 +166,12 @@ def test_answers_that_cannot_be_read_weigh_nothing(serve):
   {"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": [
     {"token": "A", "logprob": 1e9}]}]}}]}])  # fmt: skip
 def test_a_reply_that_says_neither_answer_is_nan(reply):
-  assert math.isnan(remote._read(reply, ("A", "B")))
+  assert math.isnan(http_judge._read(reply, ("A", "B")))
 
 
 def test_a_reply_without_log_probabilities_is_read_as_text():
   for text, p in (("A", 1.0), (" B\n", 0.0)):
-    assert remote._read({"choices": [{"message": {"content": text}}]}, ("A", "B")) == p
+    assert http_judge._read({"choices": [{"message": {"content": text}}]}, ("A", "B")) == p
 
 
 @pytest.mark.parametrize("fault", [(503, ""), (429, ""), (408, ""), (200, "{"), "late"])
@@ -187,18 +188,18 @@ def test_what_may_pass_is_tried_again(serve, monkeypatch, fault):
 
   server, config = serve(spoil, timeout=0.25)
   waits = []
-  monkeypatch.setattr(remote, "time", types.SimpleNamespace(sleep=waits.append))
-  np.testing.assert_allclose(remote.ask(config, text), 1 / (1 + math.exp(-BIAS)))
+  monkeypatch.setattr(http_judge, "time", types.SimpleNamespace(sleep=waits.append))
+  np.testing.assert_allclose(http_judge.ask(config, text), 1 / (1 + math.exp(-BIAS)))
   assert (server.asked[text], waits) == (4, [0.01, 0.02, 0.04])
   server, config = serve(spoil, timeout=0.25, retries=2)
-  assert math.isnan(remote.ask(config, text))
+  assert math.isnan(http_judge.ask(config, text))
   assert server.asked[text] == 3
 
 
 def test_a_request_that_is_refused_says_what_to_check(serve):
   server, config = serve(lambda text, times: (401, ""))
   with pytest.raises(ValueError, match=r"answered 401 .*model, and the environment variable NASH"):
-    remote.ask(config, "text")
+    http_judge.ask(config, "text")
   assert server.asked["text"] == 1
   with pytest.raises(jax.errors.JaxRuntimeError, match=r"answered 401 .*check judge.http.url"):
     jax.block_until_ready(verdict_of(config))

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from jax import numpy as jnp
 
 from nash_jax import config as configs
-from nash_jax import judges
-from nash_jax.judges import Answers, bradley_terry, gemma, population, table, template
-from nash_jax.models import gemma as models
-from nash_jax.models import weights
-from nash_jax.tokenizer import BUNDLED, Tokenizer
-from nash_jax.types import Prompts, Responses
+from nash_jax import judges, weights
+from nash_jax.config import resolve
+from nash_jax.data import judge_template
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
+from nash_jax.judges import bradley_terry, population, table
+from nash_jax.judges.gemma import answer_logits, pairwise_loss
+from nash_jax.models import gemma
+from nash_jax.types import Answers, Prompts, Responses
 
 SMALL = {"num_embed": 1024, "attention_types": (gm.nn.AttentionType.GLOBAL,)}
 TINY = {"preset": "tiny", "changes": SMALL, "weights": ""}
@@ -80,10 +82,10 @@ def examples(samples=3, seed=0):
 def built(name, **changes):
   """One judge a name, so that tests of equal shapes share its compiled function."""
   # Drawn by numpy: compiling the initialiser would cost more than the tests.
-  rng, model = np.random.default_rng(0), models.preset("tiny", **SMALL)
+  rng, model = np.random.default_rng(0), gemma.preset("tiny", **SMALL)
   params = jax.tree.map(
     lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype),
-    {**models.shapes(model), "head": {"w": jax.ShapeDtypeStruct((16,), jnp.float32)}},
+    {**gemma.shapes(model), "head": {"w": jax.ShapeDtypeStruct((16,), jnp.float32)}},
   )
   params = jax.device_put(params)
   return judges.make(settings(name, **changes), Tokenizer(BUNDLED, "plain"), params)
@@ -134,12 +136,12 @@ def test_padding_changes_nothing(name):
 
 def spelled(name, prompt, a, b):
   """A template's text with its slots filled; a newline template takes no newlines at their ends."""
-  ends = "" if name in template.SHOW_STOP else "\n"
+  ends = "" if name in judge_template.SHOW_STOP else "\n"
   prompt, a, b = (x.strip(ends) if ends else x for x in (prompt, a, b))
-  return template.read(name).format(prompt=prompt, a=a, b=b)
+  return judge_template.read(name).format(prompt=prompt, a=a, b=b)
 
 
-@pytest.mark.parametrize("name", sorted(template.TEMPLATES))
+@pytest.mark.parametrize("name", sorted(judge_template.TEMPLATES))
 @pytest.mark.parametrize("family", ["plain", "gemma"])
 def test_prompt_in_token_space_is_the_prompt_in_text(name, family, request):
   path = BUNDLED
@@ -160,8 +162,8 @@ def test_prompt_in_token_space_is_the_prompt_in_text(name, family, request):
     ]
   a, b = [" smiled.\n", "Night."], [" ran away from\nthe dog.", " It is not."]
   cut = [tokenizer.encode(b[0]), tokenizer.response(b[1])]  # the first has no stop token
-  layout = template.layout(name, tokenizer)
-  tokens, mask = jax.jit(functools.partial(template.assemble, layout))(
+  layout = judge_template.layout(name, tokenizer)
+  tokens, mask = jax.jit(functools.partial(judge_template.assemble, layout))(
     prompts_of([tokenizer.prompt(t) for t in texts], 40, 9),
     Answers(*padded([tokenizer.response(t) for t in a], 12, filler=9)),
     Answers(*padded(cut, 14, filler=9)),
@@ -169,7 +171,7 @@ def test_prompt_in_token_space_is_the_prompt_in_text(name, family, request):
   tokens, mask = np.asarray(tokens), np.asarray(mask)
   assert (np.diff(mask.astype(int), axis=1) >= 0).all()  # all padding lies to the left
   assert (tokens[~mask] == tokenizer.pad_id).all()
-  shown = name in template.SHOW_STOP
+  shown = name in judge_template.SHOW_STOP
   for row, keep, *texts in zip(tokens, mask, transcript, a, b, strict=True):
     ids = row[keep].tolist()
     assert ids[0] == tokenizer.bos_id
@@ -192,7 +194,7 @@ def kept_ids(tokens, mask):
 def encoded(tokenizer, name, prompt, a, b):
   """The ids of a whole prompt, filled in as text and encoded at once."""
   slots, ids = {"{prompt}": prompt, "{a}": a, "{b}": b}, [tokenizer.bos_id]
-  for part in re.split("(<(?:start|end)_of_turn>)", template.read(name)):
+  for part in re.split("(<(?:start|end)_of_turn>)", judge_template.read(name)):
     said = re.sub(r"\{(prompt|a|b)\}", lambda found: slots[found[0]].strip("\n"), part)
     ids += [tokenizer.id_of(part)] if part.endswith("_of_turn>") else tokenizer.encode(said)
   return ids
@@ -202,7 +204,7 @@ def encoded(tokenizer, name, prompt, a, b):
 def splice(name, path, family):
   """The ids that are put together on the device, of texts (prompt, a, b) of up to 512 tokens."""
   tokenizer = Tokenizer(path, family)
-  assemble = jax.jit(functools.partial(template.assemble, template.layout(name, tokenizer)))
+  assemble = jax.jit(functools.partial(judge_template.assemble, judge_template.layout(name, tokenizer)))
 
   def ids(texts):
     prompts, a, b = zip(*texts, strict=True)
@@ -251,8 +253,8 @@ def test_a_bundled_judge_is_shown_what_it_was_fitted_to(tokenizer):
   expected = [[*x, begin, *a, begin, *b, end] for x, (a, b, _) in zip(prompts, rows, strict=True)]
   a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
   for budget in (0, 28, 60):
-    layout = template.layout("stories", tokenizer, max_tokens=budget)
-    assemble = jax.jit(functools.partial(template.assemble, layout))
+    layout = judge_template.layout("stories", tokenizer, max_tokens=budget)
+    assemble = jax.jit(functools.partial(judge_template.assemble, layout))
     tokens, mask = assemble(prompts_of(prompts, 8), a, b)
     assert kept_ids(tokens, mask) == expected
     assert tokens.shape[1] == 28
@@ -282,7 +284,7 @@ LENGTHS = [(3, 5, 6), (20, 1, 3), (20, 30, 30), (2, 30, 29), (5, 12, 30), (4, 30
 def test_a_budget_cuts_the_longest_parts_to_one_level(tokenizer):
   budget, marker = 40, tokenizer.encode("…")
   begin, end = (tokenizer.id_of(f"<{what}_of_turn>") for what in ("start", "end"))
-  layout = template.layout("stories", tokenizer, max_tokens=budget)
+  layout = judge_template.layout("stories", tokenizer, max_tokens=budget)
   assert layout.room == budget - 4
   rows = long_examples(LENGTHS)
   x, a, b = zip(*rows, strict=True)
@@ -290,8 +292,8 @@ def test_a_budget_cuts_the_longest_parts_to_one_level(tokenizer):
 
   @jax.jit
   def put(x, a, b):
-    tokens, mask = template.assemble(layout, x, a, b)
-    return tokens, mask, template.shown(layout, x, a, b)[1]
+    tokens, mask = judge_template.assemble(layout, x, a, b)
+    return tokens, mask, judge_template.shown(layout, x, a, b)[1]
 
   a, b = (Answers(*padded(side, 30)) for side in (a, b))
   tokens, mask, cut = put(x, a, b)
@@ -363,42 +365,42 @@ def test_a_template_file_is_checked_before_anything_loads(tmp_path, wrong, messa
   config.judge.model.weights = ""
   (tmp_path / "mine.txt").write_text(wrong)
   with pytest.raises(ValueError, match=message):
-    configs.resolve(config)
+    resolve(config)
   config.judge.template += "2"
   with pytest.raises(ValueError, match=r"mine.txt2.*expected one of gemma, stories"):
-    configs.resolve(config)
+    resolve(config)
 
 
 def test_a_template_file_with_answers_of_its_own(tmp_path, tokenizer):
   file = tmp_path / "mine.txt"
   file.write_text("{b}<start_of_turn>or\n{a}\nfor the prompt\n{prompt}\nBest:")
-  layout = template.layout(str(file), tokenizer, ("C", "D"), 100)
+  layout = judge_template.layout(str(file), tokenizer, ("C", "D"), 100)
   assert layout.answers == [tokenizer.id_of("C"), tokenizer.id_of("D")]
   a, b, x = (tokenizer.encode(said) for said in ("first\n", "\nsecond", "story"))
-  tokens, mask = jax.jit(functools.partial(template.assemble, layout))(
+  tokens, mask = jax.jit(functools.partial(judge_template.assemble, layout))(
     prompts_of([[2, *x, 6]], 20), Answers(*padded([a], 9)), Answers(*padded([b], 9))
   )
   text = "second<start_of_turn>or\nfirst\nfor the prompt\nstory\nBest:"
   assert tokenizer._model.decode(kept_ids(tokens, mask)[0]) == text
   with pytest.raises(ValueError, match="no piece 'first'"):
-    template.layout(str(file), tokenizer, ("first", "second"))
+    judge_template.layout(str(file), tokenizer, ("first", "second"))
   least = 100 - layout.room + 12
   with pytest.raises(ValueError, match=f"max_tokens: expected 0 or at least {least} for the"):
-    template.layout(str(file), tokenizer, max_tokens=least - 1)
-  template.layout(str(file), tokenizer, max_tokens=least)
+    judge_template.layout(str(file), tokenizer, max_tokens=least - 1)
+  judge_template.layout(str(file), tokenizer, max_tokens=least)
 
 
 def test_answers_cost_no_logits_of_the_vocabulary():
   """At 9B's shapes: two rows of the embedding at one position, and no array of 256,128 columns."""
-  model = models.preset("gemma2_9b")
+  model = gemma.preset("gemma2_9b")
   tokenizer = Tokenizer(BUNDLED, "plain")
-  layout = template.layout("stories", tokenizer, max_tokens=1024)
+  layout = judge_template.layout("stories", tokenizer, max_tokens=1024)
   of = jax.ShapeDtypeStruct
-  params = jax.tree.map(lambda x: of(x.shape, jnp.bfloat16), models.shapes(model))
+  params = jax.tree.map(lambda x: of(x.shape, jnp.bfloat16), gemma.shapes(model))
   side = Answers(of((8, 512), jnp.int32), of((8, 512), bool))
   x = Prompts(of((8, 512), jnp.int32), of((8, 512), bool), of((8,), jnp.int32))
   traced = jax.make_jaxpr(
-    lambda *args: gemma.answer_logits(args[0], model, layout, *args[1:], dtype=jnp.bfloat16)
+    lambda *args: answer_logits(args[0], model, layout, *args[1:], dtype=jnp.bfloat16)
   )(params, x, side, side)
   # The budget is the width of the batch, both orders in it; of the vocabulary the embedding alone.
   found = {*re.findall(r"\w+\[[\d,]+\]", str(traced))}
@@ -440,11 +442,11 @@ def test_a_judge_through_text_agrees_with_the_token_path():
 def test_answer_read_is_the_last_position_of_the_whole_prompt(tokenizer):
   """answer_logits equals all logits of the same prompt without padding, soft-capped."""
   prompts, rows = examples(samples=2)
-  model = models.preset("tiny", **SMALL, final_logit_softcap=3.0)
+  model = gemma.preset("tiny", **SMALL, final_logit_softcap=3.0)
   params = built("gemma").params
-  layout = template.layout("stories", tokenizer)
+  layout = judge_template.layout("stories", tokenizer)
   a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
-  logits = jax.jit(lambda p, x, a, b: gemma.answer_logits(p, model, layout, x, a, b))(
+  logits = jax.jit(lambda p, x, a, b: answer_logits(p, model, layout, x, a, b))(
     params, prompts_of(prompts, 8), a, b
   )
   begin, end = (tokenizer.id_of(f"<{what}_of_turn>") for what in ("start", "end"))
@@ -454,8 +456,8 @@ def test_answer_read_is_the_last_position_of_the_whole_prompt(tokenizer):
   @jax.jit
   def whole(params, ids):
     mask = jnp.ones_like(ids, bool)
-    x, _ = models.forward(params, model, ids, models.positions_of(mask), models.causal_mask(mask))
-    return models.logits(params, model, x[:, -1])
+    x, _ = gemma.forward(params, model, ids, gemma.positions_of(mask), gemma.causal_mask(mask))
+    return gemma.logits(params, model, x[:, -1])
 
   answers = [tokenizer.id_of("A"), tokenizer.id_of("B")]
   expected = np.asarray(whole(params, np.array(orders)))[:, answers]
@@ -495,11 +497,11 @@ SOFT = np.array([0.75, 0.5, 1.0, 0.0, 0.5, 0.2], np.float32)
 def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   prompts, rows = examples()
   params = built("gemma").params
-  model = models.preset("tiny", **SMALL)
-  layout = template.layout("stories", tokenizer)
+  model = gemma.preset("tiny", **SMALL)
+  layout = judge_template.layout("stories", tokenizer)
   batch = pairs_batch(prompts, rows, SOFT)
   a, b = (Answers(batch[f"{s}_tokens"], batch[f"{s}_mask"]) for s in "ab")
-  logits = jax.jit(lambda p, x, a, b: gemma.answer_logits(p, model, layout, x, a, b))(
+  logits = jax.jit(lambda p, x, a, b: answer_logits(p, model, layout, x, a, b))(
     params, batch["prompts"], a, b
   )
   first = scipy.special.softmax(logits, axis=-1)[..., 0]  # P(the first shown wins), [N order]
@@ -510,7 +512,7 @@ def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   np.testing.assert_allclose(verdict.metrics["flip_rate"].value(), flips.mean(), rtol=1e-6)
 
   loss = jax.jit(
-    functools.partial(gemma.pairwise_loss, model=model, template=layout, options=OPTIONS)
+    functools.partial(pairwise_loss, model_config=model, template=layout, options=OPTIONS)
   )
   means = loss(params, batch)
   both = np.stack([first[:, 0], 1 - first[:, 1]], 1)  # P(a ≻ b) by order
@@ -525,11 +527,11 @@ def test_reward_loss_and_verdict_are_one_model():
   prompts, rows = examples()
   judge = built("bradley_terry")
   verdict = asked(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
-  gaps = verdict.scores[:, PAIRS[0]] - verdict.scores[:, PAIRS[1]]
+  gaps = verdict.rewards[:, PAIRS[0]] - verdict.rewards[:, PAIRS[1]]
   p_win = np.asarray(verdict.p_win[:, *PAIRS])
   np.testing.assert_allclose(p_win, scipy.special.expit(gaps), atol=1e-6)
-  model = models.preset("tiny", **SMALL)
-  loss = jax.jit(functools.partial(bradley_terry.reward_loss, model=model, options=OPTIONS))
+  model = gemma.preset("tiny", **SMALL)
+  loss = jax.jit(functools.partial(bradley_terry.reward_loss, model_config=model, options=OPTIONS))
   means = loss(judge.params, pairs_batch(prompts, rows, SOFT))
   np.testing.assert_allclose(means["loss"].value(), entropy(SOFT, p_win.ravel()), rtol=1e-5)
   decided = SOFT != 0.5
@@ -566,7 +568,7 @@ def test_population_cycles_and_no_reward_explains_it(tokenizer):
 
 
 def test_annotators_count_saturate_and_want_an_end(tokenizer):
-  judge = population.make(tokenizer, {
+  judge = population.judge(tokenizer, {
     "dialogue": population.STORYTELLERS["dialogue"],
     "cheer": population.STORYTELLERS["cheer"],
     "closure": population.Annotator(finish=1e6, per_token=-1.0),
@@ -575,7 +577,7 @@ def test_annotators_count_saturate_and_want_an_end(tokenizer):
   rows = [[tokenizer.response(t) for t in texts] + [tokenizer.encode(" a cut")]]
   y = responses_of(rows, 24)
   answers = Answers(y.tokens[0], y.mask[0], y.stopped[0])
-  dialogue, cheer, closure = np.asarray(jax.jit(population.scores)(judge.params, None, answers)).T
+  dialogue, cheer, closure = np.asarray(jax.jit(population.utilities)(judge.params, None, answers)).T
   np.testing.assert_array_equal(dialogue, [6, 0, 0, 0, 0])
   np.testing.assert_array_equal(cheer, [0, 4, 1, 0, 0])
   lengths = np.array([len(r) for r in rows[0]])
@@ -637,7 +639,7 @@ def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
 
 
 def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenizer):
-  model = models.preset("tiny", **SMALL)
+  model = gemma.preset("tiny", **SMALL)
   path = str(tmp_path / "reward.safetensors")
   params = {**built("bradley_terry").params}
   weights.save(path, params, model, jnp.float32, {})

@@ -16,11 +16,15 @@ import tiny
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax import arena, checkpoint, fit, sample, sampler, train, update
 from nash_jax import config as configs
-from nash_jax.models import gemma, logprobs, lora, names, weights
+from nash_jax import fit, policy, sampler, train, update, weights
+from nash_jax.config import resolve
+from nash_jax.jobs import arena, sample
+from nash_jax.models import gemma, logprobs, lora
 from nash_jax.objectives import algorithms
+from nash_jax.run import checkpoint
 from nash_jax.types import Prompts
+from nash_jax.weights import names
 
 LOCAL, GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
 # Keys and values of their own for every head, and few; layers over, and norms of queries.
@@ -97,7 +101,7 @@ def test_joined_and_merged_agree(trees):
   merged = jax.device_get(merge(joined))
   assert jax.tree.structure(merged) == jax.tree.structure(base)
   np.testing.assert_allclose(run(joined), run(merged), atol=2e-4)
-  unstacked = functools.partial(gemma.unstack, config=config, library_gating=False)
+  unstacked = functools.partial(gemma.unstack, model_config=config, library_gating=False)
   # Merging and unstacking commute.
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6),
                merge(unstacked(joined)), unstacked(merged))  # fmt: skip
@@ -119,7 +123,7 @@ def test_responses_of_a_joined_policy_are_those_of_the_merged_one():
   same, other = (draw(p, prompts, jax.random.key(4)) for p in (merge(joined), base))
   np.testing.assert_array_equal(y.tokens, same.tokens)
   assert np.any(np.not_equal(y.tokens, other.tokens))
-  logp, _ = jax.jit(functools.partial(logprobs.response_logprobs, config=config))(
+  logp, _ = jax.jit(functools.partial(logprobs.response_logprobs, model_config=config))(
     joined, prompts=prompts, tokens=y.tokens, mask=y.mask
   )
   for own in (y, same):
@@ -156,24 +160,24 @@ CHANGES = {"model.lora.rank": RANK, "algorithm.reference_period": 2, "optimizer.
 
 
 @pytest.fixture(scope="module")
-def it():
+def setup():
   """A run with adapters whose reference follows, assembled."""
-  return train.assemble(configs.resolve(tiny.train(CHANGES)))
+  return train.set_up(resolve(tiny.train(CHANGES)))
 
 
 @pytest.fixture(scope="module")
-def whole(it, tmp_path_factory):
+def whole(setup, tmp_path_factory):
   """The workdir and the end of its six steps."""
-  it.do.train_step.clear_cache()
+  setup.programs.train_step.clear_cache()
   workdir = tmp_path_factory.mktemp("lora") / "whole"
-  return workdir, tiny.start(it, it.config, workdir)
+  return workdir, tiny.start(setup, setup.config, workdir)
 
 
 def size(tree):
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def test_all_that_training_holds_beside_the_base_is_adapters(it, assembled):
+def test_all_that_training_holds_beside_the_base_is_adapters(setup, assembled):
   model = gemma.preset("tiny", num_embed=1024)
   sizes, count = names.sizes(model), 0
   for name, place in names.places(model).items():
@@ -184,12 +188,12 @@ def test_all_that_training_holds_beside_the_base_is_adapters(it, assembled):
       outputs = [axis for axis in axes if axis not in inputs]
       across = sum(np.prod([sizes[axis] for axis in part]) for part in (inputs, outputs))
       count += RANK * across * max(1, len(place.layers))
-  state = it.begin()
+  state = setup.initial_state()
   assert size(state.params) == 4 * count
   assert size(state.target) == size(state.copies["reference"]) == 4 * count
   assert size(state.opt_state) == 2 * 4 * count + 8, "two moments, two counters"
-  assert size(assembled.do.init(assembled.ref).opt_state) == 2 * size(it.ref) + 8
-  assert {x.shape for x in jax.tree.leaves(it.ref)}.isdisjoint(
+  assert size(assembled.programs.init(assembled.reference).opt_state) == 2 * size(setup.reference) + 8
+  assert {x.shape for x in jax.tree.leaves(setup.reference)}.isdisjoint(
     {x.shape for x in jax.tree.leaves(state)}
   )
 
@@ -198,11 +202,11 @@ def test_the_step_compiles_once(whole):
   assert whole[1].compilations == 1
 
 
-def test_a_step_moves_adapters_and_nothing_else(it):
-  before = jax.tree.map(np.asarray, (it.begin(), it.ref))
-  fresh = it.begin()
-  state, values = it.do.train_step(fresh, it.ref, jax.device_put(tiny.batch(it), it.do.rows))
-  jax.tree.map(np.testing.assert_array_equal, it.ref, before[1])
+def test_a_step_moves_adapters_and_nothing_else(setup):
+  before = jax.tree.map(np.asarray, (setup.initial_state(), setup.reference))
+  fresh = setup.initial_state()
+  state, values = setup.programs.train_step(fresh, setup.reference, jax.device_put(tiny.batch(setup), setup.shardings.batch))
+  jax.tree.map(np.testing.assert_array_equal, setup.reference, before[1])
   assert jax.tree.structure(state) == jax.tree.structure(before[0])
   assert values["gradient_norm"] > 1e-3
   moments = optax.tree.get(state.opt_state, "mu")
@@ -214,10 +218,10 @@ def test_a_step_moves_adapters_and_nothing_else(it):
 
 
 @pytest.fixture(scope="module")
-def scores(it):
+def scores(setup):
   """From a state to log-probabilities of fixed responses by player."""
-  score, _ = train.policy(it.config, it.tokenizer, gemma.preset("tiny", num_embed=1024))
-  rule, x = update.make_update(it.config, score), tiny.batch(it)
+  score, _ = policy.make_policy(setup.config.model, setup.config.sampling, setup.tokenizer, gemma.preset("tiny", num_embed=1024))
+  rule, x = update.make_update(setup.config, score), tiny.batch(setup)
 
   @jax.jit
   def run(state, ref):
@@ -228,20 +232,20 @@ def scores(it):
       for name, p in who.items()
     }
 
-  return lambda state: run(state, it.ref)
+  return lambda state: run(state, setup.reference)
 
 
-def test_players_share_the_base_and_differ_by_their_adapters(it, whole, scores):
-  state = whole[1].state.replace(copies=it.begin().copies)  # as before a first refresh
+def test_players_share_the_base_and_differ_by_their_adapters(setup, whole, scores):
+  state = whole[1].state.replace(copies=setup.initial_state().copies)  # as before a first refresh
   logp = scores(state)
-  plain = scores(it.begin())["policy"]
+  plain = scores(setup.initial_state())["policy"]
   np.testing.assert_array_equal(logp["reference"], plain)
   np.testing.assert_array_equal(logp["reference of mixture"], plain)
   np.testing.assert_array_equal(logp["policy of mixture"], logp["policy"])
   for one, other in (("policy", "reference"), ("policy", "target"), ("target", "reference")):
     assert np.max(np.abs(np.subtract(logp[one], logp[other]))) > 1e-3, (one, other)
-  rule = update.make_update(configs.resolve(tiny.train({"model.lora.rank": RANK})), None)
-  assert rule.players(it.begin().replace(copies={}), it.ref)["reference"] is it.ref
+  rule = update.make_update(resolve(tiny.train({"model.lora.rank": RANK})), None)
+  assert rule.players(setup.initial_state().replace(copies={}), setup.reference)["reference"] is setup.reference
 
 
 def test_a_refreshed_reference_has_adapters_of_its_own(whole, scores):
@@ -256,48 +260,49 @@ def test_a_refreshed_reference_has_adapters_of_its_own(whole, scores):
 
 
 @pytest.fixture(scope="module")
-def plain(it):
+def plain(setup):
   """From a base and adapters to the model that they make."""
-  _, join = lora.of(it.config)
+  _, join = lora.init_and_join(setup.config)
   return jax.jit(lambda base, trained: lora.merge(join(base, trained)))
 
 
-def test_the_target_is_the_average_of_adapters(it, plain):
+def test_the_target_is_the_average_of_adapters(setup, plain):
   """Which is not the average of what they make: B A is not linear in the two together."""
-  fresh = it.begin()
+  fresh = setup.initial_state()
   state = fresh.replace(params=normal(fresh.params, 1), target=normal(fresh.params, 2))
-  state = jax.device_put(state, it.do.state)
+  state = jax.device_put(state, setup.shardings.state)
   centre = jax.tree.map(np.array, state.target)
-  after, _ = it.do.train_step(state, it.ref, jax.device_put(tiny.batch(it), it.do.rows))
+  after, _ = setup.programs.train_step(state, setup.reference, jax.device_put(tiny.batch(setup), setup.shardings.batch))
   after = jax.device_get(after)
-  moved = optax.incremental_update(after.params, centre, it.config.algorithm.kappa)
+  moved = optax.incremental_update(after.params, centre, setup.config.algorithm.kappa)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.target, moved)
 
-  kappa = it.config.algorithm.kappa
+  kappa = setup.config.algorithm.kappa
   new, old, moved = (
-    np.asarray(plain(it.ref, tree)["layers"]["0"]["mlp"]["linear"])
+    np.asarray(plain(setup.reference, tree)["layers"]["0"]["mlp"]["linear"])
     for tree in (after.params, centre, after.target)
   )
   pairs = [tree["layers"]["0"]["mlp"]["linear"] for tree in (after.params, centre)]
   a, b = (pairs[0][name] - pairs[1][name] for name in "ab")
-  short = kappa * (1 - kappa) * it.config.model.lora.alpha / RANK * a @ b
+  short = kappa * (1 - kappa) * setup.config.model.lora.alpha / RANK * a @ b
   np.testing.assert_allclose(kappa * new + (1 - kappa) * old - moved, short, atol=1e-5)
   assert np.max(np.abs(short)) > 0.1
 
 
-@pytest.mark.parametrize("name", algorithms.ROWS)
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_every_algorithm_keeps_copies_of_adapters(name):
   """And every player of its row can be made of them."""
   config = tiny.train({**CHANGES, "algorithm.name": name, "algorithm.samples": 4})
+  algorithms.fill_defaults(config.algorithm)
   rule, base = update.make_update(config, None), gemma.shapes(gemma.preset("tiny"))
   state = jax.eval_shape(rule.init, base)
   widest = max(x.size for x in jax.tree.leaves(state.params))
   assert all(x.size <= widest for x in jax.tree.leaves(state))
   for step in range(1, 3):
-    state = jax.eval_shape(functools.partial(rule.rotate, moves=rule.moves(step)), state)
-  row = algorithms.row(name)
+    state = jax.eval_shape(functools.partial(rule.apply_copies, copies=rule.copies_due(step)), state)
+  method = algorithms.get(name)
   who = jax.eval_shape(rule.players, state, base)
-  for player in {row.y, row.opponent or row.y, *row.weights(config.algorithm)} - {"reference"}:
+  for player in {method.player, method.opponent or method.player, *method.role_weights(config.algorithm)} - {"reference"}:
     trees = who[player][:1] if player == "mixture" else [who[player]]
     for tree in trees:
       assert "lora" in tree["layers"]["0"], player
@@ -305,39 +310,39 @@ def test_every_algorithm_keeps_copies_of_adapters(name):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_adapters_as_one_does(it, tmp_path):
-  one = dataclasses.replace(it, config=configs.resolve(tiny.train({**CHANGES, "steps": 2})))
+def test_eight_devices_train_adapters_as_one_does(setup, tmp_path):
+  one = dataclasses.replace(setup, config=resolve(tiny.train({**CHANGES, "steps": 2})))
   eight = test_hosts.measured(1, 8, tmp_path / "eight", {**CHANGES, **tiny.EIGHT, "steps": 2})
   test_hosts.assert_alike(eight, tiny.measure(one, tmp_path / "one"))
   eight, one = (  # and one device reads what eight have written
-    checkpoint.load_weights(f"{tmp_path / name}@target", gemma.preset("tiny", num_embed=1024))
+    policy.load_weights(f"{tmp_path / name}@target", gemma.preset("tiny", num_embed=1024))
     for name in ("eight", "one")
   )
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), eight, one)
 
 
-def test_a_killed_run_goes_on_as_if_never_killed(it, whole, tmp_path):
-  sample = test_train.at(6, test_train.kill, it.do.sample)
+def test_a_killed_run_goes_on_as_if_never_killed(setup, whole, tmp_path):
+  sample = test_train.at(6, test_train.kill, setup.programs.sample)
   with pytest.raises(RuntimeError, match="killed"):
-    tiny.start(it, it.config, tmp_path, sample=sample)
-  done = tiny.start(it, it.config, tmp_path)
+    tiny.start(setup, setup.config, tmp_path, sample=sample)
+  done = tiny.start(setup, setup.config, tmp_path)
   test_train.assert_same(done.state, whole[1].state)
   assert test_train.lines(tmp_path) == test_train.lines(whole[0])
 
 
 @pytest.fixture(scope="module")
-def merged(it, whole, plain):
+def merged(setup, whole, plain):
   """The run's policy and target as plain models."""
   state = whole[1].state
-  return {part: plain(it.ref, getattr(state, part)) for part in ("params", "target")}
+  return {part: plain(setup.reference, getattr(state, part)) for part in ("params", "target")}
 
 
-def test_a_runs_folder_gives_plain_models(it, whole, merged):
+def test_a_runs_folder_gives_plain_models(setup, whole, merged):
   model = gemma.preset("tiny", num_embed=1024)
   for spec, part in (("", "params"), ("@params:6", "params"), ("@target", "target")):
-    got = checkpoint.load_weights(f"{whole[0]}{spec}", model)
+    got = policy.load_weights(f"{whole[0]}{spec}", model)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), got, merged[part])
-  earlier = checkpoint.load_weights(f"{whole[0]}@params:3", model)
+  earlier = policy.load_weights(f"{whole[0]}@params:3", model)
   moved = jax.tree.map(lambda a, b: np.max(np.abs(np.subtract(a, b))), earlier, merged["params"])
   assert max(jax.tree.leaves(moved)) > 1e-3
 
@@ -350,43 +355,43 @@ def test_adapters_whose_base_has_changed_are_refused(whole, tmp_path):
   (folder / "config.json").write_text(json.dumps({**ran, "seed": 1}))
   model = gemma.preset("tiny", num_embed=1024)
   with pytest.raises(ValueError, match=r"model.weights of .*run: expected what the run began with"):
-    checkpoint.load_weights(str(folder), model)
+    policy.load_weights(str(folder), model)
   c.seed, c.checkpoint.allow = 1, ("seed",)
   with pytest.raises(ValueError, match=r"model.weights of .*run: expected what the run began with"):
     train.run(c, folder)
   (folder / "base.json").unlink()
-  checkpoint.load_weights(str(folder), model)
+  policy.load_weights(str(folder), model)
 
 
-def test_exports_are_plain_models_with_the_policys_logits(it, whole, merged, tmp_path):
-  model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.of(it.config)
+def test_exports_are_plain_models_with_the_policys_logits(setup, whole, merged, tmp_path):
+  model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.init_and_join(setup.config)
   run = forward(model, "float32")
-  expected = run(jax.jit(join)(it.ref, whole[1].state.params))
+  expected = run(jax.jit(join)(setup.reference, whole[1].state.params))
   weights.save(str(tmp_path / "own.safetensors"), merged["params"], model, "float32", {})
   weights.export(str(tmp_path / "theirs"), merged["params"], model, "float32")
   for name in ("own.safetensors", "theirs"):
     got = run(weights.load(str(tmp_path / name), model))
     np.testing.assert_allclose(got, expected, atol=1e-4)
-  assert np.max(np.abs(np.subtract(run(it.ref), expected))) > 1e-2
+  assert np.max(np.abs(np.subtract(run(setup.reference), expected))) > 1e-2
 
 
-def test_the_arena_and_sampling_play_a_runs_policies(it, whole, merged, tmp_path, capsys):
+def test_the_arena_and_sampling_play_a_runs_policies(setup, whole, merged, tmp_path, capsys):
   file = str(tmp_path / "merged.safetensors")
   weights.save(file, merged["params"], gemma.preset("tiny", num_embed=1024), "float32", {})
   c = configs.arena()
   for part in ("model", "prompts", "sampling"):
-    c[part] = it.config[part].copy_and_resolve_references()  # adapters are of training alone
+    c[part] = setup.config[part].copy_and_resolve_references()  # adapters are of training alone
   c.update({"max_prompts": 4, "resamples": 10, "texts": 1, "base": "file", "select_judge": "own"})
   specs = {"file": file, "run": str(whole[0]), "target": f"{whole[0]}@target"}
   c.policies = {name: {"weights": spec, "best_of": 1} for name, spec in specs.items()}
-  c.judges = {"own": it.config.judge.to_dict()}
+  c.judges = {"own": setup.config.judge.to_dict()}
   who = arena.run(c, tmp_path / "arena")["policies"]
   assert abs(who["run"]["kl_to_reference"]) < 1e-4
   assert abs(who["target"]["kl_to_reference"]) > 1e-3
   capsys.readouterr()
 
   c, said = configs.sample(), []
-  c.model = it.config.model.copy_and_resolve_references()
+  c.model = setup.config.model.copy_and_resolve_references()
   c.sampling.max_tokens, c.prompt = 8, "Once"
   for spec in (str(whole[0]), file):
     c.model.weights = spec
@@ -399,17 +404,17 @@ def test_the_arena_and_sampling_play_a_runs_policies(it, whole, merged, tmp_path
 @pytest.mark.slow
 def test_the_base_is_held_in_the_type_that_is_computed_with(tmp_path):
   c = tiny.train({**CHANGES, "model.dtype": "bfloat16", "steps": 2, "checkpoint.every": 2})
-  it = train.assemble(configs.resolve(c))
-  done = tiny.start(it, c, tmp_path)
-  assert {str(x.dtype) for x in jax.tree.leaves(it.ref)} == {"bfloat16"}
+  setup = train.set_up(resolve(c))
+  done = tiny.start(setup, c, tmp_path)
+  assert {str(x.dtype) for x in jax.tree.leaves(setup.reference)} == {"bfloat16"}
   learned = (done.state.params, done.state.target, optax.tree.get(done.state.opt_state, "mu"))
   assert {str(x.dtype) for x in jax.tree.leaves(learned)} == {"float32"}
   lines = test_train.lines(tmp_path)
   assert abs(lines[1]["kl_to_reference"]) > 1e-3
   assert all(line["logp_gap"] < 0.05 for line in lines[:-1])
-  model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.of(it.config)
-  merged = lora.merge(join(checkpoint.load_weights("", model, c.seed), done.state.params))
-  got = checkpoint.load_weights(str(tmp_path), model)  # in full, as the base's file is
+  model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.init_and_join(setup.config)
+  merged = lora.merge(join(policy.load_weights("", model, c.seed), done.state.params))
+  got = policy.load_weights(str(tmp_path), model)  # in full, as the base's file is
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), got, merged)
 
 
@@ -423,7 +428,7 @@ def test_the_base_is_held_in_the_type_that_is_computed_with(tmp_path):
 )
 def test_bad_fields_are_named(changes, message):
   with pytest.raises(ValueError, match=message):
-    configs.resolve(tiny.train(changes))
+    resolve(tiny.train(changes))
 
 
 def test_a_policy_that_is_no_network_has_no_adapters():
@@ -441,35 +446,35 @@ def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeyp
   c.model.lora.rank, c.model.weights = RANK, str(tmp_path / "base.safetensors")
   model = gemma.preset("tiny", num_embed=1024)
   weights.save(c.model.weights, normal(gemma.shapes(model), 0), model, "float32", {})
-  assemble, kept = fit.assemble, []
-  monkeypatch.setattr(fit, "assemble", lambda config: kept.append(assemble(config)) or kept[0])
+  assemble, kept = fit.set_up, []
+  monkeypatch.setattr(fit, "set_up", lambda config: kept.append(assemble(config)) or kept[0])
   figures = fit.run(c, tmp_path / "run", progress=False)
   first = test_fit.lines(tmp_path / "run")[0]
   assert figures["eval/loss"] < 0.8 * first["eval/loss"]
-  it = kept[0]
-  assert size(it.like) < 0.4 * size(gemma.shapes(model)), "two moments of adapters among them"
+  setup = kept[0]
+  assert size(setup.state_spec) < 0.4 * size(gemma.shapes(model)), "two moments of adapters among them"
   got = weights.load(c.export, model)
   assert jax.tree.structure({**got, "head": 0}) == jax.tree.structure(
     {**gemma.shapes(model), "head": 0}
   )
-  again = fit._floats(it.evaluate(got))
+  again = fit._floats(setup.evaluate(got))
   assert again == pytest.approx(figures, rel=1e-5)
   # The adapters that were trained say the same as the file they were merged into.
-  trained, _ = checkpoint.restore_part(tmp_path / "run", "params", it.like.params, best=True)
-  assert fit._floats(it.evaluate(it.policy(trained))) == pytest.approx(figures, rel=1e-3)
+  trained, _ = checkpoint.restore_part(tmp_path / "run", "params", setup.state_spec.params, best=True)
+  assert fit._floats(setup.evaluate(setup.join(trained))) == pytest.approx(figures, rel=1e-3)
   if loss == "reward":
-    head = it.begin().params["head"]["w"]
+    head = setup.initial_state().params["head"]["w"]
     assert np.all(np.not_equal(head, got["head"]["w"])), "the head is trained itself"
   else:
-    from_run = checkpoint.load_weights(f"{tmp_path / 'run'}@params:best", model)
+    from_run = policy.load_weights(f"{tmp_path / 'run'}@params:best", model)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), from_run, got)
 
 
 def test_a_stopped_fit_of_adapters_goes_on_as_if_never_stopped(tmp_path, monkeypatch):
   c = test_fit.settings(tmp_path)
   c.model.lora.rank = RANK
-  it = fit.assemble(configs.resolve(c))
-  calls, step = [], it.train_step
+  setup = fit.set_up(resolve(c))
+  calls, step = [], setup.train_step
 
   def stopped(state, batch):
     if len(calls) == 15:
@@ -477,12 +482,12 @@ def test_a_stopped_fit_of_adapters_goes_on_as_if_never_stopped(tmp_path, monkeyp
     calls.append(1)
     return step(state, batch)
 
-  monkeypatch.setattr(fit, "assemble", lambda config: it._replace(train_step=stopped))
+  monkeypatch.setattr(fit, "set_up", lambda config: setup._replace(train_step=stopped))
   with pytest.raises(RuntimeError, match="killed"):
     fit.run(c, tmp_path / "cut", progress=False)
-  monkeypatch.setattr(fit, "assemble", lambda config: it)
+  monkeypatch.setattr(fit, "set_up", lambda config: setup)
   states = []
   for name in ("cut", "whole"):
     fit.run(c, tmp_path / name, progress=False)
-    states.append(checkpoint.restore_part(tmp_path / name, "params", it.like.params)[0])
+    states.append(checkpoint.restore_part(tmp_path / name, "params", setup.state_spec.params)[0])
   test_train.assert_same(*states)

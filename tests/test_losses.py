@@ -50,7 +50,7 @@ def game(dtype=np.float64, length=1):
   return table.astype(dtype), rng.normal(size=(X, A)).astype(dtype), who
 
 
-def law(player, who, length, mixture):
+def distribution(player, who, length, mixture):
   """log π [X A] of a player, constant; the mixture is token-wise: tables of logits are mixed."""
   if player != "mixture":
     return jax.lax.stop_gradient(whole(who[player], length))
@@ -63,55 +63,55 @@ def law(player, who, length, mixture):
   return jax.lax.stop_gradient(whole(mixed, length))
 
 
-def enumerated(row, a, table, rewards, who, length):
+def enumerated(method, a, table, rewards, who, length):
   """Expectation of a row's loss over all tuples of responses, their probabilities constant."""
-  samples, opponents = row.samples(a)
-  chosen = np.array(list(itertools.product(range(A), repeat=samples + opponents)))
+  samples, num_opponents = method.samples(a)
+  chosen = np.array(list(itertools.product(range(A), repeat=samples + num_opponents)))
   x = np.repeat(np.arange(X), len(chosen))
   chosen = np.tile(chosen, (X, 1))
-  y, against = chosen[:, :samples], chosen[:, samples:] if opponents else chosen
+  y, opponents = chosen[:, :samples], chosen[:, samples:] if num_opponents else chosen
   logp = logps(who["policy"], length)
-  weights = row.weights(a)
+  weights = method.role_weights(a)
   ratios = {role: logp - jax.lax.stop_gradient(logps(who[role], length)) for role in weights}
   def pick(tree):
     return jax.tree.map(lambda v: v[x[:, None], y][:, None], tree)
-  p_win = table[x[:, None, None], y[:, :, None], against[:, None, :]]
-  own = ~np.eye(samples, dtype=bool) if not opponents else np.ones((samples, opponents), bool)
+  p_win = table[x[:, None, None], y[:, :, None], opponents[:, None, :]]
+  own = ~np.eye(samples, dtype=bool) if not num_opponents else np.ones((samples, num_opponents), bool)
   verdict = Verdict(p_win, jnp.broadcast_to(own[None], p_win.shape), rewards[x[:, None], y])
   # Each tuple is a batch of one prompt of its own, weighted by its probability.
   def loss(*arrays):
-    return row.loss(a)(*arrays, weights=weights)
+    return method.loss(a)(*arrays, role_weights=weights)
   mean = jax.vmap(loss)(pick(logp), pick(ratios), jax.tree.map(lambda v: v[:, None], verdict))
-  logs = jnp.sum(law(row.y, who, length, a.mixture)[x[:, None], y], axis=-1)
-  if opponents:
-    logs += jnp.sum(law(row.opponent, who, length, a.mixture)[x[:, None], against], axis=-1)
+  logs = jnp.sum(distribution(method.player, who, length, a.mixture)[x[:, None], y], axis=-1)
+  if num_opponents:
+    logs += jnp.sum(distribution(method.opponent, who, length, a.mixture)[x[:, None], opponents], axis=-1)
   return jnp.sum(jnp.exp(logs) * mean.total / mean.weight) / X
 
 
-def regularised(row, a, table, rewards, who, length):
+def regularised(method, a, table, rewards, who, length):
   """The stated objective: 1/2 − P(π≻opponent), or −E[R], + Σ weight·KL(π‖role), with its arms."""
-  logp, arms = whole(who["policy"], length), 1 if row.opponent else 2
+  logp, arms = whole(who["policy"], length), 1 if method.opponent else 2
   policy = jnp.exp(logp)
-  if row.scores:
+  if method.needs_rewards:
     won = jnp.sum(policy * rewards, -1)
   else:
-    opponent = jnp.exp(law(row.opponent or "policy", who, length, a.mixture))
+    opponent = jnp.exp(distribution(method.opponent or "policy", who, length, a.mixture))
     won = jnp.einsum("xa,xab,xb->x", policy, table, opponent) - 0.5
   penalty = sum(
     weight * jnp.sum(policy * (logp - whole(who[role], length)), -1)
-    for role, weight in row.weights(a).items()
+    for role, weight in method.role_weights(a).items()
   )
   return arms * jnp.mean(penalty - won)
 
 
-def squared(row, a, table, rewards, who, length):
+def squared(method, a, table, rewards, who, length):
   """The stated objective of the regressions: squares, or DPO's cross-entropy, under fixed laws."""
-  mu = jnp.exp(law(row.y, who, length, a.mixture))
+  mu = jnp.exp(distribution(method.player, who, length, a.mixture))
   logp = whole(who["policy"], length)
-  h = sum(w * (logp - whole(who[role], length)) for role, w in row.weights(a).items())
+  h = sum(w * (logp - whole(who[role], length)) for role, w in method.role_weights(a).items())
   delta = h[:, :, None] - h[:, None, :]
-  against = jnp.exp(law(row.opponent, who, length, 0)) if row.opponent else mu
-  rates = jnp.einsum("xab,xb->xa", table, against)
+  opponents = jnp.exp(distribution(method.opponent, who, length, 0)) if method.opponent else mu
+  rates = jnp.einsum("xab,xb->xa", table, opponents)
   def pairs(values):
     return jnp.mean(jnp.einsum("xa,xb,xab->x", mu, mu, values))
   return {
@@ -122,7 +122,7 @@ def squared(row, a, table, rewards, who, length):
     "online_dpo": lambda: pairs(table * jnp.logaddexp(0, -delta)
                                 + (1 - table) * jnp.logaddexp(0, delta)),
     "sppo": lambda: jnp.mean(jnp.sum(mu * (h - a.step * (rates - 0.5)) ** 2, -1)),
-  }[next(name for name, r in algorithms.ROWS.items() if r is row)]()  # fmt: skip
+  }[next(name for name, r in algorithms.ALGORITHMS.items() if r is method)]()  # fmt: skip
 
 
 REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo")
@@ -131,10 +131,10 @@ REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo")
 def compare(name, a, length):
   with jax.enable_x64(True):
     table, rewards, who = game(length=length)
-    row = algorithms.row(name)
+    method = algorithms.get(name)
     stated = squared if name in REGRESSIONS else regularised
     got, expected = (
-      jax.jit(jax.grad(lambda p, f=f: f(row, a, table, rewards, {**who, "policy": p}, length)))(
+      jax.jit(jax.grad(lambda p, f=f: f(method, a, table, rewards, {**who, "policy": p}, length)))(
         who["policy"]
       )
       for f in (enumerated, stated)
@@ -144,9 +144,9 @@ def compare(name, a, length):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("name", algorithms.ROWS)
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_the_expected_gradient_is_that_of_the_stated_objective(name, length):
-  compare(name, config(samples=int(algorithms.row(name).least.get("samples", 2))), length)
+  compare(name, config(samples=int(algorithms.get(name).minimum.get("samples", 2))), length)
 
 
 @pytest.mark.parametrize("options", [
@@ -169,9 +169,9 @@ def test_online_ipo_is_self_play_on_another_scale():
     table, rewards, who = game()
 
     def gradient(name):
-      row = algorithms.row(name)
+      method = algorithms.get(name)
       return jax.jit(
-        jax.grad(lambda p: enumerated(row, CONFIG, table, rewards, {**who, "policy": p}, 1))
+        jax.grad(lambda p: enumerated(method, CONFIG, table, rewards, {**who, "policy": p}, 1))
       )(who["policy"])
 
     ipo, play = gradient("online_ipo"), gradient("reg_self_play")
@@ -181,19 +181,19 @@ def test_online_ipo_is_self_play_on_another_scale():
 @pytest.mark.parametrize("name", ["inpo", "egpo", "nash_md", "mpo", "nash_mp_two_step"])
 def test_a_step_in_closed_form_zeroes_the_gradient(name):
   """log π ∝ Σ weight·log role + P(·≻opponent), over Σ weight, where the opponent stands still."""
-  a, row = config(samples=3), algorithms.row(name)
+  a, method = config(samples=3), algorithms.get(name)
   with jax.enable_x64(True):
     table, rewards, who = game()
     if name == "nash_md":  # the mixture follows the policy: a target that stands still instead
-      row = algorithms.row("best_response")
-    opponent = {"inpo": "target", "egpo": "opponent"}.get(name, row.opponent)
+      method = algorithms.get("best_response")
+    opponent = {"inpo": "target", "egpo": "opponent"}.get(name, method.opponent)
     log = jax.device_get(jax.jit(lambda who: jax.tree.map(whole, who))(who))
     wins = np.einsum("xab,xb->xa", table, np.exp(log[opponent]))
-    weights = {**row.weights(a)}
+    weights = {**method.role_weights(a)}
     scale = {"inpo": a.step, "egpo": 1 / a.beta}.get(name, 1.0)
     mixed = sum(w * log[role] for role, w in weights.items()) + scale * wins
     best = mixed / sum(weights.values())
-    grad = jax.jit(jax.grad(lambda p: enumerated(row, a, table, rewards, {**who, "policy": p}, 1)))
+    grad = jax.jit(jax.grad(lambda p: enumerated(method, a, table, rewards, {**who, "policy": p}, 1)))
     np.testing.assert_allclose(grad(best), 0, atol=1e-10)
     assert np.max(np.abs(grad(who["policy"]))) > 1e-2
 
@@ -201,11 +201,11 @@ def test_a_step_in_closed_form_zeroes_the_gradient(name):
 def test_the_printed_sign_would_make_the_policy_worse():
   """One step on the loss must raise the win rate against the old policy."""
   table, rewards, who = game(np.float32)
-  row, free = algorithms.row("reg_self_play"), config(beta=0.0)
+  method, free = algorithms.get("reg_self_play"), config(beta=0.0)
 
   @jax.jit
   def won(theta):
-    grad = jax.grad(lambda p: enumerated(row, free, table, rewards, {**who, "policy": p}, 1))(theta)
+    grad = jax.grad(lambda p: enumerated(method, free, table, rewards, {**who, "policy": p}, 1))(theta)
     moved = jax.nn.softmax(theta - 0.1 * grad)
     return jnp.mean(jnp.einsum("xa,xab,xb->x", moved, table, jax.nn.softmax(theta)))
 
@@ -229,19 +229,19 @@ def off(rows=2):
   return np.tile(~np.eye(2, dtype=bool), (rows, 1, 1))
 
 
-@pytest.mark.parametrize("name", [n for n in algorithms.ROWS if not algorithms.ROWS[n].opponent])
+@pytest.mark.parametrize("name", [n for n in algorithms.ALGORITHMS if not algorithms.ALGORITHMS[n].opponent])
 def test_prompts_without_a_valid_verdict_weigh_nothing(name):
-  row, logp = algorithms.row(name), np.log([[[0.3], [0.4]], [[0.2], [0.1]]], dtype=np.float32)
+  method, logp = algorithms.get(name), np.log([[[0.3], [0.4]], [[0.2], [0.1]]], dtype=np.float32)
   p_win = np.tile(np.array([[0.5, 0.8], [0.2, 0.5]], np.float32), (2, 1, 1))
   scores = np.array([[1.0, 2.0], [np.nan, 0.1]], np.float32)  # the second could not be judged
 
   def loss(logp, count, valid):
     frozen = {role: logp - logps[:count] for role, logps in roles.items()}
     verdict = Verdict(p_win[:count], valid, scores[:count])
-    mean = row.loss(CONFIG)(logp, frozen, verdict, weights=row.weights(CONFIG))
+    mean = method.loss(CONFIG)(logp, frozen, verdict, role_weights=method.role_weights(CONFIG))
     return mean.total / mean.weight
 
-  roles = {role: np.full((2, 2, 1), np.log(0.25), np.float32) for role in row.weights(CONFIG)}
+  roles = {role: np.full((2, 2, 1), np.log(0.25), np.float32) for role in method.role_weights(CONFIG)}
   slope = jax.jit(jax.grad(loss), static_argnums=1)
   grad = np.asarray(slope(logp, 2, off() & [[[True]], [[False]]]))
   np.testing.assert_array_equal(grad[1], 0)
@@ -255,8 +255,8 @@ def test_centring_changes_no_expectation_but_the_variance():
   p_win = np.tile(np.array([[0.5, 0.6], [0.4, 0.5]], np.float32), (512, 1, 1))
 
   def coefficients(centre):
-    return np.asarray(jax.jit(jax.grad(lambda logp: losses.score_function(
-      logp, {"reference": drawn}, Verdict(p_win, off(512)), weights={"reference": 0.1}, arms=2,
+    return np.asarray(jax.jit(jax.grad(lambda logp: losses.policy_gradient(
+      logp, {"reference": drawn}, Verdict(p_win, off(512)), role_weights={"reference": 0.1}, arms=2,
       centre=centre,
     ).total))(np.zeros((512, 2, 1), np.float32)))  # fmt: skip
 
@@ -267,8 +267,8 @@ def test_reward_to_go_drops_the_ratios_of_earlier_tokens_alone():
   """By hand: the second token's coefficient holds its own log-ratio, the first token's both."""
   ratios = {"reference": np.array([[[2.0, 3.0], [5.0, 7.0]]], np.float32)}
   verdict = Verdict(np.full((1, 2, 2), 0.5, np.float32), off(1))
-  grad = jax.jit(jax.grad(lambda logp: losses.score_function(
-    logp, ratios, verdict, weights={"reference": 1.0}, arms=2, to_go=True
+  grad = jax.jit(jax.grad(lambda logp: losses.policy_gradient(
+    logp, ratios, verdict, role_weights={"reference": 1.0}, arms=2, to_go=True
   ).total))(np.zeros((1, 2, 2), np.float32))  # fmt: skip
   np.testing.assert_allclose(grad, [[[5.0, 3.0], [12.0, 7.0]]])
 
@@ -297,7 +297,7 @@ def test_a_one_token_gemma_has_the_exact_games_gradient():
     )
     return logp[..., 0]
 
-  row, (ref, target) = algorithms.row("nash_mp"), frozen
+  method, (ref, target) = algorithms.get("nash_mp"), frozen
   who = {"reference": log_policy(ref), "target": log_policy(target)}
   np.testing.assert_allclose(np.sum(np.exp(log_policy(params)), -1), 1, atol=1e-5)
 
@@ -305,7 +305,7 @@ def test_a_one_token_gemma_has_the_exact_games_gradient():
   def both(params):
     logits, pull = jax.vjp(log_policy, params)
     slopes = [
-      jax.grad(lambda p, f=f: f(row, CONFIG, table, rewards, {**who, "policy": p}, 1))(logits)
+      jax.grad(lambda p, f=f: f(method, CONFIG, table, rewards, {**who, "policy": p}, 1))(logits)
       for f in (enumerated, regularised)
     ]
     return jax.vmap(pull)(jnp.stack(slopes))[0]  # each slope's gradient in the parameters

@@ -1,5 +1,6 @@
 """The command: quick to answer, and bad input told in a line."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -44,8 +45,8 @@ def test_a_jobs_help_lists_its_flags_and_fields_and_imports_nothing_heavy():
 
 def test_every_job_is_a_module_with_a_config_file():
   for module, config, _ in main.JOBS.values():
-    assert (ROOT / "nash_jax" / f"{module.replace('.', '/')}.py").exists()
-    assert (ROOT / config).exists()
+    assert importlib.util.find_spec(f"nash_jax.{module}") is not None
+    assert (ROOT / "configs" / f"{config}.py").exists()
 
 
 def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):

@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from nash_jax.configs import colab
 
-from nash_jax import config, memory
+from nash_jax import config
 from nash_jax.models import gemma
+from nash_jax.plan import memory
 
 
 def size(tree):
@@ -15,11 +17,11 @@ def size(tree):
 
 def test_parameters_target_and_optimiser_state_are_those_of_the_run(assembled):
   parts = memory.estimate(tiny.train())
-  state = assembled.do.init(assembled.ref)
+  state = assembled.programs.init(assembled.reference)
   assert parts["parameters"] == size(state.params)
   assert parts["target and copies"] == size((state.target, state.copies))
   assert parts["optimiser state"] == size(state.opt_state)
-  assert parts["reference"] == size(assembled.ref)
+  assert parts["reference"] == size(assembled.reference)
 
 
 def test_every_part_follows_its_field():
@@ -52,14 +54,14 @@ def test_the_published_size_of_gemma_is_counted():
 
 @pytest.mark.parametrize("device", memory.DEVICES)
 def test_advice_ends_where_it_fits_and_a_small_run_needs_none(device):
-  c = config.load("colab.py", tiny.ROOT / "configs" / "x").of("stories", device)
+  c = colab.experiment("stories", device)
   assert memory.table(c, device).endswith("GiB: fits")
   c.model.update(preset="gemma3_270m", remat=False)
   text = memory.table(c, device)
   assert "does not fit" in text
   assert text.endswith("Then it fits.")
   assert "optimizer.name = adafactor" in text
-  gemma_config = config.load("colab.py", tiny.ROOT / "configs" / "x").of("gemma3_270m", device)
+  gemma_config = colab.experiment("gemma3_270m", device)
   assert memory.table(gemma_config, device).endswith("GiB: fits")
 
 

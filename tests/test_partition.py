@@ -12,9 +12,9 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from nash_jax import update
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.judges import bradley_terry, population
-from nash_jax.models import gemma, lora, partition
-from nash_jax.tokenizer import BUNDLED, Tokenizer
+from nash_jax.models import gemma, lora, sharding
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -32,7 +32,7 @@ def trees():
   for name in ("gemma2_2b", "joint"):
     adapters = functools.partial(lora.init, rank=16)
     found[f"lora {name}"] = jax.eval_shape(adapters, jax.random.key(0), found[name])
-  found["population"] = population.make(Tokenizer(BUNDLED, "plain")).params
+  found["population"] = population.judge(Tokenizer(BUNDLED, "plain")).params
   found["table"] = jax.ShapeDtypeStruct((3, 4, 4), np.float32)
   return found
 
@@ -48,10 +48,10 @@ def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
   used = set()
   for tree in trees().values():
     for name in names(tree):
-      matches = [pattern for pattern, _ in partition.RULES if re.search(pattern, name)]
+      matches = [pattern for pattern, _ in sharding.RULES if re.search(pattern, name)]
       assert len(matches) == 1, name
       used.add(matches[0])
-  assert used == {pattern for pattern, _ in partition.RULES}
+  assert used == {pattern for pattern, _ in sharding.RULES}
 
 
 @pytest.mark.parametrize("preset", ["gemma2_2b", "gemma2_9b", "gemma3_4b"])
@@ -61,7 +61,7 @@ def test_large_presets_divide_over_a_pod_with_their_optimiser_state(preset):
   for name in ("adamw", "adafactor", "sgd"):
     config = tiny.train({"optimizer.name": name}).optimizer
     state = jax.eval_shape(update.make_optimizer(config, 10).init, params)
-    specs = partition.shardings({"params": params, "opt_state": state}, pod)
+    specs = sharding.shardings({"params": params, "opt_state": state}, pod)
     if name == "adamw":
       mu = optax.tree_utils.tree_get(specs["opt_state"], "mu")
       assert jax.tree.leaves(mu) == jax.tree.leaves(specs["params"])
@@ -77,7 +77,7 @@ def test_adapters_are_split_as_their_weights_are():
   params = gemma.shapes(gemma.preset("gemma2_9b"))
   adapters = jax.eval_shape(functools.partial(lora.init, rank=16), jax.random.key(0), params)
   weights, pairs = (
-    partition.shardings(tree, mesh(1, 4, 4))["layers"]["0"] for tree in (params, adapters)
+    sharding.shardings(tree, mesh(1, 4, 4))["layers"]["0"] for tree in (params, adapters)
   )
   for name, (a, b, axes) in lora.FACTORS.items():
     *path, last = name.split("/")
@@ -93,7 +93,7 @@ def test_adapters_are_split_as_their_weights_are():
 
 
 def test_few_key_value_heads_are_held_everywhere():
-  specs = partition.shardings(gemma.shapes(gemma.preset("gemma3_1b")), mesh(1, 4, 4))
+  specs = sharding.shardings(gemma.shapes(gemma.preset("gemma3_1b")), mesh(1, 4, 4))
   attention = specs["layers"]["0"]["attn"]
   assert attention["q_einsum"]["w"].spec == P(None, "tensor", "fsdp", None)
   assert attention["kv_einsum"]["w"].spec == P(None, None, None, "fsdp", None)
@@ -102,9 +102,9 @@ def test_few_key_value_heads_are_held_everywhere():
 def test_a_dimension_that_does_not_divide_proposes_a_mesh():
   with pytest.raises(ValueError, match=r"parameter embedder/input_embedding: dimension 64 does not "
                      r"divide over tensor=6; use mesh.tensor=2"):  # fmt: skip
-    partition.shardings(gemma.shapes(gemma.preset("tiny")), mesh(1, 1, 6))
+    sharding.shardings(gemma.shapes(gemma.preset("tiny")), mesh(1, 1, 6))
 
 
 def test_a_parameter_without_a_rule_is_named():
   with pytest.raises(ValueError, match="parameter adapter/w: expected exactly one sharding rule"):
-    partition.shardings({"adapter": {"w": jax.ShapeDtypeStruct((3, 2), "float32")}}, mesh(1, 1, 1))
+    sharding.shardings({"adapter": {"w": jax.ShapeDtypeStruct((3, 2), "float32")}}, mesh(1, 1, 1))

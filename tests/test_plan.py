@@ -1,5 +1,6 @@
 """Plans of tiny runs: costs count every turn of a loop; memory; what is told of bad input."""
 
+import importlib
 import importlib.util
 import json
 import math
@@ -13,10 +14,14 @@ import pytest
 import tiny
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh
+from nash_jax.configs import gemma2_2b
 
 from nash_jax import config as configs
-from nash_jax import cost, memory, plan, train
-from nash_jax.models import gemma, partition
+from nash_jax import plan, train
+from nash_jax.config import resolve
+from nash_jax.models import gemma, sharding
+from nash_jax.plan import hlo_cost, memory, topology
+from nash_jax.plan.topology import devices
 
 FIELDS = {"argument_bytes", "temp_bytes", "output_bytes", "flops", "bytes_accessed",
           "roofline_seconds", "bound", "compile_seconds"}  # fmt: skip
@@ -39,8 +44,8 @@ def test_a_loop_costs_as_much_as_its_turns():
     return lambda x, ws: jax.lax.scan(body, x, ws[:count])[0]
 
   shapes = ((64, 128), (12, 128, 128))
-  one = cost.of(text_of(turns(4), *shapes))
-  three = cost.of(text_of(turns(12), *shapes))
+  one = hlo_cost.analyse(text_of(turns(4), *shapes))
+  three = hlo_cost.analyse(text_of(turns(12), *shapes))
   products = 2 * 64 * 128 * 128
   assert 4 * products <= one.flops < 4.5 * products
   assert 12 * products <= three.flops < 13.5 * products
@@ -58,7 +63,7 @@ def test_loops_within_loops_and_loops_that_may_end_early():
 
     return jax.lax.scan(outer, x, None, length=7)[0]
 
-  flops = cost.of(text_of(fn, (32, 64), (64, 64))).flops
+  flops = hlo_cost.analyse(text_of(fn, (32, 64), (64, 64))).flops
   products = 35 * 2 * 32 * 64 * 64
   assert products <= flops < 1.2 * products
 
@@ -68,15 +73,15 @@ def test_a_loop_without_a_bound_is_named():
     return jax.lax.while_loop(lambda y: jnp.sum(y) > y[0, 0], lambda y: y * 0.5, x)
 
   with pytest.raises(ValueError, match="has no constant bound"):
-    cost.of(text_of(fn, (4, 4)))
+    hlo_cost.analyse(text_of(fn, (4, 4)))
 
 
 def test_steps_of_two_are_half_as_many_turns():
   condition = ["  %n = s32[] get-tuple-element(%p), index=1", "  %b = s32[] constant(16)"]
   body = ["  %k = s32[] constant(2)", "  %next = s32[] add(%old, %k)",
           "  ROOT %t = (f32[2]{0}, s32[]) tuple(%x, %next)"]  # fmt: skip
-  assert cost._trips("while(...)", condition, body) == 8
-  assert cost._trips('"known_trip_count":{"n":"3"}', condition, body) == 3
+  assert hlo_cost._trips("while(...)", condition, body) == 8
+  assert hlo_cost._trips('"known_trip_count":{"n":"3"}', condition, body) == 3
 
 
 def test_a_transfer_moves_what_it_fetches_from_main_memory_and_writes_back():
@@ -92,14 +97,14 @@ ENTRY %main (p: f32[208,128]) -> f32[8,128] {{
   ROOT %w = f32[8,128]{{1,0}} copy-done(%v)
 }}
 """
-  assert cost.of(text) == (8 * 128, 2 * 8 * 128 * 4)
+  assert hlo_cost.analyse(text) == (8 * 128, 2 * 8 * 128 * 4)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
   """The plan of a tiny run on this machine's one CPU, as it is written."""
   file = tmp_path_factory.mktemp("plan") / "plan.json"
-  plan.run(tiny.train({"judge.name": "gemma"}), plan.LOCAL, str(file))
+  plan.run(tiny.train({"judge.name": "gemma"}), topology.LOCAL, str(file))
   return json.loads(file.read_text())
 
 
@@ -128,8 +133,8 @@ def test_the_update_costs_three_passes_more_than_the_frozen_ones(found):
 def test_what_is_held_is_what_a_run_holds(assembled):
   parts = memory.estimate(tiny.train())
   config, tok = plan.prepare(tiny.train(), 1)
-  mesh = partition.make_mesh(config.mesh)
-  trees = plan.programs(config, tok, mesh)["held"]
+  mesh = sharding.make_mesh(config.mesh)
+  trees = plan.lowerings(config, tok, mesh)["held"]
   judge = trees.pop("judge")  # the population: a few numbers, which no estimate counts
   assert memory.share(judge) < 1e5
   assert {name: memory.share(tree) for name, tree in trees.items()} == {
@@ -151,7 +156,7 @@ def test_no_file_is_needed_and_the_stand_in_is_told():
   for part in (c.model, c.judge.model):
     part.update(weights="nowhere", tokenizer="nowhere/tokenizer.model")
   config, tok = plan.prepare(c, 8)
-  assert isinstance(tok, plan.StandIn)
+  assert isinstance(tok, plan.StandInTokenizer)
   assert config.model.weights == ""
 
 
@@ -161,7 +166,7 @@ def test_no_file_is_needed_and_the_stand_in_is_told():
 )
 def test_an_unknown_topology_lists_the_choices(topology, message):
   with pytest.raises(ValueError, match=message) as error:
-    plan.devices(topology)
+    devices(topology)
   assert "v5e:4x4" in str(error.value) or "libtpu" in str(error.value)
 
 
@@ -172,7 +177,7 @@ def test_a_batch_that_does_not_divide_proposes_one():
 
 def test_a_config_of_another_job_is_refused():
   with pytest.raises(ValueError, match="an online run's"):
-    plan.run(configs.fit(), plan.LOCAL)
+    plan.run(configs.fit(), topology.LOCAL)
 
 
 def test_several_plans_make_one_table(found):
@@ -183,25 +188,25 @@ def test_several_plans_make_one_table(found):
 def test_parameters_are_described_as_they_lie():
   mesh = AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
   tree = gemma.shapes(gemma.preset("tiny"))
-  lines = partition.describe(partition.abstract(tree, partition.shardings(tree, mesh)))
+  lines = sharding.describe(sharding.abstract(tree, sharding.shardings(tree, mesh)))
   assert ("embedder/input_embedding", "64x16", "('tensor', 'fsdp')", 64 * 16 * 4 // 8) in lines
   assert len(lines) == len(jax.tree.leaves(tree))
 
 
 def bodies(text):
   """Returns the lines of every loop of a compiled program, by the bound of its counter."""
-  parts, _ = cost._computations(text)
+  parts, _ = hlo_cost._computations(text)
   found = {}
   for lines in list(parts.values()):
     for line in lines:
-      for condition, body in cost._WHILE.findall(line):
-        bound = cost._trips(line, parts[condition] + called(parts, parts[condition]), parts[body])
+      for condition, body in hlo_cost._WHILE.findall(line):
+        bound = hlo_cost._trips(line, parts[condition] + called(parts, parts[condition]), parts[body])
         found.setdefault(bound, []).extend(parts[body] + called(parts, parts[body]))
   return found
 
 
 def called(parts, lines):
-  names = [name for line in lines if " while(" not in line for name in cost._CALLED.findall(line)]
+  names = [name for line in lines if " while(" not in line for name in hlo_cost._CALLED.findall(line)]
   return [line for name in names for line in parts[name] + called(parts, parts[name])]
 
 
@@ -225,15 +230,16 @@ import pathlib, sys, tiny
 import numpy as np
 from jax.sharding import Mesh
 from nash_jax import plan
-from nash_jax.models import gemma, partition
-where = plan.devices(sys.argv[1])
+from nash_jax.models import gemma, sharding
+from nash_jax.plan import topology
+where = topology.devices(sys.argv[1])
 config = tiny.train({
   "mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "sampling.max_tokens": 11,
   "model.logit_chunk": 4, "model.changes": {"num_embed": 4096, "num_layers": 2},
 })
 config, tok = plan.prepare(config, 8)
-mesh = partition.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
-programs = plan.programs(config, tok, mesh)
+mesh = sharding.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
+programs = plan.lowerings(config, tok, mesh)
 for name in ("sample", "update"):
   text = programs[name]().compile().as_text()
   (pathlib.Path(sys.argv[2]) / name).write_text(text)
@@ -245,14 +251,16 @@ TRUE_SIZE = """
 import sys, tiny
 import numpy as np
 from jax.sharding import Mesh
-from nash_jax import config as configs, plan
-from nash_jax.models import partition
-config = configs.load("gemma2_2b.py", tiny.ROOT / "configs" / "x").get_config()
+from nash_jax import plan
+from nash_jax.configs import gemma2_2b
+from nash_jax.plan import topology
+from nash_jax.models import sharding
+config = gemma2_2b.get_config()
 config.algorithm.name = sys.argv[1]
-where = plan.devices("v5e-16")
+where = topology.devices("v5e-16")
 config, tok = plan.prepare(config, len(where))
-mesh = partition.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
-print(plan.programs(config, tok, mesh)["sample"]().compile().as_text())
+mesh = sharding.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
+print(plan.lowerings(config, tok, mesh)["sample"]().compile().as_text())
 """
 
 
@@ -307,17 +315,17 @@ def test_no_array_has_the_whole_vocabulary(texts):
 @pytest.mark.parametrize("name", ["gemma2_2b", "gemma3_270m", "gemma3_1b", "gemma3_4b"])
 @pytest.mark.parametrize("kind", ["", "lora", "smoke"])
 def test_configs_of_true_size_resolve_for_a_slice(name, kind):
-  c = configs.load(f"{name}.py", tiny.ROOT / "configs" / "x").get_config(kind)
+  c = importlib.import_module(f"nash_jax.configs.{name}").get_config(kind)
   config, _ = plan.prepare(c, 8)
   assert config.mesh.fsdp == -1
   assert memory.estimate(config, {"data": 1, "fsdp": 8, "tensor": 1})["parameters"] > 0
   if kind != "smoke":
     with pytest.raises(ValueError, match=r"docs/weights\.md: how to get Gemma's"):
-      configs.resolve(c, 8)
+      resolve(c, devices=8)
 
 
 @pytest.mark.slow
 def test_a_smoke_config_trains(tmp_path):
-  c = configs.load("gemma2_2b.py", tiny.ROOT / "configs" / "x").get_config("smoke")
+  c = gemma2_2b.get_config("smoke")
   c.steps = 1
   assert int(train.run(c, str(tmp_path), progress=False).state.step) == 1

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from nash_jax import collect, preferences
 from nash_jax import config as configs
-from nash_jax.tokenizer import BUNDLED, Tokenizer
+from nash_jax.data import preferences
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
+from nash_jax.jobs import collect
 
 TOKENIZER = Tokenizer(BUNDLED, "plain")
 
@@ -30,7 +31,7 @@ def test_windows_hold_every_document_once_in_order(tmp_path, width):
   texts = ["A cat sat on the mat.", "Tom ran.", "The end of it all.", "Lily saw a bird."]
   path = write(tmp_path / "t.jsonl", [{"text": text} for text in texts])
   config = configure("text", path, max_tokens=width)
-  train, held_out = preferences.load(config, TOKENIZER, seed=0)
+  train, held_out = preferences.load_preferences(config, TOKENIZER, seed=0)
   ids = [[TOKENIZER.bos_id, *TOKENIZER.encode(text), TOKENIZER.eos_id] for text in texts]
   whole = train.all()
   assert whole["tokens"].shape == (len(train), width)
@@ -44,7 +45,7 @@ def test_windows_hold_every_document_once_in_order(tmp_path, width):
   (tmp_path / "more.jsonl").write_text(json.dumps({"text": texts[3]}))
   path = write(tmp_path / "t.jsonl", [{"text": text} for text in texts[:3]])
   config.update(path=path, held_out=0, held_out_path=str(tmp_path / "more.jsonl"))
-  for part, same in zip(preferences.load(config, TOKENIZER, 0), (train, held_out), strict=True):
+  for part, same in zip(preferences.load_preferences(config, TOKENIZER, 0), (train, held_out), strict=True):
     np.testing.assert_array_equal(part.all()["tokens"], same.all()["tokens"])
   batch = train.batch(3, 4)
   rows = [train.batch(3, 4, slice(0, 2)), train.batch(3, 4, slice(2, 4))]
@@ -59,7 +60,7 @@ def test_only_the_response_counts(tmp_path):
     {"prompt": "The end", "response": "."},
   ]
   config = configure("responses", write(tmp_path / "r.jsonl", rows))
-  train, held_out = preferences.load(config, TOKENIZER, seed=0)
+  train, held_out = preferences.load_preferences(config, TOKENIZER, seed=0)
   arrays = train.all()
   assert arrays["tokens"].shape == (2, 28)
   for i, (prompt, response) in enumerate((("Tom had", " a cat."), ("Lily", " ran."))):
@@ -83,7 +84,7 @@ def test_who_won(tmp_path, verdict, p_win):
   pair = {} if "chosen" in verdict else {"response_a": "one", "response_b": "two"}
   rows = [{"prompt": "Say", **pair, **verdict}] * 2
   config = configure("preferences", write(tmp_path / "p.jsonl", rows))
-  train, _ = preferences.load(config, TOKENIZER, seed=0)
+  train, _ = preferences.load_preferences(config, TOKENIZER, seed=0)
   batch = train.batch(0, 1)
   assert batch["p_win"] == np.float32(p_win)
   assert list(batch["a_tokens"][batch["a_mask"]]) == TOKENIZER.response("one")
@@ -106,17 +107,17 @@ def test_budgets_drop_or_cut(tmp_path):
   ]
   path = write(tmp_path / "p.jsonl", rows)
   budgets = {"max_tokens": 6, "max_response_tokens": 5}
-  dropped, _ = preferences.load(configure("preferences", path, **budgets), TOKENIZER, seed=0)
+  dropped, _ = preferences.load_preferences(configure("preferences", path, **budgets), TOKENIZER, seed=0)
   assert dropped.report == {"kept": 1, "dropped": 2, "cut": 0}
   config = configure("preferences", path, overflow="cut", **budgets)
-  cut, _ = preferences.load(config, TOKENIZER, seed=0)
+  cut, _ = preferences.load_preferences(config, TOKENIZER, seed=0)
   assert cut.report == {"kept": 3, "dropped": 0, "cut": 2}
   arrays = cut.all()
   assert list(arrays["prompts"].tokens[1]) == [TOKENIZER.bos_id, *TOKENIZER.prompt(long)[-5:]]
   assert list(arrays["b_tokens"][2]) == TOKENIZER.response(long)[:5]
   none = configure("preferences", path, max_tokens=1, max_response_tokens=5)
   with pytest.raises(ValueError, match="no examples left"):
-    preferences.load(none, TOKENIZER, seed=0)
+    preferences.load_preferences(none, TOKENIZER, seed=0)
 
 
 def test_pairs_of_token_ids_are_taken_as_they_are(tmp_path):
@@ -125,7 +126,7 @@ def test_pairs_of_token_ids_are_taken_as_they_are(tmp_path):
     {"inputs": [2], "a": [], "b": [1], "p_a": 1},
   ]
   config = configure("tokens", write(tmp_path / "t.jsonl", rows), held_out=0)
-  train, _ = preferences.load(config, TOKENIZER, seed=0)
+  train, _ = preferences.load_preferences(config, TOKENIZER, seed=0)
   batch = train.all()
   sides = [(batch["prompts"].tokens, batch["prompts"].mask)]
   sides += [(batch[f"{side}_tokens"], batch[f"{side}_mask"]) for side in "ab"]
@@ -166,16 +167,16 @@ def test_a_bad_line_is_named(tmp_path, task, line, message):
   path = tmp_path / "bad.jsonl"
   path.write_text("\n" + line)
   with pytest.raises(ValueError, match=message):
-    preferences.load(configure(task, str(path)), TOKENIZER, seed=0)
+    preferences.load_preferences(configure(task, str(path)), TOKENIZER, seed=0)
 
 
 def test_other_bad_input(tmp_path):
   path = write(tmp_path / "p.jsonl", [{"text": "x"}])
   with pytest.raises(ValueError, match="choose one of text, responses, preferences, tokens"):
-    preferences.load(configure("pairs", path), TOKENIZER, seed=0)
+    preferences.load_preferences(configure("pairs", path), TOKENIZER, seed=0)
   (tmp_path / "none.jsonl").write_text("\n")
   with pytest.raises(ValueError, match="hold no records"):
-    preferences.load(configure("text", f"{tmp_path}/none.jsonl"), TOKENIZER, seed=0)
+    preferences.load_preferences(configure("text", f"{tmp_path}/none.jsonl"), TOKENIZER, seed=0)
 
 
 def test_votes_of_three_annotators_under_gemmas_template(data_dir, tmp_path):
@@ -192,7 +193,7 @@ def test_votes_of_three_annotators_under_gemmas_template(data_dir, tmp_path):
   gemma = Tokenizer(str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
   path = write(tmp_path / "votes.jsonl", rows)
   config = configure("preferences", path, overflow="cut", max_tokens=64, max_response_tokens=48)
-  train, held_out = preferences.load(config, gemma, seed=0)
+  train, held_out = preferences.load_preferences(config, gemma, seed=0)
   assert (len(train), len(held_out)) == (39, 1)
   batch = train.all()
   model = gemma.prompt("x")[-3:]
@@ -216,7 +217,7 @@ def test_collected_votes_are_data_for_a_judge(tmp_path):
   config.steps = 3
   path = collect.run(config, tmp_path / "votes")
   config = configure("tokens", path, held_out=9, max_tokens=32, max_response_tokens=6)
-  train, held_out = preferences.load(config, TOKENIZER, seed=0)
+  train, held_out = preferences.load_preferences(config, TOKENIZER, seed=0)
   assert (len(train), len(held_out)) == (3 * 4 * 3 - 9, 9)
   assert train.report["dropped"] == 0
   batch = train.all()

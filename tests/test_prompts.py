@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from nash_jax import convert, prompts
-from nash_jax.tokenizer import BUNDLED, Tokenizer
+from nash_jax.data import prompts, rlhflow
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 
 TOKENIZER = Tokenizer(BUNDLED, "plain")
 WORDS = ["cat", "dog", "sun", "tree", "ball", "bird", "boat"]
@@ -32,7 +32,7 @@ def write(path, records):
 def loaded(tmp_path_factory):
   texts = [f"The {WORDS[i % 7]} {'very ' * (i // 7)}big" for i in range(23)]
   path = write(tmp_path_factory.mktemp("prompts") / "p.jsonl", [{"prompt": t} for t in texts])
-  return texts, *prompts.load(configure(path), TOKENIZER, seed=1)
+  return texts, *prompts.load_prompts(configure(path), TOKENIZER, seed=1)
 
 
 def test_prompts_are_left_padded_and_keep_their_place(loaded):
@@ -73,8 +73,8 @@ def test_every_prompt_once_an_epoch_though_batches_straddle_epochs(loaded):
 def test_any_step_can_be_asked_for_first_and_the_seed_decides(loaded, tmp_path):
   texts, train, _ = loaded
   path = write(tmp_path / "p.jsonl", [{"prompt": t} for t in texts])
-  again, _ = prompts.load(configure(path), TOKENIZER, seed=1)
-  other, _ = prompts.load(configure(path), TOKENIZER, seed=2)
+  again, _ = prompts.load_prompts(configure(path), TOKENIZER, seed=1)
+  other, _ = prompts.load_prompts(configure(path), TOKENIZER, seed=2)
   np.testing.assert_array_equal(again.batch(1000, 8).index, train.batch(1000, 8).index)
   assert list(other.batch(0, 8).index) != list(train.batch(0, 8).index)
 
@@ -86,10 +86,10 @@ def test_drop_and_cut_are_counted_and_leave_the_split_alone(loaded, tmp_path):
   budget = int(np.median(lengths[:20]))
   over = int((lengths[:20] > budget).sum())
   assert over
-  dropped, held_out = prompts.load(configure(path, max_tokens=budget), TOKENIZER, seed=1)
+  dropped, held_out = prompts.load_prompts(configure(path, max_tokens=budget), TOKENIZER, seed=1)
   assert dropped.report == {"kept": 20 - over, "dropped": over, "cut": 0}
   assert set(held_out.all().index) <= {20, 21, 22}
-  cut, _ = prompts.load(configure(path, max_tokens=budget, overflow="cut"), TOKENIZER, seed=1)
+  cut, _ = prompts.load_prompts(configure(path, max_tokens=budget, overflow="cut"), TOKENIZER, seed=1)
   assert cut.report == {"kept": 20, "dropped": 0, "cut": over}
   for row, text in zip(cut.all().tokens, texts, strict=False):
     whole = TOKENIZER.prompt(text)
@@ -103,7 +103,7 @@ def test_text_files_and_several_of_them_and_a_held_out_file(tmp_path):
   config = configure(
     f"{tmp_path}/a.txt, {tmp_path}/b.txt", "text", held_out_path=f"{tmp_path}/c.txt"
   )
-  train, held_out = prompts.load(config, TOKENIZER, seed=0)
+  train, held_out = prompts.load_prompts(config, TOKENIZER, seed=0)
   assert texts_of(train) == ["one cat", "two", "three"]
   assert texts_of(held_out) == ["a fish"]
   assert list(held_out.all().index) == [3]
@@ -115,14 +115,14 @@ def test_a_mixture_keeps_its_rates_and_repeats(tmp_path):
     for word in ("cat", "dog")
   ]
   config = configure(f"{paths[0]}:3,{paths[1]}:1", max_tokens=128, held_out=0)
-  train, held_out = prompts.load(config, TOKENIZER, seed=0)
+  train, held_out = prompts.load_prompts(config, TOKENIZER, seed=0)
   said = texts_of(train)
   cats = [text for text in said if text.startswith("cat")]
   assert cats == [
     "cat" + " ran" * i for i in range(60)
   ]  # the mixture ends with its first source to end
   assert 8 <= len(said) - len(cats) <= 35  # 60 / 3, give or take five standard deviations
-  again, _ = prompts.load(config, TOKENIZER, seed=0)
+  again, _ = prompts.load_prompts(config, TOKENIZER, seed=0)
   assert texts_of(again) == said
   with pytest.raises(ValueError, match="empty"):
     held_out.batch(0, 2)
@@ -141,11 +141,11 @@ def test_a_task_registered_elsewhere(tmp_path):
     preprocessors=[],
     output_features={"inputs": seqio.Feature(seqio.PassThroughVocabulary(64), add_eos=False)},
   )
-  train, _ = prompts.load(configure(task="someone_elses", held_out=1), TOKENIZER, seed=0)
+  train, _ = prompts.load_prompts(configure(task="someone_elses", held_out=1), TOKENIZER, seed=0)
   batch = train.all()
   assert list(batch.tokens[batch.mask]) == [2, 9, 10]
   with pytest.raises(ValueError, match=r"unknown task 'storys'.*someone_elses.*stories"):
-    prompts.load(configure(task="storys"), TOKENIZER, seed=0)
+    prompts.load_prompts(configure(task="storys"), TOKENIZER, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
   path = tmp_path / "p.jsonl"
   path.write_text('{"prompt": "fine"}\n\n' + line + "\n")
   with pytest.raises(ValueError, match=message):
-    prompts.load(configure(str(path)), TOKENIZER, seed=0)
+    prompts.load_prompts(configure(str(path)), TOKENIZER, seed=0)
 
 
 def test_other_bad_input(tmp_path):
@@ -178,11 +178,11 @@ def test_other_bad_input(tmp_path):
     (configure(f"{path}:1,{path}"), "either every file"),
   ]:
     with pytest.raises(ValueError, match=message):
-      prompts.load(config, TOKENIZER, seed=0)
+      prompts.load_prompts(config, TOKENIZER, seed=0)
 
 
 def test_bundled_stories():
-  train, held_out = prompts.load(
+  train, held_out = prompts.load_prompts(
     configure("assets:stories/prompts.jsonl", "stories", 32, held_out=96), TOKENIZER, seed=0
   )
   assert len(held_out) == 96
@@ -214,10 +214,10 @@ def test_rlhflow_collection_from_parquet_to_prompts(tmp_path, data_dir):
   (tmp_path / "in" / "more.json").write_text(json.dumps([{"prompt": "Why?"}, {"prompt": [ask]}]))
   (tmp_path / "in" / "README.md").write_text("not rows")
   output = str(tmp_path / "out.jsonl")
-  counts = convert.convert(str(tmp_path / "in"), output)
+  counts = rlhflow.convert(str(tmp_path / "in"), output)
   assert counts == {"written": 4, "skipped": 2}
   gemma = Tokenizer(str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
-  train, _ = prompts.load(configure(output, "rlhflow", 64, held_out=0), gemma, seed=0)
+  train, _ = prompts.load_prompts(configure(output, "rlhflow", 64, held_out=0), gemma, seed=0)
   batch = train.all()
   said = [list(row[mask]) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
   assert (said[0], said[3]) == (gemma.prompt("Why?"), gemma.prompt([ask, answer, ask]))

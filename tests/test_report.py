@@ -86,6 +86,6 @@ def test_missing_and_broken_metrics_are_named(tmp_path):
 
 
 def test_the_panels_are_metrics_that_exist():
-  from nash_jax import metrics
+  from nash_jax.run import metrics
 
   assert {name for panel in report.PANELS for name in panel[2]} <= set(metrics.GLOSSARY)

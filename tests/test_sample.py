@@ -7,8 +7,9 @@ import pytest
 import test_main
 
 from nash_jax import config as configs
-from nash_jax import sample
-from nash_jax.models import gemma, weights
+from nash_jax import weights
+from nash_jax.jobs import sample
+from nash_jax.models import gemma
 
 CHANGES = {"num_embed": 1024, "num_layers": 1}
 PROMPTS = ("Lily saw a red kite.", "One day, Tom found a box.")
@@ -117,7 +118,7 @@ def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monke
   ],
 )
 def test_bad_input_is_told_before_weights_load(printed, monkeypatch, changes, said):
-  monkeypatch.setattr("nash_jax.checkpoint.load_weights", None)
+  monkeypatch.setattr("nash_jax.jobs.sample.load_weights", None)
   with pytest.raises(ValueError, match=said):
     printed(**changes)
 

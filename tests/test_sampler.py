@@ -89,8 +89,8 @@ def raw_logits(params, prompts, responses):
   return out.reshape(count, samples, length, -1)
 
 
-def of_drawn(law, responses):
-  own = jnp.take_along_axis(law, responses.tokens[..., None], axis=-1)[..., 0]
+def of_drawn(distribution, responses):
+  own = jnp.take_along_axis(distribution, responses.tokens[..., None], axis=-1)[..., 0]
   return jnp.where(responses.mask, own, 0.0)
 
 
@@ -179,15 +179,15 @@ def test_one_token_frequencies_are_the_softmax(policy):
   one = jax.tree.map(lambda a: a[1:2], make_prompts())
   got = compiled(max_tokens=1, samples=samples)(policy, one, KEY)
   short = jax.tree.map(lambda a: a[:, :1], got)
-  law = np.exp(jax.nn.log_softmax(raw_logits(policy, one, short)[0, 0, 0] / TEMPERATURE))
+  distribution = np.exp(jax.nn.log_softmax(raw_logits(policy, one, short)[0, 0, 0] / TEMPERATURE))
   counts = np.bincount(np.asarray(got.tokens).ravel(), minlength=64)
   np.testing.assert_array_equal(counts[FORBIDDEN], 0)
-  expected = samples * law[~FORBIDDEN]
+  expected = samples * distribution[~FORBIDDEN]
   chi_square = np.sum((counts[~FORBIDDEN] - expected) ** 2 / expected)
   freedom = len(expected) - 1
   assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
   # The bound would notice another temperature.
-  wrong = samples * np.asarray(jax.nn.softmax(np.log(law[~FORBIDDEN]) * TEMPERATURE))
+  wrong = samples * np.asarray(jax.nn.softmax(np.log(distribution[~FORBIDDEN]) * TEMPERATURE))
   assert np.sum((counts[~FORBIDDEN] - wrong) ** 2 / wrong) > freedom + 4 * np.sqrt(2 * freedom)
 
 
@@ -195,15 +195,15 @@ def test_one_token_frequencies_are_the_softmax(policy):
 def test_top_k_and_top_p_narrow_the_sampling_law_alone(policy, top_k, top_p):
   prompts = make_prompts()
   got = compiled(top_k=top_k, top_p=top_p)(policy, prompts, KEY)
-  law = np.asarray(jax.nn.log_softmax(raw_logits(policy, prompts, got) / TEMPERATURE))
-  np.testing.assert_allclose(got.logp, of_drawn(law, got), atol=1e-4)
-  best = np.sort(np.exp(law), axis=-1)[..., ::-1][..., :top_k]
+  distribution = np.asarray(jax.nn.log_softmax(raw_logits(policy, prompts, got) / TEMPERATURE))
+  np.testing.assert_allclose(got.logp, of_drawn(distribution, got), atol=1e-4)
+  best = np.sort(np.exp(distribution), axis=-1)[..., ::-1][..., :top_k]
   before = (np.cumsum(best, axis=-1) - best) / best.sum(-1, keepdims=True)
   kept = np.sum(best, axis=-1, where=before < top_p)
   np.testing.assert_allclose(
     got.logp_sampling, np.where(got.mask, got.logp - np.log(kept), 0.0), atol=1e-4
   )
-  place = np.sum(law > np.asarray(got.logp + 1e-4)[..., None], axis=-1)
+  place = np.sum(distribution > np.asarray(got.logp + 1e-4)[..., None], axis=-1)
   assert (place[got.mask] < np.sum(before < top_p, axis=-1)[got.mask]).all()
   assert (got.logp_sampling >= got.logp).all()
   if top_k == 1:
@@ -215,8 +215,8 @@ def test_mixture_is_its_definition(policy, reference, m):
   prompts = make_prompts()
   got = mixed(m, (policy, reference), prompts, KEY)
   logits = (1 - m) * raw_logits(policy, prompts, got) + m * raw_logits(reference, prompts, got)
-  law = jax.nn.log_softmax(logits / TEMPERATURE)
-  np.testing.assert_allclose(got.logp, of_drawn(law, got), atol=1e-4)
+  distribution = jax.nn.log_softmax(logits / TEMPERATURE)
+  np.testing.assert_allclose(got.logp, of_drawn(distribution, got), atol=1e-4)
   plain = [compiled()(p, prompts, KEY) for p in (policy, reference)]
   if m in (0.0, 1.0):
     assert_same(got, plain[int(m)], atol=1e-5)
@@ -262,7 +262,7 @@ def test_the_loop_ends_with_the_last_row(policy, drawn, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"temperature": 0.0}, "temperature, behaviour: expected positive numbers, got 0.0, 1.0"),
+    ({"temperature": 0.0}, "temperature, behaviour_temperature: expected positive numbers, got 0.0, 1.0"),
     ({"top_k": 65}, r"top_k: expected 0 \(all ids\) to 64"),
     ({"top_k": 5, "top_p": 0.0}, "top_p: expected a share"),
     ({"top_p": 0.9}, "needs top_k"),

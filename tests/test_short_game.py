@@ -1,28 +1,33 @@
 """Games of short responses: enumerated policies, exact scores, and runs as lanes of one program."""
 
 import functools
+import importlib
 import json
 
 import jax
 import numpy as np
 import pytest
 import scipy
-from tiny import ROOT
+from nash_jax.configs import short_compare
+from nash_jax.configs.short_game import get_config
 
-from nash_jax import compare, judges, runs, short_game, train, update
-from nash_jax import config as configs
+from nash_jax import exact, iteration, judges, train, update
+from nash_jax.config import resolve
 from nash_jax.games import preference
+from nash_jax.jobs import compare, short_game, sweep
 from nash_jax.judges import table
 from nash_jax.objectives import algorithms
 from nash_jax.types import Prompts, Responses, Verdict
+from nash_jax.validation import asset_path
 
 TOKENS, LENGTH = (7, 8), 2
 
 
 def config(strength="mild", **changes):
   """The short game on a policy of one layer, for a few steps."""
-  c = configs.load("configs/short_game.py", ROOT / "x").get_config(strength)
+  c = get_config(strength)
   c.update_from_flattened_dict({name.replace("__", "."): v for name, v in changes.items()})
+  algorithms.fill_defaults(c.algorithm)
   return c
 
 
@@ -30,7 +35,7 @@ def game(contexts=3):
   p_win = short_game.random_game(0, 4.0, contexts, len(TOKENS) ** LENGTH)
   zeros = np.zeros((contexts, 1), np.int32)
   prompts = Prompts(zeros, zeros == 0, np.arange(contexts))
-  return short_game.Game(prompts, p_win, short_game.responses(TOKENS, LENGTH))
+  return exact.Game(prompts, p_win, exact.enumerate_responses(TOKENS, LENGTH))
 
 
 def laws(seed, contexts=3):
@@ -41,7 +46,7 @@ def laws(seed, contexts=3):
 def test_the_bundled_games_are_those_of_their_config():
   """P = σ(A − Aᵀ) with A of rank 4, drawn by seed 0."""
   for strength, c in (("mild", 4.0), ("strong", 8.0)):
-    bundled = np.load(configs.path(f"assets:short_game/{strength}.npy"))
+    bundled = np.load(asset_path(f"assets:short_game/{strength}.npy"))
     np.testing.assert_array_equal(bundled, short_game.random_game(0, c))
     table.check(bundled)
     assert bundled.shape == (4, 64, 64)
@@ -53,10 +58,10 @@ def drawn(params, g, sample):
 
 def test_tabular_policies_score_and_sample_their_law():
   g, logp = game(), laws(0)
-  policy = short_game.tabular(logp, TOKENS, LENGTH)
-  scored = jax.jit(functools.partial(g.log_policy, policy.score))(policy.params)
+  policy, params = exact.tabular_policy(logp, TOKENS, LENGTH)
+  scored = jax.jit(functools.partial(g.log_policy, policy.logprobs))(params)
   np.testing.assert_allclose(scored, logp, atol=1e-6)
-  y = drawn(policy.params, g, policy.make(samples=20_000))
+  y = drawn(params, g, policy.make_sampler(samples=20_000))
   actions = (y.tokens == TOKENS[1]) @ np.array([2, 1])
   for x in range(3):
     shares = np.bincount(actions[x], minlength=4) / 20_000
@@ -68,25 +73,25 @@ def test_tabular_policies_score_and_sample_their_law():
 
 def test_tabular_mixtures_and_flatter_laws_are_their_definitions():
   g, logp, ref = game(), laws(0), laws(1)
-  policy = short_game.tabular(logp, TOKENS, LENGTH)
-  both = (policy.params, {"logits": ref})
-  y = drawn(both, g, policy.make(samples=50, mixture=0.3))
+  policy, params = exact.tabular_policy(logp, TOKENS, LENGTH)
+  both = (params, {"logits": ref})
+  y = drawn(both, g, policy.make_sampler(samples=50, mixture=0.3))
   actions = (y.tokens == TOKENS[1]) @ np.array([2, 1])
   mixed = scipy.special.log_softmax(0.7 * logp + 0.3 * ref, axis=-1)
   expected = np.take_along_axis(mixed, actions, axis=1)
   np.testing.assert_allclose(np.sum(y.logp, -1), expected, atol=1e-5)
-  flat = drawn(policy.params, g, policy.make(samples=50, behaviour=2.0))
+  flat = drawn(params, g, policy.make_sampler(samples=50, behaviour_temperature=2.0))
   actions = (flat.tokens == TOKENS[1]) @ np.array([2, 1])
   flatter = scipy.special.log_softmax(logp / 2, axis=-1)
-  for got, law in ((flat.logp, logp), (flat.logp_sampling, flatter)):
-    expected = np.take_along_axis(law, actions, axis=1)
+  for got, distribution in ((flat.logp, logp), (flat.logp_sampling, flatter)):
+    expected = np.take_along_axis(distribution, actions, axis=1)
     np.testing.assert_allclose(np.sum(got, -1), expected, atol=1e-5)
 
 
 def test_the_equilibrium_scores_zero_and_others_more():
   g, ref = game(), laws(1)
   star = g.log_equilibrium(ref, 0.1)
-  exact = jax.jit(lambda logp: g.exact(logp, ref, star, 0.1))
+  exact = jax.jit(lambda logp: g.metrics(logp, ref, star, 0.1))
   at = lambda logp: {k: float(m.value()) for k, m in exact(logp).items()}  # noqa: E731
   assert max(at(star).values()) < 1e-6
   assert min(at(ref).values()) > 1e-3
@@ -98,22 +103,22 @@ def test_the_equilibrium_scores_zero_and_others_more():
 
 def test_a_game_that_cannot_be_enumerated_is_refused():
   with pytest.raises(ValueError, match=r"evaluation.exact: expected .* 64 actions .*'4 \*\* 2'"):
-    short_game.Game.of(config(sampling__max_tokens=2), None)
+    exact.Game.from_config(config(sampling__max_tokens=2), None)
 
 
-@pytest.mark.parametrize("name", algorithms.ROWS)
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_every_row_has_its_players_and_its_share_of_the_samples(name):
   a = config(algorithm__name=name, algorithm__samples=6).algorithm
-  row, g = algorithms.row(name), game()
-  policy = short_game.tabular(laws(0), TOKENS, LENGTH)
-  rule = update.make_update(config(algorithm__name=name), policy.score)
-  sample = train.make_sample(a, rule.players, policy.make)
-  state = jax.eval_shape(rule.init, policy.params)
-  y, against, _ = jax.eval_shape(sample, state, policy.params, g.prompts, jax.random.key(0))
-  assert y.tokens.shape == ((3, 3, 2) if row.opponent else (3, 6, 2))
-  assert (against is not None) == bool(row.opponent)
-  if row.opponent:
-    assert against.tokens.shape == (3, 3, 2)
+  method, g = algorithms.get(name), game()
+  policy, params = exact.tabular_policy(laws(0), TOKENS, LENGTH)
+  rule = update.make_update(config(algorithm__name=name), policy.logprobs)
+  sample = iteration.make_sample(a, rule.players, policy)
+  state = jax.eval_shape(rule.init, params)
+  y, opponents, _ = jax.eval_shape(sample, state, params, g.prompts, jax.random.key(0))
+  assert y.tokens.shape == ((3, 3, 2) if method.opponent else (3, 6, 2))
+  assert (opponents is not None) == bool(method.opponent)
+  if method.opponent:
+    assert opponents.tokens.shape == (3, 3, 2)
 
 
 def test_who_plays_is_who_the_row_says():
@@ -125,21 +130,21 @@ def test_who_plays_is_who_the_row_says():
     logits[:, action] = 0
     return {"logits": logits}
 
-  policy = short_game.tabular(laws(0), TOKENS, LENGTH)
+  policy, params = exact.tabular_policy(laws(0), TOKENS, LENGTH)
   for name, y_action, against_action in (("best_response", 0, 1), ("nash_ema", 0, 2),
                                          ("mpo", 0, 2), ("self_play", 0, 0)):  # fmt: skip
     c = config(algorithm__name=name, algorithm__reference_period=5)
-    rule = update.make_update(c, policy.score)
+    rule = update.make_update(c, policy.logprobs)
     state = rule.init(sure(0))
     copies = {key: sure(1) for key in state.copies}
     state = state.replace(target=sure(2), copies=copies)
-    sample = train.make_sample(c.algorithm, rule.players, policy.make)
-    y, against, queries = jax.device_get(
+    sample = iteration.make_sample(c.algorithm, rule.players, policy)
+    y, opponents, queries = jax.device_get(
       jax.jit(sample)(state, sure(1), g.prompts, jax.random.key(0))
     )
-    every = short_game.responses(TOKENS, LENGTH)
+    every = exact.enumerate_responses(TOKENS, LENGTH)
     np.testing.assert_array_equal(y.tokens[:, 0], np.tile(every[y_action], (3, 1)))
-    np.testing.assert_array_equal(against.tokens[:, 0], np.tile(every[against_action], (3, 1)))
+    np.testing.assert_array_equal(opponents.tokens[:, 0], np.tile(every[against_action], (3, 1)))
     assert int(queries) == 3 * 2 * LENGTH
 
 
@@ -156,7 +161,7 @@ def test_a_lane_is_the_ordinary_run(rank, tmp_path):
   }  # fmt: skip
   train.run(config(**changes), tmp_path / "ordinary", progress=False)
   lanes = {"lane": config(**changes), "other": config(**changes, seed=1)}
-  runs.run(lanes, tmp_path, progress=False)
+  sweep.run(lanes, tmp_path, progress=False)
 
   def last(name):
     lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -170,7 +175,7 @@ def test_a_lane_is_the_ordinary_run(rank, tmp_path):
 
 
 def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(tmp_path, capsys):
-  c = configs.load("configs/short_compare.py", ROOT / "x").get_config("smoke")
+  c = short_compare.get_config("smoke")
   c.runs = ({"algorithm.name": "nash_mp"}, {"algorithm.name": "rlhf", "judge.name": "table_reward"})
   c.base.steps = c.base.evaluation.every = 4
   c.learning_rates = (1e30, 1.0)
@@ -189,7 +194,7 @@ def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(
 
 
 def test_a_comparison_shows_what_diverged_as_such(tmp_path, capsys):
-  c = configs.load("configs/short_compare.py", ROOT / "x").get_config("smoke")
+  c = short_compare.get_config("smoke")
   c.runs = ({"algorithm.name": "nash_mp"},
             {"label": "wild", "optimizer.learning_rate": float("nan")})  # fmt: skip
   c.base.steps = c.base.evaluation.every = 4
@@ -203,19 +208,19 @@ def test_a_comparison_shows_what_diverged_as_such(tmp_path, capsys):
 
 def test_lanes_are_scored_at_whole_multiples_of_steps(tmp_path):
   with pytest.raises(ValueError, match=r"every: expected a divisor of steps = 5, got 2."):
-    runs.run({"run": config(steps=5, evaluation__every=2)}, tmp_path, progress=False)
+    sweep.run({"run": config(steps=5, evaluation__every=2)}, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("name", ["kappa", "beta", "eta"])
 def test_ablations_name_their_values(name):
-  c = configs.resolve(configs.load(f"configs/ablations/{name}.py", ROOT / "x").get_config("smoke"))
+  c = resolve(importlib.import_module(f"nash_jax.configs.ablations.{name}").get_config("smoke"))
   labels = [compare.label(item) for item in c.runs]
   assert all(label.startswith(f"{name} = ") for label in labels)
   assert len(set(labels)) == len(labels) >= 5
 
 
 def responses_of(actions):
-  tokens = short_game.responses(TOKENS, LENGTH)[np.array(actions)]
+  tokens = exact.enumerate_responses(TOKENS, LENGTH)[np.array(actions)]
   mask = np.ones(tokens.shape, bool)
   zeros = np.zeros(tokens.shape, np.float32)
   return Responses(tokens, mask, zeros, zeros, mask[..., 0])
@@ -230,7 +235,7 @@ def test_table_rewards_are_the_bradley_terry_fit():
   verdict = jax.jit(judge.fn)(judge.params, Prompts(zeros, zeros == 0, np.arange(2)), y, None)
   np.testing.assert_allclose(verdict.p_win, p_win, atol=1e-4)
   centred = rewards - rewards.mean(1, keepdims=True)
-  np.testing.assert_allclose(verdict.scores, centred, atol=1e-3)
+  np.testing.assert_allclose(verdict.rewards, centred, atol=1e-3)
 
 
 def test_sampled_labels_are_zero_or_one_with_the_judges_probability():
@@ -251,9 +256,9 @@ def test_sampled_labels_are_zero_or_one_with_the_judges_probability():
 
 def test_a_reference_is_fitted_to_the_probabilities_it_was_drawn_as():
   g, target = game(), laws(3)
-  policy = short_game.tabular(laws(0), TOKENS, LENGTH)
-  params, kl = short_game.fit_reference(policy.score, g, policy.params, target, steps=2000)
+  policy, params = exact.tabular_policy(laws(0), TOKENS, LENGTH)
+  params, kl = short_game.fit_reference(policy.logprobs, g, params, target, steps=2000)
   start = np.asarray(jax.jit(preference.kl)(target, laws(0))).mean()
   assert kl < 1e-3 * start
-  fitted = jax.jit(functools.partial(g.log_policy, policy.score))(params)
+  fitted = jax.jit(functools.partial(g.log_policy, policy.logprobs))(params)
   np.testing.assert_allclose(np.exp(fitted), np.exp(target), atol=0.01)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nash_jax.tokenizer import BUNDLED, Tokenizer, turns
+from nash_jax.data.chat_template import turns
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 
 PLAIN = Tokenizer(BUNDLED, "plain")
 CHAT = Tokenizer(BUNDLED, "gemma")
@@ -129,12 +130,12 @@ def test_bad_files_and_names(tmp_path):
 
 
 def test_train_makes_special_pieces_and_leaves_the_held_out_lines_alone(tmp_path):
-  from nash_jax.tokenizer import train
+  from nash_jax.data.tokenizer import train_tokenizer
 
   corpus = tmp_path / "corpus.jsonl"
   seen = [f'{{"text": "The cat {w} on the mat. “Hi”"}}' for w in ("sat", "ran", "hid", "lay")]
   corpus.write_text("\n".join([*seen, '{"text": "ZZZZ"}']))
-  train(str(corpus), str(tmp_path / "small.model"), vocab_size=48, held_out=1)
+  train_tokenizer(str(corpus), str(tmp_path / "small.model"), vocab_size=48, held_out=1)
   small = Tokenizer(str(tmp_path / "small.model"), "gemma")
   assert small.decode(small.encode("The cat “sat”")) == 'The cat "sat"'
   assert small._model.unk_id() in small.encode("Z")

@@ -10,8 +10,9 @@ import pytest
 import tiny
 from jax import numpy as jnp
 
-from nash_jax import checkpoint, metrics, train
+from nash_jax import policy, train
 from nash_jax.models import gemma, logprobs
+from nash_jax.run import checkpoint, metrics
 from nash_jax.types import Prompts
 
 
@@ -55,7 +56,7 @@ def start(assembled):
 @pytest.fixture(scope="module")
 def whole(start, assembled, tmp_path_factory):
   """The workdir and the end of an uninterrupted run, its step compiled by nobody before."""
-  assembled.do.train_step.clear_cache()
+  assembled.programs.train_step.clear_cache()
   workdir = tmp_path_factory.mktemp("train") / "whole"
   return workdir, start(workdir)
 
@@ -79,7 +80,7 @@ def test_a_run_trains_and_leaves_its_record(whole, assembled):
   samples = lines(workdir, "samples.jsonl")
   assert [sample["step"] for sample in samples] == [0, 3, 6]
   assert all(len(sample["rows"]) == 4 and "▸" in sample["rows"][0] for sample in samples)
-  moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), done.state.params, assembled.ref)
+  moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), done.state.params, assembled.reference)
   assert max(jax.tree.leaves(moved)) > 1e-3
 
 
@@ -95,13 +96,13 @@ def test_a_policy_begins_as_its_reference_and_target(whole):
 
 def test_the_reference_is_donated_to_nothing(whole, assembled):
   model = gemma.preset("tiny", num_embed=1024)
-  assert_same(assembled.ref, checkpoint.load_weights("", model, assembled.config.seed))
+  assert_same(assembled.reference, policy.load_weights("", model, assembled.config.seed))
 
 
 def test_a_reference_is_the_same_held_in_the_type_it_is_computed_with():
   model = gemma.preset("tiny", num_embed=1024)
-  whole = checkpoint.load_weights("", model)
-  held = checkpoint.load_weights("", model, dtype=jnp.bfloat16)
+  whole = policy.load_weights("", model)
+  held = policy.load_weights("", model, dtype=jnp.bfloat16)
   assert_same(held, gemma.cast(whole, jnp.bfloat16))
   rng = np.random.default_rng(0)
   prompts = Prompts(rng.integers(5, 1024, (3, 4)), np.ones((3, 4), bool), np.arange(3))
@@ -124,7 +125,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_as_if_never_killed(
   whole, start, assembled, tmp_path
 ):
   with pytest.raises(RuntimeError, match="killed"):
-    start(tmp_path, sample=at(6, kill, assembled.do.sample))
+    start(tmp_path, sample=at(6, kill, assembled.programs.sample))
   assert (tmp_path / "checkpoints" / "00000003").exists()
   assert [line["step"] for line in lines(tmp_path)][-1] == 4
   done = start(tmp_path)
@@ -134,7 +135,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_as_if_never_killed(
 
 
 def test_a_signal_saves_leaves_cleanly_and_the_run_goes_on(whole, start, assembled, tmp_path):
-  done = start(tmp_path, sample=at(2, terminate, assembled.do.sample))
+  done = start(tmp_path, sample=at(2, terminate, assembled.programs.sample))
   assert done.stopped
   assert int(done.state.step) == 2
   assert checkpoint._steps(checkpoint._folder(tmp_path)) == [2]
@@ -207,7 +208,7 @@ def test_nothing_but_the_reader_waits_for_the_device(start, assembled, tmp_path,
     return wrapped
 
   monkeypatch.setattr(metrics.Metrics, "read", open_late)
-  done = start(tmp_path, train_step=_Counted(late(assembled.do.train_step)))
+  done = start(tmp_path, train_step=_Counted(late(assembled.programs.train_step)))
   assert int(done.state.step) == 6
   assert len(reading) == 9
 
@@ -229,7 +230,7 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(start, as
   calls = []
 
   def poison(state, ref, batch):
-    state, values = assembled.do.train_step(state, ref, batch)
+    state, values = assembled.programs.train_step(state, ref, batch)
     calls.append(1)
     if len(calls) == 5:
       state = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
@@ -263,7 +264,7 @@ def test_checkpoints_are_closed_whatever_else_fails(start, tmp_path, monkeypatch
 
 
 def test_a_workdir_of_another_config_is_refused_before_anything_loads(whole, monkeypatch):
-  monkeypatch.setattr(train, "assemble", lambda config: pytest.fail("weights are loaded"))
+  monkeypatch.setattr(train, "set_up", lambda config: pytest.fail("weights are loaded"))
   with pytest.raises(ValueError, match="another config") as error:
     train.run(tiny.train({"algorithm.beta": 0.05}), whole[0])
   assert "algorithm.beta: 0.1 there, 0.05 here" in str(error.value)
@@ -283,4 +284,4 @@ def test_a_run_starts_from_the_target_of_another_and_copies_its_own_periodically
   assert abs(first["eval/kl_to_reference"]) < 1e-4
   assert second["kl_to_target"] == pytest.approx(second["kl_to_reference"], abs=1e-6)
   model = gemma.preset("tiny", num_embed=1024)
-  assert_same(checkpoint.load_weights(config.model.weights, model), whole[1].state.target)
+  assert_same(policy.load_weights(config.model.weights, model), whole[1].state.target)

@@ -7,8 +7,9 @@ import pytest
 import tiny
 from jax import numpy as jnp
 
-from nash_jax import metrics, update
+from nash_jax import update
 from nash_jax.objectives import algorithms
+from nash_jax.run import metrics
 from nash_jax.types import Prompts, Responses, Verdict
 
 B, K, L, V = 8, 2, 3, 5
@@ -30,7 +31,7 @@ def batch():
   return update.Batch(prompts, responses, verdict)
 
 
-def score(params, *, prompts, tokens, mask):
+def logprobs(params, *, prompts, tokens, mask):
   logp = jax.nn.log_softmax(params["w"])
   entropy = jnp.broadcast_to(-jnp.sum(jnp.exp(logp) * logp), tokens.shape)
   return jnp.where(mask, logp[tokens], 0.0), entropy
@@ -39,7 +40,9 @@ def score(params, *, prompts, tokens, mask):
 def make(**changes):
   """Returns the Update of a changed config with a compiled train_step, of the one-row policy."""
   named = {name.replace("__", "."): value for name, value in changes.items()}
-  rule = update.make_update(tiny.train(named), score)
+  config = tiny.train(named)
+  algorithms.fill_defaults(config.algorithm)
+  rule = update.make_update(config, logprobs)
   return rule._replace(train_step=jax.jit(rule.train_step))
 
 
@@ -104,16 +107,16 @@ def test_the_harmonic_kappa_starts_at_one_and_averages_from_there():
 def test_a_periodic_target_is_copied_at_its_steps_only():
   rule = make(algorithm__target_update="periodic", algorithm__target_period=3)
   state = rule.init(logits(0))
-  centre, rotated = state.params["w"], []
+  centre, copied = state.params["w"], []
   for step in range(7):
     state, _ = rule.train_step(state, logits(2), batch())
     np.testing.assert_array_equal(state.target["w"], centre)
-    if moves := rule.moves(step + 1):
-      state, centre = rule.rotate(state, moves), state.params["w"]
-      rotated.append(step + 1)
+    if copies := rule.copies_due(step + 1):
+      state, centre = rule.apply_copies(state, copies), state.params["w"]
+      copied.append(step + 1)
       np.testing.assert_array_equal(state.target["w"], state.params["w"])
-  assert rotated == [3, 6]
-  assert not any(make().moves(step) for step in range(1, 9)), "an EMA is never rotated"
+  assert copied == [3, 6]
+  assert not any(make().copies_due(step) for step in range(1, 9)), "an EMA is never copied"
 
 
 def test_regularised_self_play_keeps_no_target():
@@ -121,19 +124,22 @@ def test_regularised_self_play_keeps_no_target():
   state, values = rule.train_step(rule.init(logits(0)), logits(2), batch())
   assert state.target is None
   assert "kl_to_target" not in values
-  assert not rule.moves(10)
+  assert not rule.copies_due(10)
   # Without a prox term NashMP takes the same step.
   prox = make(algorithm__eta=1e9)
   same, _ = prox.train_step(prox.init(logits(0)).replace(target=logits(1)), logits(2), batch())
   np.testing.assert_allclose(gradient(state), gradient(same), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", algorithms.ROWS)
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_gradients_stop_at_every_role_and_the_judge_though_the_loss_depends_on_them(name):
   """The step depends on reference, target and verdict, but nothing flows back into them."""
-  rule, x = make(algorithm__name=name, optimizer__micro_batches=1), batch()
-  weights = algorithms.row(name).weights(tiny.train().algorithm)
-  scored = "scores" if algorithms.row(name).scores else "p_win"
+  rule = make(algorithm__name=name, algorithm__reference_period=0, optimizer__micro_batches=1)
+  x = batch()
+  a = tiny.train({"algorithm.name": name}).algorithm
+  algorithms.fill_defaults(a)
+  weights = algorithms.get(name).role_weights(a)
+  scored = "rewards" if algorithms.get(name).needs_rewards else "p_win"
 
   @jax.jit
   def loss(ref, target, judged):
@@ -157,7 +163,7 @@ def play(rule, steps):
   state, history = rule.init(logits(0)), []
   for step in range(1, steps + 1):
     before, _ = rule.train_step(state, logits(2), batch())
-    state = rule.rotate(before, rule.moves(step))
+    state = rule.apply_copies(before, rule.copies_due(step))
     history.append((state, before))
   return history
 
@@ -217,7 +223,7 @@ def test_a_state_shares_no_buffer_so_that_it_can_be_donated():
   np.testing.assert_array_equal(params["w"], logits(0)["w"])
 
 
-@pytest.mark.parametrize("name", algorithms.ROWS)
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_every_metric_has_an_entry_in_the_glossary(name):
   rule = make(algorithm__name=name)
   _, values = rule.train_step(rule.init(logits(0)), logits(2), batch())

@@ -18,8 +18,10 @@ from jax import numpy as jnp
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from nash_jax import checkpoint as checkpoints
-from nash_jax.models import files, gemma, hugging_face, names, weights
+from nash_jax import policy, weights
+from nash_jax.models import gemma
+from nash_jax.run.checkpoint import Checkpoints
+from nash_jax.weights import hugging_face, names, safetensors
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 LAYOUTS = {
@@ -340,7 +342,7 @@ def _damage(where, how):
 def test_a_folder_that_cannot_be_read_says_why(folder, how, message, monkeypatch):
   where, config = folder
   _damage(where, how)
-  monkeypatch.setattr(files, "_read", lambda *args: pytest.fail("a tensor is read"))
+  monkeypatch.setattr(safetensors, "_read", lambda *args: pytest.fail("a tensor is read"))
   with pytest.raises(ValueError, match=message):
     weights.load(str(where), config)
 
@@ -420,13 +422,13 @@ def test_a_folder_without_weights_is_named(tmp_path):
 def test_a_spec_is_a_folder_of_weights_or_a_run(file, tmp_path):
   path, config, params = file
   weights.export(str(tmp_path / "hub"), params, config, "float32")
-  same(checkpoints.load_weights(str(tmp_path / "hub"), config), params)
-  run = checkpoints.Checkpoints(tmp_path / "run", keep=1, config={})
+  same(policy.load_weights(str(tmp_path / "hub"), config), params)
+  run = Checkpoints(tmp_path / "run", keep=1, config={})
   run.save(1, {"params": gemma.cast(params, jnp.bfloat16)})
   run.close()
   shutil.copy(path, tmp_path / "run")  # what a run exports into its workdir is not the run
   with pytest.raises(ValueError, match="bfloat16"):
-    checkpoints.load_weights(str(tmp_path / "run"), config)
+    policy.load_weights(str(tmp_path / "run"), config)
 
 
 # The gemma library's Orbax checkpoints.
@@ -539,26 +541,28 @@ jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from jax.experimental import multihost_utils
 import test_weights
 from flax import traverse_util
-from nash_jax.models import files, names, partition, weights
+from nash_jax import weights
+from nash_jax.models import sharding
+from nash_jax.weights import names, safetensors
 
 config = test_weights.MODELS["hf_gemma2"]
-mesh = partition.make_mesh({"data": 1, "fsdp": 2, "tensor": 2})
+mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 2})
 sizes = names.sizes(config)
 # Not gemma.shapes: it would bring TensorFlow.
 like = {
   path: jax.ShapeDtypeStruct((1,) * place.stacked + names.shape(place.tensor.axes, sizes), "f")
   for path, place in names.places(config).items()
 }
-slots = partition.shardings(traverse_util.unflatten_dict(like, sep="/"), mesh)
+slots = sharding.shardings(traverse_util.unflatten_dict(like, sep="/"), mesh)
 read = {}
-whole = files._slice
+whole = safetensors._slice
 
 def counted(found, cut):
   x = whole(found, cut)
   read[id(found)] = read.get(id(found), 0) + x.nbytes
   return x
 
-files._slice = counted
+safetensors._slice = counted
 params = weights.load(sys.argv[3], config, shardings=slots)
 assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, params, slots))
 total = sum(x.nbytes for x in jax.tree.leaves(params))

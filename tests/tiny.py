@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import optax
 
-from nash_jax import config as configs
+import nash_jax
 from nash_jax import fit, judges, main, update
-from nash_jax import train as online
-from nash_jax.models import partition
+from nash_jax.config import resolve
+from nash_jax.models import sharding
 from nash_jax.types import Responses, Verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ EIGHT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.micro_batc
 
 def train(changes=()):
   """Returns the config of six steps of a two-layer policy, with changes by dotted name."""
-  c = configs.train()
+  c = nash_jax.config.train()
   c.model.update({"preset": "tiny", "weights": ""})
   c.model.changes = {"num_embed": 1024}
   c.prompts.update({"batch_size": 8, "max_tokens": 12, "overflow": "cut"})
@@ -48,9 +48,9 @@ def get_config(kind=""):
   return settings(pathlib.Path(folder), loss)
 
 
-def batch(it: online.Run):
+def batch(setup: nash_jax.train.Setup):
   """Returns responses that no device has drawn, of ragged lengths, some verdicts missing."""
-  rng, size = np.random.default_rng(0), it.config.prompts.batch_size
+  rng, size = np.random.default_rng(0), setup.config.prompts.batch_size
   mask = np.arange(12)[None, None] < rng.integers(1, 12, (size, 2, 1))
   tokens = np.where(mask, rng.integers(5, 1024, mask.shape), 0).astype(np.int32)
   logp = np.zeros(mask.shape, np.float32)
@@ -58,40 +58,44 @@ def batch(it: online.Run):
   valid[3] = False
   responses = Responses(tokens, mask, logp, logp, mask[..., 0])
   p_win = rng.random((size, 2, 2), np.float32)
-  return update.Batch(it.train.batch(0, size), responses, Verdict(p_win, valid))
+  return update.Batch(setup.train_prompts.batch(0, size), responses, Verdict(p_win, valid))
 
 
-def start(it: online.Run, config, workdir, **functions) -> online.Done:
+def start(setup: nash_jax.train.Setup, config, workdir, **functions) -> nash_jax.train.Done:
   """Runs a config on functions that are compiled already, some of them replaced."""
-  fresh = functools.partial(it.do.init, it.ref)  # assembling would compile it again
-  it = dataclasses.replace(it, config=configs.resolve(config), begin=fresh,
-                           do=it.do._replace(**functions))  # fmt: skip
-  with mock.patch.object(online, "assemble", return_value=it):
-    return online.run(config, workdir, progress=False)
+  setup = dataclasses.replace(
+    setup,
+    config=resolve(config),
+    # Setting it up would compile it again.
+    initial_state=functools.partial(setup.programs.init, setup.reference),
+    programs=setup.programs._replace(**functions),
+  )
+  with mock.patch.object(nash_jax.train, "set_up", return_value=setup):
+    return nash_jax.train.run(config, workdir, progress=False)
 
 
-def through_text(it: online.Run, x: update.Batch) -> Verdict:
+def through_text(setup: nash_jax.train.Setup, x: update.Batch) -> Verdict:
   """Returns what the policy itself says as a judge that reads text."""
   config = train({"judge.name": "gemma_text", "judge.max_tokens": 48}).judge
-  config.model.update(it.config.model)
-  mesh = it.do.rows.mesh
-  judge = judges.make(config, it.tokenizer, it.ref, mesh)
-  ask = jax.jit(judge.fn, out_shardings=partition.replicated(mesh))
+  config.model.update(setup.config.model)
+  mesh = setup.shardings.batch.mesh
+  judge = judges.make(config, setup.tokenizer, setup.reference, mesh)
+  ask = jax.jit(judge.fn, out_shardings=sharding.replicated(mesh))
   return ask(judge.params, x.prompts, x.responses, None)
 
 
-def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
+def measure(setup: nash_jax.train.Setup, workdir) -> dict[str, np.ndarray]:
   """Returns loss and gradients on fixed responses, then the state and record of a two-step run."""
-  ref = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.1, tree))(it.ref)
-  rows = functools.partial(fit._rows, batch(it))
-  x = partition.feed(it.do.rows, it.config.prompts.batch_size, rows)
-  state, metrics = it.do.train_step(it.do.init(it.ref), ref, x)
+  ref = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.1, tree))(setup.reference)
+  rows = functools.partial(fit._rows, batch(setup))
+  x = sharding.global_batch(setup.shardings.batch, setup.config.prompts.batch_size, rows)
+  state, metrics = setup.programs.train_step(setup.programs.init(setup.reference), ref, x)
   out = {"fixed/loss": metrics["loss"].value(), "fixed/kl": metrics["kl_to_reference"].value()}
-  out["text"] = through_text(it, x).p_win
+  out["text"] = through_text(setup, x).p_win
   trees = {"gradient": optax.tree_utils.tree_get(state.opt_state, "mu")}
-  done = start(it, it.config, workdir)
+  done = start(setup, setup.config, workdir)
   trees |= {"params": done.state.params, "target": done.state.target}
-  trees = jax.jit(lambda tree: tree, out_shardings=it.do.everywhere)(trees)
+  trees = jax.jit(lambda tree: tree, out_shardings=setup.shardings.replicated)(trees)
   for name, leaf in jax.tree.leaves_with_path(trees):
     out[jax.tree_util.keystr(name, simple=True, separator="/")] = leaf
   for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
@@ -103,7 +107,7 @@ def measure(it: online.Run, workdir) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
   main._join()
-  it = online.assemble(configs.resolve(train({"steps": 2, **json.loads(sys.argv[2])})))
-  found = measure(it, sys.argv[1])
+  setup = nash_jax.train.set_up(resolve(train({"steps": 2, **json.loads(sys.argv[2])})))
+  found = measure(setup, sys.argv[1])
   if jax.process_index() == 0:
     np.savez(f"{sys.argv[1]}.npz", **found)

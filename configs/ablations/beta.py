@@ -2,12 +2,14 @@
 
 Question: how near its own equilibrium does NashMP come as the pull to the reference falls?
           Each value is another game, with another equilibrium and another SubOpt of the reference.
-Command:  nash-jax sweep --config=configs/ablations/beta.py --workdir=runs/beta
+Command:  nash-jax sweep --config=ablations/beta --workdir=runs/beta
           (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
 Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
           storyteller, one seed each.
 Expected: docs/short_game.md, docs/compare.md
 """
+
+from nash_jax.configs.ablations import kappa
 
 from nash_jax import config
 
@@ -19,5 +21,4 @@ def sweep():
 
 
 def get_config(game="mild"):
-  kappa = config.load("kappa.py", __file__)
-  return config.compare(kappa.base(game), sweep(), **kappa.of(game))
+  return config.compare(kappa.base(game), sweep(), **kappa.kinds_and_seeds(game))

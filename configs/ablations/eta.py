@@ -1,12 +1,14 @@
 """η: how far may one proximal step go?
 
 Question: what does the weight β/η of KL to the target cost in speed and bring in stability?
-Command:  nash-jax sweep --config=configs/ablations/eta.py --workdir=runs/eta
+Command:  nash-jax sweep --config=ablations/eta --workdir=runs/eta
           (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
 Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
           storyteller, one seed each.
 Expected: docs/short_game.md, docs/compare.md
 """
+
+from nash_jax.configs.ablations import kappa
 
 from nash_jax import config
 
@@ -18,5 +20,4 @@ def sweep():
 
 
 def get_config(game="mild"):
-  kappa = config.load("kappa.py", __file__)
-  return config.compare(kappa.base(game), sweep(), **kappa.of(game))
+  return config.compare(kappa.base(game), sweep(), **kappa.kinds_and_seeds(game))

@@ -2,12 +2,14 @@
 
 Question: what does NashMP's last iterate lose when its target stands still (κ = 0), follows at
           once (κ = 1, regularised self-play) or averages (10/(k+10))?
-Command:  nash-jax sweep --config=configs/ablations/kappa.py --workdir=runs/kappa
+Command:  nash-jax sweep --config=ablations/kappa --workdir=runs/kappa
           (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
 Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
           storyteller, one seed each.
 Expected: docs/short_game.md, docs/compare.md
 """
+
+from nash_jax.configs import short_game, stories
 
 from nash_jax import config
 
@@ -22,22 +24,22 @@ def sweep():
 def base(game):
   """Returns the run that an ablation changes: a short game ("mild", "strong") or the stories."""
   if game == "stories":
-    c = config.load("../stories.py", __file__).get_config()
+    c = stories.get_config()
     c.steps = 40  # as in the comparison of methods
     return c
-  c = config.load("../short_game.py", __file__).get_config("mild" if game == "smoke" else game)
+  c = short_game.get_config("mild" if game == "smoke" else game)
   c.optimizer.name, c.optimizer.clip_norm, c.optimizer.learning_rate = "sgd", 1e9, 10.0
   if game == "smoke":
     c.steps, c.evaluation.every = 20, 10
   return c
 
 
-def of(game):
-  """Returns whose policies are ablated, and with how many seeds."""
+def kinds_and_seeds(game):
+  """Returns which kinds of policies are ablated, and with how many seeds."""
   if game == "stories":
     return {"kinds": ("network",), "seeds": 1}
   return {"kinds": ("tabular",), "seeds": 3}
 
 
 def get_config(game="mild"):
-  return config.compare(base(game), sweep(), **of(game))
+  return config.compare(base(game), sweep(), **kinds_and_seeds(game))

@@ -1,9 +1,9 @@
 """How many inner steps T and pairs B does approximate NashMP need for an error in log π?
 
-    nash-jax games --config=configs/games/approximation.py --workdir=runs/approximation
+    nash-jax games --config=games/approximation --workdir=runs/approximation
 
-Cost: under a minute; seconds as approximation.py:smoke. Expected: the error falls geometrically in
-T and as B^(-1/2), the lemma's orders.
+Cost: under a minute; seconds as games/approximation:smoke. Expected: the error falls geometrically
+in T and as B^(-1/2), the lemma's orders.
 """
 
 from ml_collections import config_dict
@@ -23,6 +23,7 @@ def get_config(size="full"):
             lemma | axis | {"label": label})
 
   config = config_dict.ConfigDict({
+    "job": "games",
     "study": "approximation",
     "seed": 0,
     "contexts": None,  # one game [A A]

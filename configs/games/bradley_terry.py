@@ -1,8 +1,8 @@
 """Why does a reward fail where preferences cycle?
 
-    nash-jax games --config=configs/games/bradley_terry.py --workdir=runs/bradley_terry
+    nash-jax games --config=games/bradley_terry --workdir=runs/bradley_terry
 
-Cost: seconds, fewer as bradley_terry.py:smoke. Expected: as β falls the reward's policy becomes
+Cost: seconds, fewer as games/bradley_terry:smoke. Expected: as β falls the reward's policy becomes
 pure, the equilibrium stays mixed; one vote among 30 flips the reward's policy and hardly moves the
 equilibrium; sampling one pair more often changes the reward's fit and not the preferences.
 """
@@ -22,6 +22,7 @@ def get_config(size="full"):
       for kind, style in (("reward", "--"), ("equilibrium", "-")) for y in range(3))}
 
   config = config_dict.ConfigDict({
+    "job": "games",
     "study": "bradley_terry",
     "payoffs": (0.5, 1.0, 0.8),  # of winning with rock, paper, scissors
     "betas": (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),

@@ -1,8 +1,8 @@
 """The paper's figure: which method ends closest to equilibrium on the contextual game?
 
-    nash-jax games --config=configs/games/figure.py --workdir=runs/figure
+    nash-jax games --config=games/figure --workdir=runs/figure
 
-Cost: 255 CPU seconds, the grids included; seconds as figure.py:smoke. Expected: among proximal
+Cost: 255 CPU seconds, the grids included; seconds as games/figure:smoke. Expected: among proximal
 updates NashMP is exact to rounding; among exact gradients EGPO is (its step is a proximal update in
 disguise); sampled, NashMP ends at .0021 after 50,000 steps, Online IPO at .0089. docs/games.md has
 the rest.
@@ -33,6 +33,7 @@ def get_config(size="full"):
     ("MD", "mmd", {}), ("Nash-MD", "nash_md", {}),
   )
   config = config_dict.ConfigDict({
+    "job": "games",
     "study": "figure",
     "contexts": 10,
     "actions": 20,

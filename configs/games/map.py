@@ -1,8 +1,8 @@
 """Where does a prox centre help: against self-play, Online IPO and EGPO, and with which κ and η?
 
-    nash-jax games --config=configs/games/map.py --workdir=runs/map
+    nash-jax games --config=games/map --workdir=runs/map
 
-Cost: about 2 minutes on 2 cores; seconds as map.py:smoke. Expected: next to nothing gained while
+Cost: about 2 minutes on 2 cores; seconds as games/map:smoke. Expected: next to nothing gained while
 cycles are mild and β is large; orders of magnitude at strong cycles, small β and large steps; less
 where noise decides.
 """
@@ -14,6 +14,7 @@ def get_config(size="full"):
   if size not in ("full", "smoke"):
     raise ValueError(f"size must be full or smoke, got {size!r}.")
   config = config_dict.ConfigDict({
+    "job": "games",
     "study": "map",
     "contexts": 5,
     "actions": 20,

@@ -1,8 +1,8 @@
 """How many queries of P(·≻π) does each method need, regularised and in the original game?
 
-    nash-jax games --config=configs/games/rates.py --workdir=runs/rates
+    nash-jax games --config=games/rates --workdir=runs/rates
 
-Cost: a minute on 2 cores; seconds as rates.py:smoke. Expected: rates.csv, where NashMP's own
+Cost: a minute on 2 cores; seconds as games/rates:smoke. Expected: rates.csv, where NashMP's own
 step needs tens to a few hundred queries and the steps of the others' theories thousands or never;
 tuned, EGPO equals NashMP (they are one iteration) and MMD is close. original_game.csv with NashMP's
 slope near 1.
@@ -15,6 +15,7 @@ def get_config(size="full"):
   if size not in ("full", "smoke"):
     raise ValueError(f"size must be full or smoke, got {size!r}.")
   config = config_dict.ConfigDict({
+    "job": "games",
     "study": "rates",
     "games": 10,
     "contexts": None,  # games [A A]

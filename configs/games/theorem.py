@@ -1,11 +1,11 @@
 """Does NashMP's theorem hold, for every β and number of actions, and what do other steps do?
 
-    nash-jax games --config=configs/games/theorem.py --workdir=runs/theorem
+    nash-jax games --config=games/theorem --workdir=runs/theorem
 
 Cost: about 4 minutes on 2 cores and 5 GB, nearly all of it the games of 10,000 actions; seconds as
-theorem.py:smoke. Expected: theorem_slopes.csv with worst_kl_over_bound ≤ 1 everywhere, both slopes
-at or below the promised one, hardly any change from 3 to 10,000 actions; KL rises somewhere only
-well above η = 2β.
+games/theorem:smoke. Expected: theorem_slopes.csv with worst_kl_over_bound ≤ 1 everywhere, both
+slopes at or below the promised one, hardly any change from 3 to 10,000 actions; KL rises somewhere
+only well above η = 2β.
 """
 
 from ml_collections import config_dict
@@ -15,6 +15,7 @@ def get_config(size="full"):
   if size not in ("full", "smoke"):
     raise ValueError(f"size must be full or smoke, got {size!r}.")
   config = config_dict.ConfigDict({
+    "job": "games",
     "study": "theorem",
     "seed": 0,
     "contexts": None,  # one game [A A]

@@ -4,16 +4,15 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from nash_jax import judges
-from nash_jax.judges import Answers, Judge
+from nash_jax.judges.base import Judge, pairwise
 from nash_jax.judges.gemma import architecture, load
 from nash_jax.models import gemma
-from nash_jax.types import Mean, Params, Prompts
+from nash_jax.types import Answers, Mean, Params, Prompts
 
 
-def init(key: Array, model: gemma.GemmaConfig) -> Params:
+def init(key: Array, model_config: gemma.GemmaConfig) -> Params:
   """Returns random parameters with a head."""
-  return add_head(gemma.init(jax.random.fold_in(key, 0), model), jax.random.fold_in(key, 1))
+  return add_head(gemma.init(jax.random.fold_in(key, 0), model_config), jax.random.fold_in(key, 1))
 
 
 def add_head(params: Params, key: Array) -> Params:
@@ -23,7 +22,7 @@ def add_head(params: Params, key: Array) -> Params:
 
 
 def rewards(
-  params: Params, model: gemma.GemmaConfig, prompts: Prompts, answers: Answers, **options
+  params: Params, model_config: gemma.GemmaConfig, prompts: Prompts, answers: Answers, **options
 ) -> Float[Array, "N"]:
   """Returns R(x, y) from the hidden state of each response's last token.
 
@@ -32,7 +31,7 @@ def rewards(
   mask = jnp.concatenate([prompts.mask, answers.mask], axis=1)
   tokens = jnp.concatenate([prompts.tokens, answers.tokens], axis=1)
   x, _ = gemma.forward(
-    params, model, tokens, gemma.positions_of(mask), gemma.causal_mask(mask), **options
+    params, model_config, tokens, gemma.positions_of(mask), gemma.causal_mask(mask), **options
   )
   last = prompts.mask.shape[1] + answers.mask.sum(axis=1) - 1
   x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
@@ -40,7 +39,7 @@ def rewards(
 
 
 def reward_loss(
-  params: Params, batch: dict, *, model: gemma.GemmaConfig, options: dict
+  params: Params, batch: dict, *, model_config: gemma.GemmaConfig, options: dict
 ) -> dict[str, Mean]:
   """Returns cross-entropy (nats) of σ(R - R') against p_win, and accuracy where p_win != 1/2.
 
@@ -51,11 +50,11 @@ def reward_loss(
   both = (jnp.stack([batch[f"a_{x}"], batch[f"b_{x}"]], 1) for x in ("tokens", "mask"))
   answers = Answers(*(x.reshape(-1, x.shape[-1]) for x in both))
   prompts = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch["prompts"])
-  a, b = rewards(params, model, prompts, answers, **options).reshape(-1, 2).T
+  a, b = rewards(params, model_config, prompts, answers, **options).reshape(-1, 2).T
   margin, p_win = a - b, batch["p_win"]
   soft = p_win * jax.nn.log_sigmoid(margin) + (1 - p_win) * jax.nn.log_sigmoid(-margin)
   right = (margin > 0) == (p_win > 0.5)
-  return {"loss": Mean.of(-soft), "accuracy": Mean.of(right, p_win != 0.5)}
+  return {"loss": Mean.from_values(-soft), "accuracy": Mean.from_values(right, p_win != 0.5)}
 
 
 def compare(params, prompts, a, b):
@@ -65,9 +64,9 @@ def compare(params, prompts, a, b):
 
 def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make."""
-  model, options = architecture(config.model, tokenizer)
+  model_config, options = architecture(config.model, tokenizer)
   if params is None:
-    params = load(config.model, model, init, mesh)
+    params = load(config.model, model_config, init, mesh)
   if "head" not in params:
     raise ValueError(
       f"judge.model.weights {config.model.weights!r} has no reward head (leaf head/w): fit one "
@@ -75,6 +74,6 @@ def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
     )
 
   def read(params, prompts, answers):
-    return rewards(params, model, prompts, answers, **options)
+    return rewards(params, model_config, prompts, answers, **options)
 
-  return Judge(params, judges.pairwise(compare, read, scalar=True))
+  return Judge(params, pairwise(compare, read, scalar=True))

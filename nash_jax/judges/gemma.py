@@ -11,17 +11,17 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from nash_jax import config as configs
-from nash_jax import judges, keys
-from nash_jax.judges import Answers, Judge
-from nash_jax.judges.template import Layout, assemble, layout, shown
-from nash_jax.models import gemma, partition, weights
-from nash_jax.types import Mean, Params, Prompts
+from nash_jax import keys, weights
+from nash_jax.data.judge_template import Layout, assemble, layout, shown
+from nash_jax.judges.base import Judge, pairwise
+from nash_jax.models import gemma, sharding
+from nash_jax.types import Answers, Mean, Params, Prompts
+from nash_jax.validation import asset_path
 
 
 def answer_logits(
   params: Params,
-  model: gemma.GemmaConfig,
+  model_config: gemma.GemmaConfig,
   layout: Layout,
   prompts: Prompts,
   a: Answers,
@@ -36,10 +36,10 @@ def answer_logits(
   both = [assemble(layout, prompts, a, b), assemble(layout, prompts, b, a)]
   tokens, mask = (jnp.stack(x, 1).reshape(2 * len(a.tokens), -1) for x in zip(*both, strict=True))
   x, _ = gemma.forward(
-    params, model, tokens, gemma.positions_of(mask), gemma.causal_mask(mask), **options
+    params, model_config, tokens, gemma.positions_of(mask), gemma.causal_mask(mask), **options
   )
   rows = params["embedder"]["input_embedding"][jnp.asarray(layout.answers)]
-  logits = gemma.logits({"embedder": {"input_embedding": rows}}, model, x[:, -1])
+  logits = gemma.logits({"embedder": {"input_embedding": rows}}, model_config, x[:, -1])
   return logits.reshape(-1, 2, 2)
 
 
@@ -58,7 +58,7 @@ def _average(first, second):
 
 
 def pairwise_loss(
-  params: Params, batch: dict, *, model: gemma.GemmaConfig, template: Layout, options: dict
+  params: Params, batch: dict, *, model_config: gemma.GemmaConfig, template: Layout, options: dict
 ) -> dict[str, Mean]:
   """Returns cross-entropy (nats) against p_win, both orders, and the averaged verdict's accuracy.
 
@@ -67,30 +67,30 @@ def pairwise_loss(
     options: gemma.forward's (dtype, remat).
   """
   a, b = Answers(batch["a_tokens"], batch["a_mask"]), Answers(batch["b_tokens"], batch["b_mask"])
-  first, second = _margins(params, model, template, batch["prompts"], a, b, **options)
+  first, second = _margins(params, model_config, template, batch["prompts"], a, b, **options)
   margins, p_win = jnp.stack([first, second], 1), batch["p_win"]
   soft = p_win[:, None] * jax.nn.log_sigmoid(margins)
   soft += (1 - p_win[:, None]) * jax.nn.log_sigmoid(-margins)
   right = (_average(first, second) > 0.5) == (p_win > 0.5)
-  return {"loss": Mean.of(-soft), "accuracy": Mean.of(right, p_win != 0.5)}
+  return {"loss": Mean.from_values(-soft), "accuracy": Mean.from_values(right, p_win != 0.5)}
 
 
 def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make."""
-  model, options = architecture(config.model, tokenizer)
+  model_config, options = architecture(config.model, tokenizer)
   lay = layout(config.template, tokenizer, tuple(config.answers), config.max_tokens)
 
   def compare(params, prompts, a, b):
-    first, second = _margins(params, model, lay, prompts, a, b, **options)
-    metrics = {"flip_rate": Mean.of((first > 0) != (second > 0))}
+    first, second = _margins(params, model_config, lay, prompts, a, b, **options)
+    metrics = {"flip_rate": Mean.from_values((first > 0) != (second > 0))}
     if lay.max_tokens:
       cut = shown(lay, prompts, a, b)[1]
-      metrics |= {"judge_cut": Mean.of(cut > 0), "judge_cut_tokens": Mean.of(cut)}
+      metrics |= {"judge_cut": Mean.from_values(cut > 0), "judge_cut_tokens": Mean.from_values(cut)}
     return _average(first, second), jnp.ones(first.shape, bool), metrics
 
   if params is None:
-    params = load(config.model, model, gemma.init, mesh)
-  return Judge(params, judges.pairwise(functools.partial(_in_parts, compare, config.micro_batches)))
+    params = load(config.model, model_config, gemma.init, mesh)
+  return Judge(params, pairwise(functools.partial(_in_parts, compare, config.micro_batches)))
 
 
 def _in_parts(compare, most, params, prompts, a, b):
@@ -114,7 +114,7 @@ def architecture(config, tokenizer) -> tuple[gemma.GemmaConfig, dict]:
   Raises:
     ValueError: a tokenizer other than the policy's, or with more pieces than the model has rows.
   """
-  own = configs.path(config.tokenizer)
+  own = asset_path(config.tokenizer)
   if own != tokenizer.path and (
     pathlib.Path(own).read_bytes() != pathlib.Path(tokenizer.path).read_bytes()
   ):
@@ -123,12 +123,12 @@ def architecture(config, tokenizer) -> tuple[gemma.GemmaConfig, dict]:
       "judge reads these tokens. Choose a judge with the policy's tokenizer, or "
       "judge.name='gemma_text', which reads their text"
     )
-  model = gemma.preset(config.preset, **config.changes)
-  tokenizer.check_rows(model.num_embed)
-  return model, {"dtype": jnp.dtype(config.dtype)}
+  model_config = gemma.preset(config.preset, **config.changes)
+  tokenizer.check_rows(model_config.num_embed)
+  return model_config, {"dtype": jnp.dtype(config.dtype)}
 
 
-def load(config, model: gemma.GemmaConfig, init, mesh=None) -> Params:
+def load(config, model_config: gemma.GemmaConfig, init, mesh=None) -> Params:
   """Returns parameters held in `config.dtype`: of `config.weights`, or random where it is "".
 
   They go straight to their places on the mesh; to the first device without one.
@@ -136,8 +136,8 @@ def load(config, model: gemma.GemmaConfig, init, mesh=None) -> Params:
   dtype, key = jnp.dtype(config.dtype), keys.key(0, "judge")
   shardings = None
   if mesh is not None:
-    shapes = jax.eval_shape(lambda key: init(key, model), key)
-    shardings = partition.shardings(shapes, mesh)
+    shapes = jax.eval_shape(lambda key: init(key, model_config), key)
+    shardings = sharding.shardings(shapes, mesh)
   if config.weights:
-    return weights.load(configs.path(config.weights), model, dtype, shardings)
-  return jax.jit(lambda key: gemma.cast(init(key, model), dtype), out_shardings=shardings)(key)
+    return weights.load(asset_path(config.weights), model_config, dtype, shardings)
+  return jax.jit(lambda key: gemma.cast(init(key, model_config), dtype), out_shardings=shardings)(key)

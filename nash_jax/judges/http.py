@@ -14,21 +14,21 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from nash_jax import judges
-from nash_jax.judges import Judge, template
+from nash_jax.data import judge_template
+from nash_jax.judges.base import Judge, pairwise
 from nash_jax.types import Mean
 
 KEY = "NASH_JAX_JUDGE_KEY"  # the environment variable of the server's key; without it, none is sent
 
 
-def make(config, tokenizer) -> Judge:
+def make(config, tokenizer, params=None, mesh=None) -> Judge:
   """Builds the judge of `config.http`; see judges.make.
 
   Both orders of a pair are asked, `workers` requests at a time. A pair of which an answer is
   missing after all retries, or says neither of `config.answers`, is not valid.
   """
-  markers = [*template.layout(config.template, tokenizer).markers]
-  text = re.sub(r"<start_of_turn>\w+\n|<end_of_turn>\n?", "", template.read(config.template))
+  markers = [*judge_template.layout(config.template, tokenizer).markers]
+  text = re.sub(r"<start_of_turn>\w+\n|<end_of_turn>\n?", "", judge_template.read(config.template))
 
   def said(x):
     shown = x[1] & ~np.isin(x[0], markers)
@@ -46,10 +46,10 @@ def make(config, tokenizer) -> Judge:
     first, second = jax.pure_callback(host, kind, *((x.tokens, x.mask) for x in (prompts, a, b)))
     valid = jnp.isfinite(first) & jnp.isfinite(second)
     p = jnp.where(valid, 0.5 + 0.5 * (first - second), 0.5)
-    flipped = Mean.of((first > 0.5) != (second < 0.5), valid)
-    return p, valid, {"flip_rate": flipped, "valid": Mean.of(valid)}
+    flipped = Mean.from_values((first > 0.5) != (second < 0.5), valid)
+    return p, valid, {"flip_rate": flipped, "valid": Mean.from_values(valid)}
 
-  return Judge(None, judges.pairwise(compare))
+  return Judge(None, pairwise(compare))
 
 
 def ask(config, text: str) -> float:
@@ -101,5 +101,5 @@ def _read(reply, answers) -> float:
 
 
 def _fill(text, prompt, a, b):
-  slots = dict(zip(template.SLOTS, (prompt, a, b), strict=True))
+  slots = dict(zip(judge_template.SLOTS, (prompt, a, b), strict=True))
   return re.sub("|".join(map(re.escape, slots)), lambda found: slots[found[0]], text)

@@ -10,13 +10,13 @@ import re
 import numpy as np
 from jax import numpy as jnp
 
-from nash_jax import judges
-from nash_jax.judges import Judge
+from nash_jax.judges.base import Judge, pairwise
+from nash_jax.models import sharding
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotator:
-  """One type; its score of a response is
+  """One type; the utility of a response to it is
 
   min(Σ_t [matches of `pattern` in the text of token t], cap) + stopped·(finish + per_token·tokens).
   """
@@ -39,7 +39,13 @@ STORYTELLERS = {
 }
 
 
-def make(tokenizer, types: dict[str, Annotator] = STORYTELLERS) -> Judge:
+def make(config, tokenizer, params=None, mesh=None) -> Judge:
+  """Builds the judge of the bundled storytellers' tastes; see judges.make."""
+  made = judge(tokenizer)
+  return made.replace(params=sharding.shard(made.params, mesh))
+
+
+def judge(tokenizer, types: dict[str, Annotator] = STORYTELLERS) -> Judge:
   """Builds the judge of equally many annotators of each of `types`, in this tokenizer's tokens."""
   pieces = [tokenizer.decode([i]) for i in range(tokenizer.size)]
   patterns = [(re.compile(t.pattern), bool(t.pattern)) for t in types.values()]
@@ -47,10 +53,10 @@ def make(tokenizer, types: dict[str, Annotator] = STORYTELLERS) -> Judge:
   params = {"counts": jnp.asarray(counts, jnp.float32)}  # [V Z]; the others [Z]
   for name in ("cap", "finish", "per_token"):
     params[name] = jnp.asarray([getattr(t, name) for t in types.values()], jnp.float32)
-  return Judge(params, judges.pairwise(compare, scores))
+  return Judge(params, pairwise(compare, utilities))
 
 
-def scores(params, prompts, answers):
+def utilities(params, prompts, answers):
   """Returns f(x, y, Z), [N Z]."""
   counts = jnp.where(answers.mask[..., None], params["counts"][answers.tokens], 0.0).sum(axis=1)
   length = answers.mask.sum(axis=1)[:, None]
@@ -59,6 +65,6 @@ def scores(params, prompts, answers):
 
 
 def compare(params, prompts, a, b):
-  """P(a ≻ b) of scores a and b [N Z]; see judges.pairwise."""
+  """P(a ≻ b) of utilities a and b [N Z]; see judges.pairwise."""
   p = jnp.mean(jnp.where(a == b, 0.5, a > b), axis=1)
   return p, jnp.ones(p.shape, bool), {}

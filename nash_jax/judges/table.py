@@ -4,9 +4,9 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from nash_jax import config as configs
-from nash_jax import judges
-from nash_jax.judges import Judge
+from nash_jax.judges.base import Judge, pairwise
+from nash_jax.models import sharding
+from nash_jax.validation import asset_path
 
 
 def load(path: str) -> np.ndarray:
@@ -39,9 +39,9 @@ def check(table: np.ndarray, name: str = "the array") -> None:
       )
 
 
-def make(config, tokenizer) -> Judge:
+def make(config, tokenizer, params=None, mesh=None) -> Judge:
   """Builds the judge from `config.table`; see judges.make, `judge` and `reward_judge`."""
-  table = load(configs.path(config.table))
+  table = load(asset_path(config.table))
   base = config.table_tokens or table.shape[1]
   last = config.first_token + base
   if config.first_token < 0 or last > tokenizer.size:
@@ -50,7 +50,8 @@ def make(config, tokenizer) -> Judge:
       f"{tokenizer.size} pieces, got {config.first_token} to {last - 1}"
     )
   kind = reward_judge if config.name == "table_reward" else judge
-  return kind(table, config.first_token, base)
+  made = kind(table, config.first_token, base)
+  return made.replace(params=sharding.shard(made.params, mesh))
 
 
 def judge(table: np.ndarray, first_token: int, base: int) -> Judge:
@@ -68,7 +69,7 @@ def judge(table: np.ndarray, first_token: int, base: int) -> Judge:
     p = params[prompts.index % len(params), action, other]
     return jnp.where(valid, p, 0.5), valid, {}
 
-  return Judge(jnp.asarray(table), judges.pairwise(compare, lambda params, *rest: read(*rest)))
+  return Judge(jnp.asarray(table), pairwise(compare, lambda params, *rest: read(*rest)))
 
 
 def reward_judge(table: np.ndarray, first_token: int, base: int) -> Judge:
@@ -90,7 +91,7 @@ def reward_judge(table: np.ndarray, first_token: int, base: int) -> Judge:
     valid = jnp.isfinite(a) & jnp.isfinite(b)
     return jnp.where(valid, jax.nn.sigmoid(a - b), 0.5), valid, {}
 
-  return Judge(jnp.asarray(rewards, jnp.float32), judges.pairwise(compare, reward, scalar=True))
+  return Judge(jnp.asarray(rewards, jnp.float32), pairwise(compare, reward, scalar=True))
 
 
 def _reader(actions: int, first_token: int, base: int):

@@ -1,0 +1,1 @@
+"""Gemma: forward pass, decoding, log-probabilities, adapters, shardings."""

@@ -14,11 +14,11 @@ from flax import traverse_util
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax.models import gemma, lora, partition
+from nash_jax.models import gemma, lora, sharding
 from nash_jax.types import Params
 
-_HEADS = (partition.BATCH, "tensor?")
-CACHE = {"k": _HEADS, "v": _HEADS, "positions": (partition.BATCH,), "end_index": ()}  # its layout
+_HEADS = (sharding.BATCH, "tensor?")
+CACHE = {"k": _HEADS, "v": _HEADS, "positions": (sharding.BATCH,), "end_index": ()}  # its layout
 
 
 def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
@@ -31,7 +31,7 @@ def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
 
     layer = {**layer, "k": pad("k", 3), "v": pad("v", 2), "positions": pad("positions", 1)}
     layer = jax.tree.map(lambda leaf: jnp.repeat(leaf, copies, axis=0), layer)
-    return {name: partition.constrain(leaf, *CACHE[name]) for name, leaf in layer.items()}
+    return {name: sharding.constrain(leaf, *CACHE[name]) for name, leaf in layer.items()}
 
   return tuple(one(layer) for layer in cache)
 
@@ -96,16 +96,16 @@ def _attend(attn, x, positions, cache, visible):
 
   rows, _, heads, size = q.shape
   q = q.reshape(rows, attn.num_kv_heads, -1, size)
-  scores = jnp.einsum("BKGH,BKHS->BKGS", q, cache["k"])
+  logits = jnp.einsum("BKGH,BKHS->BKGS", q, cache["k"])
   if attn.attn_logits_soft_cap is not None:
-    scores = jnp.tanh(scores / attn.attn_logits_soft_cap) * attn.attn_logits_soft_cap
+    logits = jnp.tanh(logits / attn.attn_logits_soft_cap) * attn.attn_logits_soft_cap
   # In the compute dtype, as the library does, so that sampler and trainer round alike.
-  share = jax.nn.softmax(jnp.where(visible[:, None], scores, -2e38), axis=-1)
+  share = jax.nn.softmax(jnp.where(visible[:, None], logits, -2e38), axis=-1)
   seen = jnp.einsum("BKGS,BKSH->BKGH", share, cache["v"])
   return cache, attn.attn_vec_einsum("BTNH,NHD->BTD", seen.reshape(rows, 1, heads, size))
 
 
-def forward(params, config, token, position, visible, cache, dtype):
+def forward(params, model_config, token, position, visible, cache, dtype):
   """Runs one token of every row: `gemma.forward` with T = 1 over a cache from `grow`.
 
   Args:
@@ -119,7 +119,7 @@ def forward(params, config, token, position, visible, cache, dtype):
   with nn.intercept_methods(_stand_in):
     x, cache = gemma.forward(
       params,
-      config,
+      model_config,
       token[:, None],
       position[:, None],
       visible[:, None],

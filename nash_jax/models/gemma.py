@@ -12,16 +12,18 @@ Both gating layouts of the published checkpoints become [2, features, hidden] wh
 
 import dataclasses
 import functools
+import importlib.machinery
+import sys
+import types
 
 import jax
 from gemma import gm
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nash_jax import config as configs
-from nash_jax import libraries
-from nash_jax.models import lora, partition
+from nash_jax.models import lora, sharding
 from nash_jax.types import Params
+from nash_jax.validation import one_of
 
 _LOCAL, _GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
 Cache = tuple[dict[str, Array], ...]  # one leaf set a layer, as gm.nn.Block wants it
@@ -96,117 +98,137 @@ def preset(name: str, **changes) -> GemmaConfig:
 
   `num_layers` among these keeps the first so many layers.
   """
-  configs.choose("model.preset", name, PRESETS)
+  one_of("model.preset", name, PRESETS)
   fields = [field.name for field in dataclasses.fields(GemmaConfig)]
   for change in changes:
-    configs.choose("model.changes", change, [*fields, "num_layers"])
+    one_of("model.changes", change, [*fields, "num_layers"])
   base, layers = PRESETS[name](), changes.pop("num_layers", None)
   cut = dataclasses.replace(base, attention_types=base.attention_types[:layers])
   return dataclasses.replace(cut, **changes)
 
 
-def alike(config) -> bool:
+def alike(model_config) -> bool:
   """Whether local and global layers differ in their window alone, so that one block serves both.
 
   A compiler then sees one layer instead of a whole pattern: half the time for Gemma 2.
   """
-  return (config.local_base_frequency, config.local_scale_factor) == (
-    config.global_base_frequency, config.global_scale_factor
+  return (model_config.local_base_frequency, model_config.local_scale_factor) == (
+    model_config.global_base_frequency, model_config.global_scale_factor
   )  # fmt: skip
 
 
-def pattern(config: GemmaConfig) -> tuple[int, int, int]:
+def pattern(model_config: GemmaConfig) -> tuple[int, int, int]:
   """Returns (period of the pattern of layers, whole repeats of it, layers left over)."""
-  types = tuple(config.attention_types)
-  if alike(config):
-    return 1, len(types), 0
+  kinds = tuple(model_config.attention_types)
+  if alike(model_config):
+    return 1, len(kinds), 0
   period = next(
-    p for p in range(1, len(types) + 1) if all(a == types[i % p] for i, a in enumerate(types))
+    p for p in range(1, len(kinds) + 1) if all(a == kinds[i % p] for i, a in enumerate(kinds))
   )
-  return period, len(types) // period, len(types) % period
+  return period, len(kinds) // period, len(kinds) % period
 
 
-def block(config: GemmaConfig, attn_type, transpose_gating=False) -> gm.nn.Block:
+@functools.cache
+def _import_annotations():
+  """Imports what the library's blocks are annotated with, but not TensorFlow, which they name.
+
+  A single type, tf.Tensor, occurs in these annotations, and no text model ever meets one. Tested
+  with gemma 4.0.1 and kauldron 1.4.4; a test fails where these would import TensorFlow after all.
+  """
+  absent = "tensorflow" not in sys.modules
+  if absent:
+    stand_in = types.ModuleType("tensorflow")
+    stand_in.Tensor = type("Tensor", (), {})
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)
+    sys.modules["tensorflow"] = stand_in
+  try:
+    import kauldron.typing  # noqa: F401
+  finally:
+    if absent:
+      del sys.modules["tensorflow"]
+
+
+def block(model_config: GemmaConfig, attn_type, transpose_gating=False) -> gm.nn.Block:
   """Returns the library's block for one layer; gating is [2, features, hidden] by default."""
-  libraries.annotations()  # the block's call would import TensorFlow for them
+  _import_annotations()  # the block's call would import TensorFlow for them
   local = attn_type == _LOCAL
   return gm.nn.Block(
-    num_heads=config.num_heads,
-    num_kv_heads=config.num_kv_heads,
-    embed_dim=config.embed_dim,
-    head_dim=config.head_dim,
-    hidden_dim=config.hidden_dim,
-    sliding_window_size=config.sliding_window_size,
+    num_heads=model_config.num_heads,
+    num_kv_heads=model_config.num_kv_heads,
+    embed_dim=model_config.embed_dim,
+    head_dim=model_config.head_dim,
+    hidden_dim=model_config.hidden_dim,
+    sliding_window_size=model_config.sliding_window_size,
     use_post_attn_norm=True,
     use_post_ffw_norm=True,
-    attn_logits_soft_cap=config.attn_logits_soft_cap,
+    attn_logits_soft_cap=model_config.attn_logits_soft_cap,
     attn_type=attn_type,
-    query_pre_attn_scalar=config.head_dim**-0.5,
+    query_pre_attn_scalar=model_config.head_dim**-0.5,
     transpose_gating_einsum=transpose_gating,
-    use_qk_norm=config.use_qk_norm,
-    rope_base_frequency=config.local_base_frequency if local else config.global_base_frequency,
-    rope_scale_factor=config.local_scale_factor if local else config.global_scale_factor,
+    use_qk_norm=model_config.use_qk_norm,
+    rope_base_frequency=model_config.local_base_frequency if local else model_config.global_base_frequency,
+    rope_scale_factor=model_config.local_scale_factor if local else model_config.global_scale_factor,
   )
 
 
-def init(key: Array, config: GemmaConfig) -> Params:
+def init(key: Array, model_config: GemmaConfig) -> Params:
   """Returns random float32 parameters in the stacked layout."""
   inputs = (
-    jnp.zeros((1, 1, config.embed_dim)),
+    jnp.zeros((1, 1, model_config.embed_dim)),
     jnp.zeros((1, 1), jnp.int32),
     None,
     jnp.ones((1, 1, 1), bool),
   )
-  period, repeats, _ = pattern(config)
+  period, repeats, _ = pattern(model_config)
 
   def layer(n, count):
     keys = jax.random.split(jax.random.fold_in(key, n), count)
-    make = block(config, config.attention_types[n])
+    make = block(model_config, model_config.attention_types[n])
     return jax.vmap(lambda k: make.init(k, *inputs)["params"])(keys)
 
   layers = {str(i): layer(i, repeats) for i in range(period)}
   tail = {
     str(i): jax.tree.map(lambda x: x[0], layer(period * repeats + i, 1))
-    for i in range(pattern(config)[2])
+    for i in range(pattern(model_config)[2])
   }
-  embedding = gm.nn.Embedder(config.num_embed, config.embed_dim).init(
-    jax.random.fold_in(key, config.num_layers), jnp.zeros((1, 1), jnp.int32), method="encode"
+  embedding = gm.nn.Embedder(model_config.num_embed, model_config.embed_dim).init(
+    jax.random.fold_in(key, model_config.num_layers), jnp.zeros((1, 1), jnp.int32), method="encode"
   )
   return {
     "embedder": embedding["params"],
-    "final_norm": {"scale": jnp.zeros((config.embed_dim,))},
+    "final_norm": {"scale": jnp.zeros((model_config.embed_dim,))},
     "layers": layers,
     **({"tail": tail} if tail else {}),
   }
 
 
-def shapes(config: GemmaConfig) -> Params:
+def shapes(model_config: GemmaConfig) -> Params:
   """Returns the stacked tree of `jax.ShapeDtypeStruct`s; allocates nothing."""
-  return jax.eval_shape(functools.partial(init, config=config), jax.random.key(0))
+  return jax.eval_shape(functools.partial(init, model_config=model_config), jax.random.key(0))
 
 
-def _swap_gating(config, layer):
-  if not config.transpose_gating_einsum:
+def _swap_gating(model_config, layer):
+  if not model_config.transpose_gating_einsum:
     return layer
   gating = jnp.swapaxes(layer["mlp"]["gating_einsum"], -1, -2)
   return {**layer, "mlp": {**layer["mlp"], "gating_einsum": gating}}
 
 
-def unstack(params: Params, config: GemmaConfig, library_gating: bool = True) -> Params:
+def unstack(params: Params, model_config: GemmaConfig, library_gating: bool = True) -> Params:
   """Returns the `layer_<n>` view, with the library's names and shapes.
 
   Args:
     library_gating: False keeps gating as [2, features, hidden], for decoding here.
   """
-  period, repeats, _ = pattern(config)
+  period, repeats, _ = pattern(model_config)
   out = {"embedder": params["embedder"], "final_norm": params["final_norm"]}
-  for n in range(config.num_layers):
+  for n in range(model_config.num_layers):
     repeat, place = divmod(n, period)
     if repeat < repeats:
       layer = jax.tree.map(lambda x, r=repeat: x[r], params["layers"][str(place)])
     else:
       layer = params["tail"][str(place)]
-    out[f"layer_{n}"] = _swap_gating(config, layer) if library_gating else layer
+    out[f"layer_{n}"] = _swap_gating(model_config, layer) if library_gating else layer
   return out
 
 
@@ -215,21 +237,21 @@ def cast(params: Params, dtype) -> Params:
   return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def init_cache(config: GemmaConfig, batch: int, length: int, dtype) -> Cache:
+def init_cache(model_config: GemmaConfig, batch: int, length: int, dtype) -> Cache:
   """Returns an empty cache of `length` columns for every layer."""
   make = functools.partial(
-    gm.nn.Attention.init_cache, length, config.num_kv_heads, config.head_dim, batch, dtype
+    gm.nn.Attention.init_cache, length, model_config.num_kv_heads, model_config.head_dim, batch, dtype
   )
-  return tuple(make() for _ in range(config.num_layers))
+  return tuple(make() for _ in range(model_config.num_layers))
 
 
-def _near(config, positions, cache) -> Bool[Array, "N T S"]:
+def _near(model_config, positions, cache) -> Bool[Array, "N T S"]:
   """Returns which columns lie within the window, as gm.nn.Attention has it for local layers."""
   columns = positions
   if cache:
     start = (0, cache[0]["end_index"][0])
     columns = jax.lax.dynamic_update_slice(cache[0]["positions"], positions, start)
-  return jnp.abs(columns[:, None] - positions[:, :, None]) < config.sliding_window_size
+  return jnp.abs(columns[:, None] - positions[:, :, None]) < model_config.sliding_window_size
 
 
 def _stack(*trees):
@@ -238,7 +260,7 @@ def _stack(*trees):
 
 def forward(
   params: Params,
-  config: GemmaConfig,
+  model_config: GemmaConfig,
   tokens: Int[Array, "N T"],
   positions: Int[Array, "N T"],
   attn_mask: Bool[Array, "N T S"],
@@ -261,65 +283,79 @@ def forward(
     Hidden states, and the cache with the new columns.
   """
   embedding = params["embedder"]["input_embedding"]
-  x = partition.constrain(embedding.astype(dtype)[tokens], partition.BATCH)
-  x *= jnp.sqrt(config.embed_dim).astype(dtype)
-  types = tuple(config.attention_types)
-  period, repeats, rest = pattern(config)
+  x = sharding.constrain(embedding.astype(dtype)[tokens], sharding.BATCH)
+  x *= jnp.sqrt(model_config.embed_dim).astype(dtype)
 
-  def whole(layer):
-    return partition.gathered(cast(layer, dtype))
+  def apply(layer, kind, x, layer_cache, visible=attn_mask):
+    x = sharding.constrain(x, sharding.BATCH)
+    return lora.apply(block(model_config, kind), layer, x, positions, layer_cache, visible)
 
-  def apply(layer, kind, x, layer_cache, seen=attn_mask):
-    x = partition.constrain(x, partition.BATCH)
-    return lora.apply(block(config, kind), layer, x, positions, layer_cache, seen)
+  if "layers" in params:
+    x, new_cache = _stacked_layers(
+      params, model_config, x, positions, attn_mask, cache, apply, dtype, remat
+    )
+  else:
+    new_cache = []
+    for n, kind in enumerate(model_config.attention_types):
+      layer = cast(params[f"layer_{n}"], dtype)
+      layer_cache, x = apply(layer, kind, x, cache and cache[n])
+      new_cache.append(layer_cache)
+  norm = {"params": cast(params["final_norm"], dtype)}
+  return gm.nn.RMSNorm().apply(norm, x), cache and tuple(new_cache)
+
+
+def _stacked_layers(
+  params, model_config, x, positions, attn_mask, cache, apply, dtype, remat
+) -> tuple[Float[Array, "N T D"], list]:
+  """Scans the stacked layers, then runs those left over; see `forward`."""
+  kinds = tuple(model_config.attention_types)
+  period, repeats, rest = pattern(model_config)
+  num_scanned, near = period * repeats, _near(model_config, positions, cache)
+
+  def gathered(layer):
+    return sharding.gather_weights(cast(layer, dtype))
 
   def group(x, scanned):
     layers, local, caches = scanned
     out = []
     for place in range(period):
-      kind, seen = types[place], attn_mask
-      if alike(config):
-        kind, seen = _GLOBAL, attn_mask & (near | ~local)
-      layer_cache, x = apply(whole(layers[str(place)]), kind, x, caches and caches[place], seen)
+      kind, visible = kinds[place], attn_mask
+      if alike(model_config):
+        kind, visible = _GLOBAL, attn_mask & (near | ~local)
+      layer_cache, x = apply(
+        gathered(layers[str(place)]), kind, x, caches and caches[place], visible
+      )
       out.append(layer_cache)
     return x, tuple(out)
 
-  if "layers" not in params:
-    new_cache = []
-    for n, kind in enumerate(types):
-      layer_cache, x = apply(cast(params[f"layer_{n}"], dtype), kind, x, cache and cache[n])
-      new_cache.append(layer_cache)
-  else:
-    scanned, near = period * repeats, _near(config, positions, cache)
-    local = jnp.array([kind == _LOCAL for kind in types[:scanned:period]])
-    caches = cache and tuple(_stack(*cache[i:scanned:period]) for i in range(period))
-    x, caches = jax.lax.scan(
-      jax.checkpoint(group) if remat else group, x, (params["layers"], local, caches)
-    )
-    new_cache = [
-      cache and jax.tree.map(lambda c, r=n // period: c[r], caches[n % period])
-      for n in range(scanned)
-    ]
-    for i in range(rest):
-      n = scanned + i
-      layer_cache, x = apply(whole(params["tail"][str(i)]), types[n], x, cache and cache[n])
-      new_cache.append(layer_cache)
-
-  norm = {"params": cast(params["final_norm"], dtype)}
-  return gm.nn.RMSNorm().apply(norm, x), cache and tuple(new_cache)
+  local = jnp.array([kind == _LOCAL for kind in kinds[:num_scanned:period]])
+  caches = cache and tuple(_stack(*cache[i:num_scanned:period]) for i in range(period))
+  x, caches = jax.lax.scan(
+    jax.checkpoint(group) if remat else group, x, (params["layers"], local, caches)
+  )
+  new_cache = [
+    cache and jax.tree.map(lambda leaf, r=n // period: leaf[r], caches[n % period])
+    for n in range(num_scanned)
+  ]
+  for i in range(rest):
+    n = num_scanned + i
+    layer = gathered(params["tail"][str(i)])
+    layer_cache, x = apply(layer, kinds[n], x, cache and cache[n])
+    new_cache.append(layer_cache)
+  return x, new_cache
 
 
 def logits(
   params: Params,
-  config: GemmaConfig,
+  model_config: GemmaConfig,
   x: Float[Array, "... D"],
   forbidden: Bool[Array, "V"] | None = None,
 ) -> Float[Array, "... V"]:
   """Returns float32 next-token logits: soft-capped, then -inf-like where `forbidden`."""
   embedding = params["embedder"]["input_embedding"].astype(x.dtype)
   out = jnp.einsum("...D,VD->...V", x, embedding, preferred_element_type=jnp.float32)
-  if config.final_logit_softcap is not None:
-    out = jnp.tanh(out / config.final_logit_softcap) * config.final_logit_softcap
+  if model_config.final_logit_softcap is not None:
+    out = jnp.tanh(out / model_config.final_logit_softcap) * model_config.final_logit_softcap
   if forbidden is not None:
     out = jnp.where(jnp.expand_dims(forbidden, range(out.ndim - 1)), -1e30, out)
   return out

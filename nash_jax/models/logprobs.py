@@ -6,7 +6,7 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nash_jax.models import gemma, partition
+from nash_jax.models import gemma, sharding
 from nash_jax.types import Params, Prompts
 
 _VOCABULARY = ("fsdp", "tensor")  # what its rows are split over where logits are computed
@@ -14,7 +14,7 @@ _VOCABULARY = ("fsdp", "tensor")  # what its rows are split over where logits ar
 
 def token_logprobs(
   params: Params,
-  config: gemma.GemmaConfig,
+  model_config: gemma.GemmaConfig,
   tokens: Int[Array, "N T"],
   mask: Bool[Array, "N T"],
   first: int = 1,
@@ -37,7 +37,7 @@ def token_logprobs(
   inputs = mask[:, :-1]
   x, _ = gemma.forward(
     params,
-    config,
+    model_config,
     tokens[:, :-1],
     gemma.positions_of(inputs),
     gemma.causal_mask(inputs),
@@ -49,9 +49,9 @@ def token_logprobs(
   size = min(chunk, scored)
 
   @functools.partial(jax.checkpoint, prevent_cse=False)
-  def score(embedder, x, labels):
-    logits = gemma.logits({"embedder": embedder}, config, x, forbidden) / temperature
-    logits = partition.constrain(logits, "data", None, _VOCABULARY)
+  def chunk_logprobs(embedder, x, labels):
+    logits = gemma.logits({"embedder": embedder}, model_config, x, forbidden) / temperature
+    logits = sharding.constrain(logits, "data", None, _VOCABULARY)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     logp = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0] - log_z
     frozen = jax.lax.stop_gradient(logits - log_z[..., None])
@@ -62,11 +62,11 @@ def token_logprobs(
     return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
 
   # Each device has its part of the vocabulary for all rows: the table is gathered nowhere.
-  table = partition.constrain(params["embedder"]["input_embedding"], _VOCABULARY)
+  table = sharding.constrain(params["embedder"]["input_embedding"], _VOCABULARY)
   embedder = {"input_embedding": table}
   # A scan, not a map over everything at once: one chunk's logits live at a time.
   _, out = jax.lax.scan(
-    lambda none, xs: (none, score(embedder, *xs)), None, (split(x), split(labels))
+    lambda none, xs: (none, chunk_logprobs(embedder, *xs)), None, (split(x), split(labels))
   )
   keep = mask[:, first:]
   return tuple(
@@ -76,7 +76,7 @@ def token_logprobs(
 
 def response_logprobs(
   params: Params,
-  config: gemma.GemmaConfig,
+  model_config: gemma.GemmaConfig,
   prompts: Prompts,
   tokens: Int[Array, "B K L"],
   mask: Bool[Array, "B K L"],
@@ -95,7 +95,7 @@ def response_logprobs(
 
   logp, entropy = token_logprobs(
     params,
-    config,
+    model_config,
     join(prompts.tokens, tokens),
     join(prompts.mask, mask),
     prompts.tokens.shape[1],

@@ -32,9 +32,11 @@ FACTORS = {
 _STACKS = ("layers", "tail")
 
 
-def of(config) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
-  """Returns (start, join) of a run's config: from a base to what is trained, and from both to a
-  policy. Without LoRA what is trained is the base itself, and a policy.
+def init_and_join(config) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
+  """Returns (init, join) of a run's config.
+
+  init(base) makes the trainable parameters, and join(base, trainable) the policy's. Without LoRA
+  the trainable parameters are the base itself, which is also the policy's.
   """
   rank = config.model.lora.rank
   if not rank:

@@ -1,0 +1,1 @@
+"""Losses of arrays, and the table of algorithms that use them."""

@@ -1,8 +1,8 @@
 """Losses of arrays, in two families; they know no model, tokenizer or config.
 
 Axes: B prompts, K responses to each, J responses each is compared with, L tokens. Every loss takes
-`logp` (log π_θ of each token, differentiated), `ratios` (log π_θ − log π_role of each token, one
-array a role), the judge's verdict and `weights` (of each role). Masked tokens are 0. Where the
+`logp` (log π_θ of each token, differentiated), `log_ratios` (log π_θ − log π_role of each token, one
+array a role), the judge's verdict and `role_weights` (of each role). Masked tokens are 0. Where the
 responses are compared among themselves J = K, and the diagonal is not valid.
 """
 
@@ -13,16 +13,16 @@ from jaxtyping import Array, Bool, Float
 from nash_jax.types import Mean, Verdict
 
 Logp = Float[Array, "B K L"]
-Ratios = dict[str, Float[Array, "B K L"]]
+LogRatios = dict[str, Float[Array, "B K L"]]
 Weights = dict[str, float]
 
 
-def score_function(
+def policy_gradient(
   logp: Logp,
-  ratios: Ratios,
+  log_ratios: LogRatios,
   verdict: Verdict,
   *,
-  weights: Weights,
+  role_weights: Weights,
   arms: int,
   centre: bool = False,
   to_go: bool = False,
@@ -30,12 +30,12 @@ def score_function(
   """Surrogate whose gradient is NashMP's estimator and its relatives' (2505.19731, section 5).
 
   The gradient is the mean over prompts of (arms / K) Σ_k ∇log π(y_k)·coef(y_k), with
-  coef = 1/2 − mean_j P(y_k≻y_j) + Σ_role weights[role]·ratio_role(y_k), all under stop_gradient:
+  coef = 1/2 − mean_j P(y_k≻y_j) + Σ_role role_weights[role]·log_ratio_role(y_k), all under stop_gradient:
   differentiating a log-ratio through its own samples gives zero expected KL gradient. A response
   without a valid comparison weighs nothing.
 
   Args:
-    weights: of each role's KL: β for the reference, β/η for the target.
+    role_weights: of each role's log-ratio: β for the reference, β/η for the target.
     arms: 2 where opponents are the policy's own samples, so that both sides of every comparison
       carry a gradient (its expectation is 2·∇J); 1 otherwise.
     centre: subtract from each log-ratio the mean over the prompt's other responses; the expectation
@@ -43,85 +43,85 @@ def score_function(
     to_go: a token's coefficient holds the log-ratios of its own and later tokens only; the same
       expectation on policy (Munos et al. 2312.00886, section 7).
   """
-  wins, known = _mean_wins(verdict)
-  penalty = _penalty(ratios, weights, centre, to_go)
-  return _policy_gradient(logp, 0.5 - wins[..., None] + penalty, known, arms)
+  wins, compared = _mean_wins(verdict)
+  penalty = _penalty(log_ratios, role_weights, centre, to_go)
+  return _surrogate(logp, 0.5 - wins[..., None] + penalty, compared, arms)
 
 
-def reward_function(
+def reinforce(
   logp: Logp,
-  ratios: Ratios,
+  log_ratios: LogRatios,
   verdict: Verdict,
   *,
-  weights: Weights,
+  role_weights: Weights,
   centre: bool = False,
   to_go: bool = False,
 ) -> Mean:
   """Surrogate of REINFORCE with leave-one-out rewards: coef = −(R_k − mean_{j≠k} R_j) + penalty.
 
-  Both arms count, as in `score_function` with arms = 2: the expectation of the gradient is 2·∇ of
-  −E[R] + Σ_role weights[role]·KL. Source: RLOO, Ahmadian et al. 2402.14740.
+  Both arms count, as in `policy_gradient` with arms = 2: the expectation of the gradient is 2·∇ of
+  −E[R] + Σ_role role_weights[role]·KL. Source: RLOO, Ahmadian et al. 2402.14740.
   """
-  _, known = _mean_wins(verdict)
-  scores = jnp.where(known, verdict.scores, 0.0)  # NaN of what a judge could not read
-  advantage = scores - _others(scores)
-  penalty = _penalty(ratios, weights, centre, to_go)
-  return _policy_gradient(logp, penalty - advantage[..., None], known, arms=2)
+  _, compared = _mean_wins(verdict)
+  rewards = jnp.where(compared, verdict.rewards, 0.0)  # NaN of what a judge could not read
+  advantage = rewards - _others(rewards)
+  penalty = _penalty(log_ratios, role_weights, centre, to_go)
+  return _surrogate(logp, penalty - advantage[..., None], compared, arms=2)
 
 
 def regression(
-  logp: Logp, ratios: Ratios, verdict: Verdict, *, weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
 ) -> Mean:
-  """Mean of (h(y) − h(y') − scale·(P(y≻y') − 1/2))² over pairs, h = Σ_role weights·ratio_role.
+  """Mean of (h(y) − h(y') − scale·(P(y≻y') − 1/2))² over pairs, h = Σ_role role_weights·log_ratio_role.
 
   Online IPO and IPO-MD (2403.08635): h = r, scale = 1/β. INPO (2407.00617): h = log π_θ
   − sβ log π_ref − (1 − sβ) log π_t, scale = s.
   """
-  h = _weighted(ratios, weights)
+  h = _weighted(log_ratios, role_weights)
   return _over_pairs((_differences(h) - scale * (verdict.p_win - 0.5)) ** 2, verdict.valid)
 
 
 def regression_to_opponent(
-  logp: Logp, ratios: Ratios, verdict: Verdict, *, weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
 ) -> Mean:
   """Mean of (h(y) − h(y') − scale·[P(y≻y'') − P(y'≻y'')])² over pairs; y'' is the opponent's.
 
   Source: EGPO, Zhou et al. 2503.08942. P is averaged over the J responses y''.
   """
-  wins, known = _mean_wins(verdict)
-  error = _differences(_weighted(ratios, weights)) - scale * _differences(wins)
+  wins, compared = _mean_wins(verdict)
+  error = _differences(_weighted(log_ratios, role_weights)) - scale * _differences(wins)
   distinct = ~jnp.eye(logp.shape[1], dtype=bool)[None]
-  return _over_pairs(error**2, known[:, :, None] & known[:, None, :] & distinct)
+  return _over_pairs(error**2, compared[:, :, None] & compared[:, None, :] & distinct)
 
 
-def logistic(logp: Logp, ratios: Ratios, verdict: Verdict, *, weights: Weights) -> Mean:
+def logistic(logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights) -> Mean:
   """Mean of −P log σ(h − h') − (1 − P) log σ(h' − h) over pairs (online DPO, 2402.04792)."""
-  delta, p = _differences(_weighted(ratios, weights)), verdict.p_win
+  delta, p = _differences(_weighted(log_ratios, role_weights)), verdict.p_win
   cross_entropy = -p * jax.nn.log_sigmoid(delta) - (1 - p) * jax.nn.log_sigmoid(-delta)
   return _over_pairs(cross_entropy, verdict.valid)
 
 
 def win_rate_regression(
-  logp: Logp, ratios: Ratios, verdict: Verdict, *, weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
 ) -> Mean:
   """Mean of (h(y_k) − scale·(mean_j P(y_k≻y_j) − 1/2))² over responses (SPPO, 2405.00675)."""
-  wins, known = _mean_wins(verdict)
-  return Mean.of((_weighted(ratios, weights) - scale * (wins - 0.5)) ** 2, known)
+  wins, compared = _mean_wins(verdict)
+  return Mean.from_values((_weighted(log_ratios, role_weights) - scale * (wins - 0.5)) ** 2, compared)
 
 
-def _policy_gradient(logp, coefficient, known, arms) -> Mean:
-  weight, samples = known.astype(logp.dtype), logp.shape[1]
+def _surrogate(logp, coefficient, compared, arms) -> Mean:
+  weight, samples = compared.astype(logp.dtype), logp.shape[1]
   each = jnp.sum(jax.lax.stop_gradient(coefficient) * logp, axis=-1)
   return Mean(jnp.sum(weight * each) * arms / samples, jnp.sum(weight) / samples)
 
 
-def _penalty(ratios, weights, centre, to_go) -> Float[Array, "B K L"] | float:
-  def one(ratio):
-    whole = jnp.sum(ratio, axis=-1, keepdims=True)
-    counted = jnp.flip(jnp.cumsum(jnp.flip(ratio, -1), axis=-1), -1) if to_go else whole
+def _penalty(log_ratios, role_weights, centre, to_go) -> Float[Array, "B K L"] | float:
+  def penalise(log_ratio):
+    whole = jnp.sum(log_ratio, axis=-1, keepdims=True)
+    counted = jnp.flip(jnp.cumsum(jnp.flip(log_ratio, -1), axis=-1), -1) if to_go else whole
     return counted - _others(whole) if centre else counted
 
-  return sum(weight * one(ratios[role]) for role, weight in weights.items())
+  return sum(weight * penalise(log_ratios[role]) for role, weight in role_weights.items())
 
 
 def _others(x):
@@ -136,8 +136,8 @@ def _mean_wins(verdict: Verdict) -> tuple[Float[Array, "B K"], Bool[Array, "B K"
   return wins / jnp.maximum(count, 1), count > 0
 
 
-def _weighted(ratios, weights) -> Float[Array, "B K"]:
-  return sum(weight * jnp.sum(ratios[role], axis=-1) for role, weight in weights.items())
+def _weighted(log_ratios, role_weights) -> Float[Array, "B K"]:
+  return sum(weight * jnp.sum(log_ratios[role], axis=-1) for role, weight in role_weights.items())
 
 
 def _differences(x: Float[Array, "B K"]) -> Float[Array, "B K K"]:
@@ -146,6 +146,6 @@ def _differences(x: Float[Array, "B K"]) -> Float[Array, "B K K"]:
 
 def _over_pairs(values: Float[Array, "B K K"], valid: Bool[Array, "B K K"]) -> Mean:
   """Each prompt weighs 1 where all its pairs are valid, whatever K."""
-  total = Mean.of(values, valid)
+  total = Mean.from_values(values, valid)
   pairs = values.shape[1] * (values.shape[1] - 1)
   return Mean(total.total / pairs, total.weight / pairs)

@@ -1,0 +1,1 @@
+"""Experiments: each file states its question, command, cost and expected result."""

@@ -1,0 +1,1 @@
+"""Ablations: each file lists its values in `sweep()`."""

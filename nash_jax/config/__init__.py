@@ -1,0 +1,40 @@
+"""Configs: the fields of each job with their defaults, and every check on them."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from nash_jax.config.fields import arena, collect, compare, fit, model, optimizer, sample, train
+
+__all__ = [
+  "arena", "collect", "compare", "describe", "fit", "model", "optimizer", "resolve", "sample",
+  "train",
+]  # fmt: skip
+
+
+def resolve(config: ConfigDict, job: str = "", devices: int | None = None) -> ConfigDict:
+  """Returns a frozen copy of a job's config: checked, with the method's own defaults filled in.
+
+  Args:
+    job: the job that is to run it; default the one that `config.job` names.
+    devices: how many an online run is to have, where that is not the number there is.
+
+  Raises:
+    ValueError: what, expected, got and how to fix it, before any weights load.
+  """
+  from nash_jax.config import checks  # imports jax and the gemma library, fields do not
+
+  return checks.resolve(config, job, devices)
+
+
+def describe(config: ConfigDict) -> dict:
+  """Returns the config as plain JSON types, for run records."""
+
+  def plain(value):
+    if isinstance(value, ConfigDict):
+      return {name: plain(value[name]) for name in value}
+    if isinstance(value, list | tuple):
+      return [plain(item) for item in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+  return plain(config)

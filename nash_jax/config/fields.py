@@ -1,0 +1,246 @@
+"""The fields that the config of each job holds, with their defaults."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+DTYPES = ("float32", "bfloat16", "float16")
+OPTIMIZERS = ("adamw", "adafactor", "sgd")
+SCHEDULES = ("constant", "linear", "cosine")
+# Groups whose entries have names of the user's own.
+OPEN_GROUPS = ("changes", "policies", "judges", "sources")
+
+
+def model() -> ConfigDict:
+  """A policy, judge or reward model: architecture, weights, tokenizer."""
+  return ConfigDict({
+    "preset": "stories",
+    # Single fields of the architecture to replace, such as {"num_embed": 256}.
+    "changes": ConfigDict(),
+    # A weights file, a run's workdir ("runs/x", "runs/x@target"), or "" for random weights.
+    "weights": "",
+    "tokenizer": "assets:stories/tokenizer.model",
+    "template": "plain",
+    "dtype": "float32",  # of compute; the master parameters are float32
+    "remat": False,
+    # Rank of the adapters that train and fit train instead of the parameters, times alpha / rank;
+    # 0 for none.
+    "lora": {"rank": 0, "alpha": 32.0},
+    "logit_chunk": 32,  # response columns whose logits exist at one time
+  })  # fmt: skip
+
+
+def optimizer(**changes) -> ConfigDict:
+  """An optax optimiser with schedule and clipping."""
+  fields = {
+    "name": "adamw",
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "final_fraction": 0.1,  # of the learning rate, where linear and cosine end
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    # Weight decay pulls to zero, not to the reference.
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+    "micro_batches": 1,
+  }
+  return ConfigDict({**fields, **changes})
+
+
+def _run(job: str, **fields) -> ConfigDict:
+  return ConfigDict({
+    "job": job,
+    "seed": 0,
+    "steps": 100,
+    "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: all devices that are left
+    "checkpoint": {"every": 50, "keep": 2, "allow": ()},
+    "profile": False,
+    **fields,
+  })  # fmt: skip
+
+
+def train() -> ConfigDict:
+  """The fields of an online run with their defaults: NashMP on the bundled storyteller."""
+  policy = model()
+  policy.weights = "assets:stories/policy.safetensors"
+  judge_model = model()
+  judge_model.weights = "assets:stories/judge.safetensors"
+  return _run(
+    "train",
+    model=policy,
+    prompts={
+      "task": "stories",
+      "path": "assets:stories/prompts.jsonl",
+      "held_out": 96,
+      "held_out_path": "",
+      "overflow": "drop",
+      "max_tokens": 32,
+      "batch_size": 32,
+    },
+    sampling={
+      "max_tokens": 64,
+      "temperature": 1.0,
+      "top_k": 0,
+      "top_p": 1.0,
+      "tokens": (),  # the only ids that may be drawn; () for every piece
+    },
+    algorithm={
+      "name": "nash_mp",
+      "beta": 0.1,
+      "eta": 1.0,  # beta / eta is the weight of KL to the target
+      "kappa": 0.1,
+      "kappa_schedule": "constant",  # or "harmonic": kappa_offset / (k + kappa_offset)
+      "kappa_offset": 10.0,
+      "target_update": "ema",  # or "periodic": a copy every target_period steps
+      "target_period": 10,
+      # s of mpo, inpo and sppo, at most 1 / beta; unset: 5, or half of 1 / beta where that is less
+      "step": placeholder(float),
+      "mixture": 0.25,  # weight of the reference in nash_md and ipo_md
+      # The reference becomes the policy every so many steps; 0: never. Unset: 0, or 50 for mpo.
+      "reference_period": placeholder(int),
+      # Responses a prompt in all: the opponent draws half of them, if there is one. Unset: the
+      # least that the method can use, 2 for most.
+      "samples": placeholder(int),
+      "behaviour_temperature": 1.0,  # times sampling's: of y's draws, where a loss allows others
+      "labels": "soft",  # P(y beats y') itself, or "sampled": 0 or 1 drawn with it
+      "centre_log_ratios": False,
+      "reward_to_go": False,  # a token's KL coefficient counts its own and later tokens alone
+    },
+    optimizer=optimizer(),
+    judge={
+      "name": "gemma",
+      "model": judge_model,
+      "template": "stories",  # a name, or a text file with {prompt}, {a} and {b}
+      "answers": ("A", "B"),  # the pieces that say "the first" and "the second"
+      "max_tokens": 0,  # of the judge's whole prompt; 0: as wide as the longest could be
+      "micro_batches": 1,  # parts of a batch that the Gemma judge sees one after another
+      "mesh": {"data": 0, "fsdp": 0, "tensor": 0},  # 0: as in `mesh`
+      # Of the judge "http", in the arena: an OpenAI-compatible server's chat completions.
+      "http": {
+        "url": "http://127.0.0.1:8000/v1/chat/completions",
+        "model": "",
+        "timeout": 60.0,  # seconds a request
+        "retries": 4,
+        "backoff": 1.0,  # seconds before the first retry, doubled before each further one
+        "workers": 8,  # requests at a time
+      },
+      "table": "",  # of the table judge: .npy [X A A], contexts by prompt index
+      # A response's first tokens are its action: digits, token - first_token, in base table_tokens;
+      # 0 for one token an action.
+      "first_token": 6,
+      "table_tokens": 0,
+    },
+    # exact: score the policy over every response, in a game of the table judge that allows it.
+    evaluation={"every": 25, "prompts": 64, "texts": 4, "exact": False},
+  )
+
+
+def fit() -> ConfigDict:
+  """The fields of a supervised run with their defaults."""
+  return _run(
+    "fit",
+    model=model(),
+    loss="sft",  # next token; "judge": pairwise cross-entropy; "reward": Bradley-Terry
+    data={
+      "task": "text",
+      "path": "",
+      "held_out": 600,
+      "held_out_path": "",
+      "overflow": "cut",
+      "max_tokens": 129,  # of a text's windows, of prompt + response, of a preference's prompt
+      "max_response_tokens": 64,  # of preferences
+      "batch_size": 32,
+    },
+    template="stories",  # of the pairwise judge
+    export="",  # where the best weights go, as .safetensors in export_dtype
+    export_dtype="float16",
+    optimizer=optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=100),
+    evaluation={"every": 500, "batches": 1000},
+  )
+
+
+def arena() -> ConfigDict:
+  """The fields of an arena with their defaults: the bundled storyteller and its best of 4."""
+  online = train()
+  base = online.model.weights
+  online.model.weights = ""  # each policy names its own
+  online.prompts.batch_size = 16
+  return ConfigDict({
+    "job": "arena",
+    "seed": 0,
+    "model": online.model,  # the architecture and tokenizer of every policy
+    "prompts": online.prompts,  # the held-out part is played on
+    "sampling": online.sampling,
+    # Weights: a file, or a run's "runs/x", "runs/x@target", "runs/x@params:50", "…:best".
+    "policies": {
+      "base": {"weights": base, "best_of": 1},
+      "best_of_4": {"weights": base, "best_of": 4},
+    },
+    "base": "base",  # the policy that KL, length and distinct bigrams are compared with
+    "judges": {"judge": online.judge, "population": {**online.judge, "name": "population"}},
+    "select_judge": "judge",  # picks the best of n
+    "samples": 2,  # of each policy to a prompt
+    "max_prompts": 0,  # 0: every held-out prompt
+    "resamples": 2000,  # of the bootstrap
+    "texts": 3,  # prompts shown with every policy's continuation
+  })  # fmt: skip
+
+
+def collect() -> ConfigDict:
+  """The fields of a collection of votes, with their defaults."""
+  online = train()
+  online.prompts.batch_size = 32
+  return ConfigDict({
+    "job": "collect",
+    "seed": 0,
+    "steps": 100,  # batches of prompts
+    "model": online.model,
+    "prompts": online.prompts,
+    # All pairs of the samples of a prompt are judged; each source has its own temperature.
+    "sampling": {
+      **{name: online.sampling[name] for name in ("max_tokens", "top_k", "top_p", "tokens")},
+      "samples": 4,
+    },
+    # Who responds, in turn: {"weights": as a policy's of the arena, "temperature": of its samples}.
+    "sources": {"base": {"weights": online.model.weights, "temperature": 1.0}},
+    "judge": {**online.judge, "name": "population"},
+  })  # fmt: skip
+
+
+def compare(base: ConfigDict | None = None, runs=(), **fields) -> ConfigDict:
+  """The fields of a comparison or an ablation, with their defaults.
+
+  Args:
+    base: the config that all runs share, of train().
+    runs: what each changes, {"algorithm.name": "egpo", "algorithm.samples": 3}; "label" names it.
+  """
+  contest = arena()
+  contest.judges, contest.policies = {}, {}
+  return ConfigDict({
+    "job": "compare",
+    "base": base or train(),
+    "runs": tuple(runs),
+    "learning_rates": (),  # tried with tuning_seed, the best taken; () for the base's own
+    "tuning_seed": 100,
+    "seeds": 3,
+    "kinds": ("network",),  # of policy; and "tabular", where evaluation.exact
+    "arena": contest,  # of all runs and the reference; none without judges
+    **fields,
+  })  # fmt: skip
+
+
+def sample() -> ConfigDict:
+  """The fields of sampling from a policy at a prompt."""
+  online = train()
+  return ConfigDict({
+    "job": "sample",
+    "seed": 0,
+    "model": online.model,
+    "sampling": {**online.sampling, "max_tokens": 128, "samples": 1},
+    "prompt": "",  # "": ask for prompts until an empty line
+    "file": "",  # prompts of a file, one a line, instead
+    # λ: the law is logits (1 - λ)·reference + λ·policy, so 1 is the policy's and 0 the reference's.
+    "realign": 1.0,
+    "reference": online.model.weights,  # as model.weights; read where λ is not 1
+  })

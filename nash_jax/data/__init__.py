@@ -1,0 +1,1 @@
+"""Data: prompts and preferences through seqio, the tokenizer, templates, converters."""

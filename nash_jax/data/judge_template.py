@@ -1,0 +1,184 @@
+"""The prompt of a Gemma judge: text with slots, put together from token arrays on the device."""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from nash_jax.types import Answers, Prompts
+from nash_jax.validation import asset_path, one_of, require
+
+SLOTS = ("{prompt}", "{a}", "{b}")
+_SLOT = "|".join(map(re.escape, SLOTS))
+_CONTROL = ("<start_of_turn>", "<end_of_turn>")
+_CUT = "…"  # shown where a slot was cut
+
+# Prompts as text, slots, markers and literals; <bos> goes before them by itself.
+TEMPLATES = {
+  "gemma": (
+    "<start_of_turn>user\n"
+    "Below is a conversation and two candidate replies to its last message. Decide which reply a"
+    " careful reader would prefer: the one that is more helpful, more correct and better written."
+    " Neither the order of the replies nor their length is a reason by itself.\n\n"
+    "Conversation:\n{prompt}\n\nReply A:\n{a}\n\nReply B:\n{b}\n\n"
+    "Which reply is better? Answer with a single letter, A or B.<end_of_turn>\n"
+    "<start_of_turn>model\n"
+  ),
+  "stories": "{prompt}<start_of_turn>{a}<start_of_turn>{b}<end_of_turn>",
+}
+# Those that leave its stop token on a response, so that a judge fitted to them sees whether it was
+# finished or cut.
+SHOW_STOP = ("stories",)
+ANSWERS = ("A", "B")  # the pieces that say "the first" and "the second"
+
+
+class Layout(NamedTuple):
+  """A template in a tokenizer's ids.
+
+  Attributes:
+    parts: ids of literals, and slots.
+    answers: ids of the two answers.
+    markers: ids left out of prompts: bos, pad, stop tokens, turn markers. Role names stay as
+      text, so a chat reads as a transcript.
+    hidden: ids left out of responses.
+    newlines: ids left out at both ends of a slot, because they would merge with the template's.
+    cut: ids that stand for what a budget cut.
+    max_tokens: the budget of a whole prompt; 0 for none.
+  """
+
+  parts: list[list[int] | str]
+  answers: list[int]
+  markers: list[int]
+  hidden: list[int]
+  newlines: list[int]
+  pad_id: int
+  cut: list[int]
+  max_tokens: int
+
+  @property
+  def room(self) -> int:
+    """What the budget leaves to the three slots."""
+    return self.max_tokens - sum(len(x) for x in self.parts if not isinstance(x, str))
+
+
+def read(name: str) -> str:
+  """Returns the text of the template called `name`, or of the file of that path, as it is.
+
+  Raises:
+    ValueError: an unknown name; a file whose slots or markers do not hold.
+  """
+  if name in TEMPLATES or not pathlib.Path(asset_path(name)).is_file():
+    one_of("judge template, where it is no text file,", name, TEMPLATES)
+    return TEMPLATES[name]
+  text, where = pathlib.Path(asset_path(name)).read_text("utf-8"), f"judge template {name!r}"
+  counts = {slot: text.count(slot) for slot in SLOTS}
+  require(set(counts.values()) == {1}, where, "each slot once", counts, "Mend the file.")
+  require("<bos>" not in text, where, "a text without <bos>", "<bos>", "It is added anyway.")
+  between = "|".join(("\n", *_CONTROL))
+  found = re.findall(f"(?:^|{between})({_SLOT})(?={between})", text)
+  require(
+    len(found) == 3, where, "a newline or turn marker before and behind each slot",
+    f"that around {', '.join(found) or 'none'} alone",
+    "Other neighbours would join the slot's text to theirs in one token, which token arrays cannot"
+    " do; and the answer is read where the text ends, so ask for it behind the last slot.",
+  )  # fmt: skip
+  return text
+
+
+def layout(name: str, tokenizer, answers: tuple[str, str] = ANSWERS, max_tokens: int = 0) -> Layout:
+  """Tokenises the template called `name` (or the file of that path), once.
+
+  Args:
+    answers: the pieces that say "the first" and "the second".
+    max_tokens: the most tokens of a whole prompt; 0 for no limit. See `shown`.
+
+  Raises:
+    ValueError: an unknown template; a marker or answer that is no single piece of the tokenizer; a
+      budget that the template alone fills.
+  """
+  text = read(name)
+  control = {piece: tokenizer.id_of(piece) for piece in _CONTROL}
+  parts: list[list[int] | str] = [[tokenizer.bos_id]]
+  for part in re.split(f"({_SLOT}|{'|'.join(_CONTROL)})", text):
+    if part in SLOTS:
+      parts.append(part)
+    elif part:
+      parts.append([control[part]] if part in control else tokenizer.encode(part))
+  stops = tokenizer.stop_ids if name in SHOW_STOP else ()
+  markers = {tokenizer.pad_id, tokenizer.bos_id, *tokenizer.stop_ids, *control.values()}
+  merges = re.search(f"\n(?:{_SLOT})|(?:{_SLOT})\n", text)
+  newlines = {i for k in range(1, 33) for i in tokenizer.encode("\n" * k)} if merges else ()
+  lay = Layout(
+    parts, [tokenizer.id_of(piece) for piece in answers], sorted(markers),
+    sorted(markers - {*stops}), sorted(newlines), tokenizer.pad_id, tokenizer.encode(_CUT),
+    max_tokens,
+  )  # fmt: skip
+  least = max_tokens - lay.room + 3 * (len(lay.cut) + 1)
+  require(
+    max_tokens == 0 or max_tokens >= least, "judge.max_tokens", f"0 or at least {least} for the "
+    f"template {name!r}", max_tokens, "Raise it: the slots share what the template leaves.",
+  )  # fmt: skip
+  return lay
+
+
+def shown(
+  layout: Layout, prompts: Prompts, a: Answers, b: Answers
+) -> tuple[dict[str, tuple[Int[Array, "N W"], Bool[Array, "N W"]]], Int[Array, "N"]]:
+  """Returns what stands in each slot, tokens and mask, and how many tokens the budget cut.
+
+  Where the three parts do not fit into the room, one level for all is the highest at which they do:
+  a longer part is cut to it, a shorter one is whole. So both responses are cut to the same length,
+  whichever is shown first. A response keeps its beginning, a prompt its end, as prompts.load does.
+  """
+  out, room = {}, layout.room
+  sources = ((prompts, layout.markers), (a, layout.hidden), (b, layout.hidden))
+  for slot, (x, hidden) in zip(SLOTS, sources, strict=True):
+    mask = x.mask & ~jnp.isin(x.tokens, jnp.asarray(hidden))
+    if layout.newlines:
+      text = mask & ~jnp.isin(x.tokens, jnp.asarray(layout.newlines))
+      seen = jnp.cumsum(text, axis=1)
+      mask &= (seen > 0) & (text | (seen < seen[:, -1:]))
+    out[slot] = x.tokens, mask
+  if not layout.max_tokens or sum(mask.shape[1] for _, mask in out.values()) <= room:
+    return out, jnp.zeros(len(prompts.tokens), jnp.int32)
+
+  lengths = [mask.sum(axis=1, keepdims=True) for _, mask in out.values()]
+  least, middle, _ = jnp.split(jnp.sort(jnp.concatenate(lengths, axis=1), axis=1), 3, axis=1)
+  level = jnp.maximum(jnp.maximum(room // 3, (room - least) // 2), room - least - middle)
+  cut = 0
+  for (slot, (tokens, mask)), length in zip(out.items(), lengths, strict=True):
+    over, first = length > level, 0
+    place = jnp.cumsum(mask, axis=1) - 1
+    if slot == "{prompt}":
+      place -= jnp.maximum(length - level, 0)
+    else:
+      first = level - len(layout.cut)
+    for i, mark in enumerate(layout.cut):
+      tokens = jnp.where(over & (place == first + i), mark, tokens)
+    out[slot] = tokens, mask & (place >= 0) & (place < level)
+    cut += jnp.where(over, length - level + len(layout.cut), 0)
+  return out, cut[:, 0]
+
+
+def assemble(
+  layout: Layout, prompts: Prompts, a: Answers, b: Answers
+) -> tuple[Int[Array, "N T"], Bool[Array, "N T"]]:
+  """Returns the judge's prompts, left-padded, and their mask.
+
+  T is fixed: the inputs' widths and the template's together, at most layout.max_tokens.
+  """
+  rows = len(prompts.tokens)
+
+  def literal(ids):
+    tokens = jnp.broadcast_to(jnp.asarray(ids, jnp.int32)[None], (rows, len(ids)))
+    return tokens, jnp.ones_like(tokens, bool)
+
+  slots, _ = shown(layout, prompts, a, b)
+  parts = [slots[part] if isinstance(part, str) else literal(part) for part in layout.parts]
+  tokens, mask = (jnp.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+  order = jnp.argsort(mask, axis=1, stable=True)  # gaps first: they become the left padding
+  order = order[:, -layout.max_tokens :]  # what does not fit is cut already; -0 is everything
+  tokens, mask = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, mask))
+  return jnp.where(mask, tokens, layout.pad_id), mask

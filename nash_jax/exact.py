@@ -1,0 +1,148 @@
+"""Games of short responses: all of them are enumerated, and a policy's SubOpt_β is exact.
+
+A response is L tokens out of a few, so there are A = tokens^L of them, in the order of the table
+judge: digits, the most significant first. The game is contextual: prompt i plays in context i % X.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
+
+from nash_jax.games import preference
+from nash_jax.judges import table
+from nash_jax.policy import Policy
+from nash_jax.types import Mean, Params, Prompts, Responses
+from nash_jax.validation import asset_path, require
+
+
+def enumerate_responses(tokens: tuple[int, ...], length: int) -> Int[np.ndarray, "A L"]:
+  """Returns every response of `length` tokens, in the table judge's order."""
+  return np.array(list(itertools.product(tokens, repeat=length)), np.int32)
+
+
+class Game(NamedTuple):
+  """The whole game that a run plays.
+
+  Attributes:
+    prompts: the contexts, X prompts.
+    p_win: P(y≻y'|x) of all responses [X A A].
+    responses: the tokens of all responses [A L].
+  """
+
+  prompts: Prompts
+  p_win: Float[Array, "X A A"]
+  responses: Int[np.ndarray, "A L"]
+
+  @classmethod
+  def from_config(cls, config, held_out) -> "Game":
+    """Returns the game of a resolved run config over its held-out prompts.
+
+    Raises:
+      ValueError: where responses cannot be enumerated as the actions of `judge.table`.
+    """
+    sampling, p_win = config.sampling, table.load(asset_path(config.judge.table))
+    require(
+      len(sampling.tokens) ** sampling.max_tokens == p_win.shape[1], "evaluation.exact",
+      f"len(sampling.tokens) ** sampling.max_tokens to be the {p_win.shape[1]} actions of"
+      " judge.table", f"{len(sampling.tokens)} ** {sampling.max_tokens}", "Set the three together.",
+    )  # fmt: skip
+    prompts = jax.tree.map(jnp.asarray, held_out.all())
+    responses = enumerate_responses(sampling.tokens, sampling.max_tokens)
+    return cls(prompts, jnp.asarray(p_win)[prompts.index % len(p_win)], responses)
+
+  def log_policy(self, logprobs: Callable, params: Params) -> Float[Array, "X A"]:
+    """Returns log π(y) of every response, in nats; `logprobs` as in policy.Policy."""
+    shape = (len(self.p_win), *self.responses.shape)
+    tokens = jnp.broadcast_to(self.responses[None], shape)
+    logp, _ = logprobs(params, prompts=self.prompts, tokens=tokens, mask=jnp.ones(shape, bool))
+    return jnp.sum(logp, axis=-1)
+
+  def log_equilibrium(self, log_ref, beta: float) -> Float[Array, "X A"]:
+    """Returns log π* of the game regularised towards a reference [X A] with weight β."""
+    with jax.enable_x64(True):  # Newton's method ends at 1e-12
+      p_win, ref = np.asarray(self.p_win, np.float64), np.exp(np.asarray(log_ref, np.float64))
+      equilibrium = preference.equilibrium(p_win, ref / ref.sum(-1, keepdims=True), float(beta))
+    return jnp.asarray(np.log(np.maximum(equilibrium, 1e-38)), jnp.float32)
+
+  def metrics(self, logp, log_ref, log_equilibrium, beta) -> dict[str, Mean]:
+    """Returns exact/suboptimality (SubOpt_β) and exact/kl_to_equilibrium (KL(π*‖π), nats).
+
+    Both are means over contexts; arguments are log-probabilities [X A] of policy, reference and
+    equilibrium, and β.
+    """
+    return {
+      "exact/suboptimality": Mean.from_values(preference.gap(self.p_win, logp, log_ref, beta)),
+      "exact/kl_to_equilibrium": Mean.from_values(preference.kl(log_equilibrium, logp)),
+    }
+
+
+def make_metrics(
+  config, logprobs: Callable, held_out, reference: Params
+) -> Callable[[Params], dict[str, Mean]]:
+  """Returns params -> the exact metrics of a run's policy; see Game."""
+  game, beta = Game.from_config(config, held_out), config.algorithm.beta
+  log_ref = jax.jit(lambda params: game.log_policy(logprobs, params))(reference)
+  # On the host, because a function may not close over arrays that lie on several.
+  log_ref = multihost_utils.process_allgather(log_ref, tiled=True)
+  log_equilibrium = game.log_equilibrium(log_ref, beta)
+  return lambda params: game.metrics(
+    game.log_policy(logprobs, params), log_ref, log_equilibrium, beta
+  )
+
+
+def tabular_policy(
+  log_ref: Float[Array, "X A"], tokens: tuple[int, ...], length: int
+) -> tuple[Policy, Params]:
+  """Returns a policy with one logit per context and response, and its parameters at a reference.
+
+  It is the yardstick for a network. The log-probability of a response stands at its last token, and
+  its mixture is over whole responses.
+  """
+  all_responses = jnp.asarray(enumerate_responses(tokens, length))
+  powers = len(tokens) ** np.arange(length)[::-1]
+  digit = jnp.zeros(max(tokens) + 1, jnp.int32).at[jnp.array(tokens)].set(jnp.arange(len(tokens)))
+
+  def log_policy(params, prompts):
+    return jax.nn.log_softmax(params["logits"][prompts.index % len(log_ref)])
+
+  def at_last_token(x):
+    return jnp.zeros((*x.shape, length)).at[..., -1].set(x)
+
+  def logprobs(params, *, prompts, tokens, mask):
+    logp = log_policy(params, prompts)
+    action = jnp.sum(digit[tokens] * powers[None, None], axis=-1)
+    entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(logp, action, axis=1)
+    return at_last_token(chosen), at_last_token(jnp.broadcast_to(entropy, chosen.shape))
+
+  def make_sampler(*, samples, mixture=None, behaviour_temperature=1.0):
+    def sample(params, prompts, key) -> Responses:
+      if mixture is None:
+        logp = log_policy(params, prompts)
+      else:
+        policy, reference = (log_policy(p, prompts) for p in params)
+        logp = jax.nn.log_softmax((1 - mixture) * policy + mixture * reference)
+      sampling_logp = jax.nn.log_softmax(logp / behaviour_temperature)
+      shape = (len(prompts.index), samples)
+      # By the inverse of the cumulative distribution: one uniform number a draw, not one a response.
+      cumulative = jnp.cumsum(jnp.exp(sampling_logp), axis=-1)[:, None]
+      uniform = jax.random.uniform(key, shape)[..., None]
+      last = sampling_logp.shape[-1] - 1
+      action = jnp.minimum(jnp.sum(cumulative < uniform, axis=-1), last)
+      chosen, chosen_sampling = (
+        at_last_token(jnp.take_along_axis(x, action, axis=1)) for x in (logp, sampling_logp)
+      )
+      mask = jnp.ones((*shape, length), bool)
+      return Responses(
+        all_responses[action], mask, chosen, chosen_sampling, jnp.zeros(shape, bool)
+      )
+
+    return sample
+
+  return Policy(logprobs, make_sampler), {"logits": jnp.asarray(log_ref)}

@@ -1,0 +1,1 @@
+"""The jobs of the `nash-jax` command, beside train and fit."""

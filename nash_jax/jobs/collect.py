@@ -1,0 +1,67 @@
+"""Preference data of a run's own making: policies draw responses, a judge votes on the pairs."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging
+
+from nash_jax import judges, keys
+from nash_jax.config import resolve
+from nash_jax.data.prompts import load_prompts
+from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
+
+
+def run(config, workdir: str) -> str:
+  """Writes pairs of responses with their vote to workdir/pairs.jsonl, and returns its path.
+
+  Args:
+    config: from nash_jax.config.collect(); every round goes over batches of the training prompts
+      with each of `sources`, (weights, temperature), in turn, and pairs the samples of a prompt.
+
+  Raises:
+    ValueError: a bad config, data or weights.
+  """
+  config = resolve(config, "collect")
+  tokenizer, model_config = tokenizer_and_model(config.model)
+  data, _ = load_prompts(config.prompts, tokenizer, config.seed)
+  judge = judges.make(config.judge, tokenizer)
+  verdict = jax.jit(judge.fn)
+
+  def make_source(source):
+    sampling = config.sampling.copy_and_resolve_references().unlock()
+    sampling.temperature = source.temperature
+    policy = make_policy(config.model, sampling, tokenizer, model_config)
+    sample = jax.jit(policy.make_sampler(samples=config.sampling.samples))
+    return load_weights(source.weights, model_config), sample
+
+  sources = [make_source(source) for source in config.sources.values()]
+  pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+  path = pathlib.Path(workdir) / "pairs.jsonl"
+  strengths = []
+  with path.open("w") as lines:
+    for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
+      params, sample = sources[step % len(sources)]
+      prompts = data.batch(step // len(sources), config.prompts.batch_size)
+      responses = sample(params, prompts, keys.key(config.seed, "collect", step))
+      p_win = verdict(judge.params, prompts, responses, None).p_win
+      for pair in _pairs(prompts, *jax.device_get((responses, p_win))):
+        lines.write(json.dumps(pair) + "\n")
+        strengths.append(abs(pair["p_a"] - 0.5))
+  logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(strengths), path, np.mean(strengths))
+  return str(path)
+
+
+def _pairs(prompts, responses, p_win) -> Iterator[dict]:
+  """Yields all pairs of the samples of each prompt, as the task "tokens" of preferences.py."""
+  for row, prompt in enumerate(prompts.tokens):
+    samples = zip(responses.tokens[row], responses.mask[row], strict=True)
+    texts = [tokens[mask].tolist() for tokens, mask in samples]
+    for i, j in itertools.combinations(range(len(texts)), 2):
+      p_a = float(p_win[row, i, j])
+      inputs = prompt[prompts.mask[row]].tolist()
+      yield {"inputs": inputs, "a": texts[i], "b": texts[j], "p_a": p_a}

@@ -1,0 +1,72 @@
+"""Continuations of prompts, printed: interactive, or from a file; realigned if asked to.
+
+Decoding-time realignment (Liu et al. 2402.02992) draws from the token-wise geometric mixture
+π_ref^(1-λ)·π_θ^λ: as a policy trained with β/λ in place of β would be, approximately.
+"""
+
+import itertools
+import pathlib
+
+import jax
+import numpy as np
+
+from nash_jax import keys
+from nash_jax.config import resolve
+from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
+from nash_jax.types import Prompts
+from nash_jax.validation import require
+
+
+def run(config, workdir: str = "") -> None:
+  """Prints continuations of `prompt`, of each line of `file`, or of what is typed.
+
+  Args:
+    config: from nash_jax.config.sample(); model.weights may be a run, such as "runs/x@target", and
+      so may reference, which is loaded only where realign is not 1.
+    workdir: nothing is written.
+
+  Raises:
+    ValueError: a bad config, weights, or a file without prompts.
+  """
+  config = resolve(config, "sample")
+  tokenizer, model_config = tokenizer_and_model(config.model)
+  texts = _texts(config)
+  params, mixture = load_weights(config.model.weights, model_config, config.seed), None
+  if config.realign != 1:
+    reference = load_weights(config.reference, model_config, config.seed)
+    params, mixture = (params, reference), 1 - config.realign
+  policy = make_policy(config.model, config.sampling, tokenizer, model_config)
+  sample = jax.jit(policy.make_sampler(samples=config.sampling.samples, mixture=mixture))
+  for number, text in enumerate(texts):
+    ids = tokenizer.prompt(text)
+    width = 16 * -(-len(ids) // 16)  # a few widths, so that few programs are compiled
+    tokens = np.full((1, width), tokenizer.pad_id, np.int32)
+    tokens[0, width - len(ids) :] = ids
+    mask = np.arange(width)[None] >= width - len(ids)
+    prompts = Prompts(tokens, mask, np.zeros(1, np.int32))
+    responses = sample(params, prompts, keys.key(config.seed, "sample", number))
+    for ids, mask in zip(
+      np.asarray(responses.tokens[0]), np.asarray(responses.mask[0]), strict=True
+    ):
+      print(f"{text} ▸{tokenizer.decode(ids[mask])}\n", flush=True)
+
+
+def _texts(config):
+  if config.prompt:
+    return [config.prompt]
+  if config.file:
+    try:
+      lines = pathlib.Path(config.file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+      raise ValueError(f"file: expected a readable text file, got {error}") from error
+    require(any(lines), "file", "a prompt a line", config.file, "Write some.")
+    return [line for line in lines if line.strip()]
+  return itertools.takewhile(bool, _typed())
+
+
+def _typed():
+  while True:
+    try:
+      yield input("prompt (empty line to stop): ")
+    except EOFError:
+      return

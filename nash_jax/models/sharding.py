@@ -1,0 +1,228 @@
+"""Sharding as data: a mesh of (data, fsdp, tensor), and one ordered table of rules."""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nash_jax.validation import require
+
+# (path, axes of the trailing dimensions). A leading axis of stacked layers is never split. Key and
+# value heads are few: they are replicated where the tensor axis does not divide them.
+RULES = (
+  (r"embedder/input_embedding$", ("tensor", "fsdp")),
+  (r"attn/q_einsum/w$", ("tensor", "fsdp", None)),
+  (r"attn/kv_einsum/w$", (None, "tensor?", "fsdp", None)),
+  (r"attn/qkv_einsum/w$", (None, "tensor", "fsdp", None)),
+  (r"attn/attn_vec_einsum/w$", ("tensor", None, "fsdp")),
+  (r"mlp/gating_einsum$", (None, "fsdp", "tensor")),
+  (r"mlp/linear$", ("tensor", "fsdp")),
+  # Of adapters, models/lora.py: A's inputs and B's outputs are split as the weight's are.
+  (r"(attn/(q|kv|qkv)_einsum/w|mlp/gating_einsum)/a$", ("fsdp", None)),
+  (r"attn/q_einsum/w/b$", (None, "tensor", None)),
+  (r"attn/q?kv_einsum/w/b$", (None, None, "tensor?", None)),
+  (r"attn/attn_vec_einsum/w/a$", ("tensor", None, None)),
+  (r"mlp/gating_einsum/b$", (None, None, "tensor")),
+  (r"mlp/linear/a$", ("tensor", None)),
+  (r"(attn/attn_vec_einsum/w|mlp/linear)/b$", (None, "fsdp")),
+  (r"norm/scale$", ()),
+  (r"head/w$", ()),
+  (r"^(counts|cap|finish|per_token)?$", ()),  # of judges that are no models
+)
+BATCH = ("data", "fsdp")  # what the leading axis of every batch is split over
+
+
+def resolve_mesh(mesh, devices: int, field: str = "mesh") -> dict[str, int]:
+  """Returns the mesh's sizes with -1 filled in; ValueError where they do not make `devices`."""
+  sizes = dict(mesh)
+  free = [name for name, size in sizes.items() if size == -1]
+  known = math.prod(size for size in sizes.values() if size != -1)
+  require(
+    len(free) <= 1 and all(size == -1 or size > 0 for size in sizes.values()),
+    field, "positive sizes and at most one -1", sizes, f"Fix --config.{field}.",
+  )
+  if free:
+    sizes[free[0]] = devices // known if devices % known == 0 else 0
+  require(
+    math.prod(sizes.values()) == devices,
+    field, f"sizes whose product is {devices} devices", dict(mesh),
+    f"For example data={devices}, fsdp=1, tensor=1.",
+  )
+  return sizes
+
+
+def make_mesh(sizes, like: Mesh | None = None) -> Mesh:
+  """Returns the mesh of a run's config, or another of the same devices in the order of `like`.
+
+  Raises:
+    ValueError: sizes that do not make the devices there are.
+  """
+  if like is not None:
+    sizes = resolve_mesh(sizes, like.size)
+    devices = like.devices.reshape(*sizes.values())
+    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+  sizes = resolve_mesh(sizes, jax.device_count())
+  return jax.make_mesh(
+    tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
+  )
+
+
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _count(mesh, axes) -> int:
+  """Returns over how many devices one or several axes of the mesh split a dimension."""
+  names = (axes,) if isinstance(axes, str) else axes or ()
+  return math.prod(mesh.shape[name] for name in names)
+
+
+def _spec(path: str, shape, mesh: Mesh) -> P:
+  # Scalars, and Adafactor's factored moments, which are vectors, are held everywhere.
+  if math.prod(shape) == 1 or re.search(r"/v_(row|col)/", path):
+    return P()
+  found = [axes for pattern, axes in RULES if re.search(pattern, path)]
+  if len(found) != 1:
+    raise ValueError(f"parameter {path}: expected exactly one sharding rule, got {len(found)}")
+  axes = (None,) * (len(shape) - len(found[0])) + found[0]
+  out = []
+  for size, axis in zip(shape, axes, strict=True):
+    name = axis and axis.rstrip("?")
+    whole = size % _count(mesh, name) == 0
+    if not whole and not axis.endswith("?"):
+      raise ValueError(
+        f"parameter {path}: dimension {size} does not divide over {name}={mesh.shape[name]};"
+        f" use mesh.{name}={math.gcd(size, mesh.shape[name])}"
+      )
+    out.append(name if whole else None)
+  return P(*out)
+
+
+def shardings(tree, mesh: Mesh):
+  """Returns a NamedSharding a leaf; optimiser state, target and copies follow by path."""
+
+  return jax.tree.map_with_path(
+    lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree
+  )
+
+
+def jit(mesh: Mesh, fn, **options):
+  """Returns jax.jit(fn, **options), traced so that `constrain` and `gathered` act on `mesh`."""
+
+  @functools.wraps(fn)
+  def traced(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return fn(*args)
+
+  return jax.jit(traced, **options)
+
+
+def compilations(jitted) -> int:
+  """Returns how often a function from `jit` was compiled.
+
+  jax tells only through `_cache_size`, which is private; tested with jax 0.11 and 0.12.
+  """
+  if not hasattr(jitted, "_cache_size"):
+    raise RuntimeError(f"jax {jax.__version__} has no _cache_size, jax 0.11 and 0.12 have it")
+  return jitted._cache_size()
+
+
+def constrain(x, *axes):
+  """Splits the leading dimensions of an activation over `axes`, in the grammar of RULES.
+
+  Where a dimension does not divide over an axis without "?", the layout is left to the compiler.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  spec = []
+  for size, axis in zip(x.shape, axes, strict=False):
+    optional = isinstance(axis, str) and axis.endswith("?")
+    name = axis.rstrip("?") if optional else axis
+    if size % _count(mesh, name) == 0:
+      spec.append(name)
+    elif optional:
+      spec.append(None)
+    else:
+      return x
+  return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def gather_weights(tree):
+  """Gathers weights over data and fsdp; heads, features and vocabulary stay split over tensor.
+
+  This is the layout in which a layer computes, and from which a policy decodes.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return tree
+
+  def one(path, leaf):
+    spec = _spec(_name(path), leaf.shape, mesh)
+    whole = P(*(None if axis == "fsdp" else axis for axis in spec))
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+  return jax.tree.map_with_path(one, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch: split over data and fsdp by its leading axis."""
+  return NamedSharding(mesh, P(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding that holds everything everywhere."""
+  return NamedSharding(mesh, P())
+
+
+def abstract(shapes, shardings):
+  """Returns a tree of `jax.ShapeDtypeStruct`s with these shardings."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+  )
+
+
+def shard(tree, mesh: Mesh | None):
+  """Returns arrays that every host has as arrays of the mesh, if there is one.
+
+  No host asks another for its part.
+  """
+  if mesh is None:
+    return tree
+
+  def one(x, sharding):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(one, tree, shardings(tree, mesh))
+
+
+def global_batch(sharding: NamedSharding, size: int, read: Callable):
+  """Returns a batch of `size` rows, of which each host reads its own.
+
+  Args:
+    sharding: as from `batch_sharding`.
+    read: from a slice of the batch's rows to their arrays, a tree with these rows leading.
+  """
+  indices = sharding.addressable_devices_indices_map((size,)).values()
+  local = [index[0].indices(size) for index in indices]
+  first, last = min(start for start, _, _ in local), max(stop for _, stop, _ in local)
+
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:])),
+    read(slice(first, last)),
+  )
+
+
+def describe(tree) -> list[tuple[str, str, str, int]]:
+  """Returns (name, shape, what splits it, bytes a device) of arrays or shapes with shardings."""
+  return [
+    (_name(path), "x".join(map(str, x.shape)), str(tuple(x.sharding.spec)),
+     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize)
+    for path, x in jax.tree.leaves_with_path(tree)
+  ]  # fmt: skip

@@ -1,0 +1,178 @@
+"""What an online run holds in one device's memory, from shapes alone, and what to change."""
+
+import math
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jax.sharding import AbstractMesh
+
+from nash_jax import update
+from nash_jax import report
+from nash_jax.judges import bradley_terry
+from nash_jax.models import gemma, sharding
+from nash_jax.objectives import algorithms
+
+GIB = 2**30
+ONE = {"data": 1, "fsdp": 1, "tensor": 1}  # the mesh of a single device
+
+
+class Chip(NamedTuple):
+  """Bytes that a program may use, and published peaks: bfloat16 FLOP/s, bytes/s of memory."""
+
+  hbm: float
+  flops: float
+  bandwidth: float
+
+
+# By jax's device kind. TPU: what the compiler allows, and cloud.google.com/tpu/docs; GPU: their
+# data sheets, dense, without what the driver keeps for itself.
+CHIPS = {
+  "TPU v5 lite": Chip(15.75 * GIB, 197e12, 819e9),
+  "TPU v5": Chip(95.73 * GIB, 459e12, 2765e9),
+  "TPU v6 lite": Chip(31.24 * GIB, 918e12, 1640e9),
+  "Tesla T4": Chip(15.0 * GIB, 65e12, 320e9),
+  "NVIDIA H100 80GB HBM3": Chip(78 * GIB, 989e12, 3350e9),
+  "NVIDIA H200": Chip(139 * GIB, 989e12, 4800e9),
+}
+DEVICES = {"T4": "Tesla T4", "v5e-1": "TPU v5 lite"}  # names of a notebook's one device
+# Parts of an estimate: what is held all the time, and what two phases need besides.
+HELD = ("parameters", "target and copies", "optimiser state", "reference", "judge")
+PHASES = {
+  "sample": ("weights for decoding", "cache for decoding"),
+  "update": ("gradient and update", "logits of a chunk", "activations"),
+}
+
+
+def estimate(config, mesh: dict[str, int] = ONE) -> dict[str, float]:
+  """Returns the bytes of each part of a run on one device, from shapes alone.
+
+  Exact but for "activations", a lower bound: what one layer of the backward pass needs, and what
+  all layers keep for it.
+
+  Args:
+    config: of an online run; its weights need not exist.
+    mesh: sizes of data, fsdp and tensor; one device where it is left out.
+  """
+  config = config.copy_and_resolve_references().unlock()
+  algorithms.fill_defaults(config.algorithm)
+  model_config = gemma.preset(config.model.preset, **config.model.changes)
+  shapes, method = gemma.shapes(model_config), algorithms.get(config.algorithm.name)
+  state = jax.eval_shape(update.make_update(config, None).init, shapes)
+  dtype = jnp.dtype(config.model.dtype)
+  split = AbstractMesh(tuple(mesh.values()), tuple(mesh))
+  tensor = AbstractMesh((1, 1, mesh["tensor"]), tuple(mesh))
+
+  def size(tree, mesh=split):
+    return share(sharding.abstract(tree, sharding.shardings(tree, mesh)))
+
+  rows = config.prompts.batch_size * config.algorithm.samples / (mesh["data"] * mesh["fsdp"])
+  length = config.sampling.max_tokens
+  width = config.prompts.max_tokens + length
+  num_models = 2 if "mixture" in (method.player, method.opponent) else 1
+  heads = mesh["tensor"] if model_config.num_kv_heads % mesh["tensor"] == 0 else 1
+  column = _bytes(jax.eval_shape(lambda: gemma.init_cache(model_config, 1, 1, dtype)))
+  num_scored = rows / config.optimizer.micro_batches
+  judge = judge_shapes(config.judge)
+  # Each device has the logits of its rows, or its part of the vocabulary's: as many.
+  logits = 3 * 4 * num_scored * min(config.model.logit_chunk, length) * model_config.num_embed
+  return {
+    "parameters": size(state.params),
+    "target and copies": size((state.target, state.copies)),
+    "optimiser state": size(state.opt_state),
+    "reference": size(as_type(shapes, dtype)),
+    "judge": size(judge) if judge else 0,
+    "weights for decoding": num_models * size(as_type(shapes, dtype), tensor),
+    "cache for decoding": num_models * rows * width * column / heads,
+    "gradient and update": 2 * size(state.params),
+    "logits of a chunk": logits / mesh["tensor"],
+    "activations": num_scored * width * dtype.itemsize * _activations(model_config, config.model.remat, width),
+  }
+
+
+def need(parts: dict[str, float]) -> float:
+  """Returns the bytes of an estimate's largest moment."""
+  return sum(parts[p] for p in HELD) + max(sum(parts[p] for p in ps) for ps in PHASES.values())
+
+
+def _activations(model_config, remat, width) -> int:
+  """Numbers a token's activations take: per layer its inputs, and a layer's own inside."""
+  heads = model_config.num_heads + 2 * model_config.num_kv_heads
+  inside = 8 * model_config.embed_dim + 4 * model_config.hidden_dim
+  inside += 2 * heads * model_config.head_dim + 3 * model_config.num_heads * width
+  if remat:
+    return model_config.num_layers * model_config.embed_dim + gemma.pattern(model_config)[0] * inside
+  return model_config.num_layers * inside
+
+
+def _bytes(tree) -> int:
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def advice(config, mesh: dict[str, int], bytes_needed: float, room: float) -> list[str]:
+  """Returns the changes that are enough, in their order; one line where they are not."""
+  rows = mesh["data"] * mesh["fsdp"]
+  micro = max(1, min(8, config.prompts.batch_size // rows))
+  savings = (  # each on top of those before
+    ("optimizer.name", "adafactor", "Adam's two moments go"),
+    ("model.remat", True, "activations are computed again in the backward pass"),
+    ("optimizer.micro_batches", micro, "so many parts have activations one after the other"),
+    ("model.logit_chunk", 4, "fewer columns have logits at one time"),
+    ("prompts.batch_size", rows * micro, "fewer responses are drawn at one time"),
+    ("model.lora.rank", 16, "adapters are trained instead of all parameters"),
+    ("algorithm.name", "reg_self_play", "no target: another algorithm, so the last resort"),
+  )
+  lines, smaller = [], config.copy_and_resolve_references().unlock()
+  before = need(estimate(smaller, mesh))
+  for field, value, why in savings:
+    smaller.update_from_flattened_dict({field: value})
+    after = need(estimate(smaller, mesh))
+    less = bytes_needed + after - before
+    if after < before:
+      lines.append(f"{field} = {value}: {bytes_needed / GIB:.2f} -> {less / GIB:.2f} GiB; {why}")
+      bytes_needed, before = less, after
+    if bytes_needed <= room:
+      return [*lines, "Then it fits."]
+  which = "one such device: a smaller model, or several" if mesh == ONE else "these devices: more"
+  return [f"No setting makes it fit {which} (docs/tpu.md)."]
+
+
+def table(config, device: str) -> str:
+  """Returns the estimate for one device of DEVICES as Markdown, and, if need be, what to change."""
+  model_config = gemma.preset(config.model.preset, **config.model.changes)
+  parts, room = estimate(config, ONE), CHIPS[DEVICES[device]].hbm
+  total = need(parts)
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(gemma.shapes(model_config)))
+  lines = [
+    f"{config.model.preset}: {count:,} parameters, {config.algorithm.name}, computing in"
+    f" {config.model.dtype}",
+    report.markdown_table(
+      ["resident", "GiB"],
+      [*([name, f"{x / GIB:.3f}"] for name, x in parts.items()),
+       ["at one time", f"{total / GIB:.3f}"]],
+    ),
+    f"{device} has {room / GIB} GiB: " + ("fits" if total <= room else "does not fit"),
+  ]  # fmt: skip
+  if device == "T4" and config.model.dtype == "bfloat16":
+    lines.append("A T4 has no native bfloat16: set model.dtype = float32.")
+  return "\n\n".join([*lines, *(advice(config, ONE, total, room) if total > room else [])])
+
+
+def judge_shapes(config):
+  """Returns the shapes of a judge's parameters; None where it is no model."""
+  if config.name not in ("gemma", "gemma_text", "bradley_terry"):
+    return None
+  shapes = gemma.shapes(gemma.preset(config.model.preset, **config.model.changes))
+  if config.name == "bradley_terry":
+    shapes = jax.eval_shape(bradley_terry.add_head, shapes, jax.random.key(0))
+  return as_type(shapes, config.model.dtype)
+
+
+def as_type(shapes, dtype):
+  """Returns shapes of arrays of another type."""
+  return jax.eval_shape(lambda tree: gemma.cast(tree, dtype), shapes)
+
+
+def share(tree) -> int:
+  """Returns the bytes that one device holds of a tree of arrays or shapes with shardings."""
+  return sum(size for *_, size in sharding.describe(tree))

@@ -1,0 +1,47 @@
+"""The TPU slices that a run can be compiled for without being there."""
+
+import importlib.util
+import os
+import re
+
+import jax
+
+from nash_jax.validation import one_of, require
+
+SLICES = {
+  **{f"{kind}-{n}": f"{kind}:{grid}" for kind in ("v5e", "v6e") for n, grid in {
+    1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
+  }.items()},
+  **{f"v5p-{n}": f"v5p:{grid}" for n, grid in {  # named by cores, two a chip
+    8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8",
+  }.items()},
+}  # fmt: skip
+LOCAL = "local"  # the devices of this machine
+
+
+def devices(topology: str) -> list:
+  """Returns the devices of a TPU topology, "v5e:4x4" or "v5e-16", or this machine's for "local".
+
+  Raises:
+    ValueError: no such topology (the choices are listed), or libtpu, which compiles, is missing.
+  """
+  if topology == LOCAL:
+    return jax.devices()
+  known = {*SLICES, *SLICES.values(), LOCAL}
+  if not re.fullmatch(r"v(5e|5p|6e):[0-9x]+", topology):
+    one_of("topology", topology, known)
+  require(
+    importlib.util.find_spec("libtpu") is not None, "topology", "libtpu, which compiles for TPUs",
+    "none installed",
+    "pip install --editable '.[plan]', or plan for this machine: --topology=local.",
+  )  # fmt: skip
+  from jax.experimental import topologies
+
+  # Nothing here is a TPU: its address is not asked for, and several plans may be made at a time.
+  os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+  name = SLICES.get(topology, topology)
+  try:
+    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+  except jax.errors.JaxRuntimeError as error:
+    choices, said = ", ".join(sorted(known)), str(error).splitlines()[0]
+    raise ValueError(f"topology: got {topology!r}, expected one of {choices} ({said})") from error

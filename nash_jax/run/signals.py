@@ -1,0 +1,47 @@
+"""Signals that end a run: it stops between two steps, on all hosts at the same one."""
+
+import os
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Stop:
+  """Turns SIGTERM and Ctrl-C, on any host, into one step before which all hosts stop.
+
+  With several processes, jax's preemption service takes the signal: beside the loop it asks all of
+  them how far they are, and no process waits for a device. A second Ctrl-C raises KeyboardInterrupt
+  at once. Outside the main thread, where Python allows no handlers, it changes nothing.
+  """
+
+  def __init__(self):
+    self.requested = False
+    self._old = {}
+
+  def _handle(self, number, frame):
+    if self.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.requested = True
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)  # to the service's handler
+    # No logging here: its lock may be held by the very code that was interrupted.
+    os.write(2, b"\nstopping after this step, then saving; Ctrl-C once more leaves at once\n")
+
+  def before(self, step: int) -> bool:
+    """Whether to stop before `step`; every process asks once at every step."""
+    if jax.process_count() == 1:
+      return self.requested
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      alone = jax.process_count() == 1
+      for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
+        self._old[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *exc):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
