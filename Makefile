@@ -12,7 +12,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
-	$(BIN)/nash-jax demo --config=configs/stories.py --workdir=runs/demo
+	$(BIN)/nash-jax demo --config=stories --workdir=runs/demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -24,6 +24,7 @@ test-slow: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.decode

@@ -73,10 +73,15 @@ class Trl:
     sizes = {name: vars(args)[name] for name in ("batch", "prompt", "tokens", "vocabulary")}
     sizes["steps"] = 2 * (args.repeats + 1)
     self.process = subprocess.Popen(
-      [python, pathlib.Path(__file__).with_name("trl_nash_md.py"),
-       *(f"--{name}={value}" for name, value in sizes.items())],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+      [
+        python,
+        pathlib.Path(__file__).with_name("trl_nash_md.py"),
+        *(f"--{name}={value}" for name, value in sizes.items()),
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
     self.versions = self.answer()
 
   def answer(self):

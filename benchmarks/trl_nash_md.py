@@ -52,20 +52,33 @@ def make_tokenizer(size):
   model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
   model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=model, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-    unk_token="<unk>", padding_side="left",
-  )  # fmt: skip
+    tokenizer_object=model,
+    pad_token="<pad>",
+    eos_token="<eos>",
+    bos_token="<bos>",
+    unk_token="<unk>",
+    padding_side="left",
+  )
 
 
 def make_model(size):
   """Returns the architecture of nash_jax's preset "stories", with random weights."""
   torch.manual_seed(0)
   config = transformers.Gemma2Config(
-    vocab_size=size, hidden_size=128, intermediate_size=512, num_hidden_layers=4,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32,
-    sliding_window=128, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    vocab_size=size,
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    query_pre_attn_scalar=32,
+    sliding_window=128,
+    pad_token_id=0,
+    eos_token_id=1,
+    bos_token_id=2,
     attn_implementation="eager",  # what Gemma 2's soft-cap needs
-  )  # fmt: skip
+  )
   return transformers.Gemma2ForCausalLM(config)
 
 
@@ -87,20 +100,33 @@ def main():
     # TRL's own precision (bfloat16) and rematerialisation, which makes it sample without a cache.
     # With one it would be faster and wrong: both models of its mixture write into the same cache.
     config = NashMDConfig(
-      output_dir=folder, per_device_train_batch_size=args.batch, max_steps=args.steps,
-      max_new_tokens=args.tokens, max_length=2 * (args.prompt + args.tokens), temperature=1.0,
-      mixture_coef=0.25, beta=0.1, learning_rate=1e-4, lr_scheduler_type="constant",
+      output_dir=folder,
+      per_device_train_batch_size=args.batch,
+      max_steps=args.steps,
+      max_new_tokens=args.tokens,
+      max_length=2 * (args.prompt + args.tokens),
+      temperature=1.0,
+      mixture_coef=0.25,
+      beta=0.1,
+      learning_rate=1e-4,
+      lr_scheduler_type="constant",
       generation_kwargs={"suppress_tokens": [1]},  # no row ends early
-      use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+      use_cpu=True,
+      report_to=[],
+      save_strategy="no",
+      logging_strategy="no",
+      disable_tqdm=True,
+    )
     trainer = NashMDTrainer(
-      model=make_model(args.vocabulary), judge=Constant(), args=config,
+      model=make_model(args.vocabulary),
+      judge=Constant(),
+      args=config,
       processing_class=make_tokenizer(args.vocabulary),
       train_dataset=Dataset.from_dict(
         {"prompt": [" ".join(f"w{i}" for i in row) for row in words]}
       ),
       callbacks=[OnRequest(answers)],
-    )  # fmt: skip
+    )
     versions = {m.__name__: m.__version__ for m in (trl, transformers, torch)}
     print(json.dumps(versions), file=answers, flush=True)
     trainer.train()

@@ -29,9 +29,8 @@ import numpy as np
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
-from nash_jax import plan
+from nash_jax import plan, report
 from nash_jax.configs import gemma2_2b
-from nash_jax import report
 from nash_jax.models import sharding
 from nash_jax.plan import hlo_cost, memory
 
@@ -114,15 +113,18 @@ def main():
   chip = memory.CHIPS.get(device.device_kind)
   size = config.prompts.batch_size * config.algorithm.samples
   tokens = size * config.sampling.max_tokens
-  print(f"{device.device_kind}, jax {jax.__version__}: {config.model.preset}, judge "
-        f"{config.judge.model.preset}, {size} responses, "
-        f"{config.prompts.max_tokens} + {config.sampling.max_tokens} tokens")  # fmt: skip
+  print(
+    f"{device.device_kind}, jax {jax.__version__}: {config.model.preset}, judge "
+    f"{config.judge.model.preset}, {size} responses, "
+    f"{config.prompts.max_tokens} + {config.sampling.max_tokens} tokens"
+  )
   rows, total = [], 0.0
   for name, seconds, work in phases(config, tokenizer, mesh, args.repeats, args.profile):
     total += seconds * (name != "log_probabilities")  # which are part of the update
     shares = chip and {
-      "MFU": work.flops / chip.flops / seconds, "bandwidth": work.bytes / chip.bandwidth / seconds
-    }  # fmt: skip
+      "MFU": work.flops / chip.flops / seconds,
+      "bandwidth": work.bytes / chip.bandwidth / seconds,
+    }
     best = shares and max(shares, key=shares.get)
     share = f"{shares[best]:.0%} {best}" if best else "—"
     rows.append([name, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", share])
@@ -130,11 +132,16 @@ def main():
   print(report.markdown_table(["phase", "s", "tokens/s", "of peak"], rows))
   if args.trl_python:
     subprocess.run(
-      [sys.executable, HERE / "nash_md.py", f"--trl-python={args.trl_python}",
-       f"--batch={config.prompts.batch_size}", f"--prompt={config.prompts.max_tokens}",
-       f"--tokens={config.sampling.max_tokens}"],
+      [
+        sys.executable,
+        HERE / "nash_md.py",
+        f"--trl-python={args.trl_python}",
+        f"--batch={config.prompts.batch_size}",
+        f"--prompt={config.prompts.max_tokens}",
+        f"--tokens={config.sampling.max_tokens}",
+      ],
       check=True,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,13 @@ def get_config(kind="stories,T4"):
   for part in (c.model, c.judge.model):
     # Without native bfloat16 a T4 is slower in it; Gemma's activations overflow float16.
     part.update(
-      preset=model, template="gemma", remat=True, dtype="float32" if device == "T4" else "bfloat16",
-      weights=f"weights/{model}", tokenizer=f"weights/{model}/tokenizer.model",
-    )  # fmt: skip
+      preset=model,
+      template="gemma",
+      remat=True,
+      dtype="float32" if device == "T4" else "bfloat16",
+      weights=f"weights/{model}",
+      tokenizer=f"weights/{model}/tokenizer.model",
+    )
   c.judge.template = "gemma"  # the model itself, asked for A or B
   c.model.logit_chunk = 8  # of 256 thousand logits a column
   c.prompts.batch_size = 16

@@ -29,9 +29,14 @@ def experiment(policy, weights, judge, judge_weights, kind):
   c = config.train()
   for part, preset, name in ((c.model, policy, weights), (c.judge.model, judge, judge_weights)):
     part.update(
-      preset=preset, weights=f"weights/{name}", template="gemma", dtype="bfloat16", remat=True,
-      tokenizer=f"weights/{weights}/tokenizer.model", logit_chunk=16,
-    )  # fmt: skip
+      preset=preset,
+      weights=f"weights/{name}",
+      template="gemma",
+      dtype="bfloat16",
+      remat=True,
+      tokenizer=f"weights/{weights}/tokenizer.model",
+      logit_chunk=16,
+    )
   c.judge.template = "gemma"
   c.prompts.update(
     task="rlhflow", path="data/rlhflow.jsonl", held_out=512, max_tokens=256, batch_size=32
@@ -51,12 +56,23 @@ def smoke(c):
   """Makes an experiment so small that it shows within a minute, on a CPU, that its code runs."""
   for part in (c.model, c.judge.model):
     part.update(weights="", tokenizer="assets:stories/tokenizer.model")
-    part.changes = {"num_layers": 2, "num_embed": 1024, "embed_dim": 32, "hidden_dim": 64,
-                    "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}  # fmt: skip
+    part.changes = {
+      "num_layers": 2,
+      "num_embed": 1024,
+      "embed_dim": 32,
+      "hidden_dim": 64,
+      "num_heads": 2,
+      "num_kv_heads": 1,
+      "head_dim": 16,
+    }
   c.prompts.update(
-    task="stories", path="assets:stories/prompts.jsonl", held_out=8, max_tokens=24, batch_size=8,
+    task="stories",
+    path="assets:stories/prompts.jsonl",
+    held_out=8,
+    max_tokens=24,
+    batch_size=8,
     overflow="cut",
-  )  # fmt: skip
+  )
   c.sampling.max_tokens, c.steps, c.checkpoint.every = 16, 2, 2
   c.evaluation.update(every=2, prompts=8)
   return c

@@ -8,18 +8,20 @@ Cost:     about half an hour of one CPU core, less with networks.
 Expected: docs/short_game.md
 """
 
-from nash_jax.configs import short_game
-
 from nash_jax import config
+from nash_jax.configs import short_game
 from nash_jax.objectives import algorithms
 
 # What methods need beside their name, the same budget of 512 responses a step for all.
 NEEDS = {
-  "egpo": {"algorithm.samples": 3, "prompts.batch_size": 170,
-           "algorithm.behaviour_temperature": 2.0},
+  "egpo": {
+    "algorithm.samples": 3,
+    "prompts.batch_size": 170,
+    "algorithm.behaviour_temperature": 2.0,
+  },
   "mpo": {"algorithm.reference_period": 1000, "algorithm.target_period": 10},
   "rlhf": {"judge.name": "table_reward"},
-}  # fmt: skip
+}
 
 
 def get_config(kind="mild"):

@@ -11,23 +11,24 @@ Cost:     on two CPU cores 80 s a run; 5 x 6 runs for :paper, 15 x 6 for all.
 Expected: docs/compare.md.
 """
 
-from nash_jax.configs import stories
-
 from nash_jax import config
+from nash_jax.configs import stories
 from nash_jax.objectives import algorithms
 
 PAPER = ("nash_mp", "reg_self_play", "nash_md", "online_ipo", "online_dpo")
 # What methods need beside their name: 64 responses a step for all, egpo's in threes.
 NEEDS = {
-  "egpo": {"algorithm.samples": 3, "prompts.batch_size": 21,
-           "algorithm.behaviour_temperature": 1.25},
+  "egpo": {
+    "algorithm.samples": 3,
+    "prompts.batch_size": 21,
+    "algorithm.behaviour_temperature": 1.25,
+  },
   "mpo": {"algorithm.reference_period": 20, "algorithm.target_period": 5},
   "nash_mp_two_step": {"algorithm.target_period": 5},
   "inpo": {"algorithm.target_period": 5},
   "sppo": {"algorithm.target_period": 5},
-  "rlhf": {"judge.name": "bradley_terry",
-           "judge.model.weights": "runs/reward.safetensors"},
-}  # fmt: skip
+  "rlhf": {"judge.name": "bradley_terry", "judge.model.weights": "runs/reward.safetensors"},
+}
 
 
 def get_config(size="all"):

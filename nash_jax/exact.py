@@ -48,10 +48,13 @@ class Game(NamedTuple):
     """
     sampling, p_win = config.sampling, table.load(asset_path(config.judge.table))
     require(
-      len(sampling.tokens) ** sampling.max_tokens == p_win.shape[1], "evaluation.exact",
+      len(sampling.tokens) ** sampling.max_tokens == p_win.shape[1],
+      "evaluation.exact",
       f"len(sampling.tokens) ** sampling.max_tokens to be the {p_win.shape[1]} actions of"
-      " judge.table", f"{len(sampling.tokens)} ** {sampling.max_tokens}", "Set the three together.",
-    )  # fmt: skip
+      " judge.table",
+      f"{len(sampling.tokens)} ** {sampling.max_tokens}",
+      "Set the three together.",
+    )
     prompts = jax.tree.map(jnp.asarray, held_out.all())
     responses = enumerate_responses(sampling.tokens, sampling.max_tokens)
     return cls(prompts, jnp.asarray(p_win)[prompts.index % len(p_win)], responses)
@@ -130,7 +133,7 @@ def tabular_policy(
         logp = jax.nn.log_softmax((1 - mixture) * policy + mixture * reference)
       sampling_logp = jax.nn.log_softmax(logp / behaviour_temperature)
       shape = (len(prompts.index), samples)
-      # By the inverse of the cumulative distribution: one uniform number a draw, not one a response.
+      # By the inverse of the cumulative distribution: one random number a draw, not A.
       cumulative = jnp.cumsum(jnp.exp(sampling_logp), axis=-1)[:, None]
       uniform = jax.random.uniform(key, shape)[..., None]
       last = sampling_logp.shape[-1] - 1
@@ -139,9 +142,7 @@ def tabular_policy(
         at_last_token(jnp.take_along_axis(x, action, axis=1)) for x in (logp, sampling_logp)
       )
       mask = jnp.ones((*shape, length), bool)
-      return Responses(
-        all_responses[action], mask, chosen, chosen_sampling, jnp.zeros(shape, bool)
-      )
+      return Responses(all_responses[action], mask, chosen, chosen_sampling, jnp.zeros(shape, bool))
 
     return sample
 

@@ -37,10 +37,7 @@ def sft_loss(params, batch, *, model_config, options) -> dict[str, Mean]:
 
 
 def _make_loss(config, model_config, tokenizer):
-  options = {
-    "dtype": jnp.dtype(config.model.dtype),
-    "remat": config.model.remat,
-  }
+  options = {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
   if config.loss == "sft":
     options["chunk"] = config.model.logit_chunk
     return functools.partial(sft_loss, model_config=model_config, options=options)
@@ -114,10 +111,12 @@ def set_up(config) -> Setup:
   data, held_out = load_preferences(config.data, tokenizer, config.seed)
   if config.loss != "sft":
     require(
-      len(held_out) == 0 or len(held_out) >= config.data.batch_size, "data.held_out",
-      f"0, or pairs for a batch of {config.data.batch_size}", len(held_out),
+      len(held_out) == 0 or len(held_out) >= config.data.batch_size,
+      "data.held_out",
+      f"0, or pairs for a batch of {config.data.batch_size}",
+      len(held_out),
       "Hold out more, or lower data.batch_size.",
-    )  # fmt: skip
+    )
   mesh, base_shapes = sharding.make_mesh(config.mesh), gemma.shapes(model_config)
   batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   loss = _make_loss(config, model_config, tokenizer)
@@ -125,9 +124,13 @@ def set_up(config) -> Setup:
   state_shapes, jit = jax.eval_shape(init, base_shapes), functools.partial(sharding.jit, mesh)
   shardings = sharding.shardings(state_shapes, mesh)
   load = functools.partial(
-    load_weights, config.model.weights, model_config, config.seed, mesh=mesh,
+    load_weights,
+    config.model.weights,
+    model_config,
+    config.seed,
+    mesh=mesh,
     head=config.loss == "reward",
-  )  # fmt: skip
+  )
   adapted = config.model.lora.rank > 0
   # It is only ever computed with in this type, as the reference of an online run.
   base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
@@ -235,7 +238,9 @@ def _evaluate(loss, held_out, config, batch_sharding, tokenizer, params) -> dict
       texts += [batch["tokens"][row][batch["loss_mask"][row]] for row in range(size)]
     elif not real.all():
       break  # pairs weigh alike: the few of a part batch are left out
-    values = loss(params, sharding.global_batch(batch_sharding, size, functools.partial(_rows, batch)))
+    values = loss(
+      params, sharding.global_batch(batch_sharding, size, functools.partial(_rows, batch))
+    )
     total = jax.tree.map(jnp.add, total, values) if total else values
   out = {f"eval/{name}": value for name, value in total.items()}
   if texts:

@@ -88,8 +88,7 @@ def make_programs(
       rule.apply_copies, static_argnums=1, donate_argnums=0, out_shardings=where.state
     ),
     evaluate=jit(
-      _make_evaluate(policy, rule.players, judge.fn, exact_metrics),
-      out_shardings=where.replicated,
+      _make_evaluate(policy, rule.players, judge.fn, exact_metrics), out_shardings=where.replicated
     ),
   )
   return programs, where
@@ -124,9 +123,7 @@ def make_sample(algorithm, players: Callable, policy: Policy) -> Callable:
   def sample(state, reference, prompts, key):
     params = players(state, reference)
     responses = sample_player(params[method.player], prompts, key)
-    opponents = sample_opponent(
-      params.get(method.opponent), prompts, jax.random.fold_in(key, 1)
-    )
+    opponents = sample_opponent(params.get(method.opponent), prompts, jax.random.fold_in(key, 1))
     masks = (responses.mask, getattr(opponents, "mask", 0))
     return responses, opponents, sum(jnp.sum(mask) for mask in masks)
 

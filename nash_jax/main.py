@@ -35,7 +35,7 @@ FLAGS = {
   "plan": {
     "topology": ("v5e:4x4", "A TPU topology, v5e:4x4 or v5e-16; local for this machine."),
     "json": ("", "File for the plan as JSON."),
-  },
+  }
 }
 
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
@@ -44,8 +44,8 @@ SHORT = {"sample": ("prompt", "file", "realign")}
 
 def _configs() -> pathlib.Path:
   spec = importlib.util.find_spec("nash_jax.configs")
-  assert spec is not None and spec.origin is not None, "nash_jax is installed without its configs"
-  return pathlib.Path(spec.origin).parent
+  assert spec, "nash_jax is installed without its configs"
+  return pathlib.Path(str(spec.origin)).parent
 
 
 def config_names() -> list[str]:
@@ -168,15 +168,17 @@ def _together(job: str):
       traceback.print_exc()
     print(
       f"nash-jax {job}: {error}\nprocess {here} of {count} stops. If another failed first, its log"
-      " says why. The same command goes on from the last checkpoint.", file=sys.stderr, flush=True,
-    )  # fmt: skip
+      " says why. The same command goes on from the last checkpoint.",
+      file=sys.stderr,
+      flush=True,
+    )
     # Without Python's own end, which would wait for the others at a barrier.
     os._exit(2 if isinstance(error, ValueError) else 1)
 
 
 def _check_job(job: str, config) -> None:
   """Raises ValueError where a config names another job than the one that takes it."""
-  expected = CONFIG_OF[job] if job in CONFIG_OF else job
+  expected = CONFIG_OF.get(job, job)
   got = config.job if "job" in config else expected
   require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
 
@@ -189,7 +191,9 @@ def _run_job(job: str, arguments: list[str]) -> None:
   module, default, what = JOBS[job]
   with _as_value_error(job):
     config = config_flags.DEFINE_config_file(
-      "config", config_file(default), f"Name or file of the run's config (default {default}).",
+      "config",
+      config_file(default),
+      f"Name or file of the run's config (default {default}).",
       sys_argv=["nash-jax", *arguments],
     )
   workdir = {"workdir": (f"runs/{job}", "Folder for everything the job leaves.")}

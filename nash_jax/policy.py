@@ -53,13 +53,21 @@ def make_policy(model, sampling, tokenizer, model_config: GemmaConfig) -> Policy
   }
   return Policy(
     functools.partial(
-      logprobs.response_logprobs, model_config=model_config, remat=model.remat,
-      chunk=model.logit_chunk, **shared,
+      logprobs.response_logprobs,
+      model_config=model_config,
+      remat=model.remat,
+      chunk=model.logit_chunk,
+      **shared,
     ),
     functools.partial(
-      sampler.make_sampler, model_config, max_tokens=sampling.max_tokens,
-      stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, top_k=sampling.top_k,
-      top_p=sampling.top_p, **shared,
+      sampler.make_sampler,
+      model_config,
+      max_tokens=sampling.max_tokens,
+      stop_ids=tokenizer.stop_ids,
+      pad_id=tokenizer.pad_id,
+      top_k=sampling.top_k,
+      top_p=sampling.top_p,
+      **shared,
     ),
   )
 
@@ -72,14 +80,22 @@ def _forbidden(sampling, tokenizer, model_config):
     return jnp.asarray(forbidden)
   known = (allowed >= 0) & (allowed < tokenizer.size)
   require(
-    bool(known.all()), "sampling.tokens", f"ids below the tokenizer's {tokenizer.size} pieces",
-    allowed[~known].tolist(), "Leave it empty to allow every piece.",
+    bool(known.all()),
+    "sampling.tokens",
+    f"ids below the tokenizer's {tokenizer.size} pieces",
+    allowed[~known].tolist(),
+    "Leave it empty to allow every piece.",
   )
   return jnp.asarray(~np.isin(np.arange(model_config.num_embed), allowed))
 
 
 def load_weights(
-  spec: str, model_config: GemmaConfig, seed: int = 0, dtype=jnp.float32, mesh=None, *,
+  spec: str,
+  model_config: GemmaConfig,
+  seed: int = 0,
+  dtype=jnp.float32,
+  mesh=None,
+  *,
   head: bool = False,
 ) -> Params:
   """Returns parameters from a file or a run, or random ones for "".
@@ -115,9 +131,7 @@ def _load_from_run(path, field_and_step, model_config, shapes, shardings, dtype,
   if run_config.get("model", {}).get("lora", {}).get("rank"):
     init, join = lora.init_and_join(ConfigDict(run_config))
     shapes = jax.eval_shape(init, shapes)
-    base = load_weights(
-      run_config["model"]["weights"], model_config, run_config["seed"], mesh=mesh
-    )
+    base = load_weights(run_config["model"]["weights"], model_config, run_config["seed"], mesh=mesh)
     checkpoint.verify_base(path, gemma.cast(base, run_config["model"]["dtype"]))
   if mesh is not None:
     shapes = sharding.abstract(shapes, sharding.shardings(shapes, mesh))

@@ -70,9 +70,10 @@ def arena(result: dict) -> str:
     cells = [c for line in judge["win_rate"].values() for c in line.values()]
     gaps = [
       abs(c[end] - c["mean"] - sign * c["sigma3"])
-      for c in cells if c["sigma3"] is not None
+      for c in cells
+      if c["sigma3"] is not None
       for end, sign in (("low", -1), ("high", 1))
-    ]  # fmt: skip
+    ]
     gap = number(max(gaps, default=None))
     said = [f"{m.replace('_', ' ')} {number(value)}" for m, value in judge["metrics"].items()]
     out += [
@@ -105,8 +106,7 @@ def side_by_side(texts: list[dict]) -> str:
   for item in texts:
     # Line breaks of a text must end neither its item nor its quote.
     said = [
-      f"* **{name}**: {text}".replace("\n", "\n  ")
-      for name, text in item["continuations"].items()
+      f"* **{name}**: {text}".replace("\n", "\n  ") for name, text in item["continuations"].items()
     ]
     quote = item["prompt"].replace("\n", "\n> ")
     out += [f"> {quote}", "\n".join(said)]
@@ -134,9 +134,15 @@ def heat_map(cells: dict[str, dict[str, dict]], title: str, path) -> pathlib.Pat
       bold, dark = bool(cell["significant"]), known[i, j] and abs(means[i, j] - 0.5) > 0.5 * reach
       text = win_rate_cell({**cell, "significant": False}, i == j).replace(" ± ", "\n± ")
       axes.text(
-        j, i, text, ha="center", va="center", fontsize=11, color="white" if dark else "black",
+        j,
+        i,
+        text,
+        ha="center",
+        va="center",
+        fontsize=11,
+        color="white" if dark else "black",
         fontweight="bold" if bold else "normal",
-      )  # fmt: skip
+      )
   labels = [name.replace("_", " ") for name in names]
   axes.set_xticks(range(len(names)), labels, rotation=30, ha="right", rotation_mode="anchor")
   axes.set_yticks(range(len(names)), labels)
@@ -196,9 +202,13 @@ def curves(workdir) -> pathlib.Path:
     for name in drawn:
       held_out = name.startswith("eval/")
       axes.plot(
-        *series[name], label=names[name], color=COLOURS[held_out],
-        linewidth=2 if held_out else 1, marker="o" if held_out else None, markersize=4,
-      )  # fmt: skip
+        *series[name],
+        label=names[name],
+        color=COLOURS[held_out],
+        linewidth=2 if held_out else 1,
+        marker="o" if held_out else None,
+        markersize=4,
+      )
     axes.set(title=title, xlabel="step", ylabel=label)
     axes.spines[["top", "right"]].set_visible(False)
     if len(drawn) > 1:

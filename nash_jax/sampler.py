@@ -48,18 +48,22 @@ def make_sampler(
     top_p: then among the fewest of these k that hold this share of their probability.
     dtype: of the weights, activations and cache while decoding; logits are float32.
     mixture: m, the weight of the reference; None for one model.
-    behaviour_temperature: divides the logits of the sampling law alone: flatter draws for losses that do not
+    behaviour_temperature: divides only the logits of draws: flatter ones, for losses that do not
       need draws of the trained law. In `logp_sampling`, not in `logp`.
 
   Raises:
     ValueError: for a law that cannot be sampled from.
   """
-  _check(model_config, max_tokens, samples, temperature, behaviour_temperature, top_k, top_p, forbidden)
+  _check(
+    model_config, max_tokens, samples, temperature, behaviour_temperature, top_k, top_p, forbidden
+  )
   weights = (1.0,) if mixture is None else (1.0 - mixture, mixture)
 
   def next_logits(policies, hidden) -> Float[Array, "N V"]:
     """The trained law of the next token, not yet normalised."""
-    outputs = [gemma.logits(p, model_config, x, forbidden) for p, x in zip(policies, hidden, strict=True)]
+    outputs = [
+      gemma.logits(p, model_config, x, forbidden) for p, x in zip(policies, hidden, strict=True)
+    ]
     return sum(w * logits for w, logits in zip(weights, outputs, strict=True)) / temperature
 
   def draw(key, logits) -> tuple[Int[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
@@ -72,7 +76,11 @@ def make_sampler(
     if top_k == 0:
       token = _categorical(key, logits / behaviour_temperature)
       logp = pick(logits, token) - log_z
-      flat = logp if behaviour_temperature == 1 else pick(jax.nn.log_softmax(logits / behaviour_temperature), token)
+      flat = (
+        logp
+        if behaviour_temperature == 1
+        else pick(jax.nn.log_softmax(logits / behaviour_temperature), token)
+      )
       return token, logp, flat
     best, ids = jax.lax.top_k(logits, top_k)
     share = jax.nn.softmax(best / behaviour_temperature)
@@ -85,7 +93,8 @@ def make_sampler(
   def sample(params: Params, prompts: Prompts, key: Array) -> Responses:
     policies = (params,) if mixture is None else tuple(params)
     hidden, caches = zip(
-      *(_prefill(p, model_config, prompts, samples, max_tokens, dtype) for p in policies), strict=True
+      *(_prefill(p, model_config, prompts, samples, max_tokens, dtype) for p in policies),
+      strict=True,
     )
     policies = [_weights(p, model_config, dtype) for p in policies]
     prompt_mask = jnp.repeat(prompts.mask, samples, axis=0)
@@ -187,7 +196,9 @@ def _categorical(key, logits):
   return jnp.min(jnp.where(noisy == best, ids, logits.shape[-1] - 1), axis=-1)
 
 
-def _check(model_config, max_tokens, samples, temperature, behaviour_temperature, top_k, top_p, forbidden):
+def _check(
+  model_config, max_tokens, samples, temperature, behaviour_temperature, top_k, top_p, forbidden
+):
   rows = model_config.num_embed
   if max_tokens < 1 or samples < 1:
     raise ValueError(
@@ -196,8 +207,8 @@ def _check(model_config, max_tokens, samples, temperature, behaviour_temperature
     )
   if not (temperature > 0 and behaviour_temperature > 0):
     raise ValueError(
-      f"sampler.temperature, behaviour_temperature: expected positive numbers, got {temperature}, {behaviour_temperature}; "
-      "for nearly greedy decoding set top_k=1"
+      "sampler.temperature, behaviour_temperature: expected positive numbers, got "
+      f"{temperature}, {behaviour_temperature}; for nearly greedy decoding set top_k=1"
     )
   if not 0 <= top_k <= rows:
     raise ValueError(f"sampler.top_k: expected 0 (all ids) to {rows} (the vocabulary), got {top_k}")

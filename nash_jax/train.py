@@ -23,8 +23,11 @@ from nash_jax.validation import require
 
 # What the progress bar shows.
 PROGRESS_METRICS = (
-  "kl_to_reference", "eval/win_rate_vs_reference", "response_length", "seconds/sample",
-)  # fmt: skip
+  "kl_to_reference",
+  "eval/win_rate_vs_reference",
+  "response_length",
+  "seconds/sample",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +56,12 @@ def set_up(config) -> Setup:
   tokenizer, model_config = tokenizer_and_model(config.model)
   train_prompts, held_out = load_prompts(config.prompts, tokenizer, config.seed)
   require(
-    config.evaluation.prompts <= len(held_out), "evaluation.prompts",
-    f"at most the {len(held_out)} held-out prompts", config.evaluation.prompts,
+    config.evaluation.prompts <= len(held_out),
+    "evaluation.prompts",
+    f"at most the {len(held_out)} held-out prompts",
+    config.evaluation.prompts,
     "Lower it, or raise prompts.held_out.",
-  )  # fmt: skip
+  )
   mesh = sharding.make_mesh(config.mesh)
   judge = judges.make(config.judge, tokenizer, mesh=iteration.judge_mesh(config, mesh))
   load = functools.partial(load_weights, config.model.weights, model_config, config.seed, mesh=mesh)

@@ -17,9 +17,8 @@ def require(condition: bool, what: str, expected: str, got: Any, fix: str) -> No
 def one_of(what: str, got: str, choices: Collection[str]) -> None:
   """Raises ValueError that lists the choices, unless `got` is one of them."""
   if got not in choices:
-    raise ValueError(
-      f"{what}: got {got!r}, expected one of {', '.join(sorted(choices))}{did_you_mean(got, choices)}"
-    )
+    listed = ", ".join(sorted(choices))
+    raise ValueError(f"{what}: got {got!r}, expected one of {listed}{did_you_mean(got, choices)}")
 
 
 def did_you_mean(got: str, choices: Collection[str]) -> str:

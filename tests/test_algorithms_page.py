@@ -14,10 +14,16 @@ from nash_jax.objectives import algorithms, losses
 
 PAGE = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
 PLAYERS = {
-  "π": "policy", "π, flattened": "policy", "π_ref": "reference", "target": "target",
-  "mixture m": "mixture", "frozen π̂": "opponent", "π_t, then π_{t+1/2}": "opponent",
-  "y's other samples": None, "": None,
-}  # fmt: skip
+  "π": "policy",
+  "π, flattened": "policy",
+  "π_ref": "reference",
+  "target": "target",
+  "mixture m": "mixture",
+  "frozen π̂": "opponent",
+  "π_t, then π_{t+1/2}": "opponent",
+  "y's other samples": None,
+  "": None,
+}
 
 
 def overview() -> dict[str, list[str]]:
@@ -35,7 +41,9 @@ def test_the_overview_is_the_table():
     assert loss.startswith("policy gradient") == method.on_policy, name
     assert not method.on_policy or (arms == "1") == (method.opponent is not None), name
     still = config(target_update="periodic", reference_period=0)
-    assert (copied != "") == (method.copy_schedule(still, 6) != {} or method.target_ema(config())), name
+    assert (copied != "") == (
+      method.copy_schedule(still, 6) != {} or method.target_ema(config())
+    ), name
 
 
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
@@ -54,7 +62,9 @@ def test_a_method_rests_where_the_page_says(name):
     @jax.jit
     def gradient(theta):
       here = {**who, "target": theta, "opponent": theta}
-      return jax.grad(lambda p: enumerated(method, a, table, rewards, {**here, "policy": p}, 1))(theta)
+      return jax.grad(lambda p: enumerated(method, a, table, rewards, {**here, "policy": p}, 1))(
+        theta
+      )
 
     def answered(theta):
       """A step towards the best response to the opponent that this policy makes."""

@@ -140,9 +140,11 @@ def small(files):
   config.resamples = 200
   one, two = (str(files / f"{name}.safetensors") for name in ("one", "two"))
   config.policies = {
-    "base": {"weights": one, "best_of": 1}, "twin": {"weights": one, "best_of": 1},
-    "other": {"weights": two, "best_of": 1}, "best_of_4": {"weights": one, "best_of": 4},
-  }  # fmt: skip
+    "base": {"weights": one, "best_of": 1},
+    "twin": {"weights": one, "best_of": 1},
+    "other": {"weights": two, "best_of": 1},
+    "best_of_4": {"weights": one, "best_of": 4},
+  }
   config.judges = {"judge": {**config.judges.population}}
   return config
 
@@ -209,8 +211,13 @@ def test_policies_come_from_files_and_from_any_part_and_step_of_a_run(files, tmp
   run.close()
   where = str(tmp_path / "run")
   expected = {
-    "": 20, "@params": 20, "@target": 21, "@params:1": 10, "@target:1": 11, "@params:best": 10,
-  }  # fmt: skip
+    "": 20,
+    "@params": 20,
+    "@target": 21,
+    "@params:1": 10,
+    "@target:1": 11,
+    "@params:best": 10,
+  }
   for suffix, by in expected.items():
     got = policy.load_weights(where + suffix, model)["embedder"]["input_embedding"]
     np.testing.assert_allclose(got, by * one["embedder"]["input_embedding"], rtol=1e-6)
@@ -249,7 +256,10 @@ def test_bad_parts_fields_and_workdirs_are_named(files, tmp_path):
     resolve(config)
   config = small(files)
   config.policies.base = {"weights": config.policies.base.weights, "best": 1}
-  with pytest.raises(ValueError, match=r"policies.base.best is unknown; fields here: best_of, weights; did you mean 'best_of'"):
+  with pytest.raises(
+    ValueError,
+    match=r"policies.base.best is unknown; fields here: best_of, weights; did you mean 'best_of'",
+  ):
     resolve(config)
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=r"workdir .*/file/x: expected a folder"):

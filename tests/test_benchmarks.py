@@ -22,8 +22,12 @@ FIGURES = {
 def test_a_benchmark_prints_its_figures(name):
   flags, said = FIGURES[name]
   done = subprocess.run(
-    [sys.executable, f"benchmarks/{name}.py", *flags], cwd=tiny.ROOT,
-    capture_output=True, text=True, timeout=600, env={**os.environ, "JAX_PLATFORMS": "cpu"},
-  )  # fmt: skip
+    [sys.executable, f"benchmarks/{name}.py", *flags],
+    cwd=tiny.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   assert re.search(said, done.stdout), done.stdout

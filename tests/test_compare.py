@@ -10,9 +10,11 @@ from nash_jax.jobs import arena, compare, sweep
 
 # Win rate and KL by method and learning rate: at β = .05, nats cost nash_mp its larger rate.
 ENDS = {
-  ("nash_mp", 1e-4): (0.74, 2.8), ("nash_mp", 3e-4): (0.80, 9.0),
-  ("reg_self_play", 1e-4): (0.60, 2.0), ("reg_self_play", 3e-4): (0.70, 2.5),
-}  # fmt: skip
+  ("nash_mp", 1e-4): (0.74, 2.8),
+  ("nash_mp", 3e-4): (0.80, 9.0),
+  ("reg_self_play", 1e-4): (0.60, 2.0),
+  ("reg_self_play", 3e-4): (0.70, 2.5),
+}
 
 
 @pytest.fixture
@@ -30,10 +32,13 @@ def played(monkeypatch):
       rate, kl = ENDS[config.algorithm.name, config.optimizer.learning_rate]
       rate += config.seed % 100 / 100
       lines = [
-        {"step": step, compare.WIN: 0.5 + (rate - 0.5) * step / config.steps,
-         compare.KL: kl * step / config.steps}
+        {
+          "step": step,
+          compare.WIN: 0.5 + (rate - 0.5) * step / config.steps,
+          compare.KL: kl * step / config.steps,
+        }
         for step in (0, 20, 40)
-      ]  # fmt: skip
+      ]
       (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
   def hold(config, workdir):
@@ -71,8 +76,12 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(played, t
   assert len(played["runs"]) == 4 + 6, "every rate with the tuning seed, the best with every seed"
   assert played["arenas"] == [{"nash_mp", "reg_self_play", "reference"}] * 3
   cell = result["arena"]["population"]["win_rate"]["nash_mp"]["reference"]
-  assert cell == {"mean": pytest.approx(0.61), "sigma3": pytest.approx(0.03), "n": 288,
-                  "significant": True}  # fmt: skip
+  assert cell == {
+    "mean": pytest.approx(0.61),
+    "sigma3": pytest.approx(0.03),
+    "n": 288,
+    "significant": True,
+  }
   page = (tmp_path / "compare.md").read_text()
   assert page.strip() in capsys.readouterr().out
   row = next(line for line in page.splitlines() if line.startswith("| nash_mp"))

@@ -41,12 +41,24 @@ def test_defaults_are_good_and_come_back_locked(kind):
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("model.preset", "storys", "model.preset: got 'storys', expected one of gemma2_2b, gemma2_9b, "
-     "gemma3_1b, .*tiny; did you mean 'stories'"),
-    ("algorithm.name", "nash_pm", "algorithm.name: got 'nash_pm', expected one of best_response, "
-     "egpo, .*sppo; did you mean 'nash_mp'"),
-    ("judge.name", "popular", "judge.name: got 'popular', expected one of bradley_terry, gemma, "
-     "gemma_text, http, population, table, table_reward; did you mean 'population'"),
+    (
+      "model.preset",
+      "storys",
+      "model.preset: got 'storys', expected one of gemma2_2b, gemma2_9b, "
+      "gemma3_1b, .*tiny; did you mean 'stories'",
+    ),
+    (
+      "algorithm.name",
+      "nash_pm",
+      "algorithm.name: got 'nash_pm', expected one of best_response, "
+      "egpo, .*sppo; did you mean 'nash_mp'",
+    ),
+    (
+      "judge.name",
+      "popular",
+      "judge.name: got 'popular', expected one of bradley_terry, gemma, "
+      "gemma_text, http, population, table, table_reward; did you mean 'population'",
+    ),
     ("model.dtype", "float64", "model.dtype: got 'float64', expected one of bfloat16, float16"),
     ("model.template", "chat", "model.template: got 'chat', expected one of gemma, plain"),
     ("optimizer.name", "adam", "optimizer.name: got 'adam', expected one of adafactor, adamw"),
@@ -63,18 +75,29 @@ def test_defaults_are_good_and_come_back_locked(kind):
     ("algorithm.kappa", 1.5, r"algorithm.kappa: expected a rate in \[0, 1\], got 1.5"),
     ("algorithm.kappa", -0.5, r"algorithm.kappa: expected a rate in \[0, 1\], got -0.5"),
     ("algorithm.samples", 1, "algorithm.samples: expected at least 2 for nash_mp, got 1"),
-    ("algorithm.name", "rlhf", "judge.name: expected a judge with scalar rewards, bradley_terry "
-     "or table_reward, for rlhf, got 'population'. Fit one"),
+    (
+      "algorithm.name",
+      "rlhf",
+      "judge.name: expected a judge with scalar rewards, bradley_terry "
+      "or table_reward, for rlhf, got 'population'. Fit one",
+    ),
     ("algorithm.labels", "hard", "algorithm.labels: got 'hard', expected one of sampled, soft"),
     ("algorithm.reference_period", -1, "reference_period: expected 0 .never. or a number"),
     ("algorithm.behaviour_temperature", 2.0, "behaviour_temperature = 1, because nash_mp follows"),
-    ("sampling.top_k", 5, "sampling: expected top_k = 0, top_p = 1 and behaviour_temperature = 1, "
-     "because nash_mp follows the gradient of the distribution that it samples from, got .*k': 5"),
+    (
+      "sampling.top_k",
+      5,
+      "sampling: expected top_k = 0, top_p = 1 and behaviour_temperature = 1, "
+      "because nash_mp follows the gradient of the distribution that it samples from, got .*k': 5",
+    ),
     ("sampling.top_p", 0.9, "sampling: expected top_k = 0, top_p = 1 and .*, because nash_mp"),
     ("sampling.temperature", 0.0, "sampling.temperature: expected a positive number"),
     ("sampling.max_tokens", 0, "sampling.max_tokens: expected a positive number"),
-    ("optimizer.micro_batches", 3, "optimizer.micro_batches: expected a divisor of "
-     "prompts.batch_size = 8, got 3"),
+    (
+      "optimizer.micro_batches",
+      3,
+      "optimizer.micro_batches: expected a divisor of prompts.batch_size = 8, got 3",
+    ),
     ("optimizer.micro_batches", 0, "optimizer.micro_batches: expected a divisor"),
     ("mesh.data", 3, "mesh: expected sizes whose product is 1 devices, .*For example data=1"),
     ("mesh.fsdp", -1, "mesh: expected positive sizes and at most one -1"),
@@ -88,7 +111,7 @@ def test_defaults_are_good_and_come_back_locked(kind):
     ("model.tokenizer", "none.model", "model.tokenizer: expected a file that exists, got 'none"),
     ("model.weights", "none.safetensors", "model.weights: expected a file that exists, got 'none"),
   ],
-)  # fmt: skip
+)
 def test_bad_fields_are_named(refuse, field, value, message):
   refuse(tiny.train({field: value}), message)
 
@@ -96,30 +119,52 @@ def test_bad_fields_are_named(refuse, field, value, message):
 @pytest.mark.parametrize(
   ("name", "changes", "message"),
   [
-    ("nash_mp", {"kappa_schedule": "harmonic", "kappa_offset": 0.0},
-     "kappa_offset: expected a positive number"),
-    ("nash_mp", {"target_update": "periodic", "target_period": 0},
-     "target_period: expected a positive number of steps"),
+    (
+      "nash_mp",
+      {"kappa_schedule": "harmonic", "kappa_offset": 0.0},
+      "kappa_offset: expected a positive number",
+    ),
+    (
+      "nash_mp",
+      {"target_update": "periodic", "target_period": 0},
+      "target_period: expected a positive number of steps",
+    ),
     ("mpo", {"target_period": 0}, "target_period: expected a positive number of steps"),
     ("egpo", {"samples": 2}, "algorithm.samples: expected at least 3 for egpo, got 2"),
-    ("mpo", {"reference_period": 0},
-     "algorithm.reference_period: expected at least 1 for mpo, got 0"),
+    (
+      "mpo",
+      {"reference_period": 0},
+      "algorithm.reference_period: expected at least 1 for mpo, got 0",
+    ),
     ("inpo", {"step": 10.5}, r"algorithm.step: expected in \(0, 1 / beta = 10\], got 10.5"),
-    ("mpo", {"step": 2.5, "beta": 0.5}, r"algorithm.step: expected in \(0, 1 / beta = 2\], got 2.5"),
+    (
+      "mpo",
+      {"step": 2.5, "beta": 0.5},
+      r"algorithm.step: expected in \(0, 1 / beta = 2\], got 2.5",
+    ),
     ("sppo", {"step": 0.0}, r"algorithm.step: expected in \(0, 1 / beta = inf\], got 0.0"),
     ("nash_md", {"mixture": 1.5}, r"algorithm.mixture: expected a weight in \[0, 1\], got 1.5"),
     ("nash_ema", {"kappa": 1.5}, r"algorithm.kappa: expected a rate in \[0, 1\], got 1.5"),
   ],
-)  # fmt: skip
+)
 def test_bad_fields_of_a_method_are_named(refuse, name, changes, message):
   changes = {f"algorithm.{field}": value for field, value in changes.items()}
   refuse(tiny.train({"algorithm.name": name, **changes}), message)
 
 
 # Values that the methods which use the field would refuse.
-BAD = {"beta": -1.0, "eta": -1.0, "kappa": 2.0, "kappa_offset": -1.0, "kappa_schedule": "none",
-       "target_update": "none", "target_period": 0, "step": -1.0, "mixture": 2.0,
-       "labels": "none"}  # fmt: skip
+BAD = {
+  "beta": -1.0,
+  "eta": -1.0,
+  "kappa": 2.0,
+  "kappa_offset": -1.0,
+  "kappa_schedule": "none",
+  "target_update": "none",
+  "target_period": 0,
+  "step": -1.0,
+  "mixture": 2.0,
+  "labels": "none",
+}
 
 
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
@@ -164,15 +209,15 @@ def test_every_method_runs_by_its_name_alone(name, beta):
 
 
 def test_a_config_of_another_job_is_refused():
-  with pytest.raises(ValueError, match="config.job: expected fit, got 'train'. .*nash-jax train"):
+  with pytest.raises(ValueError, match=r"config.job: expected fit, got 'train'. .*nash-jax train"):
     resolve(tiny.train(), "fit")
   config = tiny.train()
   config.job = "trian"
-  with pytest.raises(ValueError, match="config.job: expected one of train, fit, .*got 'trian'"):
+  with pytest.raises(ValueError, match=r"config.job: expected one of train, fit, .*got 'trian'"):
     resolve(config)
   del config.job  # as configs were before they named their job
   assert resolve(config, "train") == resolve(tiny.train())
-  with pytest.raises(ValueError, match="config.job: expected one of .*got ''"):
+  with pytest.raises(ValueError, match=r"config.job: expected one of .*got ''"):
     resolve(config)
 
 
@@ -187,8 +232,11 @@ def test_a_lone_sample_cannot_be_centred(refuse):
 def test_unknown_fields_are_named_with_what_was_meant(refuse):
   config = tiny.train()
   config.algorithm.btea = 0.1
-  refuse(config, "config field algorithm.btea is unknown; fields here: behaviour_temperature, beta, "
-         ".*; did you mean 'beta'")  # fmt: skip
+  refuse(
+    config,
+    "config field algorithm.btea is unknown; fields here: behaviour_temperature, beta, "
+    ".*; did you mean 'beta'",
+  )
   config = tiny.train()
   config.sampler = {"temperature": 1.0}
   refuse(config, "config field sampler is unknown; .*; did you mean 'sampling'")
@@ -202,29 +250,41 @@ def test_missing_fields_and_groups_are_named(refuse):
   del config.algorithm.beta
   refuse(config, "config field algorithm.beta is missing")
   fields = {name: tiny.train()[name] for name in tiny.train()}
-  refuse(ConfigDict({**fields, "optimizer": "adamw"}),
-         "config field optimizer: expected a group of fields, got 'adamw'")  # fmt: skip
+  refuse(
+    ConfigDict({**fields, "optimizer": "adamw"}),
+    "config field optimizer: expected a group of fields, got 'adamw'",
+  )
   refuse(ConfigDict({"steps": 3}), "config field algorithm is missing; start from nash_jax.config")
 
 
 def test_batches_must_divide_over_devices(refuse, monkeypatch):
   monkeypatch.setattr(jax, "device_count", lambda: 8)
   mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
-  refuse(tiny.train({**mesh, "prompts.batch_size": 6}), "prompts.batch_size: expected "
-         "micro-batches that divide over data x fsdp = 4 devices, got 6. Use a "
-         "prompts.batch_size that is a multiple of 4")  # fmt: skip
-  refuse(tiny.train({**mesh, "optimizer.micro_batches": 4}), "micro-batches that divide over "
-         "data x fsdp = 4 devices, got 2. Use a prompts.batch_size that is a multiple of 16")
-  refuse(tiny.train({**mesh, "evaluation.prompts": 18}),
-         "evaluation.prompts: expected a multiple of data x fsdp = 4 devices, got 18")  # fmt: skip
+  refuse(
+    tiny.train({**mesh, "prompts.batch_size": 6}),
+    "prompts.batch_size: expected "
+    "micro-batches that divide over data x fsdp = 4 devices, got 6. Use a "
+    "prompts.batch_size that is a multiple of 4",
+  )
+  refuse(
+    tiny.train({**mesh, "optimizer.micro_batches": 4}),
+    "micro-batches that divide over "
+    "data x fsdp = 4 devices, got 2. Use a prompts.batch_size that is a multiple of 16",
+  )
+  refuse(
+    tiny.train({**mesh, "evaluation.prompts": 18}),
+    "evaluation.prompts: expected a multiple of data x fsdp = 4 devices, got 18",
+  )
   assert sharding.resolve_mesh({"data": -1, "fsdp": 2, "tensor": 2}, 8)["data"] == 2
   with pytest.raises(ValueError, match="mesh: expected sizes whose product is 8 devices"):
     sharding.resolve_mesh({"data": -1, "fsdp": 3, "tensor": 1}, 8)
 
 
 def test_no_prompts_left(refuse):
-  refuse(tiny.train({"prompts.max_tokens": 1, "prompts.overflow": "drop"}),
-         "no prompts left: all .* are over max_tokens=1; raise it, or set overflow=")  # fmt: skip
+  refuse(
+    tiny.train({"prompts.max_tokens": 1, "prompts.overflow": "drop"}),
+    "no prompts left: all .* are over max_tokens=1; raise it, or set overflow=",
+  )
 
 
 def test_a_tokenizer_with_more_pieces_than_the_model_has_rows(refuse):
@@ -258,8 +318,10 @@ def test_a_judge_that_cannot_be_asked(refuse, changes, message):
 
 
 def test_a_table_that_is_no_game(refuse, tmp_path):
-  refuse(tiny.train({"judge.name": "table", "judge.table": str(tmp_path / "none.npy")}),
-         re.escape(str(tmp_path / "none.npy")))  # fmt: skip
+  refuse(
+    tiny.train({"judge.name": "table", "judge.table": str(tmp_path / "none.npy")}),
+    re.escape(str(tmp_path / "none.npy")),
+  )
 
 
 def test_a_workdir_that_cannot_be_written(monkeypatch, tmp_path):
@@ -275,8 +337,11 @@ def test_weights_of_another_model_are_refused_with_the_first_difference(tmp_path
   params = jax.tree.map(lambda x: jax.numpy.zeros(x.shape), gemma.shapes(config))
   path = str(tmp_path / "w.safetensors")
   weights.save(path, params, config, "float16", {})
-  with pytest.raises(ValueError, match=r"w.safetensors: leaf layer_0/mlp/gating_einsum expected "
-                     r"shape \(2, 16, 32\), got \(2, 16, 48\)"):  # fmt: skip
+  with pytest.raises(
+    ValueError,
+    match=r"w.safetensors: leaf layer_0/mlp/gating_einsum expected "
+    r"shape \(2, 16, 32\), got \(2, 16, 48\)",
+  ):
     train.run(tiny.train({"model.weights": path}), tmp_path / "run")
   with pytest.raises(ValueError, match=r"tokenizer.model: expected a .safetensors file"):
     train.run(tiny.train({"model.weights": "assets:stories/tokenizer.model"}), tmp_path / "other")

@@ -19,24 +19,36 @@ from nash_jax.run import checkpoint
 from nash_jax.types import Mean
 
 MODEL = gemma.preset("tiny", num_embed=1024)
-TEXTS = [f"The {size} {animal} ran home." for size in ("big", "sad", "red")
-         for animal in ("cat", "dog", "bird", "mouse", "bear", "frog")]  # fmt: skip
+TEXTS = [
+  f"The {size} {animal} ran home."
+  for size in ("big", "sad", "red")
+  for animal in ("cat", "dog", "bird", "mouse", "bear", "frog")
+]
 
 
 def settings(folder, loss="sft", **data):
   if loss == "sft":
     records = [{"text": text} for text in TEXTS]
   else:
-    records = [{"prompt": f"{text} It was", "chosen": " happy.", "rejected": " a wet day."}
-               for text in TEXTS]  # fmt: skip
+    records = [
+      {"prompt": f"{text} It was", "chosen": " happy.", "rejected": " a wet day."} for text in TEXTS
+    ]
   path = folder / f"{loss}.jsonl"
   path.write_text("\n".join(map(json.dumps, records)))
   c = configs.fit()
   c.model.update({"preset": "tiny", "weights": ""})
   c.model.changes = {"num_embed": 1024}
   c.loss, c.steps, c.checkpoint.every = loss, 24, 12
-  c.data.update({"path": str(path), "held_out": 6, "batch_size": 4, "max_tokens": 16,
-                 "max_response_tokens": 8, "task": "text" if loss == "sft" else "preferences"})
+  c.data.update(
+    {
+      "path": str(path),
+      "held_out": 6,
+      "batch_size": 4,
+      "max_tokens": 16,
+      "max_response_tokens": 8,
+      "task": "text" if loss == "sft" else "preferences",
+    }
+  )
   c.data.update(data)
   c.optimizer.update({"learning_rate": 2e-2, "warmup_steps": 2})
   c.evaluation.every = 12
@@ -83,8 +95,10 @@ def test_next_token_loss_falls_and_the_export_is_what_was_measured(sft, start, t
   # Bits a byte are nats a token, over other units: the texts' own tokens and bytes.
   tokens = setup.held_out.all()
   tok = tokenizer.Tokenizer(tokenizer.BUNDLED, "plain")
-  text = sum(len(tok.decode(row[mask]).encode())
-             for row, mask in zip(tokens["tokens"], tokens["loss_mask"], strict=True))  # fmt: skip
+  text = sum(
+    len(tok.decode(row[mask]).encode())
+    for row, mask in zip(tokens["tokens"], tokens["loss_mask"], strict=True)
+  )
   nats = figures["eval/loss"] * tokens["loss_mask"].sum()
   assert figures["eval/bits_per_byte"] == pytest.approx(nats / text / math.log(2), rel=1e-4)
 
@@ -125,8 +139,11 @@ def test_the_best_checkpoint_is_kept_and_exported_not_the_last(sft, start, tmp_p
   assert start(tmp_path, evaluate=scripted) == {"eval/loss": 9.0}
   best, step = checkpoint.restore_part(tmp_path, "params", setup.state_spec.params, best=True)
   assert step == 12
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float16), b),
-               best, weights.load(config.export, MODEL))  # fmt: skip
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float16), b),
+    best,
+    weights.load(config.export, MODEL),
+  )
 
 
 def test_a_loss_that_is_not_finite_is_named(sft, start, tmp_path):
@@ -136,11 +153,13 @@ def test_a_loss_that_is_not_finite_is_named(sft, start, tmp_path):
   def poison(state, batch):
     state, values = setup.train_step(state, batch)
     calls.append(1)
-    return state, {**values, "loss": Mean(jnp.float32(np.nan), jnp.float32(1))} \
-      if len(calls) == 15 else values  # fmt: skip
+    return state, {**values, "loss": Mean(jnp.float32(np.nan), jnp.float32(1))} if len(
+      calls
+    ) == 15 else values
 
-  with pytest.raises(FloatingPointError, match="'loss' is nan at step 14; the last good checkpoint"
-                     " is step 12"):  # fmt: skip
+  with pytest.raises(
+    FloatingPointError, match="'loss' is nan at step 14; the last good checkpoint is step 12"
+  ):
     start(tmp_path, train_step=poison)
 
 
@@ -156,8 +175,11 @@ def test_preferences_are_learned(loss, tmp_path):
 
 def test_fewer_held_out_pairs_than_a_batch_are_refused(tmp_path):
   config = settings(tmp_path, "reward", held_out=3)
-  with pytest.raises(ValueError, match=r"data.held_out: expected 0, or pairs for a batch of 4, "
-                     r"got 3. Hold out more"):  # fmt: skip
+  with pytest.raises(
+    ValueError,
+    match=r"data.held_out: expected 0, or pairs for a batch of 4, "
+    r"got 3. Hold out more",
+  ):
     fit.run(config, tmp_path / "run")
 
 
@@ -178,7 +200,8 @@ def test_bad_configs_are_told_what_is_wrong_before_weights_load(
   monkeypatch.setattr(fit, "load_weights", lambda *args: pytest.fail("weights are loaded"))
   config = settings(tmp_path)
   config.optimizer.micro_batches = 2
-  config.update_from_flattened_dict({field: value}) if field != "model.changes" else \
-    config.model.update({"changes": value})  # fmt: skip
+  config.update_from_flattened_dict(
+    {field: value}
+  ) if field != "model.changes" else config.model.update({"changes": value})
   with pytest.raises(ValueError, match=message):
     fit.run(config, tmp_path / "run")

@@ -16,7 +16,10 @@ LOCAL, GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
 # gating layouts; a pattern that leaves layers over.
 GENERATIONS = {
   "gemma2_multihead": {
-    "preset": "tiny", "num_heads": 2, "num_kv_heads": 2, "transpose_gating_einsum": True,
+    "preset": "tiny",
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "transpose_gating_einsum": True,
   },
   "gemma2_grouped": {"preset": "tiny", "num_heads": 4, "num_kv_heads": 2},
   "gemma3_with_tail": {
@@ -30,7 +33,7 @@ GENERATIONS = {
     "global_scale_factor": 8.0,
     "attention_types": (LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL, LOCAL),
   },
-}  # fmt: skip
+}
 
 
 def librarys(config):
@@ -119,10 +122,13 @@ def test_remat_and_bfloat16_change_no_structure(model):
   plain = jax.jit(jax.grad(loss))(params)
   remat = jax.jit(jax.grad(lambda p: loss(p, remat=True, chunk=5)))(params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), plain, remat)
-  half, logits = jax.eval_shape(lambda p: (
-    x := gemma.forward(p, config, tokens, mask * 1, mask[:, None], dtype=jnp.bfloat16)[0],
-    gemma.logits(p, config, x),
-  ), params)  # fmt: skip
+  half, logits = jax.eval_shape(
+    lambda p: (
+      x := gemma.forward(p, config, tokens, mask * 1, mask[:, None], dtype=jnp.bfloat16)[0],
+      gemma.logits(p, config, x),
+    ),
+    params,
+  )
   assert half.dtype == jnp.bfloat16
   assert logits.dtype == jnp.float32
 
@@ -157,20 +163,21 @@ def test_padding_changes_nothing(model):
   """Left padding, whatever it holds, leaves log-probabilities alone."""
   config, params, _ = model
   tokens, mask = tokens_and_mask()
-  score = jax.jit(lambda t, m, f: logprobs.token_logprobs(params, config, t, m, f)[0],
-                  static_argnums=2)  # fmt: skip
+  score = jax.jit(
+    lambda t, m, f: logprobs.token_logprobs(params, config, t, m, f)[0], static_argnums=2
+  )
   plain = score(tokens, mask, 8)
   for filler in (0, 17):
     pad = np.full((3, 6), filler, np.int32)
-    padded = score(
-      np.concatenate([pad, tokens], 1), np.concatenate([pad > 99, mask], 1), 14
-    )
+    padded = score(np.concatenate([pad, tokens], 1), np.concatenate([pad > 99, mask], 1), 14)
     np.testing.assert_allclose(padded, plain, atol=2e-5)
-  right = np.asarray(score(
-    np.concatenate([tokens, np.full((3, 4), 9, np.int32)], 1),
-    np.concatenate([mask, np.zeros((3, 4), bool)], 1),
-    8,
-  ))
+  right = np.asarray(
+    score(
+      np.concatenate([tokens, np.full((3, 4), 9, np.int32)], 1),
+      np.concatenate([mask, np.zeros((3, 4), bool)], 1),
+      8,
+    )
+  )
   np.testing.assert_allclose(right[:, :12], plain, atol=2e-5)
   np.testing.assert_array_equal(right[:, 12:], 0)
 
@@ -193,8 +200,9 @@ def test_forbidden_ids_have_no_probability(model):
   config, params, _ = model
   tokens, mask = tokens_and_mask()
   forbidden = np.arange(64) >= 50
-  logp, entropy = jax.jit(lambda p: logprobs.token_logprobs(
-    p, config, tokens, mask, forbidden=forbidden, temperature=0.7))(params)  # fmt: skip
+  logp, entropy = jax.jit(
+    lambda p: logprobs.token_logprobs(p, config, tokens, mask, forbidden=forbidden, temperature=0.7)
+  )(params)
 
   @jax.jit
   def logits(p):

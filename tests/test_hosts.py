@@ -31,17 +31,25 @@ def hosts(count, devices, command, **more):
     port = free.getsockname()[1]
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   env = {
-    **os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu",
+    **os.environ,
+    "XLA_FLAGS": flags,
+    "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": f"{tiny.ROOT}:{tiny.ROOT / 'tests'}",
-    "NASH_JAX_COORDINATOR": f"127.0.0.1:{port}", "NASH_JAX_PROCESSES": str(count), **more,
-  }  # fmt: skip
+    "NASH_JAX_COORDINATOR": f"127.0.0.1:{port}",
+    "NASH_JAX_PROCESSES": str(count),
+    **more,
+  }
   running = [
     subprocess.Popen(
-      [sys.executable, *command], env={**env, "NASH_JAX_PROCESS_ID": str(i)}, cwd=tiny.ROOT,
-      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+      [sys.executable, *command],
+      env={**env, "NASH_JAX_PROCESS_ID": str(i)},
+      cwd=tiny.ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
     )
     for i in range(count)
-  ]  # fmt: skip
+  ]
   try:
     yield running
   finally:
@@ -118,9 +126,14 @@ def test_hosts_fit_what_one_device_fits(loss, tmp_path):
   for count, devices in ((1, 1), (2, 2)):
     folder = tmp_path / str(count)
     folder.mkdir()
-    flags = [f"--config=tests/tiny.py:{folder},{loss}", f"--workdir={folder / 'run'}",
-             f"--config.export={folder / 'out.safetensors'}", "--config.export_dtype=float32",
-             "--config.optimizer.eps=1.0", "--config.optimizer.learning_rate=0.1"]  # fmt: skip
+    flags = [
+      f"--config=tests/tiny.py:{folder},{loss}",
+      f"--workdir={folder / 'run'}",
+      f"--config.export={folder / 'out.safetensors'}",
+      "--config.export_dtype=float32",
+      "--config.optimizer.eps=1.0",
+      "--config.optimizer.learning_rate=0.1",
+    ]
     with hosts(count, devices, [*JOB, "fit", *flags]) as running:
       codes, said = end(running, 600)
     assert codes == [0] * count, said[-5000:]
@@ -191,8 +204,10 @@ def test_a_signal_to_one_host_saves_once_on_all_and_other_hosts_go_on(tmp_path):
     codes, said = end(running, 600)
   assert codes == [0] * 4, said[-5000:]
   assert steps(tmp_path / "cut") == list(range(41))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-               *(last_state(tmp_path / name, 40) for name in ("cut", "whole")))  # fmt: skip
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    *(last_state(tmp_path / name, 40) for name in ("cut", "whole")),
+  )
 
 
 @pytest.mark.slow
@@ -217,8 +232,13 @@ def test_a_run_survives_twenty_kills_of_any_host_at_any_moment(job, tmp_path):
   config = "tests/tiny.py" if job == "train" else f"tests/tiny.py:{tmp_path},sft"
 
   def start(workdir):
-    flags = [f"--config={config}", f"--workdir={tmp_path / workdir}", "--config.steps=150",
-             f"--config.checkpoint.every={every}", "--config.evaluation.every=50"]  # fmt: skip
+    flags = [
+      f"--config={config}",
+      f"--workdir={tmp_path / workdir}",
+      "--config.steps=150",
+      f"--config.checkpoint.every={every}",
+      "--config.evaluation.every=50",
+    ]
     return hosts(2, 1, [*JOB, job, *flags], NASH_JAX_HEARTBEAT="20")
 
   def finish(running):

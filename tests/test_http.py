@@ -29,8 +29,16 @@ def said(p, answers=("A", " B")):
   tokens = [
     {"token": token, "logprob": math.log(x)} for token, x in zip(answers, (p, 1 - p), strict=True)
   ]
-  return {"choices": [{"message": {"content": "A"}, "logprobs": {"content": [
-    {"token": "A", "top_logprobs": [{"token": "Hm", "logprob": -0.1}, *tokens]}]}}]}  # fmt: skip
+  return {
+    "choices": [
+      {
+        "message": {"content": "A"},
+        "logprobs": {
+          "content": [{"token": "A", "top_logprobs": [{"token": "Hm", "logprob": -0.1}, *tokens]}]
+        },
+      }
+    ]
+  }
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -160,11 +168,27 @@ def test_answers_that_cannot_be_read_weigh_nothing(serve):
   assert set(server.asked.values()) == {1}  # an answer that is an answer is not asked for again
 
 
-@pytest.mark.parametrize("reply", [{"choices": []}, [], 3, None, {"error": "?"}, said(0.5, "CD"),
-  {"choices": [{"message": {"content": "Neither."}}]},
-  {"choices": [{"message": {"content": None}, "logprobs": {"content": []}}]},
-  {"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": [
-    {"token": "A", "logprob": 1e9}]}]}}]}])  # fmt: skip
+@pytest.mark.parametrize(
+  "reply",
+  [
+    {"choices": []},
+    [],
+    3,
+    None,
+    {"error": "?"},
+    said(0.5, "CD"),
+    {"choices": [{"message": {"content": "Neither."}}]},
+    {"choices": [{"message": {"content": None}, "logprobs": {"content": []}}]},
+    {
+      "choices": [
+        {
+          "message": {"content": "A"},
+          "logprobs": {"content": [{"top_logprobs": [{"token": "A", "logprob": 1e9}]}]},
+        }
+      ]
+    },
+  ],
+)
 def test_a_reply_that_says_neither_answer_is_nan(reply):
   assert math.isnan(http_judge._read(reply, ("A", "B")))
 
@@ -207,9 +231,13 @@ def test_a_request_that_is_refused_says_what_to_check(serve):
 
 @pytest.mark.parametrize(
   ("changes", "message"),
-  [({"model": ""}, "http.model: expected a name"), ({"url": "file:///x"}, "http.url: expected an"),
-   ({"timeout": 0.0}, "http.timeout: expected at least"), ({"workers": 0}, "http.workers")],
-)  # fmt: skip
+  [
+    ({"model": ""}, "http.model: expected a name"),
+    ({"url": "file:///x"}, "http.url: expected an"),
+    ({"timeout": 0.0}, "http.timeout: expected at least"),
+    ({"workers": 0}, "http.workers"),
+  ],
+)
 def test_a_server_that_cannot_be_asked(serve, changes, message):
   with pytest.raises(ValueError, match=message):
     serve(**changes)

@@ -204,7 +204,9 @@ def encoded(tokenizer, name, prompt, a, b):
 def splice(name, path, family):
   """The ids that are put together on the device, of texts (prompt, a, b) of up to 512 tokens."""
   tokenizer = Tokenizer(path, family)
-  assemble = jax.jit(functools.partial(judge_template.assemble, judge_template.layout(name, tokenizer)))
+  assemble = jax.jit(
+    functools.partial(judge_template.assemble, judge_template.layout(name, tokenizer))
+  )
 
   def ids(texts):
     prompts, a, b = zip(*texts, strict=True)
@@ -276,9 +278,21 @@ def cut_by_hand(room, mark, *parts):
   return [prompt, *cut]
 
 
-LENGTHS = [(3, 5, 6), (20, 1, 3), (20, 30, 30), (2, 30, 29), (5, 12, 30), (4, 30, 0), (0, 11, 13),
-           (11, 12, 13), (20, 12, 13), (1, 16, 30), (12, 13, 11), (13, 30, 11),
-           (20, 5, 12)]  # fmt: skip
+LENGTHS = [
+  (3, 5, 6),
+  (20, 1, 3),
+  (20, 30, 30),
+  (2, 30, 29),
+  (5, 12, 30),
+  (4, 30, 0),
+  (0, 11, 13),
+  (11, 12, 13),
+  (20, 12, 13),
+  (1, 16, 30),
+  (12, 13, 11),
+  (13, 30, 11),
+  (20, 5, 12),
+]
 
 
 def test_a_budget_cuts_the_longest_parts_to_one_level(tokenizer):
@@ -302,8 +316,10 @@ def test_a_budget_cuts_the_longest_parts_to_one_level(tokenizer):
   expected = [[2, *p, begin, *a, begin, *b, end] for p, a, b in levels]
   assert kept_ids(tokens, mask) == expected
   lost = [sum(len(ids) for ids in row) for row in rows]
-  kept = [sum(len(ids) - len(marker) * (ids not in row) for ids in level)
-          for level, row in zip(levels, rows, strict=True)]  # fmt: skip
+  kept = [
+    sum(len(ids) - len(marker) * (ids not in row) for ids in level)
+    for level, row in zip(levels, rows, strict=True)
+  ]
   np.testing.assert_array_equal(cut, np.subtract(lost, kept))
   assert sum(np.asarray(cut) > 0) == sum(sum(row) > 36 for row in LENGTHS) > 5
 
@@ -408,9 +424,11 @@ def test_answers_cost_no_logits_of_the_vocabulary():
   assert {x for x in found if str(model.num_embed) in x} == {"bf16[256128,3584]"}
   small = built("gemma")
   prompts, rows = examples()
-  compiled = jax.jit(small.fn).lower(
-    small.params, prompts_of(prompts, 8), responses_of(rows, 8), None
-  ).compile()  # fmt: skip
+  compiled = (
+    jax.jit(small.fn)
+    .lower(small.params, prompts_of(prompts, 8), responses_of(rows, 8), None)
+    .compile()
+  )
   found = {*re.findall(r"\w+\[[\d,]+\]", compiled.as_text())}
   assert {x for x in found if "1024" in x} == {"f32[1024,16]"}
 
@@ -568,16 +586,21 @@ def test_population_cycles_and_no_reward_explains_it(tokenizer):
 
 
 def test_annotators_count_saturate_and_want_an_end(tokenizer):
-  judge = population.judge(tokenizer, {
-    "dialogue": population.STORYTELLERS["dialogue"],
-    "cheer": population.STORYTELLERS["cheer"],
-    "closure": population.Annotator(finish=1e6, per_token=-1.0),
-  })  # fmt: skip
+  judge = population.judge(
+    tokenizer,
+    {
+      "dialogue": population.STORYTELLERS["dialogue"],
+      "cheer": population.STORYTELLERS["cheer"],
+      "closure": population.Annotator(finish=1e6, per_token=-1.0),
+    },
+  )
   texts = ['" " " " " " " "', " happy happy happy happy happy happy", " a happy end", " unhappy"]
   rows = [[tokenizer.response(t) for t in texts] + [tokenizer.encode(" a cut")]]
   y = responses_of(rows, 24)
   answers = Answers(y.tokens[0], y.mask[0], y.stopped[0])
-  dialogue, cheer, closure = np.asarray(jax.jit(population.utilities)(judge.params, None, answers)).T
+  dialogue, cheer, closure = np.asarray(
+    jax.jit(population.utilities)(judge.params, None, answers)
+  ).T
   np.testing.assert_array_equal(dialogue, [6, 0, 0, 0, 0])
   np.testing.assert_array_equal(cheer, [0, 4, 1, 0, 0])
   lengths = np.array([len(r) for r in rows[0]])

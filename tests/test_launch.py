@@ -18,8 +18,13 @@ from nash_jax import main
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TPU, LOCAL, WORKER = (str(ROOT / "launch" / f"{name}.sh") for name in ("tpu", "local", "worker"))
 AT = ("--project=my-project", "--zone=us-west4-a")
-JOB = ("--", "train", "--config=configs/stories.py", "--config.judge.name=it's $HOME; \"x\" *",
-       "--workdir=gs://bucket/run 1")  # fmt: skip
+JOB = (
+  "--",
+  "train",
+  "--config=configs/stories.py",
+  '--config.judge.name=it\'s $HOME; "x" *',
+  "--workdir=gs://bucket/run 1",
+)
 
 # Records its arguments; answers what was asked; runs a worker's command in that worker's folder.
 GCLOUD = """#!/usr/bin/env bash
@@ -71,10 +76,15 @@ def cloud(tmp_path):
   script(bin / "gcloud", GCLOUD)
   script(bin / "uv", UV)
   env = {
-    **os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "RECORD": str(tmp_path / "record"),
-    "ANSWERS": str(answers), "WORKERS": str(tmp_path), "TPU_POLL_SECONDS": "0.05",
-    "PROGRAM": script(tmp_path / "program", PROGRAM), "TMPDIR": str(tmp_path),
-  }  # fmt: skip
+    **os.environ,
+    "PATH": f"{bin}:{os.environ['PATH']}",
+    "RECORD": str(tmp_path / "record"),
+    "ANSWERS": str(answers),
+    "WORKERS": str(tmp_path),
+    "TPU_POLL_SECONDS": "0.05",
+    "PROGRAM": script(tmp_path / "program", PROGRAM),
+    "TMPDIR": str(tmp_path),
+  }
   for name in ("TPU_PROJECT", "TPU_ZONE"):
     env.pop(name, None)
 
@@ -82,9 +92,12 @@ def cloud(tmp_path):
     record = tmp_path / "record"
     record.unlink(missing_ok=True)
     done = subprocess.run(
-      [str(checkout / "launch" / "tpu.sh"), *arguments], env={**env, **more},
-      capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+      [str(checkout / "launch" / "tpu.sh"), *arguments],
+      env={**env, **more},
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
     text = record.read_text() if record.exists() else ""
     run.calls = [call.split("\0")[:-1] for call in text.split("\1")[:-1]]
     return done
@@ -149,9 +162,17 @@ def test_create_asks_for_what_was_named(cloud, queued, spot):
   runtime = "--runtime-version" if queued else "--version"
   (call,) = cloud.calls
   assert call == [
-    "compute", "tpus", kind, "create", "mine", *AT, *["--node-id=mine"] * queued,
-    "--accelerator-type=v5p-16", f"{runtime}=v2-alpha-tpuv5", *["--spot"] * spot,
-  ]  # fmt: skip
+    "compute",
+    "tpus",
+    kind,
+    "create",
+    "mine",
+    *AT,
+    *["--node-id=mine"] * queued,
+    "--accelerator-type=v5p-16",
+    f"{runtime}=v2-alpha-tpuv5",
+    *["--spot"] * spot,
+  ]
   assert cloud("delete", *AT, *options).returncode == 0
   tail = ["--force", "--quiet"] if queued else ["--quiet"]
   assert cloud.calls == [["compute", "tpus", kind, "delete", "mine", *AT, *tail]]
@@ -291,8 +312,9 @@ def local(tmp_path):
   def start(program, *arguments, **more):
     script(tmp_path / "nash-jax", f"#!/usr/bin/env bash\n{program}\n")
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **more}
-    return subprocess.Popen([LOCAL, *arguments], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    return subprocess.Popen(
+      [LOCAL, *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
   return start
 

@@ -101,7 +101,7 @@ def test_games_are_self_contained_and_objectives_know_no_model():
 
 
 def test_nothing_is_imported_but_by_name():
-  """Modules are not looked up by importlib but where jobs are named, and none takes another name."""
+  """Only where jobs are named is a module looked up by importlib; none takes another name."""
   for name, tree in modules().items():
     for node in ast.walk(tree):
       if isinstance(node, ast.Attribute) and node.attr == "import_module":

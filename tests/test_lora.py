@@ -79,8 +79,9 @@ def test_every_projection_is_adapted_and_nothing_else(trees):
   _, base, start, moved = trees
   changed = jax.tree.map(
     lambda a, b: bool(np.all(np.any(np.not_equal(a, b), axis=tuple(range(1, a.ndim))))),
-    merge(join(base, moved, SCALE)), base,
-  )  # fmt: skip
+    merge(join(base, moved, SCALE)),
+    base,
+  )
   for stack in ("layers", "tail"):
     for layer in changed.pop(stack, {}).values():
       norms = [layer.pop(name) for name in list(layer) if name.endswith("_norm")]
@@ -103,8 +104,11 @@ def test_joined_and_merged_agree(trees):
   np.testing.assert_allclose(run(joined), run(merged), atol=2e-4)
   unstacked = functools.partial(gemma.unstack, model_config=config, library_gating=False)
   # Merging and unstacking commute.
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6),
-               merge(unstacked(joined)), unstacked(merged))  # fmt: skip
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-6),
+    merge(unstacked(joined)),
+    unstacked(merged),
+  )
   np.testing.assert_allclose(run(unstacked(joined)), run(joined), atol=1e-5)
 
 
@@ -192,7 +196,9 @@ def test_all_that_training_holds_beside_the_base_is_adapters(setup, assembled):
   assert size(state.params) == 4 * count
   assert size(state.target) == size(state.copies["reference"]) == 4 * count
   assert size(state.opt_state) == 2 * 4 * count + 8, "two moments, two counters"
-  assert size(assembled.programs.init(assembled.reference).opt_state) == 2 * size(setup.reference) + 8
+  assert (
+    size(assembled.programs.init(assembled.reference).opt_state) == 2 * size(setup.reference) + 8
+  )
   assert {x.shape for x in jax.tree.leaves(setup.reference)}.isdisjoint(
     {x.shape for x in jax.tree.leaves(state)}
   )
@@ -205,7 +211,9 @@ def test_the_step_compiles_once(whole):
 def test_a_step_moves_adapters_and_nothing_else(setup):
   before = jax.tree.map(np.asarray, (setup.initial_state(), setup.reference))
   fresh = setup.initial_state()
-  state, values = setup.programs.train_step(fresh, setup.reference, jax.device_put(tiny.batch(setup), setup.shardings.batch))
+  state, values = setup.programs.train_step(
+    fresh, setup.reference, jax.device_put(tiny.batch(setup), setup.shardings.batch)
+  )
   jax.tree.map(np.testing.assert_array_equal, setup.reference, before[1])
   assert jax.tree.structure(state) == jax.tree.structure(before[0])
   assert values["gradient_norm"] > 1e-3
@@ -220,7 +228,9 @@ def test_a_step_moves_adapters_and_nothing_else(setup):
 @pytest.fixture(scope="module")
 def scores(setup):
   """From a state to log-probabilities of fixed responses by player."""
-  score, _ = policy.make_policy(setup.config.model, setup.config.sampling, setup.tokenizer, gemma.preset("tiny", num_embed=1024))
+  score, _ = policy.make_policy(
+    setup.config.model, setup.config.sampling, setup.tokenizer, gemma.preset("tiny", num_embed=1024)
+  )
   rule, x = update.make_update(setup.config, score), tiny.batch(setup)
 
   @jax.jit
@@ -245,7 +255,10 @@ def test_players_share_the_base_and_differ_by_their_adapters(setup, whole, score
   for one, other in (("policy", "reference"), ("policy", "target"), ("target", "reference")):
     assert np.max(np.abs(np.subtract(logp[one], logp[other]))) > 1e-3, (one, other)
   rule = update.make_update(resolve(tiny.train({"model.lora.rank": RANK})), None)
-  assert rule.players(setup.initial_state().replace(copies={}), setup.reference)["reference"] is setup.reference
+  assert (
+    rule.players(setup.initial_state().replace(copies={}), setup.reference)["reference"]
+    is setup.reference
+  )
 
 
 def test_a_refreshed_reference_has_adapters_of_its_own(whole, scores):
@@ -272,7 +285,9 @@ def test_the_target_is_the_average_of_adapters(setup, plain):
   state = fresh.replace(params=normal(fresh.params, 1), target=normal(fresh.params, 2))
   state = jax.device_put(state, setup.shardings.state)
   centre = jax.tree.map(np.array, state.target)
-  after, _ = setup.programs.train_step(state, setup.reference, jax.device_put(tiny.batch(setup), setup.shardings.batch))
+  after, _ = setup.programs.train_step(
+    state, setup.reference, jax.device_put(tiny.batch(setup), setup.shardings.batch)
+  )
   after = jax.device_get(after)
   moved = optax.incremental_update(after.params, centre, setup.config.algorithm.kappa)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), after.target, moved)
@@ -299,10 +314,16 @@ def test_every_algorithm_keeps_copies_of_adapters(name):
   widest = max(x.size for x in jax.tree.leaves(state.params))
   assert all(x.size <= widest for x in jax.tree.leaves(state))
   for step in range(1, 3):
-    state = jax.eval_shape(functools.partial(rule.apply_copies, copies=rule.copies_due(step)), state)
+    state = jax.eval_shape(
+      functools.partial(rule.apply_copies, copies=rule.copies_due(step)), state
+    )
   method = algorithms.get(name)
   who = jax.eval_shape(rule.players, state, base)
-  for player in {method.player, method.opponent or method.player, *method.role_weights(config.algorithm)} - {"reference"}:
+  for player in {
+    method.player,
+    method.opponent or method.player,
+    *method.role_weights(config.algorithm),
+  } - {"reference"}:
     trees = who[player][:1] if player == "mixture" else [who[player]]
     for tree in trees:
       assert "lora" in tree["layers"]["0"], player
@@ -452,7 +473,9 @@ def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeyp
   first = test_fit.lines(tmp_path / "run")[0]
   assert figures["eval/loss"] < 0.8 * first["eval/loss"]
   setup = kept[0]
-  assert size(setup.state_spec) < 0.4 * size(gemma.shapes(model)), "two moments of adapters among them"
+  assert size(setup.state_spec) < 0.4 * size(gemma.shapes(model)), (
+    "two moments of adapters among them"
+  )
   got = weights.load(c.export, model)
   assert jax.tree.structure({**got, "head": 0}) == jax.tree.structure(
     {**gemma.shapes(model), "head": 0}
@@ -460,7 +483,9 @@ def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeyp
   again = fit._floats(setup.evaluate(got))
   assert again == pytest.approx(figures, rel=1e-5)
   # The adapters that were trained say the same as the file they were merged into.
-  trained, _ = checkpoint.restore_part(tmp_path / "run", "params", setup.state_spec.params, best=True)
+  trained, _ = checkpoint.restore_part(
+    tmp_path / "run", "params", setup.state_spec.params, best=True
+  )
   assert fit._floats(setup.evaluate(setup.join(trained))) == pytest.approx(figures, rel=1e-3)
   if loss == "reward":
     head = setup.initial_state().params["head"]["w"]

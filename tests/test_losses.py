@@ -15,9 +15,16 @@ from nash_jax.types import Prompts, Verdict
 
 X, A = 3, 4  # contexts; responses: 4 tokens once, or 2 tokens twice
 CONFIG = types.SimpleNamespace(
-  beta=0.2, eta=0.7, step=2.0, mixture=0.3, samples=2, target_update="ema", target_period=3,
-  centre_log_ratios=False, reward_to_go=False,
-)  # fmt: skip
+  beta=0.2,
+  eta=0.7,
+  step=2.0,
+  mixture=0.3,
+  samples=2,
+  target_update="ema",
+  target_period=3,
+  centre_log_ratios=False,
+  reward_to_go=False,
+)
 LENGTHS = {1: (A,), 2: (2, 4)}  # sizes of the tables of logits, by response length
 
 
@@ -73,18 +80,26 @@ def enumerated(method, a, table, rewards, who, length):
   logp = logps(who["policy"], length)
   weights = method.role_weights(a)
   ratios = {role: logp - jax.lax.stop_gradient(logps(who[role], length)) for role in weights}
+
   def pick(tree):
     return jax.tree.map(lambda v: v[x[:, None], y][:, None], tree)
+
   p_win = table[x[:, None, None], y[:, :, None], opponents[:, None, :]]
-  own = ~np.eye(samples, dtype=bool) if not num_opponents else np.ones((samples, num_opponents), bool)
+  own = (
+    ~np.eye(samples, dtype=bool) if not num_opponents else np.ones((samples, num_opponents), bool)
+  )
   verdict = Verdict(p_win, jnp.broadcast_to(own[None], p_win.shape), rewards[x[:, None], y])
+
   # Each tuple is a batch of one prompt of its own, weighted by its probability.
   def loss(*arrays):
     return method.loss(a)(*arrays, role_weights=weights)
+
   mean = jax.vmap(loss)(pick(logp), pick(ratios), jax.tree.map(lambda v: v[:, None], verdict))
   logs = jnp.sum(distribution(method.player, who, length, a.mixture)[x[:, None], y], axis=-1)
   if num_opponents:
-    logs += jnp.sum(distribution(method.opponent, who, length, a.mixture)[x[:, None], opponents], axis=-1)
+    logs += jnp.sum(
+      distribution(method.opponent, who, length, a.mixture)[x[:, None], opponents], axis=-1
+    )
   return jnp.sum(jnp.exp(logs) * mean.total / mean.weight) / X
 
 
@@ -112,17 +127,20 @@ def squared(method, a, table, rewards, who, length):
   delta = h[:, :, None] - h[:, None, :]
   opponents = jnp.exp(distribution(method.opponent, who, length, 0)) if method.opponent else mu
   rates = jnp.einsum("xab,xb->xa", table, opponents)
+
   def pairs(values):
     return jnp.mean(jnp.einsum("xa,xb,xab->x", mu, mu, values))
+
   return {
     "online_ipo": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
     "ipo_md": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
     "inpo": lambda: pairs((delta - (table - 0.5) * a.step) ** 2),
     "egpo": lambda: pairs((delta - (rates[:, :, None] - rates[:, None, :]) / a.beta) ** 2),
-    "online_dpo": lambda: pairs(table * jnp.logaddexp(0, -delta)
-                                + (1 - table) * jnp.logaddexp(0, delta)),
+    "online_dpo": lambda: pairs(
+      table * jnp.logaddexp(0, -delta) + (1 - table) * jnp.logaddexp(0, delta)
+    ),
     "sppo": lambda: jnp.mean(jnp.sum(mu * (h - a.step * (rates - 0.5)) ** 2, -1)),
-  }[next(name for name, r in algorithms.ALGORITHMS.items() if r is method)]()  # fmt: skip
+  }[next(name for name, r in algorithms.ALGORITHMS.items() if r is method)]()
 
 
 REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo")
@@ -149,10 +167,16 @@ def test_the_expected_gradient_is_that_of_the_stated_objective(name, length):
   compare(name, config(samples=int(algorithms.get(name).minimum.get("samples", 2))), length)
 
 
-@pytest.mark.parametrize("options", [
-  {"samples": 3}, {"centre_log_ratios": True}, {"samples": 3, "centre_log_ratios": True},
-  {"reward_to_go": True}, {"reward_to_go": True, "centre_log_ratios": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"samples": 3},
+    {"centre_log_ratios": True},
+    {"samples": 3, "centre_log_ratios": True},
+    {"reward_to_go": True},
+    {"reward_to_go": True, "centre_log_ratios": True},
+  ],
+)
 @pytest.mark.parametrize("name", ["nash_mp", "rlhf"])
 def test_no_option_changes_the_expected_gradient(name, options):
   compare(name, config(**options), length=2)
@@ -193,7 +217,9 @@ def test_a_step_in_closed_form_zeroes_the_gradient(name):
     scale = {"inpo": a.step, "egpo": 1 / a.beta}.get(name, 1.0)
     mixed = sum(w * log[role] for role, w in weights.items()) + scale * wins
     best = mixed / sum(weights.values())
-    grad = jax.jit(jax.grad(lambda p: enumerated(method, a, table, rewards, {**who, "policy": p}, 1)))
+    grad = jax.jit(
+      jax.grad(lambda p: enumerated(method, a, table, rewards, {**who, "policy": p}, 1))
+    )
     np.testing.assert_allclose(grad(best), 0, atol=1e-10)
     assert np.max(np.abs(grad(who["policy"]))) > 1e-2
 
@@ -205,7 +231,9 @@ def test_the_printed_sign_would_make_the_policy_worse():
 
   @jax.jit
   def won(theta):
-    grad = jax.grad(lambda p: enumerated(method, free, table, rewards, {**who, "policy": p}, 1))(theta)
+    grad = jax.grad(lambda p: enumerated(method, free, table, rewards, {**who, "policy": p}, 1))(
+      theta
+    )
     moved = jax.nn.softmax(theta - 0.1 * grad)
     return jnp.mean(jnp.einsum("xa,xab,xb->x", moved, table, jax.nn.softmax(theta)))
 
@@ -229,7 +257,9 @@ def off(rows=2):
   return np.tile(~np.eye(2, dtype=bool), (rows, 1, 1))
 
 
-@pytest.mark.parametrize("name", [n for n in algorithms.ALGORITHMS if not algorithms.ALGORITHMS[n].opponent])
+@pytest.mark.parametrize(
+  "name", [n for n in algorithms.ALGORITHMS if not algorithms.ALGORITHMS[n].opponent]
+)
 def test_prompts_without_a_valid_verdict_weigh_nothing(name):
   method, logp = algorithms.get(name), np.log([[[0.3], [0.4]], [[0.2], [0.1]]], dtype=np.float32)
   p_win = np.tile(np.array([[0.5, 0.8], [0.2, 0.5]], np.float32), (2, 1, 1))
@@ -241,7 +271,9 @@ def test_prompts_without_a_valid_verdict_weigh_nothing(name):
     mean = method.loss(CONFIG)(logp, frozen, verdict, role_weights=method.role_weights(CONFIG))
     return mean.total / mean.weight
 
-  roles = {role: np.full((2, 2, 1), np.log(0.25), np.float32) for role in method.role_weights(CONFIG)}
+  roles = {
+    role: np.full((2, 2, 1), np.log(0.25), np.float32) for role in method.role_weights(CONFIG)
+  }
   slope = jax.jit(jax.grad(loss), static_argnums=1)
   grad = np.asarray(slope(logp, 2, off() & [[[True]], [[False]]]))
   np.testing.assert_array_equal(grad[1], 0)
@@ -255,10 +287,22 @@ def test_centring_changes_no_expectation_but_the_variance():
   p_win = np.tile(np.array([[0.5, 0.6], [0.4, 0.5]], np.float32), (512, 1, 1))
 
   def coefficients(centre):
-    return np.asarray(jax.jit(jax.grad(lambda logp: losses.policy_gradient(
-      logp, {"reference": drawn}, Verdict(p_win, off(512)), role_weights={"reference": 0.1}, arms=2,
-      centre=centre,
-    ).total))(np.zeros((512, 2, 1), np.float32)))  # fmt: skip
+    return np.asarray(
+      jax.jit(
+        jax.grad(
+          lambda logp: (
+            losses.policy_gradient(
+              logp,
+              {"reference": drawn},
+              Verdict(p_win, off(512)),
+              role_weights={"reference": 0.1},
+              arms=2,
+              centre=centre,
+            ).total
+          )
+        )
+      )(np.zeros((512, 2, 1), np.float32))
+    )
 
   assert np.mean(coefficients(True) ** 2) < 0.2 * np.mean(coefficients(False) ** 2)
 
@@ -267,9 +311,15 @@ def test_reward_to_go_drops_the_ratios_of_earlier_tokens_alone():
   """By hand: the second token's coefficient holds its own log-ratio, the first token's both."""
   ratios = {"reference": np.array([[[2.0, 3.0], [5.0, 7.0]]], np.float32)}
   verdict = Verdict(np.full((1, 2, 2), 0.5, np.float32), off(1))
-  grad = jax.jit(jax.grad(lambda logp: losses.policy_gradient(
-    logp, ratios, verdict, role_weights={"reference": 1.0}, arms=2, to_go=True
-  ).total))(np.zeros((1, 2, 2), np.float32))  # fmt: skip
+  grad = jax.jit(
+    jax.grad(
+      lambda logp: (
+        losses.policy_gradient(
+          logp, ratios, verdict, role_weights={"reference": 1.0}, arms=2, to_go=True
+        ).total
+      )
+    )
+  )(np.zeros((1, 2, 2), np.float32))
   np.testing.assert_allclose(grad, [[[5.0, 3.0], [12.0, 7.0]]])
 
 

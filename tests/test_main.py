@@ -23,8 +23,9 @@ def python(code):
 
 def command(*arguments):
   code = f"import sys; sys.argv = {['nash-jax', *arguments]!r}; from nash_jax import main"
-  return subprocess.run([sys.executable, "-c", f"{code}; main.run()"], cwd=ROOT, text=True,
-                        capture_output=True)  # fmt: skip
+  return subprocess.run(
+    [sys.executable, "-c", f"{code}; main.run()"], cwd=ROOT, text=True, capture_output=True
+  )
 
 
 @pytest.mark.parametrize("flag", ["--help", None])

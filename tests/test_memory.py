@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from nash_jax.configs import colab
 
 from nash_jax import config
+from nash_jax.configs import colab
 from nash_jax.models import gemma
 from nash_jax.plan import memory
 
@@ -48,8 +48,9 @@ def test_the_published_size_of_gemma_is_counted():
   rows = gemma.preset("gemma2_2b").num_embed - 256_000  # that the published count has not
   assert f"gemma2_2b: {2_614_341_888 + rows * 2304:,} parameters" in text
   assert "does not fit" in text
-  assert text.endswith("No setting makes it fit one such device: a smaller model, or several"
-                       " (docs/tpu.md).")  # fmt: skip
+  assert text.endswith(
+    "No setting makes it fit one such device: a smaller model, or several (docs/tpu.md)."
+  )
 
 
 @pytest.mark.parametrize("device", memory.DEVICES)

@@ -73,7 +73,11 @@ def test_a_mean_is_total_over_weight_and_null_without_weight(tmp_path):
   m = start(tmp_path)
   m.push(0, {"loss": Mean.from_values(jnp.array([1.0, 2.0, 6.0]), jnp.array([True, False, True]))})
   m.push(
-    0, {"flip_rate": Mean.from_values(jnp.zeros(2), jnp.zeros(2, bool)), "entropy": jnp.float32(np.nan)}
+    0,
+    {
+      "flip_rate": Mean.from_values(jnp.zeros(2), jnp.zeros(2, bool)),
+      "entropy": jnp.float32(np.nan),
+    },
   )
   m.close()
   assert lines(tmp_path) == [{"step": 0, "loss": 3.5, "entropy": None, "flip_rate": None}]

@@ -100,8 +100,11 @@ def test_few_key_value_heads_are_held_everywhere():
 
 
 def test_a_dimension_that_does_not_divide_proposes_a_mesh():
-  with pytest.raises(ValueError, match=r"parameter embedder/input_embedding: dimension 64 does not "
-                     r"divide over tensor=6; use mesh.tensor=2"):  # fmt: skip
+  with pytest.raises(
+    ValueError,
+    match=r"parameter embedder/input_embedding: dimension 64 does not "
+    r"divide over tensor=6; use mesh.tensor=2",
+  ):
     sharding.shardings(gemma.shapes(gemma.preset("tiny")), mesh(1, 1, 6))
 
 

@@ -14,17 +14,25 @@ import pytest
 import tiny
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh
-from nash_jax.configs import gemma2_2b
 
 from nash_jax import config as configs
 from nash_jax import plan, train
 from nash_jax.config import resolve
+from nash_jax.configs import gemma2_2b
 from nash_jax.models import gemma, sharding
 from nash_jax.plan import hlo_cost, memory, topology
 from nash_jax.plan.topology import devices
 
-FIELDS = {"argument_bytes", "temp_bytes", "output_bytes", "flops", "bytes_accessed",
-          "roofline_seconds", "bound", "compile_seconds"}  # fmt: skip
+FIELDS = {
+  "argument_bytes",
+  "temp_bytes",
+  "output_bytes",
+  "flops",
+  "bytes_accessed",
+  "roofline_seconds",
+  "bound",
+  "compile_seconds",
+}
 TPU = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
   reason="libtpu, which compiles for TPUs, is not installed: pip install --editable '.[plan]'",
@@ -32,8 +40,9 @@ TPU = pytest.mark.skipif(
 
 
 def text_of(fn, *shapes):
-  return jax.jit(fn).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile(
-  ).as_text()  # fmt: skip
+  return (
+    jax.jit(fn).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile().as_text()
+  )
 
 
 def test_a_loop_costs_as_much_as_its_turns():
@@ -78,8 +87,11 @@ def test_a_loop_without_a_bound_is_named():
 
 def test_steps_of_two_are_half_as_many_turns():
   condition = ["  %n = s32[] get-tuple-element(%p), index=1", "  %b = s32[] constant(16)"]
-  body = ["  %k = s32[] constant(2)", "  %next = s32[] add(%old, %k)",
-          "  ROOT %t = (f32[2]{0}, s32[]) tuple(%x, %next)"]  # fmt: skip
+  body = [
+    "  %k = s32[] constant(2)",
+    "  %next = s32[] add(%old, %k)",
+    "  ROOT %t = (f32[2]{0}, s32[]) tuple(%x, %next)",
+  ]
   assert hlo_cost._trips("while(...)", condition, body) == 8
   assert hlo_cost._trips('"known_trip_count":{"n":"3"}', condition, body) == 3
 
@@ -200,13 +212,17 @@ def bodies(text):
   for lines in list(parts.values()):
     for line in lines:
       for condition, body in hlo_cost._WHILE.findall(line):
-        bound = hlo_cost._trips(line, parts[condition] + called(parts, parts[condition]), parts[body])
+        bound = hlo_cost._trips(
+          line, parts[condition] + called(parts, parts[condition]), parts[body]
+        )
         found.setdefault(bound, []).extend(parts[body] + called(parts, parts[body]))
   return found
 
 
 def called(parts, lines):
-  names = [name for line in lines if " while(" not in line for name in hlo_cost._CALLED.findall(line)]
+  names = [
+    name for line in lines if " while(" not in line for name in hlo_cost._CALLED.findall(line)
+  ]
   return [line for name in names for line in parts[name] + called(parts, parts[name])]
 
 
@@ -217,9 +233,12 @@ def texts(request, tmp_path_factory):
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM, {"cpu": "local", "tpu": "v5e-8"}[request.param], str(folder)],
-    cwd=tiny.ROOT / "tests", capture_output=True, text=True, timeout=500,
+    cwd=tiny.ROOT / "tests",
+    capture_output=True,
+    text=True,
+    timeout=500,
     env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   read = {name: (folder / name).read_text() for name in ("sample", "update")}
   return {**read, "platform": request.param}
@@ -277,9 +296,12 @@ def test_no_weight_of_2b_is_gathered_while_tokens_are_drawn(name):
   """Nash-MD has two samplers, and XLA moved a gather of what both read into one's loop."""
   done = subprocess.run(
     [sys.executable, "-c", TRUE_SIZE, name],
-    cwd=tiny.ROOT / "tests", capture_output=True, text=True, timeout=900,
+    cwd=tiny.ROOT / "tests",
+    capture_output=True,
+    text=True,
+    timeout=900,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   loop = bodies(done.stdout)[256]
   assert any("256128" in line for line in loop), "this is the loop that draws tokens"

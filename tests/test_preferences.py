@@ -45,7 +45,9 @@ def test_windows_hold_every_document_once_in_order(tmp_path, width):
   (tmp_path / "more.jsonl").write_text(json.dumps({"text": texts[3]}))
   path = write(tmp_path / "t.jsonl", [{"text": text} for text in texts[:3]])
   config.update(path=path, held_out=0, held_out_path=str(tmp_path / "more.jsonl"))
-  for part, same in zip(preferences.load_preferences(config, TOKENIZER, 0), (train, held_out), strict=True):
+  for part, same in zip(
+    preferences.load_preferences(config, TOKENIZER, 0), (train, held_out), strict=True
+  ):
     np.testing.assert_array_equal(part.all()["tokens"], same.all()["tokens"])
   batch = train.batch(3, 4)
   rows = [train.batch(3, 4, slice(0, 2)), train.batch(3, 4, slice(2, 4))]
@@ -107,7 +109,9 @@ def test_budgets_drop_or_cut(tmp_path):
   ]
   path = write(tmp_path / "p.jsonl", rows)
   budgets = {"max_tokens": 6, "max_response_tokens": 5}
-  dropped, _ = preferences.load_preferences(configure("preferences", path, **budgets), TOKENIZER, seed=0)
+  dropped, _ = preferences.load_preferences(
+    configure("preferences", path, **budgets), TOKENIZER, seed=0
+  )
   assert dropped.report == {"kept": 1, "dropped": 2, "cut": 0}
   config = configure("preferences", path, overflow="cut", **budgets)
   cut, _ = preferences.load_preferences(config, TOKENIZER, seed=0)
@@ -143,8 +147,11 @@ def test_pairs_of_token_ids_are_taken_as_they_are(tmp_path):
     ("text", '{"prompt": "x"}', r":2: no field 'text', got 'prompt'"),
     ("responses", '{"prompt": "x"}', r":2: no field 'response'"),
     ("preferences", '{"prompt": "x", "chosen": "y"}', r":2: no field 'rejected'"),
-    ("tokens", '{"inputs": [1], "a": [5000], "b": [], "p_a": 1}',
-     r":2: field 'a' holds 5000, expected ids of this tokenizer's 1024 pieces"),
+    (
+      "tokens",
+      '{"inputs": [1], "a": [5000], "b": [], "p_a": 1}',
+      r":2: field 'a' holds 5000, expected ids of this tokenizer's 1024 pieces",
+    ),
     ("tokens", '{"inputs": ["x"], "a": [], "b": [], "p_a": 1}', r":2: field 'inputs' holds 'x'"),
     (
       "preferences",
@@ -185,11 +192,16 @@ def test_votes_of_three_annotators_under_gemmas_template(data_dir, tmp_path):
   rows = []
   for row in found:
     votes = [row[f"annotator{i}"] for i in (1, 2, 3)]
-    rows.append({
-      "messages": [{"role": "user", "content": row["instruction"]}],
-      "response_a": row["response1"], "response_b": row["response2"],
-      "votes_a": votes.count(1), "votes_b": votes.count(2), "ties": votes.count(0),
-    })  # fmt: skip
+    rows.append(
+      {
+        "messages": [{"role": "user", "content": row["instruction"]}],
+        "response_a": row["response1"],
+        "response_b": row["response2"],
+        "votes_a": votes.count(1),
+        "votes_b": votes.count(2),
+        "ties": votes.count(0),
+      }
+    )
   gemma = Tokenizer(str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
   path = write(tmp_path / "votes.jsonl", rows)
   config = configure("preferences", path, overflow="cut", max_tokens=64, max_response_tokens=48)

@@ -89,7 +89,9 @@ def test_drop_and_cut_are_counted_and_leave_the_split_alone(loaded, tmp_path):
   dropped, held_out = prompts.load_prompts(configure(path, max_tokens=budget), TOKENIZER, seed=1)
   assert dropped.report == {"kept": 20 - over, "dropped": over, "cut": 0}
   assert set(held_out.all().index) <= {20, 21, 22}
-  cut, _ = prompts.load_prompts(configure(path, max_tokens=budget, overflow="cut"), TOKENIZER, seed=1)
+  cut, _ = prompts.load_prompts(
+    configure(path, max_tokens=budget, overflow="cut"), TOKENIZER, seed=1
+  )
   assert cut.report == {"kept": 20, "dropped": 0, "cut": over}
   for row, text in zip(cut.all().tokens, texts, strict=False):
     whole = TOKENIZER.prompt(text)

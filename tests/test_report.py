@@ -37,8 +37,10 @@ def test_tables_line_up_and_rows_beat_columns():
   assert len(lines) == 4
   assert len({len(line) for line in lines}) == 1
   assert [part.strip() for part in lines[2].split("|")[1:-1]] == [
-    "trained", ".5 —", "**.717 ± .081**",
-  ]  # fmt: skip
+    "trained",
+    ".5 —",
+    "**.717 ± .081**",
+  ]
 
 
 def test_a_heat_map_has_a_colour_for_each_side_of_one_half(tmp_path):

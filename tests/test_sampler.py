@@ -112,23 +112,35 @@ def variant(**changes):
     (TINY, jnp.bfloat16, 0.1),
     (variant(num_heads=4, num_kv_heads=2, transpose_gating_einsum=True), jnp.float32, 1e-4),
     (
-      variant(num_kv_heads=2, use_qk_norm=True, final_logit_softcap=None,
-              attn_logits_soft_cap=None, sliding_window_size=3, global_scale_factor=8.0),
+      variant(
+        num_kv_heads=2,
+        use_qk_norm=True,
+        final_logit_softcap=None,
+        attn_logits_soft_cap=None,
+        sliding_window_size=3,
+        global_scale_factor=8.0,
+      ),
       jnp.float32,
       1e-4,
     ),
   ],
   ids=["gemma2", "bfloat16", "grouped", "gemma3_multihead"],
-)  # fmt: skip
+)
 def test_recomputed_logprobs_agree(config, dtype, atol):
   params, prompts = weights(0, config), make_prompts()
   got = compiled(config, dtype=dtype)(params, prompts, KEY)
   again, _ = jax.jit(
     lambda p: logprobs.response_logprobs(
-      p, config, prompts, got.tokens, got.mask,
-      temperature=TEMPERATURE, forbidden=jnp.array(FORBIDDEN), dtype=dtype,
+      p,
+      config,
+      prompts,
+      got.tokens,
+      got.mask,
+      temperature=TEMPERATURE,
+      forbidden=jnp.array(FORBIDDEN),
+      dtype=dtype,
     )
-  )(params)  # fmt: skip
+  )(params)
   np.testing.assert_allclose(got.logp, again, atol=atol)
   np.testing.assert_array_equal(got.logp, got.logp_sampling)
   assert got.logp.dtype == jnp.float32
@@ -262,7 +274,10 @@ def test_the_loop_ends_with_the_last_row(policy, drawn, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"temperature": 0.0}, "temperature, behaviour_temperature: expected positive numbers, got 0.0, 1.0"),
+    (
+      {"temperature": 0.0},
+      "temperature, behaviour_temperature: expected positive numbers, got 0.0, 1.0",
+    ),
     ({"top_k": 65}, r"top_k: expected 0 \(all ids\) to 64"),
     ({"top_k": 5, "top_p": 0.0}, "top_p: expected a share"),
     ({"top_p": 0.9}, "needs top_k"),

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 import scipy
-from nash_jax.configs import short_compare
-from nash_jax.configs.short_game import get_config
 
 from nash_jax import exact, iteration, judges, train, update
 from nash_jax.config import resolve
+from nash_jax.configs import short_compare
+from nash_jax.configs.short_game import get_config
 from nash_jax.games import preference
 from nash_jax.jobs import compare, short_game, sweep
 from nash_jax.judges import table
@@ -97,8 +97,9 @@ def test_the_equilibrium_scores_zero_and_others_more():
   assert min(at(ref).values()) > 1e-3
   np.testing.assert_allclose(
     at(ref)["exact/suboptimality"],
-    jax.jit(preference.suboptimality)(g.p_win, np.exp(ref), np.exp(ref), 0.1), rtol=1e-4,
-  )  # fmt: skip
+    jax.jit(preference.suboptimality)(g.p_win, np.exp(ref), np.exp(ref), 0.1),
+    rtol=1e-4,
+  )
 
 
 def test_a_game_that_cannot_be_enumerated_is_refused():
@@ -130,9 +131,13 @@ def test_who_plays_is_who_the_row_says():
     logits[:, action] = 0
     return {"logits": logits}
 
-  policy, params = exact.tabular_policy(laws(0), TOKENS, LENGTH)
-  for name, y_action, against_action in (("best_response", 0, 1), ("nash_ema", 0, 2),
-                                         ("mpo", 0, 2), ("self_play", 0, 0)):  # fmt: skip
+  policy, _ = exact.tabular_policy(laws(0), TOKENS, LENGTH)
+  for name, y_action, against_action in (
+    ("best_response", 0, 1),
+    ("nash_ema", 0, 2),
+    ("mpo", 0, 2),
+    ("self_play", 0, 0),
+  ):
     c = config(algorithm__name=name, algorithm__reference_period=5)
     rule = update.make_update(c, policy.logprobs)
     state = rule.init(sure(0))
@@ -153,12 +158,18 @@ def test_who_plays_is_who_the_row_says():
 def test_a_lane_is_the_ordinary_run(rank, tmp_path):
   """The scanned program of EGPO (half steps restored, an opponent) makes train.run's numbers."""
   changes = {
-    "algorithm__name": "egpo", "algorithm__samples": 4, "steps": 5, "evaluation__every": 5,
-    "checkpoint__every": 5, "prompts__batch_size": 8,
+    "algorithm__name": "egpo",
+    "algorithm__samples": 4,
+    "steps": 5,
+    "evaluation__every": 5,
+    "checkpoint__every": 5,
+    "prompts__batch_size": 8,
     "model__changes": {"num_embed": 16, "num_layers": 1},
-    "model__weights": "", "optimizer__name": "sgd", "optimizer__learning_rate": 0.1,
+    "model__weights": "",
+    "optimizer__name": "sgd",
+    "optimizer__learning_rate": 0.1,
     "model__lora__rank": rank,
-  }  # fmt: skip
+  }
   train.run(config(**changes), tmp_path / "ordinary", progress=False)
   lanes = {"lane": config(**changes), "other": config(**changes, seed=1)}
   sweep.run(lanes, tmp_path, progress=False)
@@ -195,8 +206,10 @@ def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(
 
 def test_a_comparison_shows_what_diverged_as_such(tmp_path, capsys):
   c = short_compare.get_config("smoke")
-  c.runs = ({"algorithm.name": "nash_mp"},
-            {"label": "wild", "optimizer.learning_rate": float("nan")})  # fmt: skip
+  c.runs = (
+    {"algorithm.name": "nash_mp"},
+    {"label": "wild", "optimizer.learning_rate": float("nan")},
+  )
   c.base.steps = c.base.evaluation.every = 4
   c.learning_rates = ()
   result = compare.run(c, tmp_path, progress=False)["tabular"]

@@ -107,9 +107,11 @@ def test_a_reference_is_the_same_held_in_the_type_it_is_computed_with():
   rng = np.random.default_rng(0)
   prompts = Prompts(rng.integers(5, 1024, (3, 4)), np.ones((3, 4), bool), np.arange(3))
   tokens, mask = rng.integers(5, 1024, (3, 2, 5)), np.ones((3, 2, 5), bool)
-  score = jax.jit(lambda params: logprobs.response_logprobs(
-    params, model, prompts, tokens, mask, dtype=jnp.bfloat16
-  ))  # fmt: skip
+  score = jax.jit(
+    lambda params: logprobs.response_logprobs(
+      params, model, prompts, tokens, mask, dtype=jnp.bfloat16
+    )
+  )
   assert_same(score(held), score(whole))
 
 
@@ -236,8 +238,11 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(start, as
       state = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
     return state, values
 
-  with pytest.raises(FloatingPointError, match=r"'loss' is nan at step 5; the last good checkpoint"
-                     r" is step 3 in .*Lower optimizer.learning_rate"):  # fmt: skip
+  with pytest.raises(
+    FloatingPointError,
+    match=r"'loss' is nan at step 5; the last good checkpoint"
+    r" is step 3 in .*Lower optimizer.learning_rate",
+  ):
     start(tmp_path, train_step=poison)
   assert checkpoint._steps(checkpoint._folder(tmp_path)) == [3], "what is not finite is not saved"
   done = start(tmp_path)
@@ -247,9 +252,7 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(start, as
 def test_checkpoints_are_closed_whatever_else_fails(start, tmp_path, monkeypatch):
   closed = []
   close = checkpoint.Checkpoints.close
-  monkeypatch.setattr(
-    checkpoint.Checkpoints, "close", lambda self: closed.append(1) or close(self)
-  )
+  monkeypatch.setattr(checkpoint.Checkpoints, "close", lambda self: closed.append(1) or close(self))
   log_close = metrics.Metrics.close
 
   def full(self):
@@ -272,10 +275,14 @@ def test_a_workdir_of_another_config_is_refused_before_anything_loads(whole, mon
 
 def test_a_run_starts_from_the_target_of_another_and_copies_its_own_periodically(whole, tmp_path):
   """Assembled for real: its own weights, its own compilation, the other form of target."""
-  config = tiny.train({
-    "model.weights": f"{whole[0]}@target", "steps": 2,
-    "algorithm.target_update": "periodic", "algorithm.target_period": 2,
-  })  # fmt: skip
+  config = tiny.train(
+    {
+      "model.weights": f"{whole[0]}@target",
+      "steps": 2,
+      "algorithm.target_update": "periodic",
+      "algorithm.target_period": 2,
+    }
+  )
   done = train.run(config, tmp_path / "warm", progress=False)
   assert done.compilations == 1
   assert_same(done.state.target, done.state.params)

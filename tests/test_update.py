@@ -60,8 +60,9 @@ def test_micro_batches_change_nothing():
     results.append((gradient(state), values))
   assert jnp.max(jnp.abs(results[0][0])) > 1e-2
   for other in results[1:]:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-                 results[0], other)  # fmt: skip
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), results[0], other
+    )
 
 
 def test_the_gradient_is_that_of_the_loss_over_prompts_with_a_verdict():
@@ -238,8 +239,10 @@ def test_every_optimiser_raises_the_likelihood_of_what_wins(name):
   tokens = np.zeros((B, K, L), np.int64)
   tokens[:, 1] = 1
   p_win = np.broadcast_to(np.float32([[0.5, 1], [0, 0.5]]), (B, K, K))
-  x = x.replace(responses=x.responses.replace(tokens=tokens, mask=np.ones((B, K, L), bool)),
-                verdict=x.verdict.replace(p_win=p_win))  # fmt: skip
+  x = x.replace(
+    responses=x.responses.replace(tokens=tokens, mask=np.ones((B, K, L), bool)),
+    verdict=x.verdict.replace(p_win=p_win),
+  )
   before = rule.init(logits(0))
   after, _ = rule.train_step(before, logits(0), x)
   change = jax.nn.log_softmax(after.params["w"]) - jax.nn.log_softmax(before.params["w"])

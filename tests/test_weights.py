@@ -30,19 +30,31 @@ LAYOUTS = {
   "ungrouped": {"num_kv_heads": 2},
 }
 L, G = gemma.preset("tiny").attention_types
-SHAPE = {"num_embed": 64, "embed_dim": 32, "hidden_dim": 48, "num_heads": 4, "num_kv_heads": 2,
-         "sliding_window_size": 6}  # fmt: skip
+SHAPE = {
+  "num_embed": 64,
+  "embed_dim": 32,
+  "hidden_dim": 48,
+  "num_heads": 4,
+  "num_kv_heads": 2,
+  "sliding_window_size": 6,
+}
 # The architectures of fixtures/make_hf.py.
 MODELS = {
   "hf_gemma2": gemma.preset(
     "tiny", **SHAPE, attention_types=(L, G, L, G, L), attn_logits_soft_cap=5.0
   ),
   "hf_gemma3": gemma.preset(
-    "tiny", **SHAPE, attention_types=(L,) * 5 + (G, L), final_logit_softcap=None,
-    attn_logits_soft_cap=None, use_qk_norm=True, transpose_gating_einsum=True,
-    global_base_frequency=1_000_000, global_scale_factor=8.0,
+    "tiny",
+    **SHAPE,
+    attention_types=(L,) * 5 + (G, L),
+    final_logit_softcap=None,
+    attn_logits_soft_cap=None,
+    use_qk_norm=True,
+    transpose_gating_einsum=True,
+    global_base_frequency=1_000_000,
+    global_scale_factor=8.0,
   ),
-}  # fmt: skip
+}
 
 
 def same(got, expected):
@@ -157,12 +169,15 @@ def test_a_file_that_cannot_be_read_is_named(file, damage):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"hidden_dim": 48}, r"leaf layer_0/mlp/gating_einsum expected shape \(2, 16, 48\), got "
-     r"\(2, 16, 32\); is model.preset right"),
+    (
+      {"hidden_dim": 48},
+      r"leaf layer_0/mlp/gating_einsum expected shape \(2, 16, 48\), got "
+      r"\(2, 16, 32\); is model.preset right",
+    ),
     ({"num_embed": 65}, r"leaf embedder/input_embedding expected shape \(65, 16\), got \(64, 16\)"),
     ({"use_qk_norm": True}, r"no leaf layer_0/attn/\w+norm/scale; is model.preset right"),
   ],
-)  # fmt: skip
+)
 def test_the_first_leaf_that_does_not_fit_is_named(file, changes, message):
   with pytest.raises(ValueError, match=message):
     weights.load(file[0], gemma.preset("tiny", **changes))
@@ -330,15 +345,17 @@ def _damage(where, how):
     ("shard cut", r"model-00002-of-00003.safetensors: expected a .safetensors file"),
     ("index cut", r"model.safetensors.index.json: expected JSON with a weight_map"),
     ("no index", r"expected one .safetensors file or model.safetensors.index.json, got 3 files"),
-    ("shard without a tensor",
-     r"00002-of-00003.safetensors: no tensor model.layers.\d\S+, which model.safetensors.index"),
+    (
+      "shard without a tensor",
+      r"00002-of-00003.safetensors: no tensor model.layers.\d\S+, which model.safetensors.index",
+    ),
     ("quantised", r"tensor model.layers\S+ expected F32, BF16 or F16, got I8; quantised"),
     ("soft-cap", r"config.json: attn_logit_softcapping is 50.0, but model.preset .* has None"),
     ("rope", r"config.json: rope factor is 1.0, but model.preset with its changes has 8.0"),
     ("untied", r"config.json: tie_word_embeddings is False"),
     ("config cut", r"config.json: expected JSON"),
   ],
-)  # fmt: skip
+)
 def test_a_folder_that_cannot_be_read_says_why(folder, how, message, monkeypatch):
   where, config = folder
   _damage(where, how)
@@ -350,25 +367,43 @@ def test_a_folder_that_cannot_be_read_says_why(folder, how, message, monkeypatch
 # As published: sparse where a multimodal model wraps the text model, and without layer_types.
 PUBLISHED = {
   "gemma2_2b": {
-    "model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "head_dim": 256,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 26,
-    "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_theta": 10000.0,
-    "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "rms_norm_eps": 1e-06,
+    "model_type": "gemma2",
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "head_dim": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 26,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "rope_theta": 10000.0,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "rms_norm_eps": 1e-06,
   },
   "gemma3_1b": {
-    "model_type": "gemma3_text", "hidden_size": 1152, "num_hidden_layers": 26,
-    "attn_logit_softcapping": None, "rope_theta": 1000000, "rope_local_base_freq": 10000,
-    "rope_scaling": None, "sliding_window": 512, "sliding_window_pattern": 6,
+    "model_type": "gemma3_text",
+    "hidden_size": 1152,
+    "num_hidden_layers": 26,
+    "attn_logit_softcapping": None,
+    "rope_theta": 1000000,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
   },
   "gemma3_4b": {
     "model_type": "gemma3",
     "text_config": {
-      "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
-      "num_hidden_layers": 34, "sliding_window": 1024,
+      "model_type": "gemma3_text",
+      "hidden_size": 2560,
+      "intermediate_size": 10240,
+      "num_hidden_layers": 34,
+      "sliding_window": 1024,
       "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     },
   },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
@@ -587,17 +622,22 @@ def test_hosts_read_their_own_parts_and_write_one_file(tmp_path):
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   env = {
-    **os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    "PYTHONPATH": str(FIXTURES.parent), "JAX_PLATFORMS": "cpu",
-  }  # fmt: skip
+    **os.environ,
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "PYTHONPATH": str(FIXTURES.parent),
+    "JAX_PLATFORMS": "cpu",
+  }
   out = str(tmp_path / "out")
   started = [
     subprocess.Popen(
       [sys.executable, "-c", TWO, address, str(i), str(source), stacked, out],
-      env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
     )
     for i in range(2)
-  ]  # fmt: skip
+  ]
   said = [process.communicate(timeout=120)[0] for process in started]
   assert [process.returncode for process in started] == [0, 0], "\n".join(said)
   own = tmp_path / "out" / "own.st"

@@ -9,9 +9,8 @@ Cost:     a minute on two CPU cores for a table of the short game; about a minut
 Expected: docs/short_game.md, docs/compare.md
 """
 
-from nash_jax.configs.ablations import kappa
-
 from nash_jax import config
+from nash_jax.configs.ablations import kappa
 
 VALUES = (0.01, 0.02, 0.05, 0.1, 0.2)
 

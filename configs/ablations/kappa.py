@@ -9,9 +9,8 @@ Cost:     a minute on two CPU cores for a table of the short game; about a minut
 Expected: docs/short_game.md, docs/compare.md
 """
 
-from nash_jax.configs import short_game, stories
-
 from nash_jax import config
+from nash_jax.configs import short_game, stories
 
 VALUES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 

@@ -10,23 +10,25 @@ SCHEDULES = ("constant", "linear", "cosine")
 OPEN_GROUPS = ("changes", "policies", "judges", "sources")
 
 
-def model() -> ConfigDict:
+def model(weights: str = "") -> ConfigDict:
   """A policy, judge or reward model: architecture, weights, tokenizer."""
-  return ConfigDict({
-    "preset": "stories",
-    # Single fields of the architecture to replace, such as {"num_embed": 256}.
-    "changes": ConfigDict(),
-    # A weights file, a run's workdir ("runs/x", "runs/x@target"), or "" for random weights.
-    "weights": "",
-    "tokenizer": "assets:stories/tokenizer.model",
-    "template": "plain",
-    "dtype": "float32",  # of compute; the master parameters are float32
-    "remat": False,
-    # Rank of the adapters that train and fit train instead of the parameters, times alpha / rank;
-    # 0 for none.
-    "lora": {"rank": 0, "alpha": 32.0},
-    "logit_chunk": 32,  # response columns whose logits exist at one time
-  })  # fmt: skip
+  return ConfigDict(
+    {
+      "preset": "stories",
+      # Single fields of the architecture to replace, such as {"num_embed": 256}.
+      "changes": ConfigDict(),
+      # A weights file, a run's workdir ("runs/x", "runs/x@target"), or "" for random weights.
+      "weights": weights,
+      "tokenizer": "assets:stories/tokenizer.model",
+      "template": "plain",
+      "dtype": "float32",  # of compute; the master parameters are float32
+      "remat": False,
+      # Rank of the adapters that train and fit train instead of the parameters, times alpha / rank;
+      # 0 for none.
+      "lora": {"rank": 0, "alpha": 32.0},
+      "logit_chunk": 32,  # response columns whose logits exist at one time
+    }
+  )
 
 
 def optimizer(**changes) -> ConfigDict:
@@ -49,43 +51,23 @@ def optimizer(**changes) -> ConfigDict:
 
 
 def _run(job: str, **fields) -> ConfigDict:
-  return ConfigDict({
-    "job": job,
-    "seed": 0,
-    "steps": 100,
-    "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: all devices that are left
-    "checkpoint": {"every": 50, "keep": 2, "allow": ()},
-    "profile": False,
-    **fields,
-  })  # fmt: skip
+  return ConfigDict(
+    {
+      "job": job,
+      "seed": 0,
+      "steps": 100,
+      "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: all devices that are left
+      "checkpoint": {"every": 50, "keep": 2, "allow": ()},
+      "profile": False,
+      **fields,
+    }
+  )
 
 
-def train() -> ConfigDict:
-  """The fields of an online run with their defaults: NashMP on the bundled storyteller."""
-  policy = model()
-  policy.weights = "assets:stories/policy.safetensors"
-  judge_model = model()
-  judge_model.weights = "assets:stories/judge.safetensors"
-  return _run(
-    "train",
-    model=policy,
-    prompts={
-      "task": "stories",
-      "path": "assets:stories/prompts.jsonl",
-      "held_out": 96,
-      "held_out_path": "",
-      "overflow": "drop",
-      "max_tokens": 32,
-      "batch_size": 32,
-    },
-    sampling={
-      "max_tokens": 64,
-      "temperature": 1.0,
-      "top_k": 0,
-      "top_p": 1.0,
-      "tokens": (),  # the only ids that may be drawn; () for every piece
-    },
-    algorithm={
+def algorithm() -> ConfigDict:
+  """A method and its numbers; those that are None have a default of the method's own."""
+  return ConfigDict(
+    {
       "name": "nash_mp",
       "beta": 0.1,
       "eta": 1.0,  # beta / eta is the weight of KL to the target
@@ -94,23 +76,28 @@ def train() -> ConfigDict:
       "kappa_offset": 10.0,
       "target_update": "ema",  # or "periodic": a copy every target_period steps
       "target_period": 10,
-      # s of mpo, inpo and sppo, at most 1 / beta; unset: 5, or half of 1 / beta where that is less
+      # s of mpo, inpo and sppo, at most 1 / beta. None: 5, or half of 1 / beta where that is less.
       "step": placeholder(float),
       "mixture": 0.25,  # weight of the reference in nash_md and ipo_md
-      # The reference becomes the policy every so many steps; 0: never. Unset: 0, or 50 for mpo.
+      # The reference becomes the policy every so many steps, 0: never. None: 50 for mpo, else 0.
       "reference_period": placeholder(int),
-      # Responses a prompt in all: the opponent draws half of them, if there is one. Unset: the
-      # least that the method can use, 2 for most.
+      # Responses a prompt in all: the opponent draws half of them, if there is one. None: as few as
+      # the method can use, 3 for egpo, else 2.
       "samples": placeholder(int),
       "behaviour_temperature": 1.0,  # times sampling's: of y's draws, where a loss allows others
       "labels": "soft",  # P(y beats y') itself, or "sampled": 0 or 1 drawn with it
       "centre_log_ratios": False,
-      "reward_to_go": False,  # a token's KL coefficient counts its own and later tokens alone
-    },
-    optimizer=optimizer(),
-    judge={
+      "reward_to_go": False,  # a token's KL coefficient counts only its own and later tokens
+    }
+  )
+
+
+def judge() -> ConfigDict:
+  """A judge: the bundled one, or any other of judges.JUDGES."""
+  return ConfigDict(
+    {
       "name": "gemma",
-      "model": judge_model,
+      "model": model("assets:stories/judge.safetensors"),
       "template": "stories",  # a name, or a text file with {prompt}, {a} and {b}
       "answers": ("A", "B"),  # the pieces that say "the first" and "the second"
       "max_tokens": 0,  # of the judge's whole prompt; 0: as wide as the longest could be
@@ -130,8 +117,35 @@ def train() -> ConfigDict:
       # 0 for one token an action.
       "first_token": 6,
       "table_tokens": 0,
+    }
+  )
+
+
+def train() -> ConfigDict:
+  """The fields of an online run with their defaults: NashMP on the bundled storyteller."""
+  return _run(
+    "train",
+    model=model("assets:stories/policy.safetensors"),
+    prompts={
+      "task": "stories",
+      "path": "assets:stories/prompts.jsonl",
+      "held_out": 96,
+      "held_out_path": "",
+      "overflow": "drop",
+      "max_tokens": 32,
+      "batch_size": 32,
     },
-    # exact: score the policy over every response, in a game of the table judge that allows it.
+    sampling={
+      "max_tokens": 64,
+      "temperature": 1.0,
+      "top_k": 0,
+      "top_p": 1.0,
+      "tokens": (),  # the only ids that may be drawn; () for every piece
+    },
+    algorithm=algorithm(),
+    optimizer=optimizer(),
+    judge=judge(),
+    # exact: evaluate over every response, in a game of the table judge that allows it.
     evaluation={"every": 25, "prompts": 64, "texts": 4, "exact": False},
   )
 
@@ -166,46 +180,50 @@ def arena() -> ConfigDict:
   base = online.model.weights
   online.model.weights = ""  # each policy names its own
   online.prompts.batch_size = 16
-  return ConfigDict({
-    "job": "arena",
-    "seed": 0,
-    "model": online.model,  # the architecture and tokenizer of every policy
-    "prompts": online.prompts,  # the held-out part is played on
-    "sampling": online.sampling,
-    # Weights: a file, or a run's "runs/x", "runs/x@target", "runs/x@params:50", "…:best".
-    "policies": {
-      "base": {"weights": base, "best_of": 1},
-      "best_of_4": {"weights": base, "best_of": 4},
-    },
-    "base": "base",  # the policy that KL, length and distinct bigrams are compared with
-    "judges": {"judge": online.judge, "population": {**online.judge, "name": "population"}},
-    "select_judge": "judge",  # picks the best of n
-    "samples": 2,  # of each policy to a prompt
-    "max_prompts": 0,  # 0: every held-out prompt
-    "resamples": 2000,  # of the bootstrap
-    "texts": 3,  # prompts shown with every policy's continuation
-  })  # fmt: skip
+  return ConfigDict(
+    {
+      "job": "arena",
+      "seed": 0,
+      "model": online.model,  # the architecture and tokenizer of every policy
+      "prompts": online.prompts,  # the held-out part is played on
+      "sampling": online.sampling,
+      # Weights: a file, or a run's "runs/x", "runs/x@target", "runs/x@params:50", "…:best".
+      "policies": {
+        "base": {"weights": base, "best_of": 1},
+        "best_of_4": {"weights": base, "best_of": 4},
+      },
+      "base": "base",  # the policy that KL, length and distinct bigrams are compared with
+      "judges": {"judge": online.judge, "population": {**online.judge, "name": "population"}},
+      "select_judge": "judge",  # picks the best of n
+      "samples": 2,  # of each policy to a prompt
+      "max_prompts": 0,  # 0: every held-out prompt
+      "resamples": 2000,  # of the bootstrap
+      "texts": 3,  # prompts shown with every policy's continuation
+    }
+  )
 
 
 def collect() -> ConfigDict:
   """The fields of a collection of votes, with their defaults."""
   online = train()
   online.prompts.batch_size = 32
-  return ConfigDict({
-    "job": "collect",
-    "seed": 0,
-    "steps": 100,  # batches of prompts
-    "model": online.model,
-    "prompts": online.prompts,
-    # All pairs of the samples of a prompt are judged; each source has its own temperature.
-    "sampling": {
-      **{name: online.sampling[name] for name in ("max_tokens", "top_k", "top_p", "tokens")},
-      "samples": 4,
-    },
-    # Who responds, in turn: {"weights": as a policy's of the arena, "temperature": of its samples}.
-    "sources": {"base": {"weights": online.model.weights, "temperature": 1.0}},
-    "judge": {**online.judge, "name": "population"},
-  })  # fmt: skip
+  return ConfigDict(
+    {
+      "job": "collect",
+      "seed": 0,
+      "steps": 100,  # batches of prompts
+      "model": online.model,
+      "prompts": online.prompts,
+      # All pairs of the samples of a prompt are judged; each source has its own temperature.
+      "sampling": {
+        **{name: online.sampling[name] for name in ("max_tokens", "top_k", "top_p", "tokens")},
+        "samples": 4,
+      },
+      # Who responds, in turn: weights as of an arena's policy, temperature of its samples.
+      "sources": {"base": {"weights": online.model.weights, "temperature": 1.0}},
+      "judge": {**online.judge, "name": "population"},
+    }
+  )
 
 
 def compare(base: ConfigDict | None = None, runs=(), **fields) -> ConfigDict:
@@ -217,30 +235,34 @@ def compare(base: ConfigDict | None = None, runs=(), **fields) -> ConfigDict:
   """
   contest = arena()
   contest.judges, contest.policies = {}, {}
-  return ConfigDict({
-    "job": "compare",
-    "base": base or train(),
-    "runs": tuple(runs),
-    "learning_rates": (),  # tried with tuning_seed, the best taken; () for the base's own
-    "tuning_seed": 100,
-    "seeds": 3,
-    "kinds": ("network",),  # of policy; and "tabular", where evaluation.exact
-    "arena": contest,  # of all runs and the reference; none without judges
-    **fields,
-  })  # fmt: skip
+  return ConfigDict(
+    {
+      "job": "compare",
+      "base": base or train(),
+      "runs": tuple(runs),
+      "learning_rates": (),  # tried with tuning_seed, the best taken; () for the base's own
+      "tuning_seed": 100,
+      "seeds": 3,
+      "kinds": ("network",),  # of policy; and "tabular", where evaluation.exact
+      "arena": contest,  # of all runs and the reference; none without judges
+      **fields,
+    }
+  )
 
 
 def sample() -> ConfigDict:
   """The fields of sampling from a policy at a prompt."""
   online = train()
-  return ConfigDict({
-    "job": "sample",
-    "seed": 0,
-    "model": online.model,
-    "sampling": {**online.sampling, "max_tokens": 128, "samples": 1},
-    "prompt": "",  # "": ask for prompts until an empty line
-    "file": "",  # prompts of a file, one a line, instead
-    # λ: the law is logits (1 - λ)·reference + λ·policy, so 1 is the policy's and 0 the reference's.
-    "realign": 1.0,
-    "reference": online.model.weights,  # as model.weights; read where λ is not 1
-  })
+  return ConfigDict(
+    {
+      "job": "sample",
+      "seed": 0,
+      "model": online.model,
+      "sampling": {**online.sampling, "max_tokens": 128, "samples": 1},
+      "prompt": "",  # "": ask for prompts until an empty line
+      "file": "",  # prompts of a file, one a line, instead
+      # λ: logits are (1 - λ)·reference + λ·policy, so 1 is the policy and 0 the reference.
+      "realign": 1.0,
+      "reference": online.model.weights,  # as model.weights; read where λ is not 1
+    }
+  )

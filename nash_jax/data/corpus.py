@@ -201,8 +201,9 @@ def run(task: str, path, encode: Callable, seed: int, parse: Callable = json.loa
   import_tensorflow()
   import seqio
 
-  parts, rates = zip(*((records(file, encode, parse), rate) for file, rate in files(path)),
-                     strict=True)  # fmt: skip
+  parts, rates = zip(
+    *((records(file, encode, parse), rate) for file, rate in files(path)), strict=True
+  )
   for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
     registry.remove(task)  # a name belongs to what was loaded last
   if None in rates:
@@ -235,9 +236,10 @@ def _register(name: str, part: list[dict]) -> None:
   columns = {feature: [record[feature] for record in part] for feature in part[0]}
   tensors = {
     feature: tf.RaggedTensor.from_row_lengths(np.concatenate(column), list(map(len, column)))
-    if column[0].ndim else tf.constant(np.array(column))
+    if column[0].ndim
+    else tf.constant(np.array(column))
     for feature, column in columns.items()
-  }  # fmt: skip
+  }
 
   def source(split, shuffle_files, seed=None):
     del split, shuffle_files, seed  # one split, and the order is ours

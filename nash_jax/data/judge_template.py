@@ -79,11 +79,13 @@ def read(name: str) -> str:
   between = "|".join(("\n", *_CONTROL))
   found = re.findall(f"(?:^|{between})({_SLOT})(?={between})", text)
   require(
-    len(found) == 3, where, "a newline or turn marker before and behind each slot",
+    len(found) == 3,
+    where,
+    "a newline or turn marker before and behind each slot",
     f"that around {', '.join(found) or 'none'} alone",
     "Other neighbours would join the slot's text to theirs in one token, which token arrays cannot"
     " do; and the answer is read where the text ends, so ask for it behind the last slot.",
-  )  # fmt: skip
+  )
   return text
 
 
@@ -111,15 +113,23 @@ def layout(name: str, tokenizer, answers: tuple[str, str] = ANSWERS, max_tokens:
   merges = re.search(f"\n(?:{_SLOT})|(?:{_SLOT})\n", text)
   newlines = {i for k in range(1, 33) for i in tokenizer.encode("\n" * k)} if merges else ()
   lay = Layout(
-    parts, [tokenizer.id_of(piece) for piece in answers], sorted(markers),
-    sorted(markers - {*stops}), sorted(newlines), tokenizer.pad_id, tokenizer.encode(_CUT),
+    parts,
+    [tokenizer.id_of(piece) for piece in answers],
+    sorted(markers),
+    sorted(markers - {*stops}),
+    sorted(newlines),
+    tokenizer.pad_id,
+    tokenizer.encode(_CUT),
     max_tokens,
-  )  # fmt: skip
+  )
   least = max_tokens - lay.room + 3 * (len(lay.cut) + 1)
   require(
-    max_tokens == 0 or max_tokens >= least, "judge.max_tokens", f"0 or at least {least} for the "
-    f"template {name!r}", max_tokens, "Raise it: the slots share what the template leaves.",
-  )  # fmt: skip
+    max_tokens == 0 or max_tokens >= least,
+    "judge.max_tokens",
+    f"0 or at least {least} for the template {name!r}",
+    max_tokens,
+    "Raise it: the slots share what the template leaves.",
+  )
   return lay
 
 

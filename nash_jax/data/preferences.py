@@ -60,7 +60,9 @@ def load_preferences(config, tokenizer, seed: int) -> tuple[corpus.Examples, cor
     return batch
 
   budgets = {"inputs": width, **dict.fromkeys(responses, length)} if responses else {}
-  parts = corpus.load_examples(config, read, budgets, pairs if len(responses) > 1 else sequences, seed)
+  parts = corpus.load_examples(
+    config, read, budgets, pairs if len(responses) > 1 else sequences, seed
+  )
   train, held_out = parts if responses else (_windows(part, width) for part in parts)
   logging.info("examples to train on: %s, held out: %s", train.report, held_out.report)
   if not len(train):

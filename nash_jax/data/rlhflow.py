@@ -5,8 +5,8 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-from nash_jax.data.corpus import field
 from nash_jax.data.chat_template import turns
+from nash_jax.data.corpus import field
 
 
 def convert(source: str, output: str) -> dict[str, int]:

@@ -15,10 +15,9 @@ import numpy as np
 import tqdm
 from jax import numpy as jnp
 
-from nash_jax import judges, keys
+from nash_jax import judges, keys, report
 from nash_jax.config import describe, resolve
 from nash_jax.data.prompts import load_prompts
-from nash_jax import report
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
 from nash_jax.types import Prompts, Responses
 from nash_jax.validation import require
@@ -151,9 +150,7 @@ def _sample_and_judge(config, held_out, count, params_by_name, panel, policy: Po
   return held_out.all(np.arange(count)), *joined
 
 
-def facts(
-  config, responses: Responses, log_ratios: dict[str, np.ndarray]
-) -> dict[str, dict]:
+def facts(config, responses: Responses, log_ratios: dict[str, np.ndarray]) -> dict[str, dict]:
   """Returns what each policy's responses are like, from Responses [N P*S L].
 
   KL is to config.base, in nats a response: the mean over the policy's own samples of
@@ -283,9 +280,12 @@ def run(config, workdir) -> dict:
   _, held_out = load_prompts(config.prompts, tokenizer, config.seed)
   count = min(len(held_out), config.max_prompts or len(held_out))
   require(
-    count > 1, "held-out prompts", "at least two, for an interval", count,
+    count > 1,
+    "held-out prompts",
+    "at least two, for an interval",
+    count,
     "Set prompts.held_out, or prompts.held_out_path.",
-  )  # fmt: skip
+  )
   specs = {entry.weights for entry in config.policies.values()}
   loaded = {spec: load_weights(spec, model_config) for spec in specs}
   params_by_name = {name: loaded[entry.weights] for name, entry in config.policies.items()}

@@ -11,8 +11,8 @@ import pathlib
 
 import numpy as np
 
-from nash_jax.config import describe, resolve
 from nash_jax import report
+from nash_jax.config import describe, resolve
 from nash_jax.jobs import arena, sweep
 from nash_jax.run.checkpoint import differences
 
@@ -244,8 +244,12 @@ def _mean_cells(tables: list[dict]) -> dict:
     if any(cell["mean"] is None or cell["sigma3"] is None for cell in cells):
       return {"mean": None, "sigma3": None, "n": 0, "significant": False}
     m, s = (float(np.mean([cell[name] for cell in cells])) for name in ("mean", "sigma3"))
-    return {"mean": m, "sigma3": s, "n": sum(c["n"] for c in cells),
-            "significant": abs(m - 0.5) > s}  # fmt: skip
+    return {
+      "mean": m,
+      "sigma3": s,
+      "n": sum(c["n"] for c in cells),
+      "significant": abs(m - 0.5) > s,
+    }
 
   return {row: {column: mean(row, column) for column in line} for row, line in tables[0].items()}
 
@@ -262,13 +266,17 @@ def _figure(config, results: dict[str, dict], path) -> None:
   for colour, (name, result) in zip(colours, results.items(), strict=True):
     own = {"color": colour, "label": name, "linewidth": 2.5 if name == "nash_mp" else 1.2}
     steps = result["seeds"][0]["steps"]
-    values = {m: np.median(_values(result, m), axis=0)
-              for m in ((SUBOPT,) if exact else (KL, WIN))}  # fmt: skip
+    values = {m: np.median(_values(result, m), axis=0) for m in ((SUBOPT,) if exact else (KL, WIN))}
     if exact:
       spread = _values(result, SUBOPT)
       axes.fill_between(steps, spread.min(0), spread.max(0), color=colour, alpha=0.12, linewidth=0)
-    axes.plot(steps if exact else values[KL], values[SUBOPT if exact else WIN],
-              marker=None if exact else "o", markersize=3, **own)  # fmt: skip
+    axes.plot(
+      steps if exact else values[KL],
+      values[SUBOPT if exact else WIN],
+      marker=None if exact else "o",
+      markersize=3,
+      **own,
+    )
   if exact:
     axes.set(yscale="log", xlabel="step", ylabel="SubOpt_β")
   else:

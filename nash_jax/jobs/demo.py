@@ -4,8 +4,7 @@ import json
 import pathlib
 import time
 
-from nash_jax import config, train
-from nash_jax import report
+from nash_jax import config, report, train
 from nash_jax.jobs import arena
 
 

@@ -90,8 +90,7 @@ def run(config, workdir) -> None:
   rng = np.random.default_rng(config.seed)
   log_ref = jax.nn.log_softmax(jnp.float32(0.5 * rng.standard_normal(game.p_win.shape[:2])))
   initial = jax.tree.map(
-    lambda spec: jnp.asarray(rng.normal(0, 0.1, spec.shape), spec.dtype),
-    gemma.shapes(model_config),
+    lambda spec: jnp.asarray(rng.normal(0, 0.1, spec.shape), spec.dtype), gemma.shapes(model_config)
   )
   params, kl = fit_reference(policy.logprobs, game, initial, log_ref)
   card = {"kl_to_drawn_probabilities": kl, "config": description}

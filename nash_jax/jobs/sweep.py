@@ -57,8 +57,9 @@ def run(runs: dict[str, ConfigDict], workdir, policy: str = "network", progress=
   groups = {}
   for name, config in exact.items():
     groups.setdefault(_program(config), {})[name] = config
-  bar = tqdm.tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", desc="runs",
-                  disable=not progress)  # fmt: skip
+  bar = tqdm.tqdm(
+    total=len(runs), initial=len(runs) - len(waiting), unit="run", desc="runs", disable=not progress
+  )
   with _quiet(), bar:
     for group in groups.values():
       bar.set_postfix_str(f"{next(iter(group.values())).algorithm.name} x {len(group)}")
@@ -94,9 +95,12 @@ def _complete(config, folder) -> bool:
     return False
   lines = differences(read_config(folder), describe(config))
   require(
-    not lines, str(folder), "a run of this config", "one of another config",
+    not lines,
+    str(folder),
+    "a run of this config",
+    "one of another config",
     f"They differ in {', '.join(lines)}. Use another workdir, or move that folder away.",
-  )  # fmt: skip
+  )
   return True
 
 
@@ -112,12 +116,14 @@ def _with_values(config, values: dict):
   """Returns a config as plain names, with `values` (which may be traced) by dotted field."""
 
   def plain(group, prefix=""):
-    return types.SimpleNamespace(**{
-      name: plain(value, f"{prefix}{name}.")
-      if isinstance(value, ConfigDict)
-      else values.get(f"{prefix}{name}", value)
-      for name, value in group.items()
-    })
+    return types.SimpleNamespace(
+      **{
+        name: plain(value, f"{prefix}{name}.")
+        if isinstance(value, ConfigDict)
+        else values.get(f"{prefix}{name}", value)
+        for name, value in group.items()
+      }
+    )
 
   return plain(config)
 
@@ -127,9 +133,12 @@ def _run_batched(group: dict[str, ConfigDict], workdir, policy: str) -> None:
   config = next(iter(group.values()))
   every = config.evaluation.every
   require(
-    config.steps % every == 0, "evaluation.every", f"a divisor of steps = {config.steps}", every,
+    config.steps % every == 0,
+    "evaluation.every",
+    f"a divisor of steps = {config.steps}",
+    every,
     "Change either.",
-  )  # fmt: skip
+  )
   tokenizer, model_config = tokenizer_and_model(config.model)
   # The same prompts, in another order for every seed.
   train_prompts, held_out = load_prompts(config.prompts, tokenizer, config.seed)

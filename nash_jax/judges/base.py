@@ -71,7 +71,10 @@ def pairwise(
       if not len(i):
         raise ValueError("y against itself needs at least two responses a prompt, got 1")
     else:
-      b, (i, j) = readings(opponents), np.indices((samples, opponents.stopped.shape[1])).reshape(2, -1)
+      b, (i, j) = (
+        readings(opponents),
+        np.indices((samples, opponents.stopped.shape[1])).reshape(2, -1),
+      )
     p, valid, metrics = compare(
       params,
       _repeat(prompts, len(i)),

@@ -140,4 +140,6 @@ def load(config, model_config: gemma.GemmaConfig, init, mesh=None) -> Params:
     shardings = sharding.shardings(shapes, mesh)
   if config.weights:
     return weights.load(asset_path(config.weights), model_config, dtype, shardings)
-  return jax.jit(lambda key: gemma.cast(init(key, model_config), dtype), out_shardings=shardings)(key)
+  return jax.jit(lambda key: gemma.cast(init(key, model_config), dtype), out_shardings=shardings)(
+    key
+  )

@@ -59,16 +59,18 @@ class GemmaConfig:
 
 
 def _gemma2(layers, width, hidden, heads, kv_heads, head_dim=256, vocabulary=256_128, **changes):
-  fields = {
-    "attention_types": ((_LOCAL, _GLOBAL) * layers)[:layers],
-    "sliding_window_size": 4096,
-  }
+  fields = {"attention_types": ((_LOCAL, _GLOBAL) * layers)[:layers], "sliding_window_size": 4096}
   return GemmaConfig(vocabulary, width, hidden, heads, kv_heads, head_dim, **{**fields, **changes})
 
 
 def _gemma3(layers, width, hidden, heads, kv_heads, window, vocabulary=262_144, **changes):
   return _gemma2(
-    layers, width, hidden, heads, kv_heads, vocabulary=vocabulary,
+    layers,
+    width,
+    hidden,
+    heads,
+    kv_heads,
+    vocabulary=vocabulary,
     attention_types=(((_LOCAL,) * 5 + (_GLOBAL,)) * layers)[:layers],
     sliding_window_size=window,
     final_logit_softcap=None,
@@ -77,7 +79,7 @@ def _gemma3(layers, width, hidden, heads, kv_heads, window, vocabulary=262_144, 
     transpose_gating_einsum=True,
     global_base_frequency=1_000_000,
     **changes,
-  )  # fmt: skip
+  )
 
 
 PRESETS = {
@@ -113,8 +115,9 @@ def alike(model_config) -> bool:
   A compiler then sees one layer instead of a whole pattern: half the time for Gemma 2.
   """
   return (model_config.local_base_frequency, model_config.local_scale_factor) == (
-    model_config.global_base_frequency, model_config.global_scale_factor
-  )  # fmt: skip
+    model_config.global_base_frequency,
+    model_config.global_scale_factor,
+  )
 
 
 def pattern(model_config: GemmaConfig) -> tuple[int, int, int]:
@@ -166,8 +169,12 @@ def block(model_config: GemmaConfig, attn_type, transpose_gating=False) -> gm.nn
     query_pre_attn_scalar=model_config.head_dim**-0.5,
     transpose_gating_einsum=transpose_gating,
     use_qk_norm=model_config.use_qk_norm,
-    rope_base_frequency=model_config.local_base_frequency if local else model_config.global_base_frequency,
-    rope_scale_factor=model_config.local_scale_factor if local else model_config.global_scale_factor,
+    rope_base_frequency=model_config.local_base_frequency
+    if local
+    else model_config.global_base_frequency,
+    rope_scale_factor=model_config.local_scale_factor
+    if local
+    else model_config.global_scale_factor,
   )
 
 
@@ -240,7 +247,12 @@ def cast(params: Params, dtype) -> Params:
 def init_cache(model_config: GemmaConfig, batch: int, length: int, dtype) -> Cache:
   """Returns an empty cache of `length` columns for every layer."""
   make = functools.partial(
-    gm.nn.Attention.init_cache, length, model_config.num_kv_heads, model_config.head_dim, batch, dtype
+    gm.nn.Attention.init_cache,
+    length,
+    model_config.num_kv_heads,
+    model_config.head_dim,
+    batch,
+    dtype,
   )
   return tuple(make() for _ in range(model_config.num_layers))
 

@@ -70,8 +70,10 @@ def init(key: Array, base: Params, rank: int) -> Params:
     found[(*path, "a")] = draw(jax.random.fold_in(key, len(found)), shapes[0])
     found[(*path, "b")] = jnp.zeros(shapes[1])
   if not found:
-    raise ValueError(f"model.lora: expected a Gemma's projections to adapt, got {sorted(base)}. "
-                     "Set model.lora.rank=0.")  # fmt: skip
+    raise ValueError(
+      f"model.lora: expected a Gemma's projections to adapt, got {sorted(base)}. "
+      "Set model.lora.rank=0."
+    )
   head = {"head": {"w": base["head"]["w"].astype(jnp.float32)}} if "head" in base else {}
   return {**traverse_util.unflatten_dict(found), **head}
 
@@ -102,8 +104,9 @@ def merge(params: Params) -> Params:
   for name in (name for name in FACTORS if name in layer):
     a, b, axes = FACTORS[name]
     # In full: a TPU would round both to bfloat16.
-    layer[name] += jnp.einsum(f"...{a},...{b}->...{axes}", adapters[f"{name}/a"],
-                              adapters[f"{name}/b"], precision="highest")  # fmt: skip
+    layer[name] += jnp.einsum(
+      f"...{a},...{b}->...{axes}", adapters[f"{name}/a"], adapters[f"{name}/b"], precision="highest"
+    )
   return traverse_util.unflatten_dict(layer, sep="/")
 
 

@@ -44,13 +44,18 @@ def resolve_mesh(mesh, devices: int, field: str = "mesh") -> dict[str, int]:
   known = math.prod(size for size in sizes.values() if size != -1)
   require(
     len(free) <= 1 and all(size == -1 or size > 0 for size in sizes.values()),
-    field, "positive sizes and at most one -1", sizes, f"Fix --config.{field}.",
+    field,
+    "positive sizes and at most one -1",
+    sizes,
+    f"Fix --config.{field}.",
   )
   if free:
     sizes[free[0]] = devices // known if devices % known == 0 else 0
   require(
     math.prod(sizes.values()) == devices,
-    field, f"sizes whose product is {devices} devices", dict(mesh),
+    field,
+    f"sizes whose product is {devices} devices",
+    dict(mesh),
     f"For example data={devices}, fsdp=1, tensor=1.",
   )
   return sizes
@@ -222,7 +227,11 @@ def global_batch(sharding: NamedSharding, size: int, read: Callable):
 def describe(tree) -> list[tuple[str, str, str, int]]:
   """Returns (name, shape, what splits it, bytes a device) of arrays or shapes with shardings."""
   return [
-    (_name(path), "x".join(map(str, x.shape)), str(tuple(x.sharding.spec)),
-     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize)
+    (
+      _name(path),
+      "x".join(map(str, x.shape)),
+      str(tuple(x.sharding.spec)),
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize,
+    )
     for path, x in jax.tree.leaves_with_path(tree)
-  ]  # fmt: skip
+  ]

@@ -32,7 +32,7 @@ class Algorithm:
   "opt_state", "target", "reference" and those names.
 
   Attributes:
-    loss: from the algorithm's config to a function (logp, log_ratios, verdict, role_weights=) -> Mean.
+    loss: from the algorithm's config to (logp, log_ratios, verdict, role_weights=) -> Mean.
     role_weights: from the algorithm's config to the weight of each role's log-ratio in the loss.
     paper: where the method is from, and which equation.
     player: who plays y.
@@ -92,9 +92,7 @@ def _policy_gradient(arms: int) -> Callable:
 
 
 def _reinforce(a):
-  return functools.partial(
-    losses.reinforce, centre=a.centre_log_ratios, to_go=a.reward_to_go
-  )
+  return functools.partial(losses.reinforce, centre=a.centre_log_ratios, to_go=a.reward_to_go)
 
 
 def _ipo(a):

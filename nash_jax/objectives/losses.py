@@ -1,8 +1,8 @@
 """Losses of arrays, in two families; they know no model, tokenizer or config.
 
 Axes: B prompts, K responses to each, J responses each is compared with, L tokens. Every loss takes
-`logp` (log π_θ of each token, differentiated), `log_ratios` (log π_θ − log π_role of each token, one
-array a role), the judge's verdict and `role_weights` (of each role). Masked tokens are 0. Where the
+`logp` (log π_θ of each token, differentiated), `log_ratios` (by role, log π_θ − log π_role of each
+token), the judge's verdict and `role_weights` (by role, a number). Masked tokens are 0. Where
 responses are compared among themselves J = K, and the diagonal is not valid.
 """
 
@@ -30,7 +30,7 @@ def policy_gradient(
   """Surrogate whose gradient is NashMP's estimator and its relatives' (2505.19731, section 5).
 
   The gradient is the mean over prompts of (arms / K) Σ_k ∇log π(y_k)·coef(y_k), with
-  coef = 1/2 − mean_j P(y_k≻y_j) + Σ_role role_weights[role]·log_ratio_role(y_k), all under stop_gradient:
+  coef = 1/2 − mean_j P(y_k≻y_j) + Σ_role weight_role·log_ratio_role(y_k), all under stop_gradient:
   differentiating a log-ratio through its own samples gives zero expected KL gradient. A response
   without a valid comparison weighs nothing.
 
@@ -72,7 +72,7 @@ def reinforce(
 def regression(
   logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
 ) -> Mean:
-  """Mean of (h(y) − h(y') − scale·(P(y≻y') − 1/2))² over pairs, h = Σ_role role_weights·log_ratio_role.
+  """Mean of (h(y) − h(y') − scale·(P(y≻y') − 1/2))² over pairs, h = Σ weight·log_ratio.
 
   Online IPO and IPO-MD (2403.08635): h = r, scale = 1/β. INPO (2407.00617): h = log π_θ
   − sβ log π_ref − (1 − sβ) log π_t, scale = s.
@@ -106,7 +106,9 @@ def win_rate_regression(
 ) -> Mean:
   """Mean of (h(y_k) − scale·(mean_j P(y_k≻y_j) − 1/2))² over responses (SPPO, 2405.00675)."""
   wins, compared = _mean_wins(verdict)
-  return Mean.from_values((_weighted(log_ratios, role_weights) - scale * (wins - 0.5)) ** 2, compared)
+  return Mean.from_values(
+    (_weighted(log_ratios, role_weights) - scale * (wins - 0.5)) ** 2, compared
+  )
 
 
 def _surrogate(logp, coefficient, compared, arms) -> Mean:

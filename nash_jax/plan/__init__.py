@@ -14,10 +14,9 @@ from absl import logging
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
-from nash_jax import iteration, judges, update
+from nash_jax import iteration, judges, report, update
 from nash_jax.config import resolve
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
-from nash_jax import report
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.plan import hlo_cost, memory
@@ -51,9 +50,12 @@ class StandInTokenizer:
 def prepare(config, count: int):
   """Returns (the resolved config for so many devices, its tokenizer); no file needs to exist."""
   require(
-    "algorithm" in config, "config", "an online run's, as from configs/gemma2_2b.py",
-    sorted(config), "Plan a config of `nash-jax train`.",
-  )  # fmt: skip
+    "algorithm" in config,
+    "config",
+    "an online run's, as from configs/gemma2_2b.py",
+    sorted(config),
+    "Plan a config of `nash-jax train`.",
+  )
   config = config.copy_and_resolve_references()
   model_config = gemma.preset(config.model.preset, **config.model.changes)
   missing = not os.path.exists(asset_path(config.model.tokenizer))
@@ -148,8 +150,10 @@ def phase(lowered, mesh: Mesh) -> dict:
     if "HbmOom" not in str(error):
       raise
     size, unit = re.search(r"\(([0-9.]+)([KMGT])\) exceeds", str(error)).groups()
-    return {"temp_bytes": int(float(size) * 2 ** (10 * " KMGT".index(unit))),
-            "error": "over the device's memory by itself"}  # fmt: skip
+    return {
+      "temp_bytes": int(float(size) * 2 ** (10 * " KMGT".index(unit))),
+      "error": "over the device's memory by itself",
+    }
   finally:
     jax.config.update("jax_enable_compilation_cache", kept)
   seconds = time.perf_counter() - start
@@ -171,7 +175,7 @@ def phase(lowered, mesh: Mesh) -> dict:
 
 
 def compile(config, device_list: list) -> dict:
-  """Compiles all phases of a run for these devices and returns the plan, as `nash-jax plan` writes it."""
+  """Compiles all phases of a run for these devices; returns the plan that the job writes."""
   config, tokenizer = prepare(config, len(device_list))
   mesh = sharding.make_mesh(config.mesh, Mesh(np.array(device_list), ("all",)))
   parts = lowerings(config, tokenizer, mesh)
@@ -227,14 +231,23 @@ def text(plan: dict) -> str:
   held = [[name, f"{x / memory.GIB:.3f}"] for name, x in plan["resident"].items()]
   held.append(["all", f"{plan['resident_bytes'] / memory.GIB:.3f}"])
   phases = [
-    [name, f"{_peak(p) / memory.GIB:.3f}", *(
-      [p["error"]] if "error" in p else [
-        f"{p['flops'] / 1e12:.3g}", f"{p['bytes_accessed'] / 1e9:.3g}",
-        f"{p['roofline_seconds']:.3g}" if p["bound"] else "—", p["bound"] or "—",
-        p["compile_seconds"],
-      ])]
+    [
+      name,
+      f"{_peak(p) / memory.GIB:.3f}",
+      *(
+        [p["error"]]
+        if "error" in p
+        else [
+          f"{p['flops'] / 1e12:.3g}",
+          f"{p['bytes_accessed'] / 1e9:.3g}",
+          f"{p['roofline_seconds']:.3g}" if p["bound"] else "—",
+          p["bound"] or "—",
+          p["compile_seconds"],
+        ]
+      ),
+    ]
     for name, p in plan["phases"].items()
-  ]  # fmt: skip
+  ]
   header = ["phase", "GiB besides", "TFLOP", "GB moved", "s at best", "bound by", "s to compile"]
   for line in phases:
     line += ["—"] * (len(header) - len(line))
@@ -271,17 +284,33 @@ def run(config, topology: str = "v5e:4x4", json: str = "") -> dict:
 
 def overview(plans: list[dict]) -> str:
   """Returns one table of several plans, a line each."""
-  header = ["topology", "run", "mesh", "held GiB", "at most GiB", "of GiB", "fits", "largest batch",
-            *(f"{name} s" for name in plans[0]["phases"])]  # fmt: skip
+  header = [
+    "topology",
+    "run",
+    "mesh",
+    "held GiB",
+    "at most GiB",
+    "of GiB",
+    "fits",
+    "largest batch",
+    *(f"{name} s" for name in plans[0]["phases"]),
+  ]
   rows = [
     [
-      plan["topology"], plan["run"], "x".join(map(str, plan["mesh"].values())),
-      *(f"{plan[name] / memory.GIB:.2f}" if plan[name] else "—"
-        for name in ("resident_bytes", "need_bytes", "hbm_bytes")),
-      {True: "yes", False: "no", None: "—"}[plan["fits"]], plan.get("largest_batch_size", "—"),
-      *(f"{p['roofline_seconds']:.2g} {p['bound']}" if p.get("bound") else "—"
-        for p in plan["phases"].values()),
+      plan["topology"],
+      plan["run"],
+      "x".join(map(str, plan["mesh"].values())),
+      *(
+        f"{plan[name] / memory.GIB:.2f}" if plan[name] else "—"
+        for name in ("resident_bytes", "need_bytes", "hbm_bytes")
+      ),
+      {True: "yes", False: "no", None: "—"}[plan["fits"]],
+      plan.get("largest_batch_size", "—"),
+      *(
+        f"{p['roofline_seconds']:.2g} {p['bound']}" if p.get("bound") else "—"
+        for p in plan["phases"].values()
+      ),
     ]
     for plan in plans
-  ]  # fmt: skip
+  ]
   return report.markdown_table(header, rows)

@@ -132,12 +132,18 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
   """Returns how often a loop turns: a counter from 0 to the condition's bound, in body's steps."""
   if stated := _COUNT.search(line):
     return int(stated[1])
-  known = {m[1]: int(_BOUND.search(text)[1]) for text in condition
-           if _BOUND.search(text) and (m := re.match(r"\s*(?:ROOT )?(%\S+) = ", text))}  # fmt: skip
+  known = {
+    m[1]: int(_BOUND.search(text)[1])
+    for text in condition
+    if _BOUND.search(text) and (m := re.match(r"\s*(?:ROOT )?(%\S+) = ", text))
+  }
   compared = [
-    known[name] for text in condition if "direction=LT" in text
-    for name in re.findall(r"%[^\s,)]+", text) if name in known
-  ]  # fmt: skip
+    known[name]
+    for text in condition
+    if "direction=LT" in text
+    for name in re.findall(r"%[^\s,)]+", text)
+    if name in known
+  ]
   bounds = compared or list(known.values())
   if not bounds:
     raise ValueError("a loop of the compiled program has no constant bound: " + line.strip()[:200])

@@ -7,8 +7,7 @@ import jax
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh
 
-from nash_jax import update
-from nash_jax import report
+from nash_jax import report, update
 from nash_jax.judges import bradley_terry
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
@@ -86,7 +85,10 @@ def estimate(config, mesh: dict[str, int] = ONE) -> dict[str, float]:
     "cache for decoding": num_models * rows * width * column / heads,
     "gradient and update": 2 * size(state.params),
     "logits of a chunk": logits / mesh["tensor"],
-    "activations": num_scored * width * dtype.itemsize * _activations(model_config, config.model.remat, width),
+    "activations": num_scored
+    * width
+    * dtype.itemsize
+    * _activations(model_config, config.model.remat, width),
   }
 
 
@@ -101,7 +103,9 @@ def _activations(model_config, remat, width) -> int:
   inside = 8 * model_config.embed_dim + 4 * model_config.hidden_dim
   inside += 2 * heads * model_config.head_dim + 3 * model_config.num_heads * width
   if remat:
-    return model_config.num_layers * model_config.embed_dim + gemma.pattern(model_config)[0] * inside
+    return (
+      model_config.num_layers * model_config.embed_dim + gemma.pattern(model_config)[0] * inside
+    )
   return model_config.num_layers * inside
 
 
@@ -148,11 +152,13 @@ def table(config, device: str) -> str:
     f" {config.model.dtype}",
     report.markdown_table(
       ["resident", "GiB"],
-      [*([name, f"{x / GIB:.3f}"] for name, x in parts.items()),
-       ["at one time", f"{total / GIB:.3f}"]],
+      [
+        *([name, f"{x / GIB:.3f}"] for name, x in parts.items()),
+        ["at one time", f"{total / GIB:.3f}"],
+      ],
     ),
     f"{device} has {room / GIB} GiB: " + ("fits" if total <= room else "does not fit"),
-  ]  # fmt: skip
+  ]
   if device == "T4" and config.model.dtype == "bfloat16":
     lines.append("A T4 has no native bfloat16: set model.dtype = float32.")
   return "\n\n".join([*lines, *(advice(config, ONE, total, room) if total > room else [])])

@@ -193,8 +193,7 @@ def differences(saved: dict, config: dict, allow: tuple[str, ...] = ()) -> dict[
   return {
     name: f"  {name}: {there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
     for name in sorted(there.keys() | here.keys())
-    if there.get(name, "absent") != here.get(name, "absent")
-    and not f"{name}.".startswith(allowed)
+    if there.get(name, "absent") != here.get(name, "absent") and not f"{name}.".startswith(allowed)
   }
 
 

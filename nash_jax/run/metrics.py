@@ -64,9 +64,15 @@ class Metrics:
   """
 
   def __init__(
-    self, workdir, *, first_step: int, total_steps: int, show: tuple[str, ...] = (),
-    progress: bool = True, profile: bool = False,
-  ):  # fmt: skip
+    self,
+    workdir,
+    *,
+    first_step: int,
+    total_steps: int,
+    show: tuple[str, ...] = (),
+    progress: bool = True,
+    profile: bool = False,
+  ):
     self._known(show)
     self._first, self._show, self._shown = first_step, show, {}
     self._pending, self._written, self._failed = None, first_step - 1, False
@@ -88,13 +94,17 @@ class Metrics:
       self._samples = _open(workdir / "samples.jsonl", first_step)
       self._board = tensorboardX.SummaryWriter(
         # A run that is resumed within one second must not share a file.
-        str(workdir / "tensorboard"), purge_step=first_step or None,
+        str(workdir / "tensorboard"),
+        purge_step=first_step or None,
         filename_suffix=f".{first_step:08d}",
-      )  # fmt: skip
+      )
     self._bar = tqdm.tqdm(
-      total=total_steps, initial=first_step, disable=not (progress and self._writes), unit="step",
+      total=total_steps,
+      initial=first_step,
+      disable=not (progress and self._writes),
+      unit="step",
       mininterval=0.5 if sys.stderr.isatty() else 30,
-    )  # fmt: skip
+    )
 
   def _known(self, names) -> None:
     for name in names:

@@ -100,7 +100,9 @@ def save(path: str, params: Params, model_config: gemma.GemmaConfig, dtype, card
   A head beside the blocks (`params["head"]`, of reward models) is kept. Every process calls it,
   and the first writes.
   """
-  leaves = dict(safetensors.tensors(params, model_config, names.library, dtype, model_config.num_embed))
+  leaves = dict(
+    safetensors.tensors(params, model_config, names.library, dtype, model_config.num_embed)
+  )
   if "head" in params:
     leaves["head/w"] = np.asarray(jnp.asarray(params["head"]["w"], dtype))
   target = pathlib.Path(path)
@@ -109,7 +111,11 @@ def save(path: str, params: Params, model_config: gemma.GemmaConfig, dtype, card
 
 
 def export(
-  path: str, params: Params, model_config: gemma.GemmaConfig, dtype="bfloat16", shard_bytes: int = 4 << 30
+  path: str,
+  params: Params,
+  model_config: gemma.GemmaConfig,
+  dtype="bfloat16",
+  shard_bytes: int = 4 << 30,
 ) -> None:
   """Writes a folder that transformers reads: config.json, and .safetensors files with an index.
 

@@ -22,10 +22,15 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict:
   capped = None not in (model_config.final_logit_softcap, model_config.attn_logits_soft_cap)
   plain = (model_config.final_logit_softcap, model_config.attn_logits_soft_cap) == (None, None)
   one_rope = (model_config.local_base_frequency, model_config.local_scale_factor) == (
-    model_config.global_base_frequency, model_config.global_scale_factor,
-  )  # fmt: skip
-  gemma2 = capped and one_rope and model_config.global_scale_factor == 1 and not model_config.use_qk_norm
-  if not gemma2 and not (plain and model_config.use_qk_norm and model_config.local_scale_factor == 1):
+    model_config.global_base_frequency,
+    model_config.global_scale_factor,
+  )
+  gemma2 = (
+    capped and one_rope and model_config.global_scale_factor == 1 and not model_config.use_qk_norm
+  )
+  if not gemma2 and not (
+    plain and model_config.use_qk_norm and model_config.local_scale_factor == 1
+  ):
     raise ValueError(
       "config.json: expected an architecture of Gemma 2 (both soft-caps, one rope) or Gemma 3 (no"
       f" soft-cap, query and key norms), got {model_config}"
@@ -44,7 +49,8 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict:
     "head_dim": model_config.head_dim,
     "query_pre_attn_scalar": model_config.head_dim,
     "layer_types": [
-      "sliding_attention" if kind == local else "full_attention" for kind in model_config.attention_types
+      "sliding_attention" if kind == local else "full_attention"
+      for kind in model_config.attention_types
     ],
     "sliding_window": model_config.sliding_window_size,
     "final_logit_softcapping": model_config.final_logit_softcap,

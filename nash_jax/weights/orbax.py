@@ -101,15 +101,16 @@ def _check(path: str, model_config: gemma.GemmaConfig, saved: dict, period: int)
     (_,), axes = names.library(model_config, place.tensor)
     for layer in place.layers or (None,):
       name, pick = _saved_as(place.tensor, layer, period)
-      stack = () if pick is None else (1 + (model_config.num_layers - 1 - layer % period) // period,)
+      stack = (
+        () if pick is None else (1 + (model_config.num_layers - 1 - layer % period) // period,)
+      )
       wanted[name] = stack + names.shape(axes, sizes)
   for name, shape in wanted.items():
     if name not in saved:
       raise ValueError(f"weights {path}: no leaf {name}{safetensors.HINT}")
     if saved[name][1] != shape:
-      raise ValueError(
-        f"weights {path}: leaf {name} expected shape {shape}, got {saved[name][1]}{safetensors.HINT}"
-      )
+      got = f"{saved[name][1]}{safetensors.HINT}"
+      raise ValueError(f"weights {path}: leaf {name} expected shape {shape}, got {got}")
   unknown = sorted(set(saved) - set(wanted))
   if unknown:
     raise ValueError(f"weights {path}: unknown leaf {unknown[0]}{safetensors.HINT}")
