@@ -574,13 +574,13 @@ import sys
 import jax, numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from jax.experimental import multihost_utils
-import test_weights
+import test_weights_hugging_face
 from flax import traverse_util
 from nash_jax import weights
 from nash_jax.models import sharding
 from nash_jax.weights import names, safetensors
 
-config = test_weights.MODELS["hf_gemma2"]
+config = test_weights_hugging_face.MODELS["hf_gemma2"]
 mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 2})
 sizes = names.sizes(config)
 # Not gemma.shapes: it would bring TensorFlow.
