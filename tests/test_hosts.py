@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import host_program
 import jax
 import numpy as np
 import pytest
@@ -58,8 +59,8 @@ def hosts(count, devices, command, **more):
 
 
 def measured(count, devices, out, changes):
-  """Returns what tests/tiny.py measures on so many hosts."""
-  with hosts(count, devices, [tiny.__file__, str(out), json.dumps(changes)]) as running:
+  """Returns what tests/host_program.py measures on so many hosts."""
+  with hosts(count, devices, [host_program.__file__, str(out), json.dumps(changes)]) as running:
     said = [process.communicate(timeout=600)[1] for process in running]
   assert [process.returncode for process in running] == [0] * count, "\n".join(said)[-5000:]
   return np.load(f"{out}.npz")
@@ -78,7 +79,7 @@ def assert_alike(found, expected):
 def one(assembled, tmp_path_factory):
   """What one process with one device measures."""
   two_steps = dataclasses.replace(assembled, config=resolve(tiny.train({"steps": 2})))
-  return tiny.measure(two_steps, tmp_path_factory.mktemp("one") / "run")
+  return host_program.measure(two_steps, tmp_path_factory.mktemp("one") / "run")
 
 
 def test_eight_devices_do_what_one_device_does(one, tmp_path):

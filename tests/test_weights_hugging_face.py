@@ -1,75 +1,21 @@
-"""Weights files: what is written comes back, and what does not fit is named."""
+"""Hugging Face's folders: read and written as transformers does, and what does not fit is named."""
 
 import dataclasses
 import json
 import os
-import pathlib
 import shutil
-import socket
 import subprocess
-import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from flax import traverse_util
 from jax import numpy as jnp
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from weight_files import FIXTURES, MODELS, L, half, hugging_face_model, random, same
 
-from nash_jax import policy, weights
+from nash_jax import weights
 from nash_jax.models import gemma
-from nash_jax.run.checkpoint import Checkpoints
-from nash_jax.weights import hugging_face, names, safetensors
-
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
-LAYOUTS = {
-  "gemma2": {},
-  "transposed": {"transpose_gating_einsum": True, "use_qk_norm": True},
-  "ungrouped": {"num_kv_heads": 2},
-}
-L, G = gemma.preset("tiny").attention_types
-SHAPE = {
-  "num_embed": 64,
-  "embed_dim": 32,
-  "hidden_dim": 48,
-  "num_heads": 4,
-  "num_kv_heads": 2,
-  "sliding_window_size": 6,
-}
-# The architectures of fixtures/make_hf.py.
-MODELS = {
-  "hf_gemma2": gemma.preset(
-    "tiny", **SHAPE, attention_types=(L, G, L, G, L), attn_logits_soft_cap=5.0
-  ),
-  "hf_gemma3": gemma.preset(
-    "tiny",
-    **SHAPE,
-    attention_types=(L,) * 5 + (G, L),
-    final_logit_softcap=None,
-    attn_logits_soft_cap=None,
-    use_qk_norm=True,
-    transpose_gating_einsum=True,
-    global_base_frequency=1_000_000,
-    global_scale_factor=8.0,
-  ),
-}
-
-
-def same(got, expected):
-  jax.tree.map(np.testing.assert_array_equal, got, expected)
-
-
-def half(params):
-  return gemma.cast(jax.device_get(params), jnp.bfloat16)
-
-
-def random(config, seed=0):
-  rng = np.random.default_rng(seed)
-  return jax.device_put(
-    jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), gemma.shapes(config))
-  )
+from nash_jax.weights import hugging_face, safetensors
 
 
 def logits(params, config, tokens):
@@ -80,10 +26,8 @@ def logits(params, config, tokens):
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def theirs(request):
-  """A folder that transformers wrote, our config of it, and the parameters loaded from it."""
-  folder, config = FIXTURES / request.param, MODELS[request.param]
-  return folder, config, weights.load(str(folder), config)
+def from_transformers(request):
+  return hugging_face_model(request.param)
 
 
 @pytest.fixture
@@ -94,129 +38,16 @@ def folder(tmp_path):
   return where, MODELS["hf_gemma3"]
 
 
-@pytest.fixture
-def file(tmp_path):
-  """A file of the tiny preset, its config and parameters."""
-  config = gemma.preset("tiny")
-  params, path = random(config), str(tmp_path / "new" / "w.safetensors")
-  weights.save(path, params, config, "float32", {"step": 3})
-  return path, config, params
-
-
-@pytest.mark.parametrize("name", ["tiny", "gemma2_9b", "gemma3_4b", "ungrouped"])
-def test_the_table_of_names_is_the_models_own_tree(name):
-  config = gemma.preset("tiny", num_kv_heads=2) if name == "ungrouped" else gemma.preset(name)
-  ours = traverse_util.flatten_dict(gemma.shapes(config), sep="/")
-  sizes = names.sizes(config)
-  listed = {
-    path: (len(place.layers),) * place.stacked + names.shape(place.tensor.axes, sizes)
-    for path, place in names.places(config).items()
-  }
-  assert listed == {path: leaf.shape for path, leaf in ours.items()}
-
-
-# Our own files.
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("head", [False, True])
-def test_parameters_come_back(tmp_path, layout, dtype, head):
-  config = gemma.preset("tiny", **LAYOUTS[layout])
-  params = random(config)
-  if head:
-    params["head"] = {"w": np.arange(16, dtype=np.float32)}
-  path = tmp_path / "w.safetensors"
-  weights.save(str(path), params, config, dtype, {"seed": 7})
-  same(
-    weights.load(str(path), config),
-    jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), jax.device_get(params)),
-  )
-  with safe_open(str(path), "np") as f:
-    assert f.metadata() == {"card": '{"seed": 7}'}
-    # Under the library's names and shapes, in its own gating layout.
-    gating = f.get_slice("layer_1/mlp/gating_einsum").get_shape()
-  assert gating == ([2, 32, 16] if layout == "transposed" else [2, 16, 32])
-  assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
-
-
-def test_parameters_are_held_in_the_dtype_asked_for(file):
-  path, config, params = file
-  got = weights.load(path, config, jnp.bfloat16)
-  assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype("bfloat16")}
-  same(got, half(params))
-
-
-@pytest.mark.parametrize("damage", ["cut", "text", "absent", "pointer"])
-def test_a_file_that_cannot_be_read_is_named(file, damage):
-  path, config, _ = file
-  whole = pathlib.Path(path).read_bytes()
-  found = {
-    "cut": whole[:-50],
-    "text": b"these are no weights",
-    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
-  }
-  pathlib.Path(path).unlink()
-  if damage in found:
-    pathlib.Path(path).write_bytes(found[damage])
-  why = "git lfs pull" if damage == "pointer" else ""
-  with pytest.raises(
-    ValueError, match=rf"weights .*w.safetensors: expected a .safetensors file.*{why}"
-  ):
-    weights.load(path, config)
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    (
-      {"hidden_dim": 48},
-      r"leaf layer_0/mlp/gating_einsum expected shape \(2, 16, 48\), got "
-      r"\(2, 16, 32\); is model.preset right",
-    ),
-    ({"num_embed": 65}, r"leaf embedder/input_embedding expected shape \(65, 16\), got \(64, 16\)"),
-    ({"use_qk_norm": True}, r"no leaf layer_0/attn/\w+norm/scale; is model.preset right"),
-  ],
-)
-def test_the_first_leaf_that_does_not_fit_is_named(file, changes, message):
-  with pytest.raises(ValueError, match=message):
-    weights.load(file[0], gemma.preset("tiny", **changes))
-
-
-def test_a_leaf_of_another_architecture_is_named(tmp_path):
-  config, path = gemma.preset("tiny", use_qk_norm=True), str(tmp_path / "w.safetensors")
-  weights.save(path, random(config), config, "float32", {})
-  with pytest.raises(ValueError, match=r"unknown leaf layer_0/attn/\w+norm/scale; is model.preset"):
-    weights.load(path, gemma.preset("tiny"))
-
-
-def test_a_write_that_fails_leaves_the_old_file(file, monkeypatch):
-  import safetensors.numpy
-
-  def fail(leaves, path, metadata):
-    open(path, "w").close()
-    raise OSError("disk full")
-
-  path, config, params = file
-  monkeypatch.setattr(safetensors.numpy, "save_file", fail)
-  with pytest.raises(OSError, match="disk full"):
-    weights.save(path, params, config, "float32", {})
-  same(weights.load(path, config), params)
-
-
-# Hugging Face's.
-
-
-def test_logits_are_those_of_transformers(theirs):
-  folder, config, params = theirs
+def test_logits_are_those_of_transformers(from_transformers):
+  folder, config, params = from_transformers
   expected = np.load(folder / "logits.npz")
   assert np.ptp(expected["logits"]) > 5  # so that 1e-4 is a small part of what is compared
   got = jax.jit(logits, static_argnums=1)(params, config, expected["tokens"])
   np.testing.assert_allclose(got, expected["logits"], rtol=0, atol=1e-4)
 
 
-def test_export_of_an_import_is_the_file_that_transformers_wrote(theirs, tmp_path):
-  folder, config, params = theirs
+def test_export_of_an_import_is_the_file_that_transformers_wrote(from_transformers, tmp_path):
+  folder, config, params = from_transformers
   weights.export(str(tmp_path / "out"), params, config, "float32")
   original = {}
   for shard in folder.glob("*.safetensors"):
@@ -236,8 +67,8 @@ def test_export_of_an_import_is_the_file_that_transformers_wrote(theirs, tmp_pat
   assert ours == {name: told[name] for name in ours}
 
 
-def test_large_exports_come_in_files_with_an_index(theirs, tmp_path):
-  _, config, params = theirs
+def test_large_exports_come_in_files_with_an_index(from_transformers, tmp_path):
+  _, config, params = from_transformers
   weights.export(str(tmp_path), params, config, "bfloat16", shard_bytes=20_000)
   index = json.loads((tmp_path / hugging_face.INDEX).read_text())
   files = {name: load_file(tmp_path / name) for name in set(index["weight_map"].values())}
@@ -272,8 +103,8 @@ def test_rows_without_a_piece_are_cut_and_padded(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", ""])
-def test_the_text_model_is_found_in_a_multimodal_one(theirs, tmp_path, prefix):
-  _, config, params = theirs
+def test_the_text_model_is_found_in_a_multimodal_one(from_transformers, tmp_path, prefix):
+  _, config, params = from_transformers
   weights.export(str(tmp_path / "text"), params, config, "float32")
   text = load_file(tmp_path / "text" / "model.safetensors")
   found = {name.replace("model.", prefix, 1): x for name, x in text.items()}
@@ -286,11 +117,11 @@ def test_the_text_model_is_found_in_a_multimodal_one(theirs, tmp_path, prefix):
   same(weights.load(str(path), config), params)
 
 
-def test_transformers_reads_exports_again(theirs, tmp_path):
+def test_transformers_reads_exports_again(from_transformers, tmp_path):
   python = os.environ.get("NASH_JAX_TRANSFORMERS")
   if not python:
     pytest.skip("set NASH_JAX_TRANSFORMERS to a Python that has torch and transformers")
-  _, config, params = theirs
+  _, config, params = from_transformers
   params = jax.tree.map(lambda x: x * 1.01, params)  # not what transformers has seen before
   weights.export(str(tmp_path / "out"), params, config, "float32", shard_bytes=50_000)
   tokens = np.random.default_rng(0).integers(0, 64, (2, 20))
@@ -452,195 +283,3 @@ def test_a_folder_without_weights_is_named(tmp_path):
   save_file({"a": np.ones(2, np.float32)}, str(tmp_path / "w.safetensors"))
   with pytest.raises(ValueError, match=r"expected the tensors of a Gemma text model, got 1 others"):
     weights.load(str(tmp_path), gemma.preset("tiny"))
-
-
-def test_a_spec_is_a_folder_of_weights_or_a_run(file, tmp_path):
-  path, config, params = file
-  weights.export(str(tmp_path / "hub"), params, config, "float32")
-  same(policy.load_weights(str(tmp_path / "hub"), config), params)
-  run = Checkpoints(tmp_path / "run", keep=1, config={})
-  run.save(1, {"params": gemma.cast(params, jnp.bfloat16)})
-  run.close()
-  shutil.copy(path, tmp_path / "run")  # what a run exports into its workdir is not the run
-  with pytest.raises(ValueError, match="bfloat16"):
-    policy.load_weights(str(tmp_path / "run"), config)
-
-
-# The gemma library's Orbax checkpoints.
-
-
-PERIOD = {False: 2, True: 6}  # of the attention pattern, of Gemma 2 and 3
-
-
-def _flat(nested):
-  """The layout of the published checkpoints: a folder a key, and /w behind the MLP's."""
-  out = {}
-  for path, x in traverse_util.flatten_dict(nested, sep="/").items():
-    path = path + "/w" if "/mlp/" in path else path
-    folder, leaf = path.rsplit("/", 1)
-    out.setdefault(f"transformer/{folder}", {})[leaf] = x
-  return out
-
-
-def _stacked(nested, period):
-  """The flat layout with every period-th layer in one array."""
-  out = {}
-  for name, leaves in _flat(nested).items():
-    _, layer, *rest = name.split("/")
-    if not layer.startswith("layer_"):
-      out[name] = leaves
-      continue
-    kind = int(layer[6:]) % period
-    name = "/".join(["transformer/stacked_layers", f"attention_type_{kind}", *rest])
-    stack = out.setdefault(name, {})
-    for leaf, x in leaves.items():
-      stack.setdefault(leaf, []).append(x)
-  return jax.tree.map(
-    lambda x: np.stack(x) if isinstance(x, list) else x, out, is_leaf=lambda x: isinstance(x, list)
-  )
-
-
-def checkpoint(path, params, config, layout, **more):
-  nested = jax.tree.map(np.asarray, gemma.unstack(jax.device_get(params), config))
-  period = PERIOD[config.use_qk_norm]
-  layouts = {"nested": lambda x: x, "flat": _flat, "stacked": lambda x: _stacked(x, period)}
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(path, {**layouts[layout](nested), **more})
-  return str(path)
-
-
-@pytest.mark.parametrize("layout", ["nested", "flat", "stacked"])
-def test_every_layout_of_the_library_is_read(theirs, tmp_path, layout):
-  _, config, params = theirs
-  vision = {"nested": "vision_encoder"}.get(layout, "SigLiPFromPatches_0/x")
-  path = checkpoint(tmp_path / "c", params, config, layout, **{vision: {"a": np.ones(2)}})
-  assert weights.kind(path) == "orbax"
-  if layout == "flat":
-    same(weights.load(path, config, jnp.bfloat16), half(params))
-  else:
-    same(weights.load(path, config), params)
-
-
-@pytest.mark.parametrize("layout", ["nested", "stacked"])
-def test_the_library_reads_the_same_from_what_it_wrote(theirs, tmp_path, layout):
-  from gemma.gm import ckpts
-  from gemma.gm.ckpts import _checkpoint
-
-  _, config, params = theirs
-  nested = gemma.unstack(jax.device_get(params), config)
-  tree = nested
-  if layout == "stacked":
-    tree = _checkpoint._nested_to_stacked(nested, PERIOD[config.use_qk_norm])
-  ckpts.save_params(tree, tmp_path / "c", wait_until_finished=True)
-  same(ckpts.load_params(tmp_path / "c"), nested)
-  same(weights.load(str(tmp_path / "c"), config), params)
-
-
-@pytest.mark.parametrize("layout", ["nested", "flat", "stacked"])
-def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, layout):
-  config = MODELS["hf_gemma2"]
-  path = checkpoint(tmp_path / "c", random(config), config, layout)
-  first = "stacked_layers/attention_type_0" if layout == "stacked" else "layer_0"
-  with pytest.raises(ValueError, match=rf"leaf {first}/attn/q_einsum/w expected shape .*8, 32, 8"):
-    weights.load(path, dataclasses.replace(config, num_heads=8))
-  with pytest.raises(ValueError, match=rf"no leaf {first}/attn/_query_norm/scale"):
-    weights.load(path, dataclasses.replace(config, use_qk_norm=True))
-  deeper = dataclasses.replace(config, attention_types=(L, G) * 3)
-  deep = "type_1/attn/q_einsum/w expected shape .3, 4" if layout == "stacked" else "no leaf layer_5"
-  with pytest.raises(ValueError, match=deep):
-    weights.load(path, deeper)
-  strange = checkpoint(tmp_path / "d", random(config), config, layout, strange={"a": np.ones(2)})
-  with pytest.raises(ValueError, match="unknown leaf strange/a"):
-    weights.load(strange, config)
-
-
-@pytest.mark.parametrize("lost", ["_METADATA", "data"])
-def test_a_damaged_checkpoint_is_named(tmp_path, lost):
-  config = gemma.preset("tiny")
-  path = pathlib.Path(checkpoint(tmp_path / "c", random(config), config, "nested"))
-  if lost == "_METADATA":
-    (path / lost).write_text("{")
-  else:
-    for file in path.rglob("d/*"):
-      file.write_bytes(file.read_bytes()[:40])
-  with pytest.raises(ValueError, match=r"weights .*/c.*: expected an Orbax checkpoint, got "):
-    weights.load(str(path), config)
-
-
-# Several hosts.
-
-TWO = """
-import sys
-import jax, numpy as np
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from jax.experimental import multihost_utils
-import test_weights_hugging_face
-from flax import traverse_util
-from nash_jax import weights
-from nash_jax.models import sharding
-from nash_jax.weights import names, safetensors
-
-config = test_weights_hugging_face.MODELS["hf_gemma2"]
-mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 2})
-sizes = names.sizes(config)
-# Not gemma.shapes: it would bring TensorFlow.
-like = {
-  path: jax.ShapeDtypeStruct((1,) * place.stacked + names.shape(place.tensor.axes, sizes), "f")
-  for path, place in names.places(config).items()
-}
-slots = sharding.shardings(traverse_util.unflatten_dict(like, sep="/"), mesh)
-read = {}
-whole = safetensors._slice
-
-def counted(found, cut):
-  x = whole(found, cut)
-  read[id(found)] = read.get(id(found), 0) + x.nbytes
-  return x
-
-safetensors._slice = counted
-params = weights.load(sys.argv[3], config, shardings=slots)
-assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, params, slots))
-total = sum(x.nbytes for x in jax.tree.leaves(params))
-assert not params["embedder"]["input_embedding"].is_fully_addressable
-# Norms and the like are read by all; of the rest each host reads its half.
-assert 0.4 < sum(read.values()) / total < 0.6, (sum(read.values()), total)
-orbax = weights.load(sys.argv[4], config, shardings=slots)
-assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, orbax, slots))
-gathered = [multihost_utils.process_allgather(x, tiled=True) for x in (params, orbax)]
-jax.tree.map(np.testing.assert_array_equal, *gathered)
-weights.export(sys.argv[5], params, config, "float32")
-weights.save(sys.argv[5] + "/own.st", params, config, "float32", {})
-multihost_utils.sync_global_devices("written")
-"""
-
-
-def test_hosts_read_their_own_parts_and_write_one_file(tmp_path):
-  config, source = MODELS["hf_gemma2"], FIXTURES / "hf_gemma2"
-  params = weights.load(str(source), config)
-  stacked = checkpoint(tmp_path / "c", params, config, "stacked")
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
-  env = {
-    **os.environ,
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    "PYTHONPATH": str(FIXTURES.parent),
-    "JAX_PLATFORMS": "cpu",
-  }
-  out = str(tmp_path / "out")
-  started = [
-    subprocess.Popen(
-      [sys.executable, "-c", TWO, address, str(i), str(source), stacked, out],
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  said = [process.communicate(timeout=120)[0] for process in started]
-  assert [process.returncode for process in started] == [0, 0], "\n".join(said)
-  own = tmp_path / "out" / "own.st"
-  moved = own.rename(tmp_path / "own.safetensors")
-  same(weights.load(out, config), params)
-  same(weights.load(str(moved), config), params)

@@ -1,0 +1,122 @@
+"""Judges without a network: the population of annotators, and tables of preferences."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from judge_examples import asked, built, prompts_of, responses_of, settings
+
+from nash_jax import judges
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
+from nash_jax.judges import bradley_terry, population, table
+from nash_jax.types import Answers
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return Tokenizer(BUNDLED, "plain")
+
+
+STORIES = (
+  # talks most, of middling length and pace, without cheer
+  '"Stop!" said Tom to the big dog. "No!" said Ann to the dog. "Go!" said Tom to the dog.',
+  # happiest, longest, in one breath
+  '"Look" said Ann, and they played and laughed and smiled and hugged and went back to the house'
+  " with the big tree and the little dog and the cat and Ann was happy.",
+  # says nothing, a little cheer, shortest and busiest
+  "No! Go! No! Go! No! Go! They smiled.",
+)
+
+
+def test_population_cycles_and_no_reward_explains_it(tokenizer):
+  judge = built("population")
+  rows = [[tokenizer.response(text) for text in STORIES]]
+  verdict = asked(judge, prompts_of([tokenizer.prompt("One day")], 8), responses_of(rows, 64), None)
+  p = np.asarray(verdict.p_win[0])
+  cycle = (0, 1), (1, 2), (2, 0)
+  for pair in cycle:
+    np.testing.assert_allclose(p[pair], 2 / 3, rtol=1e-6)
+  # Rewards make the log-odds around a circle sum to 0; here they sum to 3 log 2.
+  np.testing.assert_allclose(
+    sum(math.log(p[i, j] / p[j, i]) for i, j in cycle), 3 * math.log(2), rtol=1e-5
+  )
+  rewards = np.random.default_rng(0).normal(0, 3, (1000, 3)).astype(np.float32)
+  fits, _, _ = jax.jit(bradley_terry.compare)(None, None, rewards, np.roll(rewards, -1, axis=1))
+  assert np.abs(np.asarray(fits) - 2 / 3).max(axis=1).min() >= 1 / 6 - 1e-6
+
+
+def test_annotators_count_saturate_and_want_an_end(tokenizer):
+  judge = population.judge(
+    tokenizer,
+    {
+      "dialogue": population.STORYTELLERS["dialogue"],
+      "cheer": population.STORYTELLERS["cheer"],
+      "closure": population.Annotator(finish=1e6, per_token=-1.0),
+    },
+  )
+  texts = ['" " " " " " " "', " happy happy happy happy happy happy", " a happy end", " unhappy"]
+  rows = [[tokenizer.response(t) for t in texts] + [tokenizer.encode(" a cut")]]
+  y = responses_of(rows, 24)
+  answers = Answers(y.tokens[0], y.mask[0], y.stopped[0])
+  dialogue, cheer, closure = np.asarray(
+    jax.jit(population.utilities)(judge.params, None, answers)
+  ).T
+  np.testing.assert_array_equal(dialogue, [6, 0, 0, 0, 0])
+  np.testing.assert_array_equal(cheer, [0, 4, 1, 0, 0])
+  lengths = np.array([len(r) for r in rows[0]])
+  order = np.argsort(-closure, stable=True)
+  assert order[-1] == 4  # however short, a cut story comes last
+  assert (np.diff(lengths[order[:-1]]) >= 0).all()
+
+
+def game(contexts=3, actions=4, seed=0):
+  upper = np.random.default_rng(seed).uniform(size=(contexts, actions, actions))
+  upper = np.triu(upper, 1)
+  return upper + np.tril(1 - upper.swapaxes(1, 2), -1) + np.eye(actions)[None] / 2
+
+
+def test_table_is_read_by_context_and_digits(tmp_path, tokenizer):
+  p = game()
+  np.save(tmp_path / "p.npy", p)
+  config = settings("table", table=str(tmp_path / "p.npy"), first_token=10, table_tokens=2)
+  judge = judges.make(config, tokenizer)
+  actions = [[10, 10], [10, 11], [11, 10], [11, 11]]
+  prompts = prompts_of([[2]] * 4, 1)  # contexts 0, 1, 2, 0
+  verdict = asked(judge, prompts, responses_of([actions] * 4, 2), None)
+  np.testing.assert_allclose(verdict.p_win, p[[0, 1, 2, 0]], atol=1e-6)
+  strange = [[10, 11, 1], [12, 10, 1], [9, 10, 1], [10]]
+  verdict = asked(judge, prompts, responses_of([actions] * 4, 3), responses_of([strange] * 4, 3))
+  np.testing.assert_array_equal(verdict.valid, np.tile([True, False, False, False], (4, 4, 1)))
+  np.testing.assert_array_equal(verdict.p_win[..., 1:], 0.5)
+  config.table_tokens = 0  # then a token is an action
+  verdict = asked(
+    judges.make(config, tokenizer), prompts, responses_of([[[10], [13]]] * 4, 1), None
+  )
+  np.testing.assert_allclose(verdict.p_win[:, 0, 1], p[[0, 1, 2, 0], 0, 3], atol=1e-6)
+
+
+def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
+  def broken(change, value):
+    p = game()
+    p[change] = value
+    return p
+
+  for wrong, message in (
+    (broken((1, 2, 3), 1.5), r"in \[0, 1\].*P\[1, 2, 3\] = 1.5"),
+    (broken((2, 1, 1), 0.7), r"P\[2, 1, 1\] = 0.7"),
+    (broken((0, 3, 1), np.nan), r"P\[0, 3, 1\] = nan"),
+    (game()[0], r"\[X A A\], got \(4, 4\)"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      table.check(wrong)
+  with pytest.raises(ValueError, match=r"\.npy file"):
+    table.load(str(tmp_path / "none.npy"))
+  with pytest.raises(ValueError, match="4 actions are a power, got 3"):
+    table.judge(game(), 10, 3)
+  judge = table.judge(game(), 10, 2)
+  with pytest.raises(ValueError, match="need 2 tokens"):
+    asked(judge, prompts_of([[2]], 1), responses_of([[[10], [11]]], 1), None)
+  np.save(tmp_path / "p.npy", game())
+  with pytest.raises(ValueError, match="1024 pieces, got 1022 to 1025"):
+    judges.make(settings("table", table=str(tmp_path / "p.npy"), first_token=1022), tokenizer)
