@@ -218,6 +218,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
       importlib.import_module(f"nash_jax.{module}").run(config.value, *(f.value for f in others))
 
   if any(a in ("-h", "--help") for a in arguments):
+    parse(["nash-jax", *(a for a in arguments if a not in ("-h", "--help"))])
     print(f"nash-jax {job}: {what}\n")
     for flag in (config, *others):
       print(f"  --{flag.name}: {flags.FLAGS[flag.name].help} [{flags.FLAGS[flag.name].value}]")

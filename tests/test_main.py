@@ -1,6 +1,7 @@
 """The command: quick to answer, and bad input told in a line."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -21,10 +22,16 @@ def python(code):
   return done.stdout
 
 
-def command(*arguments):
+def command(*arguments, folder=ROOT):
+  """Runs nash-jax with these arguments, in a folder."""
   code = f"import sys; sys.argv = {['nash-jax', *arguments]!r}; from nash_jax import main"
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
   return subprocess.run(
-    [sys.executable, "-c", f"{code}; main.run()"], cwd=ROOT, text=True, capture_output=True
+    [sys.executable, "-c", f"{code}; main.run()"],
+    cwd=folder,
+    text=True,
+    capture_output=True,
+    env={**os.environ, "PYTHONPATH": path},
   )
 
 

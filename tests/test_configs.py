@@ -1,0 +1,165 @@
+"""The configs that come with nash_jax: found by name in any folder, and in an installed wheel."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from ml_collections import ConfigDict
+from test_main import command
+from tiny import ROOT
+
+from nash_jax import main
+from nash_jax.config import resolve
+
+
+def load(name: str) -> ConfigDict:
+  return runpy.run_path(main.config_file(name))["get_config"]()
+
+
+def local_files(config: ConfigDict) -> set[str]:
+  """Returns the files of the user's own that a config names, or the folders they lie in."""
+  files = set()
+  for value in config.values():
+    if isinstance(value, ConfigDict):
+      files |= local_files(value)
+    elif isinstance(value, str) and value.startswith(("weights/", "runs/")):
+      files.add(value.split("@")[0])
+  return files
+
+
+def test_every_config_has_a_name():
+  files = (path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.py"))
+  names = {path.with_suffix("").as_posix() for path in files if path.stem != "__init__"}
+  assert set(main.config_names()) == names
+  assert {"stories", "ablations/kappa", "games/theorem"} < names
+
+
+@pytest.mark.parametrize("name", main.config_names())
+def test_a_config_loads_by_its_name_in_any_folder_and_resolves_for_its_job(
+  name, tmp_path, monkeypatch
+):
+  """Where the weights and runs are there that it names by their paths from this folder."""
+  monkeypatch.chdir(tmp_path)
+  config = load(name)
+  assert config.job in main.JOBS
+  if name.startswith("games/"):  # exact games check their configs themselves
+    assert config.job == "games"
+    return
+  for file in local_files(config):
+    pathlib.Path(file).mkdir(parents=True, exist_ok=True)
+  resolved = resolve(config, config.job)
+  assert resolved.is_locked
+  assert resolved.job == config.job
+
+
+def test_a_config_takes_its_argument_after_a_colon():
+  assert main.config_file("short_game:strong") == f"{main.config_file('short_game')}:strong"
+  assert main.config_file("mine/own.py:strong") == "mine/own.py:strong"
+
+
+def test_an_unknown_name_lists_the_names_and_the_nearest(tmp_path):
+  message = r"config \(a name, or a \.py file\): got 'storis', expected one of ablations/"
+  with pytest.raises(ValueError, match=message) as error:
+    main.config_file("storis")
+  assert all(name in str(error.value) for name in main.config_names())
+  assert "did you mean 'stories'" in str(error.value)
+  done = command("train", "--config=storis", f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2
+  assert "did you mean 'stories'" in done.stderr
+
+
+@pytest.mark.parametrize("spec", ["mine/own.py", "mine/own.py:0.25", "short_game:strong"])
+def test_a_config_by_path_or_name_works_in_another_folder(spec, tmp_path):
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "own.py").write_text(
+    "from nash_jax import config\n\n\n"
+    "def get_config(beta='0.125'):\n"
+    "  c = config.train()\n"
+    "  c.algorithm.beta = float(beta)\n"
+    "  return c\n"
+  )
+  done = command("train", f"--config={spec}", "--help", folder=tmp_path)
+  assert done.returncode == 0, done.stderr
+  beta = {"mine/own.py": 0.125, "mine/own.py:0.25": 0.25, "short_game:strong": 0.01}[spec]
+  assert f"beta: {beta}\n" in done.stdout
+
+
+# Trains a step from an empty folder, then lists the files of nash_jax that were imported.
+PROGRAM = """
+import sys
+import nash_jax.configs
+from nash_jax import main
+try:
+  main.run()
+finally:
+  modules = [module for name, module in sys.modules.items() if name.split(".")[0] == "nash_jax"]
+  print(*sorted(f"imported {module.__file__}" for module in modules), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+  """A folder with what a wheel of this checkout holds."""
+  if not importlib.util.find_spec("pip"):
+    pytest.skip("no pip in this environment, which builds the wheel")
+  try:
+    version = importlib.metadata.version("setuptools")
+  except importlib.metadata.PackageNotFoundError:
+    version = "0"
+  if int(version.split(".")[0]) < 77:
+    pytest.skip(f"setuptools {version}: pyproject.toml needs 77 to build without the network")
+  folder = tmp_path_factory.mktemp("wheel")
+  source = folder / "source"  # a copy: setuptools leaves what it builds beside pyproject.toml
+  source.mkdir()
+  for name in ("nash_jax", "configs"):
+    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+  for name in ("pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(ROOT / name, source)
+  flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+  build = [sys.executable, "-m", "pip", "wheel", *flags, f"--wheel-dir={folder}", str(source)]
+  done = subprocess.run(build, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  (file,) = folder.glob("nash_jax-*.whl")
+  with zipfile.ZipFile(file) as archive:
+    archive.extractall(folder / "installed")
+  return folder / "installed"
+
+
+@pytest.mark.slow
+def test_a_wheel_trains_by_a_configs_name_in_an_empty_folder(wheel, tmp_path):
+  """PYTHONPATH lies before the finder of an editable installation, which comes last."""
+  arguments = [
+    "train",
+    "--config=stories",
+    "--config.steps=1",
+    "--config.prompts.batch_size=4",
+    "--config.evaluation.prompts=4",
+    "--config.sampling.max_tokens=8",
+    f"--workdir={tmp_path / 'run'}",
+  ]
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM, *arguments],
+    cwd=empty,
+    env={**os.environ, "PYTHONPATH": str(wheel)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  imported = re.findall(r"^imported (.*)$", done.stdout, re.M)
+  assert f"{wheel}/nash_jax/__init__.py" in imported
+  assert f"{wheel}/nash_jax/configs/__init__.py" in imported
+  assert [file for file in imported if not file.startswith(f"{wheel}/")] == []
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [0, 1]
+  assert not any(empty.iterdir())
