@@ -8,7 +8,7 @@ import pytest
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax import config as configs
+import nash_jax
 from nash_jax import judges, policy, weights
 from nash_jax.config import resolve
 from nash_jax.jobs import arena
@@ -132,7 +132,7 @@ def files(tmp_path_factory):
 
 
 def small(files):
-  config = configs.arena()
+  config = nash_jax.config.arena()
   config.model.preset, config.model.changes = "tiny", SMALL
   config.prompts.path = str(files / "prompts.jsonl")
   config.prompts.held_out, config.prompts.batch_size = 25, 8

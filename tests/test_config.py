@@ -7,7 +7,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from nash_jax import config as configs
+import nash_jax
 from nash_jax import train, update, weights
 from nash_jax.config import describe, resolve
 from nash_jax.models import gemma, sharding
@@ -28,7 +28,7 @@ def refuse(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("kind", ["train", "fit", "collect", "sample"])
 def test_defaults_are_good_and_come_back_locked(kind):
-  config = getattr(configs, kind)()
+  config = getattr(nash_jax.config, kind)()
   resolved = resolve(config)
   assert resolved.is_locked
   assert not config.is_locked

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from nash_jax import config as configs
+import nash_jax
 from nash_jax import fit, weights
 from nash_jax.config import resolve
 from nash_jax.data import tokenizer
@@ -35,7 +35,7 @@ def settings(folder, loss="sft", **data):
     ]
   path = folder / f"{loss}.jsonl"
   path.write_text("\n".join(map(json.dumps, records)))
-  c = configs.fit()
+  c = nash_jax.config.fit()
   c.model.update({"preset": "tiny", "weights": ""})
   c.model.changes = {"num_embed": 1024}
   c.loss, c.steps, c.checkpoint.every = loss, 24, 12

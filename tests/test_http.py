@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from nash_jax import config as configs
+import nash_jax
 from nash_jax import judges
 from nash_jax.config import describe, resolve
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
@@ -90,7 +90,7 @@ def serve():
     server = Server(spoil)
     running.append(server)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    config = configs.arena()
+    config = nash_jax.config.arena()
     judge = config.judges.judge
     judge.update({"name": "http", "template": "gemma"})
     judge.http.url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from nash_jax import config as configs
 from nash_jax import main
+from nash_jax.config import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TPU, LOCAL, WORKER = (str(ROOT / "launch" / f"{name}.sh") for name in ("tpu", "local", "worker"))
@@ -386,7 +386,7 @@ def test_the_program_has_every_job_flag_and_field_that_is_named():
         continue
       first, *fields = name.split(".")
       assert first in ("config", "workdir"), (where, flag)
-      group = configs.train()
+      group = train()
       for field in fields:
         assert field in group, (where, flag)
         group = group[field]

@@ -15,7 +15,7 @@ import tiny
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh
 
-from nash_jax import config as configs
+import nash_jax
 from nash_jax import plan, train
 from nash_jax.config import resolve
 from nash_jax.configs import gemma2_2b
@@ -189,7 +189,7 @@ def test_a_batch_that_does_not_divide_proposes_one():
 
 def test_a_config_of_another_job_is_refused():
   with pytest.raises(ValueError, match="an online run's"):
-    plan.run(configs.fit(), topology.LOCAL)
+    plan.run(nash_jax.config.fit(), topology.LOCAL)
 
 
 def test_several_plans_make_one_table(found):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from nash_jax import config as configs
+import nash_jax
 from nash_jax.data import preferences
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.jobs import collect
@@ -221,7 +221,7 @@ def test_votes_of_three_annotators_under_gemmas_template(data_dir, tmp_path):
 
 
 def test_collected_votes_are_data_for_a_judge(tmp_path):
-  config = configs.collect()
+  config = nash_jax.config.collect()
   config.model.update({"preset": "tiny", "changes": {"num_embed": 1024}, "weights": ""})
   config.prompts.update({"held_out": 300, "batch_size": 4})
   config.sampling.update({"max_tokens": 6, "samples": 3})

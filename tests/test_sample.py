@@ -6,7 +6,7 @@ import jax
 import pytest
 import test_main
 
-from nash_jax import config as configs
+import nash_jax
 from nash_jax import weights
 from nash_jax.jobs import sample
 from nash_jax.models import gemma
@@ -30,7 +30,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def config(files):
-  c = configs.sample()
+  c = nash_jax.config.sample()
   c.model.update({"preset": "tiny", "weights": files["policy"]})
   c.model.changes = CHANGES
   c.sampling.update({"max_tokens": 8, "samples": 2})

@@ -1,5 +1,5 @@
 import csv
-import importlib.util
+import importlib
 import math
 
 import pytest
@@ -7,22 +7,18 @@ import pytest
 from nash_jax.games import study
 
 
-def _config(root, name, size="smoke"):
-  path = root / "configs" / "games" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(f"games_{name}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(size)
+def _config(name, size="smoke"):
+  return importlib.import_module(f"nash_jax.configs.games.{name}").get_config(size)
 
 
 @pytest.fixture(scope="module")
-def ran(request, tmp_path_factory):
+def ran(tmp_path_factory):
   """Runs a study of the shipped configs at a small size; returns its tables by file name."""
   done = {}
 
   def run(name):
     if name not in done:
-      config, folder = _config(request.config.rootpath, name), tmp_path_factory.mktemp(name)
+      config, folder = _config(name), tmp_path_factory.mktemp(name)
       study.run(config.lock(), str(folder))
       for figure in config.figures:
         assert (folder / f"{figure}.png").stat().st_size > 1000
@@ -33,8 +29,8 @@ def ran(request, tmp_path_factory):
   return run
 
 
-def test_an_unknown_study_lists_the_choices(request, tmp_path):
-  config = _config(request.config.rootpath, "theorem")
+def test_an_unknown_study_lists_the_choices(tmp_path):
+  config = _config("theorem")
   config.study = "theorems"
   with pytest.raises(ValueError, match="theorem, rates, figure, map, approximation, bradley_terry"):
     study.run(config, tmp_path)
