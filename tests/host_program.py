@@ -21,7 +21,7 @@ from nash_jax.types import Verdict
 
 
 def through_text(setup: nash_jax.train.Setup, x: update.Batch) -> Verdict:
-  """Returns what the policy itself says as a judge that reads text."""
+  """Returns the verdict of the policy itself as a judge that reads text."""
   config = tiny.train({"judge.name": "gemma_text", "judge.max_tokens": 48}).judge
   config.model.update(setup.config.model)
   mesh = setup.shardings.batch.mesh
@@ -33,8 +33,8 @@ def through_text(setup: nash_jax.train.Setup, x: update.Batch) -> Verdict:
 def measure(setup: nash_jax.train.Setup, workdir) -> dict[str, np.ndarray]:
   """Returns loss and gradients on fixed responses, then the state and record of a two-step run."""
   ref = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.1, tree))(setup.reference)
-  rows = functools.partial(fit._rows, tiny.batch(setup))
-  x = sharding.global_batch(setup.shardings.batch, setup.config.prompts.batch_size, rows)
+  read_rows = functools.partial(fit._rows, tiny.batch(setup))
+  x = sharding.global_batch(setup.shardings.batch, setup.config.prompts.batch_size, read_rows)
   state, metrics = setup.programs.train_step(setup.programs.init(setup.reference), ref, x)
   out = {"fixed/loss": metrics["loss"].value(), "fixed/kl": metrics["kl_to_reference"].value()}
   out["text"] = through_text(setup, x).p_win
@@ -54,6 +54,6 @@ def measure(setup: nash_jax.train.Setup, workdir) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
   main._join()
   setup = nash_jax.train.set_up(resolve(tiny.train({"steps": 2, **json.loads(sys.argv[2])})))
-  found = measure(setup, sys.argv[1])
+  measured = measure(setup, sys.argv[1])
   if jax.process_index() == 0:
-    np.savez(f"{sys.argv[1]}.npz", **found)
+    np.savez(f"{sys.argv[1]}.npz", **measured)

@@ -18,6 +18,7 @@ TINY = {"preset": "tiny", "changes": SMALL, "weights": ""}
 
 
 def settings(name, **changes):
+  """Returns the config of a judge by name, on the small model."""
   config = nash_jax.config.train().judge
   config.name = name
   config.model.update({**TINY, **changes.pop("model", {})})
@@ -26,6 +27,7 @@ def settings(name, **changes):
 
 
 def padded(rows, width, left=False, filler=0):
+  """Returns tokens and mask [N width] of lists of ids, padded on the right or left."""
   tokens = np.full((len(rows), width), filler, np.int32)
   mask = np.zeros((len(rows), width), bool)
   for i, row in enumerate(rows):
@@ -39,7 +41,7 @@ def prompts_of(rows, width, filler=0):
 
 
 def responses_of(rows, width, filler=0, stop=1):
-  """From rows[b][k], lists of ids."""
+  """Returns Responses of rows[b][k], lists of ids."""
   tokens, mask = padded([r for row in rows for r in row], width, False, filler)
   shape = (len(rows), len(rows[0]), width)
   stopped = np.array([[stop in r for r in row] for row in rows])
@@ -48,7 +50,7 @@ def responses_of(rows, width, filler=0, stop=1):
 
 
 def examples(samples=3, seed=0):
-  """Two prompts with ragged responses of 0, 1, 2, ... sentences."""
+  """Returns two prompts with ragged responses of 0, 1, 2, ... sentences."""
   rng = np.random.default_rng(seed)
   stop = Tokenizer(BUNDLED, "plain").id_of(".")
 
@@ -62,9 +64,9 @@ def examples(samples=3, seed=0):
 
 
 @functools.cache
-def built(name, **changes):
-  """One judge a name, so that tests of equal shapes share its compiled function."""
-  # Drawn by numpy: compiling the initialiser would cost more than the tests.
+def make_judge(name, **changes):
+  """Returns one judge a name, so that tests of equal shapes share its compiled function."""
+  # Random numbers of numpy: compiling the initialiser would cost more than the tests.
   rng, model = np.random.default_rng(0), gemma.preset("tiny", **SMALL)
   params = jax.tree.map(
     lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype),
@@ -74,11 +76,12 @@ def built(name, **changes):
   return judges.make(settings(name, **changes), Tokenizer(BUNDLED, "plain"), params)
 
 
-def asked(judge, *args):
+def verdict_of(judge, *args):
+  """Returns a judge's verdict as numpy arrays, by its compiled function."""
   return jax.device_get(jax.jit(judge.fn)(judge.params, *args))
 
 
 def long_examples(lengths, seed=1):
-  """Rows of ids of prompts, a and b with given lengths: no marker or stop token among them."""
+  """Returns ids of (prompt, a, b) of given lengths: no marker or stop token among them."""
   rng = np.random.default_rng(seed)
   return [[rng.integers(6, 1000, n).tolist() for n in row] for row in lengths]

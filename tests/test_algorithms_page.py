@@ -1,4 +1,4 @@
-"""docs/algorithms.md against the table: its overview, its resting points, the rows it adds."""
+"""docs/algorithms.md agrees with the code: its overview, resting points, and added algorithms."""
 
 import re
 
@@ -52,23 +52,23 @@ def test_a_method_rests_where_the_page_says(name):
   method, a = algorithms.get(name), config(samples=int(algorithms.get(name).minimum["samples"]))
   rests = overview()[name][-1]
   with jax.enable_x64(True):
-    table, rewards, who = game()
+    table, rewards, players = game()
     if rests.endswith("without β"):  # a cycle of four: equal chances are its equilibrium
       cycle = jnp.array([[0, 1, 0, -1], [-1, 0, 1, 0], [0, -1, 0, 1], [1, 0, -1, 0]])
       table = jnp.broadcast_to(0.5 + 0.3 * cycle, table.shape)
-    ref = whole(who["reference"])
+    ref = whole(players["reference"])
     star = jnp.log(preference.equilibrium(table, jnp.exp(ref), a.beta))
 
     @jax.jit
     def gradient(theta):
-      here = {**who, "target": theta, "opponent": theta}
+      here = {**players, "target": theta, "opponent": theta}
       return jax.grad(lambda p: enumerated(method, a, table, rewards, {**here, "policy": p}, 1))(
         theta
       )
 
     def answered(theta):
       """A step towards the best response to the opponent that this policy makes."""
-      here = {**who, "policy": theta}
+      here = {**players, "policy": theta}
       opponent = jnp.exp(distribution(method.opponent or method.player, here, 1, a.mixture))
       return 0.7 * theta + 0.3 * (ref + preference.win_rates(table, opponent) / a.beta)
 
@@ -83,12 +83,12 @@ def test_a_method_rests_where_the_page_says(name):
       np.testing.assert_allclose(gradient(place), 0, atol=1e-9)
     if place is not star:
       assert np.max(np.abs(gradient(star))) > 1e-3
-    assert np.max(np.abs(gradient(who["policy"]))) > 1e-3
+    assert np.max(np.abs(gradient(players["policy"]))) > 1e-3
 
 
 @pytest.fixture
 def added(monkeypatch):
-  """The table of algorithms with the page's own rows, run as they stand there."""
+  """The table of algorithms with those that the page adds, run as they stand there."""
   for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
     if block.startswith("def "):
       space = dict(vars(losses))
@@ -101,13 +101,13 @@ def added(monkeypatch):
         monkeypatch.setitem(algorithms.ALGORITHMS, name, method)
 
 
-def stated(name, a, table, who):
-  """The objective of an added row, written out from its definition."""
-  logp = whole(who["policy"])
-  r, ref = logp - whole(who["reference"]), jnp.exp(whole(who["reference"]))
+def stated(name, a, table, players):
+  """The objective of an added algorithm, written out from its definition."""
+  logp = whole(players["policy"])
+  r, ref = logp - whole(players["reference"]), jnp.exp(whole(players["reference"]))
   delta = r[:, :, None] - r[:, None, :]
   if name == "lagged_self_play":
-    won = jnp.einsum("xa,xab,xb->x", jnp.exp(logp), table, jnp.exp(whole(who["lagged"])))
+    won = jnp.einsum("xa,xab,xb->x", jnp.exp(logp), table, jnp.exp(whole(players["lagged"])))
     return jnp.mean(a.beta * jnp.sum(jnp.exp(logp) * r, -1) - won)
   if name == "ipo":
     return jnp.mean(jnp.einsum("xa,xb,xab->x", ref, ref, (delta - (table - 0.5) / a.beta) ** 2))
@@ -119,15 +119,15 @@ def stated(name, a, table, who):
 
 @pytest.mark.parametrize("name", ["ipo", "hinge", "lagged_self_play"])
 @pytest.mark.usefixtures("added")
-def test_the_rows_that_the_page_adds_follow_their_objectives(name):
+def test_the_algorithms_that_the_page_adds_follow_their_objectives(name):
   method = algorithms.get(name)
   with jax.enable_x64(True):
-    table, rewards, who = game()
-    who["lagged"] = who["opponent"]
+    table, rewards, players = game()
+    players["lagged"] = players["opponent"]
     objectives = (
-      lambda p: enumerated(method, config(), table, rewards, {**who, "policy": p}, 1),
-      lambda p: stated(name, config(), table, {**who, "policy": p}),
+      lambda p: enumerated(method, config(), table, rewards, {**players, "policy": p}, 1),
+      lambda p: stated(name, config(), table, {**players, "policy": p}),
     )
-    got, expected = (jax.jit(jax.grad(f))(who["policy"]) for f in objectives)
+    got, expected = (jax.jit(jax.grad(f))(players["policy"]) for f in objectives)
   assert np.max(np.abs(expected)) > 1e-3
   np.testing.assert_allclose(got, expected, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The arena: its statistics as functions of arrays, and a small one played to the end."""
+"""The arena: its statistics as functions of arrays, and a small one from end to end."""
 
 import json
 
@@ -103,17 +103,17 @@ def test_distinct_bigrams_by_hand_and_past_the_end():
   assert np.isnan(arena.distinct_bigrams(tokens, np.array([1, 0])))
 
 
-def test_the_best_is_who_wins_most_of_the_comparisons_that_count():
-  score = np.random.default_rng(0).normal(size=(5, 4))
-  p = 1 / (1 + np.exp(score[:, None, :] - score[:, :, None]))
+def test_the_best_response_wins_most_of_the_comparisons_that_count():
+  strength = np.random.default_rng(0).normal(size=(5, 4))
+  p = 1 / (1 + np.exp(strength[:, None, :] - strength[:, :, None]))
   valid = np.broadcast_to(~np.eye(4, dtype=bool), p.shape)
   choose = jax.jit(arena.choose_best)
-  np.testing.assert_array_equal(choose(p, valid), score.argmax(1))
+  np.testing.assert_array_equal(choose(p, valid), strength.argmax(1))
   # Its diagonal, and what a judge could not read, may hold anything.
-  best = score.argmax(1)
+  best = strength.argmax(1)
   valid = valid.copy()
   valid[np.arange(5), best] = valid[np.arange(5), :, best] = False
-  second = np.argsort(score)[:, -2]
+  second = np.argsort(strength)[:, -2]
   np.testing.assert_array_equal(choose(np.where(valid, p, 1.0), valid), second)
 
 
@@ -149,7 +149,9 @@ def small(files):
   return config
 
 
-def test_an_arena_of_twins_a_stranger_and_the_best_of_four(files, tmp_path, monkeypatch, capsys):
+def test_an_arena_of_twins_another_policy_and_the_best_of_four(
+  files, tmp_path, monkeypatch, capsys
+):
   traced = []
 
   def compare(params, prompts, a, b):  # the greater first token wins: the best of 4 does so 4 in 5
@@ -172,18 +174,18 @@ def test_an_arena_of_twins_a_stranger_and_the_best_of_four(files, tmp_path, monk
   assert cells["best_of_4"]["base"]["significant"]
   assert not cells["twin"]["base"]["significant"]
 
-  who = result["policies"]
-  assert abs(who["base"]["kl_to_reference"]) < 1e-6
-  assert abs(who["twin"]["kl_to_reference"]) < 1e-6
-  assert who["other"]["kl_to_reference"] > 0.1
-  assert who["best_of_4"]["kl_to_reference"] is None
-  np.testing.assert_allclose(who["best_of_4"]["best_of_kl_bound"], np.log(4) - 0.75)
-  assert who["base"]["length_ratio"] == who["base"]["distinct2_ratio"] == 1
+  policies = result["policies"]
+  assert abs(policies["base"]["kl_to_reference"]) < 1e-6
+  assert abs(policies["twin"]["kl_to_reference"]) < 1e-6
+  assert policies["other"]["kl_to_reference"] > 0.1
+  assert policies["best_of_4"]["kl_to_reference"] is None
+  np.testing.assert_allclose(policies["best_of_4"]["best_of_kl_bound"], np.log(4) - 0.75)
+  assert policies["base"]["length_ratio"] == policies["base"]["distinct2_ratio"] == 1
 
   assert json.loads((tmp_path / "arena.json").read_text()) == result
   assert len(result["texts"]) == 3
   assert result["texts"][1]["prompt"] == "Once there was a" + " big" * 6 + " cat"
-  assert set(result["texts"][0]["continuations"]) == set(who)
+  assert set(result["texts"][0]["continuations"]) == set(policies)
   page, printed = (tmp_path / "arena.md").read_text(), capsys.readouterr().out
   assert printed.strip() in page
   assert result["texts"][1]["prompt"] in page
@@ -193,8 +195,8 @@ def test_an_arena_of_twins_a_stranger_and_the_best_of_four(files, tmp_path, monk
   assert set(found["win_rate"]) == {"trained", "target", "best_of_4"}
   shown = found["win_rate"]["best_of_4"]["judge"]
   assert shown == {what: cells["best_of_4"]["base"][what] for what in ("mean", "sigma3", "n")}
-  assert found["kl_to_reference"] == who["other"]["kl_to_reference"]
-  assert found["length_ratio"] == who["other"]["length_ratio"]
+  assert found["kl_to_reference"] == policies["other"]["kl_to_reference"]
+  assert found["length_ratio"] == policies["other"]["length_ratio"]
 
 
 def test_policies_come_from_files_and_from_any_part_and_step_of_a_run(files, tmp_path):
@@ -242,7 +244,7 @@ def test_policies_come_from_files_and_from_any_part_and_step_of_a_run(files, tmp
     ("prompts.batch_size", 0, "prompts.batch_size: expected a positive number"),
   ],
 )
-def test_bad_configs_are_told_what_is_wrong(files, tmp_path, field, value, message):
+def test_bad_configs_are_refused_with_what_is_wrong(files, tmp_path, field, value, message):
   config = small(files)
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):

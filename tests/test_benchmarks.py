@@ -20,7 +20,7 @@ FIGURES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_benchmark_prints_its_figures(name):
-  flags, said = FIGURES[name]
+  flags, pattern = FIGURES[name]
   done = subprocess.run(
     [sys.executable, f"benchmarks/{name}.py", *flags],
     cwd=tiny.ROOT,
@@ -30,4 +30,4 @@ def test_a_benchmark_prints_its_figures(name):
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  assert re.search(said, done.stdout), done.stdout
+  assert re.search(pattern, done.stdout), done.stdout

@@ -97,7 +97,7 @@ def test_buffers_may_be_donated_as_soon_as_save_returns(tmp_path):
   checkpoints.close()
 
 
-def test_the_last_ones_and_the_best_are_kept(tmp_path):
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
   checkpoints = start(tmp_path, keep=2)
   for step, score in enumerate([0.1, 0.9, 0.9, float("nan"), 0.2, None]):
     checkpoints.save(step, state(step), score)
@@ -158,7 +158,7 @@ def test_nothing_wrong_is_read_whatever_file_is_damaged(tmp_path):
   assert seen >= kinds | {("bit", "params")}
 
 
-def test_a_damaged_newest_one_is_named_and_set_aside(tmp_path, caplog):
+def test_a_damaged_newest_checkpoint_is_named_and_set_aside(tmp_path, caplog):
   folder = saved(tmp_path, 1, 2)
   for path in (folder / "00000002" / "opt_state" / "d").iterdir():
     path.write_bytes(path.read_bytes()[:-9])
@@ -201,7 +201,7 @@ def test_a_save_that_was_cut_off_is_named(tmp_path, caplog):
   checkpoints.close()
 
 
-def test_where_none_is_good_the_run_does_not_start_over(tmp_path):
+def test_without_a_good_checkpoint_the_run_does_not_start_over(tmp_path):
   folder = saved(tmp_path, 1, 2)
   for path in folder.iterdir():
     shutil.rmtree(path / "params")

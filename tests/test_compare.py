@@ -1,4 +1,4 @@
-"""Comparisons of runs on texts: what is chosen and what is said, of records made up here."""
+"""Comparisons of runs on texts: what is chosen and reported of made-up records."""
 
 import json
 
@@ -18,16 +18,16 @@ ENDS = {
 
 
 @pytest.fixture
-def played(monkeypatch):
-  """Runs and arenas whose figures are made up; what was asked for, in order."""
-  asked = {"runs": [], "arenas": []}
+def calls(monkeypatch):
+  """Makes runs and arenas whose figures are made up; returns which were asked for, in order."""
+  calls = {"runs": [], "arenas": []}
 
   def run(named, workdir, policy, progress):
     for name, config in named.items():
       folder = workdir / name
       if folder.exists():
         continue
-      asked["runs"].append(name)
+      calls["runs"].append(name)
       folder.mkdir(parents=True)
       rate, kl = ENDS[config.algorithm.name, config.optimizer.learning_rate]
       rate += config.seed % 100 / 100
@@ -42,7 +42,7 @@ def played(monkeypatch):
       (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
   def hold(config, workdir):
-    asked["arenas"].append(set(config.policies))
+    calls["arenas"].append(set(config.policies))
     cell = {"mean": 0.6 + config.seed / 100, "sigma3": 0.03, "n": 96, "significant": True}
     table = {a: dict.fromkeys(config.policies, cell) for a in config.policies}
     found = {
@@ -57,7 +57,7 @@ def played(monkeypatch):
   monkeypatch.setattr(arena, "run", hold)
   # The made-up runs leave no checkpoint whose presence could be checked.
   monkeypatch.setattr(compare, "resolve", lambda config, *_: config)
-  return asked
+  return calls
 
 
 def config(*names):
@@ -67,14 +67,14 @@ def config(*names):
   return c
 
 
-def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(played, tmp_path, capsys):
+def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(calls, tmp_path, capsys):
   result = compare.run(config("nash_mp", "reg_self_play"), tmp_path, progress=False)
   found = result["network"]
   assert found["nash_mp"]["learning_rate"] == 1e-4
   assert found["reg_self_play"]["learning_rate"] == 3e-4
   assert found["nash_mp"]["tuning"]["0.0001"] == pytest.approx(0.74 - 0.05 * 2.8)
-  assert len(played["runs"]) == 4 + 6, "every rate with the tuning seed, the best with every seed"
-  assert played["arenas"] == [{"nash_mp", "reg_self_play", "reference"}] * 3
+  assert len(calls["runs"]) == 4 + 6, "every rate with the tuning seed, the best with every seed"
+  assert calls["arenas"] == [{"nash_mp", "reg_self_play", "reference"}] * 3
   cell = result["arena"]["population"]["win_rate"]["nash_mp"]["reference"]
   assert cell == {
     "mean": pytest.approx(0.61),
@@ -91,11 +91,11 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(played, t
   assert (tmp_path / "curves_network.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_more_is_played_alone_and_meets_all_others(played, tmp_path):
+def test_an_added_run_is_trained_alone_and_meets_all_others(calls, tmp_path):
   compare.run(config("nash_mp"), tmp_path, progress=False)
   compare.run(config("nash_mp"), tmp_path, progress=False)
-  assert played["arenas"] == [{"nash_mp", "reference"}] * 3, "an arena that was held is kept"
+  assert calls["arenas"] == [{"nash_mp", "reference"}] * 3, "an arena that was held is kept"
   result = compare.run(config("nash_mp", "reg_self_play"), tmp_path, progress=False)
-  assert played["arenas"][3:] == [{"nash_mp", "reg_self_play", "reference"}] * 3
-  assert len(played["runs"]) == len(set(played["runs"])) == 10
+  assert calls["arenas"][3:] == [{"nash_mp", "reg_self_play", "reference"}] * 3
+  assert len(calls["runs"]) == len(set(calls["runs"])) == 10
   assert set(result["arena"]["population"]["win_rate"]) == {"nash_mp", "reg_self_play", "reference"}

@@ -1,4 +1,4 @@
-"""Bad input is told what is wrong, what was expected and how to mend it, before weights load."""
+"""Bad input is refused before weights load: what is wrong, what was expected, how to fix it."""
 
 import re
 
@@ -280,21 +280,21 @@ def test_batches_must_divide_over_devices(refuse, monkeypatch):
     sharding.resolve_mesh({"data": -1, "fsdp": 3, "tensor": 1}, 8)
 
 
-def test_no_prompts_left(refuse):
+def test_a_run_without_prompts_left_is_refused(refuse):
   refuse(
     tiny.train({"prompts.max_tokens": 1, "prompts.overflow": "drop"}),
     "no prompts left: all .* are over max_tokens=1; raise it, or set overflow=",
   )
 
 
-def test_a_tokenizer_with_more_pieces_than_the_model_has_rows(refuse):
+def test_a_tokenizer_with_more_pieces_than_the_model_has_rows_is_refused(refuse):
   config = tiny.train()
   config.model.changes = {"num_embed": 512}
   refuse(config, r"1024 pieces.*512")
 
 
 @pytest.mark.parametrize("name", ["gemma", "bradley_terry"])
-def test_a_judge_that_is_not_there(refuse, name):
+def test_a_judge_without_its_file_is_refused(refuse, name):
   changes = {"judge.name": name, "judge.model.weights": "none.safetensors"}
   refuse(tiny.train(changes), "judge.model.weights: expected a file that exists, got 'none")
 
@@ -312,19 +312,19 @@ def test_a_judge_that_is_not_there(refuse, name):
     ({"template": "story"}, "got 'story', expected one of gemma, stories; did you mean 'stories'"),
   ],
 )
-def test_a_judge_that_cannot_be_asked(refuse, changes, message):
+def test_a_judge_that_cannot_be_used_is_refused(refuse, changes, message):
   changes = {f"judge.{name}": value for name, value in changes.items()}
   refuse(tiny.train({"judge.name": "gemma", **changes}), message)
 
 
-def test_a_table_that_is_no_game(refuse, tmp_path):
+def test_a_judge_without_its_table_is_refused(refuse, tmp_path):
   refuse(
     tiny.train({"judge.name": "table", "judge.table": str(tmp_path / "none.npy")}),
     re.escape(str(tmp_path / "none.npy")),
   )
 
 
-def test_a_workdir_that_cannot_be_written(monkeypatch, tmp_path):
+def test_a_workdir_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
   monkeypatch.setattr(train, "set_up", lambda config: pytest.fail("weights are loaded"))
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=r"workdir .*/file/run: expected a folder that can be"):

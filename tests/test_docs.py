@@ -29,15 +29,15 @@ def test_the_page_for_users_of_trl_names_fields_that_exist_with_their_defaults(p
       value = value[part]
     if default:
       stated += 1
-      said = default if isinstance(value, str) else ast.literal_eval(default)
-      assert value == said, f"{name} is {value!r}, the page says {said!r}"
+      expected = default if isinstance(value, str) else ast.literal_eval(default)
+      assert value == expected, f"{name} is {value!r}, the page says {expected!r}"
   assert stated > 10
 
 
 def test_the_page_for_users_of_trl_names_methods_and_metrics_that_exist(page):
-  said = re.findall(r"`algorithm.name` = `([a-z_]+)`", page)
-  assert set(said) == {"nash_md", "online_dpo", "online_ipo"}
-  assert set(said) <= set(algorithms.ALGORITHMS)
+  methods = re.findall(r"`algorithm.name` = `([a-z_]+)`", page)
+  assert set(methods) == {"nash_md", "online_dpo", "online_ipo"}
+  assert set(methods) <= set(algorithms.ALGORITHMS)
   table = page[page.index("| TRL's log | here |") :].split("\n\n")[0].splitlines()[2:]
   here = [re.findall(r"`([a-z_]+)`", line.split("|")[2]) for line in table[:-1]]
   assert {name for names in here for name in names} <= set(GLOSSARY)

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 import nash_jax
 from nash_jax import fit, weights
 from nash_jax.config import resolve
-from nash_jax.data import tokenizer
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
 from nash_jax.types import Mean
@@ -94,9 +94,9 @@ def test_next_token_loss_falls_and_the_export_is_what_was_measured(sft, start, t
   assert figures["eval/loss"] == pytest.approx(last, rel=1e-2), "float16 changes little"
   # Bits a byte are nats a token, over other units: the texts' own tokens and bytes.
   tokens = setup.held_out.all()
-  tok = tokenizer.Tokenizer(tokenizer.BUNDLED, "plain")
+  tokenizer = Tokenizer(BUNDLED, "plain")
   text = sum(
-    len(tok.decode(row[mask]).encode())
+    len(tokenizer.decode(row[mask]).encode())
     for row, mask in zip(tokens["tokens"], tokens["loss_mask"], strict=True)
   )
   nats = figures["eval/loss"] * tokens["loss_mask"].sum()
@@ -194,7 +194,7 @@ def test_fewer_held_out_pairs_than_a_batch_are_refused(tmp_path):
     ("model.changes", {"num_embed": 512}, "tokenizer"),
   ],
 )
-def test_bad_configs_are_told_what_is_wrong_before_weights_load(
+def test_bad_configs_are_refused_with_what_is_wrong_before_weights_load(
   tmp_path, monkeypatch, field, value, message
 ):
   monkeypatch.setattr(fit, "load_weights", lambda *args: pytest.fail("weights are loaded"))

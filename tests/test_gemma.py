@@ -1,4 +1,4 @@
-"""Our Gemma against the library's own Transformer."""
+"""Our Gemma computes what the gemma library's own Transformer does."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ GENERATIONS = {
 }
 
 
-def librarys(config):
+def library_config(config):
   """The library's config of an architecture of ours."""
   return gm.nn.config.TransformerConfig(
     use_post_attn_norm=True, use_post_ffw_norm=True, **dataclasses.asdict(config)
@@ -47,13 +47,13 @@ def librarys(config):
 def model(request):
   fields = dict(GENERATIONS[request.param])
   config = gemma.preset(fields.pop("preset"), **fields)
-  # Random norms, where the library starts them at zero, make a forgotten norm visible; drawn by
-  # numpy, for compiling the initialiser would cost more than the test.
+  # Random norms, where the library starts them at zero, make a forgotten norm visible; numpy
+  # makes them, for compiling the initialiser would cost more than the test.
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: (0.1 * rng.normal(size=x.shape)).astype(x.dtype), gemma.shapes(config)
   )
-  library = gm.nn.Transformer(config=librarys(config), dtype=jnp.float32)
+  library = gm.nn.Transformer(config=library_config(config), dtype=jnp.float32)
   return config, jax.device_put(params), library
 
 
@@ -67,7 +67,7 @@ def tokens_and_mask():
   return tokens, np.ones_like(tokens, bool)
 
 
-def test_forward_is_the_librarys(model):
+def test_logits_are_the_gemma_librarys(model):
   config, params, library = model
   tokens, mask = tokens_and_mask()
   with jax.numpy_rank_promotion("allow"):
@@ -82,7 +82,7 @@ def test_forward_is_the_librarys(model):
     np.testing.assert_allclose(ours(layout), expected, atol=2e-5)
 
 
-def test_cached_decoding_is_the_librarys(model):
+def test_logits_of_cached_decoding_are_the_gemma_librarys(model):
   """Prefill eight left-padded columns, then one token at a time."""
   config, params, library = model
   tokens, mask = tokens_and_mask()
@@ -143,11 +143,11 @@ def test_remat_and_bfloat16_change_no_structure(model):
     ("gemma3_4b", "Gemma3_4B"),
   ],
 )
-def test_full_size_presets_have_the_librarys_names_and_shapes(name, library):
+def test_full_size_presets_have_the_gemma_librarys_names_and_shapes(name, library):
   config = gemma.preset(name)
   text_only = {"text_only": True} if name == "gemma3_4b" else {}
   model = getattr(gm.nn, library)(dtype=jnp.float32, **text_only)
-  assert librarys(config) == model.config
+  assert library_config(config) == model.config
   with jax.numpy_rank_promotion("allow"):
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
   got = jax.eval_shape(lambda p: gemma.unstack(p, config), gemma.shapes(config))
@@ -163,16 +163,16 @@ def test_padding_changes_nothing(model):
   """Left padding, whatever it holds, leaves log-probabilities alone."""
   config, params, _ = model
   tokens, mask = tokens_and_mask()
-  score = jax.jit(
+  logp_of = jax.jit(
     lambda t, m, f: logprobs.token_logprobs(params, config, t, m, f)[0], static_argnums=2
   )
-  plain = score(tokens, mask, 8)
+  plain = logp_of(tokens, mask, 8)
   for filler in (0, 17):
     pad = np.full((3, 6), filler, np.int32)
-    padded = score(np.concatenate([pad, tokens], 1), np.concatenate([pad > 99, mask], 1), 14)
+    padded = logp_of(np.concatenate([pad, tokens], 1), np.concatenate([pad > 99, mask], 1), 14)
     np.testing.assert_allclose(padded, plain, atol=2e-5)
   right = np.asarray(
-    score(
+    logp_of(
       np.concatenate([tokens, np.full((3, 4), 9, np.int32)], 1),
       np.concatenate([mask, np.zeros((3, 4), bool)], 1),
       8,
@@ -187,10 +187,10 @@ def test_a_token_sees_only_the_past(model):
   """Causality through gradients: no log-probability depends on a later embedding."""
   config, params, _ = model
   tokens, mask = tokens_and_mask()
-  score = jax.jit(lambda t: logprobs.token_logprobs(params, config, t, mask)[0])
+  logp_of = jax.jit(lambda t: logprobs.token_logprobs(params, config, t, mask)[0])
   changed = tokens.copy()
   changed[:, 12] = (tokens[:, 12] + 1) % 60 + 4
-  before, after = np.asarray(score(tokens)), np.asarray(score(changed))
+  before, after = np.asarray(logp_of(tokens)), np.asarray(logp_of(changed))
   np.testing.assert_array_equal(before[:, :11], after[:, :11])
   assert not np.allclose(before[:, 12:], after[:, 12:])
 

@@ -61,8 +61,8 @@ def hosts(count, devices, command, **more):
 def measured(count, devices, out, changes):
   """Returns what tests/host_program.py measures on so many hosts."""
   with hosts(count, devices, [host_program.__file__, str(out), json.dumps(changes)]) as running:
-    said = [process.communicate(timeout=600)[1] for process in running]
-  assert [process.returncode for process in running] == [0] * count, "\n".join(said)[-5000:]
+    output = [process.communicate(timeout=600)[1] for process in running]
+  assert [process.returncode for process in running] == [0] * count, "\n".join(output)[-5000:]
   return np.load(f"{out}.npz")
 
 
@@ -114,10 +114,10 @@ JOB = ["-c", "from nash_jax import main; main.run()"]
 
 
 def end(running, seconds):
-  """Waits for the processes and returns their exit statuses and what they said."""
+  """Waits for the processes and returns their exit statuses and their errors."""
   deadline = time.monotonic() + seconds
-  said = [p.communicate(timeout=max(1, deadline - time.monotonic()))[1] for p in running]
-  return [process.returncode for process in running], "\n".join(said)
+  output = [p.communicate(timeout=max(1, deadline - time.monotonic()))[1] for p in running]
+  return [process.returncode for process in running], "\n".join(output)
 
 
 @pytest.mark.slow
@@ -136,8 +136,8 @@ def test_hosts_fit_what_one_device_fits(loss, tmp_path):
       "--config.optimizer.learning_rate=0.1",
     ]
     with hosts(count, devices, [*JOB, "fit", *flags]) as running:
-      codes, said = end(running, 600)
-    assert codes == [0] * count, said[-5000:]
+      codes, output = end(running, 600)
+    assert codes == [0] * count, output[-5000:]
     exports.append(load_file(folder / "out.safetensors"))
   one, two = exports
   assert set(one) == set(two)
@@ -159,7 +159,7 @@ def written(workdir, step, moment=np.inf):
 
 
 def record(workdir):
-  """Returns the lines of the record without what a clock said."""
+  """Returns the lines of the record without what a clock measured."""
   return [
     {name: value for name, value in json.loads(line).items() if "second" not in name}
     for line in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -191,19 +191,19 @@ def last_state(workdir, step):
 def test_a_signal_to_one_host_saves_once_on_all_and_other_hosts_go_on(tmp_path):
   length = ("--config.steps=40", "--config.checkpoint.every=100", "--config.evaluation.every=20")
   with hosts(1, 4, online(tmp_path / "whole", *length)) as running:
-    codes, said = end(running, 600)
-  assert codes == [0], said[-5000:]
+    codes, output = end(running, 600)
+  assert codes == [0], output[-5000:]
   with hosts(2, 2, online(tmp_path / "cut", *length)) as running:
     wait_for(lambda: len(steps(tmp_path / "cut")) > 5, running)
     running[1].send_signal(signal.SIGTERM)
-    codes, said = end(running, 120)
-  assert codes == [0, 0], said[-5000:]
+    codes, output = end(running, 120)
+  assert codes == [0, 0], output[-5000:]
   (saved,) = checkpoint._steps(checkpoint._folder(tmp_path / "cut"))
   assert 5 < saved < 40
   assert steps(tmp_path / "cut") == list(range(saved))
   with hosts(4, 1, online(tmp_path / "cut", *length)) as running:
-    codes, said = end(running, 600)
-  assert codes == [0] * 4, said[-5000:]
+    codes, output = end(running, 600)
+  assert codes == [0] * 4, output[-5000:]
   assert steps(tmp_path / "cut") == list(range(41))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -217,9 +217,9 @@ def test_where_a_host_hangs_the_others_stop_and_say_so(tmp_path):
   with hosts(2, 1, command, NASH_JAX_HEARTBEAT="10") as running:
     wait_for(lambda: len(steps(tmp_path)) > 3, running)
     running[1].send_signal(signal.SIGSTOP)
-    codes, said = end(running[:1], 60)
+    codes, output = end(running[:1], 60)
   assert codes[0] != 0
-  assert "stopped sending heartbeats" in said
+  assert "stopped sending heartbeats" in output
 
 
 @pytest.mark.slow
@@ -243,8 +243,8 @@ def test_a_run_survives_twenty_kills_of_any_host_at_any_moment(job, tmp_path):
     return hosts(2, 1, [*JOB, job, *flags], NASH_JAX_HEARTBEAT="20")
 
   def finish(running):
-    codes, said = end(running, 900)
-    assert codes == [0, 0], said[-5000:]
+    codes, output = end(running, 900)
+    assert codes == [0, 0], output[-5000:]
 
   began, workdir = time.monotonic(), tmp_path / "killed"
   with start("whole") as running:
@@ -261,9 +261,9 @@ def test_a_run_survives_twenty_kills_of_any_host_at_any_moment(job, tmp_path):
         wait_for(functools.partial(written, workdir, wanted), running)
         time.sleep(rng.uniform(0, 0.05))
       running[victim].kill()
-      codes, said = end(running, 120)
+      codes, output = end(running, 120)
     assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] != 0, said[-3000:]
+    assert codes[1 - victim] != 0, output[-3000:]
     reached = max(steps(workdir), default=-1)
     saved = max(checkpoint._steps(checkpoint._folder(workdir)), default=0)
     print(f"kill {kill + 1}: process {victim}, record up to {reached}, checkpoint {saved}")

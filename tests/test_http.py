@@ -25,7 +25,7 @@ from nash_jax.types import Prompts, Responses
 BIAS = 1.5  # towards what is shown first, in nats
 
 
-def said(p, answers=("A", " B")):
+def reply_of(p, answers=("A", " B")):
   tokens = [
     {"token": token, "logprob": math.log(x)} for token, x in zip(answers, (p, 1 - p), strict=True)
   ]
@@ -65,7 +65,7 @@ class Server(http.server.ThreadingHTTPServer):
     if spoilt := self.spoil(text, self.asked[text]):
       return spoilt
     a, b = re.search(r"Reply A:\n(.*)\n\nReply B:\n(.*)\n\nWhich", text, re.S).groups()
-    return 200, json.dumps(said(1 / (1 + math.exp(-BIAS - (len(a) - len(b)) / 10))))
+    return 200, json.dumps(reply_of(1 / (1 + math.exp(-BIAS - (len(a) - len(b)) / 10))))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -176,7 +176,7 @@ def test_answers_that_cannot_be_read_weigh_nothing(serve):
     3,
     None,
     {"error": "?"},
-    said(0.5, "CD"),
+    reply_of(0.5, "CD"),
     {"choices": [{"message": {"content": "Neither."}}]},
     {"choices": [{"message": {"content": None}, "logprobs": {"content": []}}]},
     {
@@ -199,7 +199,7 @@ def test_a_reply_without_log_probabilities_is_read_as_text():
 
 
 @pytest.mark.parametrize("fault", [(503, ""), (429, ""), (408, ""), (200, "{"), "late"])
-def test_what_may_pass_is_tried_again(serve, monkeypatch, fault):
+def test_failures_that_may_pass_are_retried(serve, monkeypatch, fault):
   text = "Reply A:\na\n\nReply B:\nb\n\nWhich"
 
   def spoil(text, times):
@@ -208,7 +208,7 @@ def test_what_may_pass_is_tried_again(serve, monkeypatch, fault):
     if fault != "late":
       return fault
     time.sleep(0.5)
-    return 200, json.dumps(said(0.9))
+    return 200, json.dumps(reply_of(0.9))
 
   server, config = serve(spoil, timeout=0.25)
   waits = []
@@ -238,6 +238,6 @@ def test_a_request_that_is_refused_says_what_to_check(serve):
     ({"workers": 0}, "http.workers"),
   ],
 )
-def test_a_server_that_cannot_be_asked(serve, changes, message):
+def test_bad_settings_of_a_server_are_refused(serve, changes, message):
   with pytest.raises(ValueError, match=message):
     serve(**changes)

@@ -84,8 +84,8 @@ def encoded(tokenizer, name, prompt, a, b):
   """The ids of a whole prompt, filled in as text and encoded at once."""
   slots, ids = {"{prompt}": prompt, "{a}": a, "{b}": b}, [tokenizer.bos_id]
   for part in re.split("(<(?:start|end)_of_turn>)", judge_template.read(name)):
-    said = re.sub(r"\{(prompt|a|b)\}", lambda found: slots[found[0]].strip("\n"), part)
-    ids += [tokenizer.id_of(part)] if part.endswith("_of_turn>") else tokenizer.encode(said)
+    text = re.sub(r"\{(prompt|a|b)\}", lambda found: slots[found[0]].strip("\n"), part)
+    ids += [tokenizer.id_of(part)] if part.endswith("_of_turn>") else tokenizer.encode(text)
   return ids
 
 
@@ -123,11 +123,11 @@ def test_ids_of_real_conversations_are_those_of_the_whole_text(data_dir):
 
 
 CHARACTERS = st.characters(exclude_categories=("Cs",))
-SAID = st.text(st.sampled_from("aB ,.…\n\t<>{}|*-#1'\"é世🙂\u200b") | CHARACTERS, max_size=40)
+TYPED_TEXT = st.text(st.sampled_from("aB ,.…\n\t<>{}|*-#1'\"é世🙂\u200b") | CHARACTERS, max_size=40)
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
-@hypothesis.given(st.lists(st.tuples(SAID, SAID, SAID), min_size=4, max_size=4))
+@hypothesis.given(st.lists(st.tuples(TYPED_TEXT, TYPED_TEXT, TYPED_TEXT), min_size=4, max_size=4))
 def test_ids_of_any_text_are_those_of_the_whole_text(data_dir, texts):
   tokenizer, ids = splice("gemma", str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
   texts = [[x if x.strip() else "." for x in row] for row in texts]
@@ -140,7 +140,7 @@ def test_a_bundled_judge_is_shown_what_it_was_fitted_to(tokenizer):
   """Ids joined by hand, stop tokens and newlines and all; a budget that is not reached is none."""
   prompts, rows = examples()
   rows[0][0] = [6, *rows[0][0][:-1]]  # begins with a newline, never stops
-  begin, end = (tokenizer.id_of(f"<{what}_of_turn>") for what in ("start", "end"))
+  begin, end = (tokenizer.id_of(f"<{edge}_of_turn>") for edge in ("start", "end"))
   expected = [[*x, begin, *a, begin, *b, end] for x, (a, b, _) in zip(prompts, rows, strict=True)]
   a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
   for budget in (0, 28, 60):
@@ -180,7 +180,7 @@ LENGTHS = [
 
 def test_a_budget_cuts_the_longest_parts_to_one_level(tokenizer):
   budget, marker = 40, tokenizer.encode("…")
-  begin, end = (tokenizer.id_of(f"<{what}_of_turn>") for what in ("start", "end"))
+  begin, end = (tokenizer.id_of(f"<{edge}_of_turn>") for edge in ("start", "end"))
   layout = judge_template.layout("stories", tokenizer, max_tokens=budget)
   assert layout.room == budget - 4
   rows = long_examples(LENGTHS)
@@ -244,7 +244,7 @@ def test_a_template_file_with_answers_of_its_own(tmp_path, tokenizer):
   file.write_text("{b}<start_of_turn>or\n{a}\nfor the prompt\n{prompt}\nBest:")
   layout = judge_template.layout(str(file), tokenizer, ("C", "D"), 100)
   assert layout.answers == [tokenizer.id_of("C"), tokenizer.id_of("D")]
-  a, b, x = (tokenizer.encode(said) for said in ("first\n", "\nsecond", "story"))
+  a, b, x = (tokenizer.encode(text) for text in ("first\n", "\nsecond", "story"))
   tokens, mask = jax.jit(functools.partial(judge_template.assemble, layout))(
     prompts_of([[2, *x, 6]], 20), Answers(*padded([a], 9)), Answers(*padded([b], 9))
   )

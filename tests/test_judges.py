@@ -10,14 +10,14 @@ import scipy
 from jax import numpy as jnp
 from judge_examples import (
   SMALL,
-  asked,
-  built,
   examples,
   long_examples,
+  make_judge,
   padded,
   prompts_of,
   responses_of,
   settings,
+  verdict_of,
 )
 
 from nash_jax import judges, weights
@@ -37,12 +37,12 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("name", ["gemma", "bradley_terry", "population"])
-def test_y_against_itself_is_y_against_a_copy(name):
+def test_responses_compared_with_each_other_get_the_verdicts_of_a_copy(name):
   prompts, rows = examples()
   prompts, y = prompts_of(prompts, 8), responses_of(rows, 8)
-  judge = built(name)
-  own = asked(judge, prompts, y, None)
-  copy = asked(judge, prompts, y, y)
+  judge = make_judge(name)
+  own = verdict_of(judge, prompts, y, None)
+  copy = verdict_of(judge, prompts, y, y)
   different = ~np.eye(3, dtype=bool)
   np.testing.assert_allclose(own.p_win, copy.p_win, atol=1e-6)
   np.testing.assert_allclose(own.p_win + own.p_win.swapaxes(1, 2), 1, atol=1e-7)
@@ -50,26 +50,26 @@ def test_y_against_itself_is_y_against_a_copy(name):
   np.testing.assert_array_equal(own.valid, np.broadcast_to(different, (2, 3, 3)))
   assert copy.valid.all()
   assert np.ptp(own.p_win) > 1e-3
-  # Each pair is counted once: 2 prompts x 3 pairs, against 2 x 9 with the copy.
+  # Each pair is counted once: 2 prompts x 3 pairs, and 2 x 9 with the copy.
   assert own.metrics["tie_mass"].weight == 6
   assert copy.metrics["tie_mass"].weight == 18
   ties = np.abs(np.asarray(copy.p_win) - 0.5) < 0.05
   np.testing.assert_allclose(copy.metrics["tie_mass"].value(), ties.mean(), atol=1e-6)
 
 
-def test_one_response_has_nothing_to_be_compared_with():
+def test_a_single_response_cannot_be_compared_with_itself():
   prompts, rows = examples(samples=1)
-  judge = built("population")
+  judge = make_judge("population")
   with pytest.raises(ValueError, match="at least two"):
-    asked(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
+    verdict_of(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
 
 
 @pytest.mark.parametrize("name", ["gemma", "bradley_terry"])
 def test_padding_changes_nothing(name):
   prompts, rows = examples()
-  judge = built(name)
-  plain = asked(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
-  other = asked(judge, prompts_of(prompts, 11, 77), responses_of(rows, 10, 99), None)
+  judge = make_judge(name)
+  plain = verdict_of(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
+  other = verdict_of(judge, prompts_of(prompts, 11, 77), responses_of(rows, 10, 99), None)
   np.testing.assert_allclose(other.p_win, plain.p_win, atol=1e-6)
   for metric, mean in plain.metrics.items():
     assert other.metrics[metric].value() == mean.value()
@@ -78,9 +78,9 @@ def test_padding_changes_nothing(name):
 def test_verdicts_under_a_budget_are_antisymmetric_and_counted():
   rows = long_examples([(8, 20, 20), (8, 14, 30), (3, 4, 5)])
   x, y = prompts_of([[2, *p] for p, *_ in rows], 21), responses_of([ab for _, *ab in rows], 30)
-  judge = built("gemma", max_tokens=40)
-  verdict = asked(judge, x, y, None)
-  other = asked(judge, x, jax.tree.map(lambda x: x[:, ::-1], y), None)
+  judge = make_judge("gemma", max_tokens=40)
+  verdict = verdict_of(judge, x, y, None)
+  other = verdict_of(judge, x, jax.tree.map(lambda x: x[:, ::-1], y), None)
   np.testing.assert_array_equal(verdict.p_win, other.p_win[:, ::-1, ::-1])
   assert np.ptp(verdict.p_win[:, 0, 1]) > 1e-3
   np.testing.assert_allclose(verdict.metrics["judge_cut"].value(), 2 / 3, rtol=1e-6)
@@ -88,8 +88,8 @@ def test_verdicts_under_a_budget_are_antisymmetric_and_counted():
   np.testing.assert_allclose(
     verdict.metrics["judge_cut_tokens"].value(), (12 + 6 + 16 + 3) / 3, rtol=1e-6
   )
-  # What fits is judged as without a budget, but for the rounding of another width.
-  free = asked(built("gemma"), x, y, None)
+  # What fits gets the verdict of no budget, but for the rounding of another width.
+  free = verdict_of(make_judge("gemma"), x, y, None)
   np.testing.assert_allclose(verdict.p_win[2], free.p_win[2], atol=1e-6)
   assert np.abs(verdict.p_win[:2] - free.p_win[:2]).max() > 1e-4
 
@@ -97,8 +97,10 @@ def test_verdicts_under_a_budget_are_antisymmetric_and_counted():
 def test_verdicts_do_not_depend_on_how_many_pairs_are_seen_at_once():
   prompts, rows = examples()
   prompts, y = prompts_of(prompts, 8), responses_of(rows, 8)
-  whole = asked(built("gemma", max_tokens=28), prompts, y, None)
-  parts = asked(built("gemma", max_tokens=28, micro_batches=4), prompts, y, None)  # 6 pairs by 2
+  whole = verdict_of(make_judge("gemma", max_tokens=28), prompts, y, None)
+  parts = verdict_of(
+    make_judge("gemma", max_tokens=28, micro_batches=4), prompts, y, None
+  )  # 6 pairs by 2
   np.testing.assert_allclose(parts.p_win, whole.p_win, atol=1e-6)
   np.testing.assert_array_equal(parts.valid, whole.valid)
   for name, mean in whole.metrics.items():
@@ -106,15 +108,15 @@ def test_verdicts_do_not_depend_on_how_many_pairs_are_seen_at_once():
     np.testing.assert_allclose(parts.metrics[name].value(), mean.value(), rtol=1e-6)
 
 
-def test_answers_cost_no_logits_of_the_vocabulary():
+def test_reading_an_answer_computes_no_logits_of_the_whole_vocabulary():
   """At 9B's shapes: two rows of the embedding at one position, and no array of 256,128 columns."""
   model = gemma.preset("gemma2_9b")
   tokenizer = Tokenizer(BUNDLED, "plain")
   layout = judge_template.layout("stories", tokenizer, max_tokens=1024)
-  of = jax.ShapeDtypeStruct
-  params = jax.tree.map(lambda x: of(x.shape, jnp.bfloat16), gemma.shapes(model))
-  side = Answers(of((8, 512), jnp.int32), of((8, 512), bool))
-  x = Prompts(of((8, 512), jnp.int32), of((8, 512), bool), of((8,), jnp.int32))
+  shape_of = jax.ShapeDtypeStruct
+  params = jax.tree.map(lambda x: shape_of(x.shape, jnp.bfloat16), gemma.shapes(model))
+  side = Answers(shape_of((8, 512), jnp.int32), shape_of((8, 512), bool))
+  x = Prompts(shape_of((8, 512), jnp.int32), shape_of((8, 512), bool), shape_of((8,), jnp.int32))
   traced = jax.make_jaxpr(
     lambda *args: answer_logits(args[0], model, layout, *args[1:], dtype=jnp.bfloat16)
   )(params, x, side, side)
@@ -122,7 +124,7 @@ def test_answers_cost_no_logits_of_the_vocabulary():
   found = {*re.findall(r"\w+\[[\d,]+\]", str(traced))}
   assert {"bf16[16,1024,3584]", "bf16[16,3584]", "f32[16,2]"} <= found
   assert {x for x in found if str(model.num_embed) in x} == {"bf16[256128,3584]"}
-  small = built("gemma")
+  small = make_judge("gemma")
   prompts, rows = examples()
   compiled = (
     jax.jit(small.fn)
@@ -133,7 +135,7 @@ def test_answers_cost_no_logits_of_the_vocabulary():
   assert {x for x in found if "1024" in x} == {"f32[1024,16]"}
 
 
-def test_a_judge_through_text_agrees_with_the_token_path():
+def test_a_judge_that_reads_text_agrees_with_one_that_reads_tokens():
   """With the same tokenizer: stop tokens where responses have them, and cuts in the same places."""
   tokenizer = Tokenizer(BUNDLED, "plain")
   texts = (
@@ -148,7 +150,7 @@ def test_a_judge_through_text_agrees_with_the_token_path():
   rows[0][1].pop()  # not finished
   y = responses_of(rows, 20)
   tokens, words = (
-    asked(built(name, max_tokens=28), prompts, y, y) for name in ("gemma", "gemma_text")
+    verdict_of(make_judge(name, max_tokens=28), prompts, y, y) for name in ("gemma", "gemma_text")
   )
   np.testing.assert_allclose(words.p_win, tokens.p_win, atol=1e-5)
   assert np.ptp(tokens.p_win) > 1e-3
@@ -157,17 +159,17 @@ def test_a_judge_through_text_agrees_with_the_token_path():
     np.testing.assert_allclose(words.metrics[name].value(), tokens.metrics[name].value())
 
 
-def test_answer_read_is_the_last_position_of_the_whole_prompt(tokenizer):
+def test_the_answer_is_read_at_the_last_position_of_the_prompt(tokenizer):
   """answer_logits equals all logits of the same prompt without padding, soft-capped."""
   prompts, rows = examples(samples=2)
   model = gemma.preset("tiny", **SMALL, final_logit_softcap=3.0)
-  params = built("gemma").params
+  params = make_judge("gemma").params
   layout = judge_template.layout("stories", tokenizer)
   a, b = (Answers(*padded([row[k] for row in rows], 8)) for k in (0, 1))
   logits = jax.jit(lambda p, x, a, b: answer_logits(p, model, layout, x, a, b))(
     params, prompts_of(prompts, 8), a, b
   )
-  begin, end = (tokenizer.id_of(f"<{what}_of_turn>") for what in ("start", "end"))
+  begin, end = (tokenizer.id_of(f"<{edge}_of_turn>") for edge in ("start", "end"))
   prompt, (ra, rb) = prompts[0], rows[0]
   orders = [[*prompt, begin, *x, begin, *y, end] for x, y in ((ra, rb), (rb, ra))]
 
@@ -187,8 +189,8 @@ def test_swapping_the_responses_gives_the_complement():
   """Reversed samples present every pair the other way round: the same verdicts, bit for bit."""
   prompts, rows = examples()
   prompts, y = prompts_of(prompts, 8), responses_of(rows, 8)
-  verdict = asked(built("gemma"), prompts, y, None)
-  other = asked(built("gemma"), prompts, jax.tree.map(lambda x: x[:, ::-1], y), None)
+  verdict = verdict_of(make_judge("gemma"), prompts, y, None)
+  other = verdict_of(make_judge("gemma"), prompts, jax.tree.map(lambda x: x[:, ::-1], y), None)
   np.testing.assert_array_equal(verdict.p_win, other.p_win[:, ::-1, ::-1])
   assert verdict.metrics["flip_rate"].value() == other.metrics["flip_rate"].value()
 
@@ -214,7 +216,7 @@ SOFT = np.array([0.75, 0.5, 1.0, 0.0, 0.5, 0.2], np.float32)
 
 def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   prompts, rows = examples()
-  params = built("gemma").params
+  params = make_judge("gemma").params
   model = gemma.preset("tiny", **SMALL)
   layout = judge_template.layout("stories", tokenizer)
   batch = pairs_batch(prompts, rows, SOFT)
@@ -223,7 +225,7 @@ def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
     params, batch["prompts"], a, b
   )
   first = scipy.special.softmax(logits, axis=-1)[..., 0]  # P(the first shown wins), [N order]
-  verdict = asked(built("gemma"), prompts_of(prompts, 8), responses_of(rows, 8), None)
+  verdict = verdict_of(make_judge("gemma"), prompts_of(prompts, 8), responses_of(rows, 8), None)
   p_win = np.asarray(verdict.p_win[:, *PAIRS]).ravel()
   np.testing.assert_allclose(p_win, (first[:, 0] + 1 - first[:, 1]) / 2, atol=1e-6)
   flips = (first[:, 0] > 0.5) != (first[:, 1] < 0.5)
@@ -241,10 +243,10 @@ def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   assert loss(params, {**batch, "p_win": 1 - own})["accuracy"].value() == 0
 
 
-def test_reward_loss_and_verdict_are_one_model():
+def test_the_reward_loss_and_the_verdict_follow_from_the_same_rewards():
   prompts, rows = examples()
-  judge = built("bradley_terry")
-  verdict = asked(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
+  judge = make_judge("bradley_terry")
+  verdict = verdict_of(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
   gaps = verdict.rewards[:, PAIRS[0]] - verdict.rewards[:, PAIRS[1]]
   p_win = np.asarray(verdict.p_win[:, *PAIRS])
   np.testing.assert_allclose(p_win, scipy.special.expit(gaps), atol=1e-6)
@@ -260,7 +262,7 @@ def test_reward_loss_and_verdict_are_one_model():
 def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenizer):
   model = gemma.preset("tiny", **SMALL)
   path = str(tmp_path / "reward.safetensors")
-  params = {**built("bradley_terry").params}
+  params = {**make_judge("bradley_terry").params}
   weights.save(path, params, model, jnp.float32, {})
   judge = judges.make(settings("bradley_terry", model={"weights": path}), tokenizer)
   jax.tree.map(np.testing.assert_array_equal, judge.params, params)

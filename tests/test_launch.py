@@ -1,4 +1,4 @@
-"""Launch scripts against a stand-in for gcloud, whose workers are folders on this machine."""
+"""Launch scripts with a stand-in for gcloud, whose workers are folders on this machine."""
 
 import os
 import pathlib
@@ -43,7 +43,7 @@ case "$3 $4" in
     for w in $which; do (cd "$WORKERS/$w" && HOME=$WORKERS/$w bash -c "$do") || exit; done ;;
 esac
 """
-# The program: says how it was called, and runs until it is told to stop.
+# The program: prints how it was called, and runs until a signal stops it.
 PROGRAM = """#!/usr/bin/env bash
 trap 'echo saved; exit 0' TERM
 printf 'called:'; printf ' <%s>' "$@" "$NASH_JAX_COORDINATOR"; echo
@@ -155,7 +155,7 @@ def test_help_names_every_command_and_option():
 
 @pytest.mark.parametrize("queued", [True, False])
 @pytest.mark.parametrize("spot", [True, False])
-def test_create_asks_for_what_was_named(cloud, queued, spot):
+def test_create_requests_what_its_options_name(cloud, queued, spot):
   options = ["--type=v5p-16", "--name=mine"] + ["--node"] * (not queued) + ["--spot"] * spot
   assert cloud("create", *AT, *options).returncode == 0
   kind = "queued-resources" if queued else "tpu-vm"
@@ -247,14 +247,14 @@ def test_resume_does_what_is_needed(cloud, node, queue, made):
   assert cloud("stop", *AT).returncode == 0
 
 
-def test_wait_tells_what_will_not_come(cloud):
+def test_wait_ends_with_an_error_where_a_slice_has_failed(cloud):
   (cloud.answers / "queue").write_text("FAILED")
   done = cloud("wait", *AT)
   assert done.returncode == 2
   assert "slice nash-jax is FAILED: it will not become ready" in done.stderr
 
 
-def test_a_question_that_fails_is_no_answer(cloud):
+def test_a_query_that_fails_is_no_answer(cloud):
   (cloud.answers / "fail").touch()
   for command in (["wait", *AT], ["resume", *AT, *JOB]):
     done = cloud(*command)
@@ -283,7 +283,7 @@ def test_dry_run_prints_every_command_and_runs_none(cloud, command):
     assert shlex.split(remote)[3:] == list(JOB[1:])
 
 
-def test_worker_tells_how_a_program_ended(tmp_path):
+def test_a_worker_reports_how_a_program_ended(tmp_path):
   (tmp_path / "launch").mkdir()
   (tmp_path / ".venv" / "bin").mkdir(parents=True)
   shutil.copy(WORKER, tmp_path / "launch")
@@ -323,11 +323,11 @@ SAY = 'echo "$NASH_JAX_PROCESS_ID/$NASH_JAX_PROCESSES $NASH_JAX_COORDINATOR $# $
 
 
 def test_local_processes_know_each_other(local):
-  said, _ = (process := local(SAY, "3", "train", "--workdir=a b", DEVICES="2")).communicate(
+  output, _ = (process := local(SAY, "3", "train", "--workdir=a b", DEVICES="2")).communicate(
     timeout=30
   )
   assert process.returncode == 0
-  lines = sorted(line for line in said.splitlines() if "ended" not in line)
+  lines = sorted(line for line in output.splitlines() if "ended" not in line)
   port = re.search(r"127.0.0.1:(\d+)", lines[0])[1]
   for i, line in enumerate(lines):
     assert line.startswith(f"[{i}] {i}/3 127.0.0.1:{port} 2 --workdir=a b ")
@@ -337,10 +337,10 @@ def test_local_processes_know_each_other(local):
 
 def test_where_one_local_process_fails_all_end(local):
   process = local("((NASH_JAX_PROCESS_ID)) && exec sleep 60; exit 5", "2", "train")
-  said, _ = process.communicate(timeout=30)
+  output, _ = process.communicate(timeout=30)
   assert process.returncode == 5
-  assert "[0] ended with status 5" in said
-  assert "[1] ended with status 143" in said
+  assert "[0] ended with status 5" in output
+  assert "[1] ended with status 143" in output
 
 
 def test_signals_reach_every_local_process(local):
@@ -350,9 +350,9 @@ def test_signals_reach_every_local_process(local):
   for _ in range(2):
     assert process.stdout.readline().endswith("up\n")
   process.send_signal(signal.SIGTERM)
-  said, _ = process.communicate(timeout=30)
+  output, _ = process.communicate(timeout=30)
   assert process.returncode == 0
-  assert sorted(re.findall(r"\[\d\] saved", said)) == ["[0] saved", "[1] saved"]
+  assert sorted(re.findall(r"\[\d\] saved", output)) == ["[0] saved", "[1] saved"]
 
 
 @pytest.mark.parametrize("arguments", [["0", "train"], ["two", "train"], ["2"]])

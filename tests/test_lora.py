@@ -85,7 +85,7 @@ def test_every_projection_is_adapted_and_nothing_else(trees):
     assert np.any(x) == (path[-1].key == "a")
 
 
-def test_joined_and_merged_agree(trees):
+def test_joined_and_merged_models_agree(trees):
   config, base, _, moved = trees
   joined = jax.device_get(join(base, normal(moved, 3, 0.05), SCALE))
   run = forward(config, "float32")
@@ -103,18 +103,18 @@ def test_joined_and_merged_agree(trees):
 
 
 def test_responses_of_a_joined_policy_are_those_of_the_merged_one():
-  """The sampler merges: what it draws and says of it is what the joined model says."""
+  """The sampler merges: its tokens and log-probabilities are those of the joined model."""
   config = gemma.preset("tiny")
   base = normal(gemma.shapes(config), 0)
   adapters = jax.eval_shape(functools.partial(lora.init, rank=RANK), jax.random.key(1), base)
   joined = join(base, normal(adapters, 2, 0.1), SCALE)
   mask = np.arange(6)[None] >= np.array([0, 2, 5])[:, None]
   prompts = Prompts(np.random.default_rng(3).integers(4, 60, (3, 6)), mask, np.arange(3))
-  draw = jax.jit(
+  sample = jax.jit(
     sampler.make_sampler(config, max_tokens=8, samples=2, stop_ids=(5, 6, 7), pad_id=0)
   )
-  y = draw(joined, prompts, jax.random.key(4))
-  same, other = (draw(p, prompts, jax.random.key(4)) for p in (merge(joined), base))
+  y = sample(joined, prompts, jax.random.key(4))
+  same, other = (sample(p, prompts, jax.random.key(4)) for p in (merge(joined), base))
   np.testing.assert_array_equal(y.tokens, same.tokens)
   assert np.any(np.not_equal(y.tokens, other.tokens))
   logp, _ = jax.jit(functools.partial(logprobs.response_logprobs, model_config=config))(
@@ -124,7 +124,7 @@ def test_responses_of_a_joined_policy_are_those_of_the_merged_one():
     np.testing.assert_allclose(own.logp, logp, atol=2e-4)
 
 
-def test_a_block_with_adapters_is_the_librarys(trees):
+def test_a_block_with_adapters_computes_what_the_gemma_librarys_does(trees):
   """gm.nn.LoRA has the same factors, under other names, and no scale."""
   config, base, _, moved = trees
   block = gemma.block(config, LOCAL)
@@ -152,7 +152,7 @@ def test_a_block_with_adapters_is_the_librarys(trees):
 
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_every_algorithm_keeps_copies_of_adapters(name):
-  """And every player of its row can be made of them."""
+  """And every player that it names can be made of them."""
   config = tiny.train({**CHANGES, "algorithm.name": name, "algorithm.samples": 4})
   algorithms.fill_defaults(config.algorithm)
   rule, base = update.make_update(config, None), gemma.shapes(gemma.preset("tiny"))
@@ -164,13 +164,13 @@ def test_every_algorithm_keeps_copies_of_adapters(name):
       functools.partial(rule.apply_copies, copies=rule.copies_due(step)), state
     )
   method = algorithms.get(name)
-  who = jax.eval_shape(rule.players, state, base)
+  players = jax.eval_shape(rule.players, state, base)
   for player in {
     method.player,
     method.opponent or method.player,
     *method.role_weights(config.algorithm),
   } - {"reference"}:
-    trees = who[player][:1] if player == "mixture" else [who[player]]
+    trees = players[player][:1] if player == "mixture" else [players[player]]
     for tree in trees:
       assert "lora" in tree["layers"]["0"], player
       assert jax.tree.structure(jax.eval_shape(lora.merge, tree)) == jax.tree.structure(base)

@@ -29,13 +29,13 @@ def size(tree):
 
 @pytest.fixture(scope="module")
 def setup():
-  """A run with adapters whose reference follows, assembled."""
+  """A run of adapters whose reference is refreshed, set up."""
   return train.set_up(resolve(tiny.train(CHANGES)))
 
 
 @pytest.fixture(scope="module")
-def whole(setup, tmp_path_factory):
-  """The workdir and the end of its six steps."""
+def finished(setup, tmp_path_factory):
+  """The workdir and the last state of its six steps."""
   setup.programs.train_step.clear_cache()
   workdir = tmp_path_factory.mktemp("lora") / "whole"
   return workdir, tiny.start(setup, setup.config, workdir)
@@ -64,8 +64,8 @@ def test_all_that_training_holds_beside_the_base_is_adapters(setup, assembled):
   )
 
 
-def test_the_step_compiles_once(whole):
-  assert whole[1].compilations == 1
+def test_the_step_compiles_once(finished):
+  assert finished[1].compilations == 1
 
 
 def test_a_step_moves_adapters_and_nothing_else(setup):
@@ -86,29 +86,30 @@ def test_a_step_moves_adapters_and_nothing_else(setup):
 
 
 @pytest.fixture(scope="module")
-def scores(setup):
+def logprobs_by_player(setup):
   """From a state to log-probabilities of fixed responses by player."""
-  score, _ = policy.make_policy(
+  logprobs, _ = policy.make_policy(
     setup.config.model, setup.config.sampling, setup.tokenizer, gemma.preset("tiny", num_embed=1024)
   )
-  rule, x = update.make_update(setup.config, score), tiny.batch(setup)
+  rule, x = update.make_update(setup.config, logprobs), tiny.batch(setup)
 
   @jax.jit
   def run(state, ref):
-    who = rule.players(state, ref)
-    who["policy of mixture"], who["reference of mixture"] = who.pop("mixture")
+    players = rule.players(state, ref)
+    players["policy of mixture"], players["reference of mixture"] = players.pop("mixture")
     return {
-      name: score(p, prompts=x.prompts, tokens=x.responses.tokens, mask=x.responses.mask)[0]
-      for name, p in who.items()
+      name: logprobs(p, prompts=x.prompts, tokens=x.responses.tokens, mask=x.responses.mask)[0]
+      for name, p in players.items()
     }
 
   return lambda state: run(state, setup.reference)
 
 
-def test_players_share_the_base_and_differ_by_their_adapters(setup, whole, scores):
-  state = whole[1].state.replace(copies=setup.initial_state().copies)  # as before a first refresh
-  logp = scores(state)
-  plain = scores(setup.initial_state())["policy"]
+def test_players_share_the_base_and_differ_by_their_adapters(setup, finished, logprobs_by_player):
+  # As before a first refresh.
+  state = finished[1].state.replace(copies=setup.initial_state().copies)
+  logp = logprobs_by_player(state)
+  plain = logprobs_by_player(setup.initial_state())["policy"]
   np.testing.assert_array_equal(logp["reference"], plain)
   np.testing.assert_array_equal(logp["reference of mixture"], plain)
   np.testing.assert_array_equal(logp["policy of mixture"], logp["policy"])
@@ -121,14 +122,14 @@ def test_players_share_the_base_and_differ_by_their_adapters(setup, whole, score
   )
 
 
-def test_a_refreshed_reference_has_adapters_of_its_own(whole, scores):
-  state = whole[1].state
+def test_a_refreshed_reference_has_adapters_of_its_own(finished, logprobs_by_player):
+  state = finished[1].state
   kept = state.copies["reference"]
   assert jax.tree.structure(kept) == jax.tree.structure(state.params)
   jax.tree.map(np.testing.assert_array_equal, kept, state.params)  # six steps: refreshed just now
-  logp = scores(state)
+  logp = logprobs_by_player(state)
   np.testing.assert_array_equal(logp["reference"], logp["policy"])
-  kl = [line["kl_to_reference"] for line in test_train.lines(whole[0])[:-1]]
+  kl = [line["kl_to_reference"] for line in test_train.lines(finished[0])[:-1]]
   assert all(abs(kl[step]) < 1e-5 < abs(kl[step + 1]) for step in (0, 2, 4))
 
 
@@ -176,36 +177,36 @@ def test_eight_devices_train_adapters_as_one_does(setup, tmp_path):
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), eight, one)
 
 
-def test_a_killed_run_goes_on_as_if_never_killed(setup, whole, tmp_path):
+def test_a_killed_run_goes_on_as_if_never_killed(setup, finished, tmp_path):
   sample = test_train.at(6, test_train.kill, setup.programs.sample)
   with pytest.raises(RuntimeError, match="killed"):
     tiny.start(setup, setup.config, tmp_path, sample=sample)
   done = tiny.start(setup, setup.config, tmp_path)
-  test_train.assert_same(done.state, whole[1].state)
-  assert test_train.lines(tmp_path) == test_train.lines(whole[0])
+  test_train.assert_same(done.state, finished[1].state)
+  assert test_train.lines(tmp_path) == test_train.lines(finished[0])
 
 
 @pytest.fixture(scope="module")
-def merged(setup, whole, plain):
+def merged(setup, finished, plain):
   """The run's policy and target as plain models."""
-  state = whole[1].state
+  state = finished[1].state
   return {part: plain(setup.reference, getattr(state, part)) for part in ("params", "target")}
 
 
-def test_a_runs_folder_gives_plain_models(setup, whole, merged):
+def test_a_runs_folder_gives_plain_models(setup, finished, merged):
   model = gemma.preset("tiny", num_embed=1024)
   for spec, part in (("", "params"), ("@params:6", "params"), ("@target", "target")):
-    got = policy.load_weights(f"{whole[0]}{spec}", model)
+    got = policy.load_weights(f"{finished[0]}{spec}", model)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), got, merged[part])
-  earlier = policy.load_weights(f"{whole[0]}@params:3", model)
+  earlier = policy.load_weights(f"{finished[0]}@params:3", model)
   moved = jax.tree.map(lambda a, b: np.max(np.abs(np.subtract(a, b))), earlier, merged["params"])
   assert max(jax.tree.leaves(moved)) > 1e-3
 
 
-def test_adapters_whose_base_has_changed_are_refused(whole, tmp_path):
+def test_adapters_whose_base_has_changed_are_refused(finished, tmp_path):
   """In another base they would be another policy."""
   folder, c = tmp_path / "run", tiny.train(CHANGES)
-  shutil.copytree(whole[0], folder)
+  shutil.copytree(finished[0], folder)
   ran = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps({**ran, "seed": 1}))
   model = gemma.preset("tiny", num_embed=1024)
@@ -218,10 +219,10 @@ def test_adapters_whose_base_has_changed_are_refused(whole, tmp_path):
   policy.load_weights(str(folder), model)
 
 
-def test_exports_are_plain_models_with_the_policys_logits(setup, whole, merged, tmp_path):
+def test_exports_are_plain_models_with_the_policys_logits(setup, finished, merged, tmp_path):
   model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.init_and_join(setup.config)
   run = forward(model, "float32")
-  expected = run(jax.jit(join)(setup.reference, whole[1].state.params))
+  expected = run(jax.jit(join)(setup.reference, finished[1].state.params))
   weights.save(str(tmp_path / "own.safetensors"), merged["params"], model, "float32", {})
   weights.export(str(tmp_path / "theirs"), merged["params"], model, "float32")
   for name in ("own.safetensors", "theirs"):
@@ -230,30 +231,30 @@ def test_exports_are_plain_models_with_the_policys_logits(setup, whole, merged, 
   assert np.max(np.abs(np.subtract(run(setup.reference), expected))) > 1e-2
 
 
-def test_the_arena_and_sampling_play_a_runs_policies(setup, whole, merged, tmp_path, capsys):
+def test_the_arena_and_sampling_load_a_runs_policies(setup, finished, merged, tmp_path, capsys):
   file = str(tmp_path / "merged.safetensors")
   weights.save(file, merged["params"], gemma.preset("tiny", num_embed=1024), "float32", {})
   c = nash_jax.config.arena()
   for part in ("model", "prompts", "sampling"):
     c[part] = setup.config[part].copy_and_resolve_references()  # adapters are of training alone
   c.update({"max_prompts": 4, "resamples": 10, "texts": 1, "base": "file", "select_judge": "own"})
-  specs = {"file": file, "run": str(whole[0]), "target": f"{whole[0]}@target"}
+  specs = {"file": file, "run": str(finished[0]), "target": f"{finished[0]}@target"}
   c.policies = {name: {"weights": spec, "best_of": 1} for name, spec in specs.items()}
   c.judges = {"own": setup.config.judge.to_dict()}
-  who = arena.run(c, tmp_path / "arena")["policies"]
-  assert abs(who["run"]["kl_to_reference"]) < 1e-4
-  assert abs(who["target"]["kl_to_reference"]) > 1e-3
+  policies = arena.run(c, tmp_path / "arena")["policies"]
+  assert abs(policies["run"]["kl_to_reference"]) < 1e-4
+  assert abs(policies["target"]["kl_to_reference"]) > 1e-3
   capsys.readouterr()
 
-  c, said = nash_jax.config.sample(), []
+  c, printed = nash_jax.config.sample(), []
   c.model = setup.config.model.copy_and_resolve_references()
   c.sampling.max_tokens, c.prompt = 8, "Once"
-  for spec in (str(whole[0]), file):
+  for spec in (str(finished[0]), file):
     c.model.weights = spec
     sample.run(c)
-    said.append(capsys.readouterr().out)
-  assert said[0] == said[1]
-  assert "Once ▸" in said[0]
+    printed.append(capsys.readouterr().out)
+  assert printed[0] == printed[1]
+  assert "Once ▸" in printed[0]
 
 
 @pytest.mark.slow

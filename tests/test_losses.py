@@ -1,4 +1,4 @@
-"""Every row against the exact game: responses enumerated, objectives differentiated in full."""
+"""Every algorithm's loss in an exact game: responses enumerated, objectives differentiated."""
 
 import itertools
 import types
@@ -50,36 +50,36 @@ def game(dtype=np.float64, length=1):
   rng = np.random.default_rng(0)
   a = 2 * rng.normal(size=(X, A, A))
   table = scipy.special.expit(a - np.swapaxes(a, 1, 2))
-  who = {
+  players = {
     name: rng.normal(size=(X, sum(LENGTHS[length]))).astype(dtype)
     for name in ("policy", "reference", "target", "opponent")
   }
-  return table.astype(dtype), rng.normal(size=(X, A)).astype(dtype), who
+  return table.astype(dtype), rng.normal(size=(X, A)).astype(dtype), players
 
 
-def distribution(player, who, length, mixture):
+def distribution(player, players, length, mixture):
   """log π [X A] of a player, constant; the mixture is token-wise: tables of logits are mixed."""
   if player != "mixture":
-    return jax.lax.stop_gradient(whole(who[player], length))
+    return jax.lax.stop_gradient(whole(players[player], length))
 
   def normalised(theta):
     groups = [theta[:, :4]] if length == 1 else [theta[:, i : i + 2] for i in (0, 2, 4)]
     return jnp.concatenate([jax.nn.log_softmax(g) for g in groups], axis=-1)
 
-  mixed = (1 - mixture) * normalised(who["policy"]) + mixture * normalised(who["reference"])
+  mixed = (1 - mixture) * normalised(players["policy"]) + mixture * normalised(players["reference"])
   return jax.lax.stop_gradient(whole(mixed, length))
 
 
-def enumerated(method, a, table, rewards, who, length):
-  """Expectation of a row's loss over all tuples of responses, their probabilities constant."""
+def enumerated(method, a, table, rewards, players, length):
+  """Expectation of a loss over all tuples of responses, whose probabilities are constant."""
   samples, num_opponents = method.samples(a)
   chosen = np.array(list(itertools.product(range(A), repeat=samples + num_opponents)))
   x = np.repeat(np.arange(X), len(chosen))
   chosen = np.tile(chosen, (X, 1))
   y, opponents = chosen[:, :samples], chosen[:, samples:] if num_opponents else chosen
-  logp = logps(who["policy"], length)
+  logp = logps(players["policy"], length)
   weights = method.role_weights(a)
-  ratios = {role: logp - jax.lax.stop_gradient(logps(who[role], length)) for role in weights}
+  ratios = {role: logp - jax.lax.stop_gradient(logps(players[role], length)) for role in weights}
 
   def pick(tree):
     return jax.tree.map(lambda v: v[x[:, None], y][:, None], tree)
@@ -95,37 +95,37 @@ def enumerated(method, a, table, rewards, who, length):
     return method.loss(a)(*arrays, role_weights=weights)
 
   mean = jax.vmap(loss)(pick(logp), pick(ratios), jax.tree.map(lambda v: v[:, None], verdict))
-  logs = jnp.sum(distribution(method.player, who, length, a.mixture)[x[:, None], y], axis=-1)
+  logs = jnp.sum(distribution(method.player, players, length, a.mixture)[x[:, None], y], axis=-1)
   if num_opponents:
     logs += jnp.sum(
-      distribution(method.opponent, who, length, a.mixture)[x[:, None], opponents], axis=-1
+      distribution(method.opponent, players, length, a.mixture)[x[:, None], opponents], axis=-1
     )
   return jnp.sum(jnp.exp(logs) * mean.total / mean.weight) / X
 
 
-def regularised(method, a, table, rewards, who, length):
+def regularised(method, a, table, rewards, players, length):
   """The stated objective: 1/2 − P(π≻opponent), or −E[R], + Σ weight·KL(π‖role), with its arms."""
-  logp, arms = whole(who["policy"], length), 1 if method.opponent else 2
+  logp, arms = whole(players["policy"], length), 1 if method.opponent else 2
   policy = jnp.exp(logp)
   if method.needs_rewards:
     won = jnp.sum(policy * rewards, -1)
   else:
-    opponent = jnp.exp(distribution(method.opponent or "policy", who, length, a.mixture))
+    opponent = jnp.exp(distribution(method.opponent or "policy", players, length, a.mixture))
     won = jnp.einsum("xa,xab,xb->x", policy, table, opponent) - 0.5
   penalty = sum(
-    weight * jnp.sum(policy * (logp - whole(who[role], length)), -1)
+    weight * jnp.sum(policy * (logp - whole(players[role], length)), -1)
     for role, weight in method.role_weights(a).items()
   )
   return arms * jnp.mean(penalty - won)
 
 
-def squared(method, a, table, rewards, who, length):
-  """The stated objective of the regressions: squares, or DPO's cross-entropy, under fixed laws."""
-  mu = jnp.exp(distribution(method.player, who, length, a.mixture))
-  logp = whole(who["policy"], length)
-  h = sum(w * (logp - whole(who[role], length)) for role, w in method.role_weights(a).items())
+def squared(method, a, table, rewards, players, length):
+  """The stated objective of the regressions: squares or DPO's cross-entropy, sampling fixed."""
+  mu = jnp.exp(distribution(method.player, players, length, a.mixture))
+  logp = whole(players["policy"], length)
+  h = sum(w * (logp - whole(players[role], length)) for role, w in method.role_weights(a).items())
   delta = h[:, :, None] - h[:, None, :]
-  opponents = jnp.exp(distribution(method.opponent, who, length, 0)) if method.opponent else mu
+  opponents = jnp.exp(distribution(method.opponent, players, length, 0)) if method.opponent else mu
   rates = jnp.einsum("xab,xb->xa", table, opponents)
 
   def pairs(values):
@@ -148,13 +148,13 @@ REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo")
 
 def compare(name, a, length):
   with jax.enable_x64(True):
-    table, rewards, who = game(length=length)
+    table, rewards, players = game(length=length)
     method = algorithms.get(name)
     stated = squared if name in REGRESSIONS else regularised
     got, expected = (
-      jax.jit(jax.grad(lambda p, f=f: f(method, a, table, rewards, {**who, "policy": p}, length)))(
-        who["policy"]
-      )
+      jax.jit(
+        jax.grad(lambda p, f=f: f(method, a, table, rewards, {**players, "policy": p}, length))
+      )(players["policy"])
       for f in (enumerated, stated)
     )
     assert np.max(np.abs(expected)) > 1e-3
@@ -190,16 +190,16 @@ def test_more_samples_do_not_change_the_expected_gradient(name):
 def test_online_ipo_is_self_play_on_another_scale():
   """Its expected gradient is 2/β times that of regularised self-play (2403.08635)."""
   with jax.enable_x64(True):
-    table, rewards, who = game()
+    table, rewards, players = game()
 
     def gradient(name):
       method = algorithms.get(name)
       return jax.jit(
-        jax.grad(lambda p: enumerated(method, CONFIG, table, rewards, {**who, "policy": p}, 1))
-      )(who["policy"])
+        jax.grad(lambda p: enumerated(method, CONFIG, table, rewards, {**players, "policy": p}, 1))
+      )(players["policy"])
 
-    ipo, play = gradient("online_ipo"), gradient("reg_self_play")
-    np.testing.assert_allclose(ipo, 2 / CONFIG.beta * play, atol=1e-10)
+    ipo, self_play = gradient("online_ipo"), gradient("reg_self_play")
+    np.testing.assert_allclose(ipo, 2 / CONFIG.beta * self_play, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["inpo", "egpo", "nash_md", "mpo", "nash_mp_two_step"])
@@ -207,50 +207,52 @@ def test_a_step_in_closed_form_zeroes_the_gradient(name):
   """log π ∝ Σ weight·log role + P(·≻opponent), over Σ weight, where the opponent stands still."""
   a, method = config(samples=3), algorithms.get(name)
   with jax.enable_x64(True):
-    table, rewards, who = game()
+    table, rewards, players = game()
     if name == "nash_md":  # the mixture follows the policy: a target that stands still instead
       method = algorithms.get("best_response")
     opponent = {"inpo": "target", "egpo": "opponent"}.get(name, method.opponent)
-    log = jax.device_get(jax.jit(lambda who: jax.tree.map(whole, who))(who))
+    log = jax.device_get(jax.jit(lambda players: jax.tree.map(whole, players))(players))
     wins = np.einsum("xab,xb->xa", table, np.exp(log[opponent]))
     weights = {**method.role_weights(a)}
     scale = {"inpo": a.step, "egpo": 1 / a.beta}.get(name, 1.0)
     mixed = sum(w * log[role] for role, w in weights.items()) + scale * wins
     best = mixed / sum(weights.values())
     grad = jax.jit(
-      jax.grad(lambda p: enumerated(method, a, table, rewards, {**who, "policy": p}, 1))
+      jax.grad(lambda p: enumerated(method, a, table, rewards, {**players, "policy": p}, 1))
     )
     np.testing.assert_allclose(grad(best), 0, atol=1e-10)
-    assert np.max(np.abs(grad(who["policy"]))) > 1e-2
+    assert np.max(np.abs(grad(players["policy"]))) > 1e-2
 
 
-def test_the_printed_sign_would_make_the_policy_worse():
-  """One step on the loss must raise the win rate against the old policy."""
-  table, rewards, who = game(np.float32)
+def test_a_step_down_the_loss_raises_the_win_rate():
+  """The win rate over the old policy; with the sign that is printed it would fall."""
+  table, rewards, players = game(np.float32)
   method, free = algorithms.get("reg_self_play"), config(beta=0.0)
 
   @jax.jit
   def won(theta):
-    grad = jax.grad(lambda p: enumerated(method, free, table, rewards, {**who, "policy": p}, 1))(
-      theta
-    )
+    grad = jax.grad(
+      lambda p: enumerated(method, free, table, rewards, {**players, "policy": p}, 1)
+    )(theta)
     moved = jax.nn.softmax(theta - 0.1 * grad)
     return jnp.mean(jnp.einsum("xa,xab,xb->x", moved, table, jax.nn.softmax(theta)))
 
-  assert won(who["policy"]) > 0.5
+  assert won(players["policy"]) > 0.5
 
 
 def test_a_log_ratio_differentiated_through_its_samples_has_no_gradient():
   """Why ratios are coefficients: the expected gradient of the printed KL term is zero."""
   with jax.enable_x64(True):
-    _, _, who = game()
+    _, _, players = game()
 
     def printed(theta):
       logp = whole(theta)
-      mean = jnp.sum(jax.lax.stop_gradient(jnp.exp(logp)) * (logp - whole(who["reference"])), -1)
+      mean = jnp.sum(
+        jax.lax.stop_gradient(jnp.exp(logp)) * (logp - whole(players["reference"])), -1
+      )
       return jnp.mean(mean)
 
-    np.testing.assert_allclose(jax.jit(jax.grad(printed))(who["policy"]), 0, atol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.grad(printed))(players["policy"]), 0, atol=1e-12)
 
 
 def off(rows=2):
@@ -263,11 +265,11 @@ def off(rows=2):
 def test_prompts_without_a_valid_verdict_weigh_nothing(name):
   method, logp = algorithms.get(name), np.log([[[0.3], [0.4]], [[0.2], [0.1]]], dtype=np.float32)
   p_win = np.tile(np.array([[0.5, 0.8], [0.2, 0.5]], np.float32), (2, 1, 1))
-  scores = np.array([[1.0, 2.0], [np.nan, 0.1]], np.float32)  # the second could not be judged
+  rewards = np.array([[1.0, 2.0], [np.nan, 0.1]], np.float32)  # the second could not be read
 
   def loss(logp, count, valid):
     frozen = {role: logp - logps[:count] for role, logps in roles.items()}
-    verdict = Verdict(p_win[:count], valid, scores[:count])
+    verdict = Verdict(p_win[:count], valid, rewards[:count])
     mean = method.loss(CONFIG)(logp, frozen, verdict, role_weights=method.role_weights(CONFIG))
     return mean.total / mean.weight
 
@@ -283,7 +285,7 @@ def test_prompts_without_a_valid_verdict_weigh_nothing(name):
 
 def test_centring_changes_no_expectation_but_the_variance():
   """At a large KL the centred coefficients vary less."""
-  drawn = np.random.default_rng(1).normal(18, 3, (512, 2, 1)).astype(np.float32)
+  ratios = np.random.default_rng(1).normal(18, 3, (512, 2, 1)).astype(np.float32)
   p_win = np.tile(np.array([[0.5, 0.6], [0.4, 0.5]], np.float32), (512, 1, 1))
 
   def coefficients(centre):
@@ -293,7 +295,7 @@ def test_centring_changes_no_expectation_but_the_variance():
           lambda logp: (
             losses.policy_gradient(
               logp,
-              {"reference": drawn},
+              {"reference": ratios},
               Verdict(p_win, off(512)),
               role_weights={"reference": 0.1},
               arms=2,
@@ -348,14 +350,16 @@ def test_a_one_token_gemma_has_the_exact_games_gradient():
     return logp[..., 0]
 
   method, (ref, target) = algorithms.get("nash_mp"), frozen
-  who = {"reference": log_policy(ref), "target": log_policy(target)}
+  players = {"reference": log_policy(ref), "target": log_policy(target)}
   np.testing.assert_allclose(np.sum(np.exp(log_policy(params)), -1), 1, atol=1e-5)
 
   @jax.jit
   def both(params):
     logits, pull = jax.vjp(log_policy, params)
     slopes = [
-      jax.grad(lambda p, f=f: f(method, CONFIG, table, rewards, {**who, "policy": p}, 1))(logits)
+      jax.grad(lambda p, f=f: f(method, CONFIG, table, rewards, {**players, "policy": p}, 1))(
+        logits
+      )
       for f in (enumerated, regularised)
     ]
     return jax.vmap(pull)(jnp.stack(slopes))[0]  # each slope's gradient in the parameters

@@ -1,4 +1,4 @@
-"""The command: quick to answer, and bad input told in a line."""
+"""The command: quick to answer, and bad input refused in a line."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ HEAVY = ("jax", "tensorflow", "gemma", "orbax", "matplotlib", "seqio")
 
 
 def python(code):
-  """Runs code in a fresh interpreter, which then tells what heavy libraries it has imported."""
+  """Runs code in a fresh interpreter, which then prints the heavy libraries it has imported."""
   code = f"import sys\n{code}\nprint('imported:', [m for m in {HEAVY} if m in sys.modules])"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
   assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-  ("argument", "said"),
+  ("argument", "message"),
   [
     ("--config.algorithm.beta=-1", "algorithm.beta: expected a positive KL weight, got -1.0"),
     ("--config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),
@@ -74,11 +74,11 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
     ("--config=none.py", "No such file or directory: 'none.py'"),
   ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, argument, said):
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, argument, message):
   done = command("train", argument, f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 2
   assert done.stdout == ""
-  assert said in done.stderr
+  assert message in done.stderr
   assert done.stderr.startswith("nash-jax train: ")
   assert done.stderr.count("\n") == 1, done.stderr
   assert not (tmp_path / "run").exists()

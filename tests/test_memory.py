@@ -1,4 +1,4 @@
-"""The estimate of memory against the arrays of a real run, and what it advises."""
+"""The estimate of memory agrees with the arrays of a real run; what it advises."""
 
 import jax
 import numpy as np

@@ -156,7 +156,7 @@ def test_phases_add_up_and_speeds_are_tokens_over_seconds(tmp_path):
       np.testing.assert_allclose(total, tokens, rtol=1e-12)
 
 
-def test_what_goes_wrong_in_the_clock_is_raised(tmp_path):
+def test_an_error_in_the_clocks_thread_is_raised(tmp_path):
   for pushed in (True, False):
     m, x = start(tmp_path / str(pushed)), jnp.ones(3)
     x.delete()

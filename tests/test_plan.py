@@ -1,4 +1,4 @@
-"""Plans of tiny runs: costs count every turn of a loop; memory; what is told of bad input."""
+"""Plans of tiny runs: costs count every iteration of a loop; memory; refusals of bad input."""
 
 import importlib
 import importlib.util
@@ -45,7 +45,7 @@ def text_of(fn, *shapes):
   )
 
 
-def test_a_loop_costs_as_much_as_its_turns():
+def test_a_loop_costs_as_much_as_its_iterations():
   def turns(count):
     def body(x, w):
       return jnp.tanh(x @ w), None
@@ -85,7 +85,7 @@ def test_a_loop_without_a_bound_is_named():
     hlo_cost.analyse(text_of(fn, (4, 4)))
 
 
-def test_steps_of_two_are_half_as_many_turns():
+def test_steps_of_two_are_half_as_many_iterations():
   condition = ["  %n = s32[] get-tuple-element(%p), index=1", "  %b = s32[] constant(16)"]
   body = [
     "  %k = s32[] constant(2)",
@@ -113,40 +113,40 @@ ENTRY %main (p: f32[208,128]) -> f32[8,128] {{
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def tiny_plan(tmp_path_factory):
   """The plan of a tiny run on this machine's one CPU, as it is written."""
   file = tmp_path_factory.mktemp("plan") / "plan.json"
   plan.run(tiny.train({"judge.name": "gemma"}), topology.LOCAL, str(file))
   return json.loads(file.read_text())
 
 
-def test_a_plan_has_every_phase_and_field(found):
-  assert {"topology", "devices", "hbm_bytes", "resident_bytes", "fits", "phases"} <= set(found)
-  assert set(found["phases"]) == {"sample", "judge", "log_probabilities", "update"}
-  for name, phase in found["phases"].items():
+def test_a_plan_has_every_phase_and_field(tiny_plan):
+  assert {"topology", "devices", "hbm_bytes", "resident_bytes", "fits", "phases"} <= set(tiny_plan)
+  assert set(tiny_plan["phases"]) == {"sample", "judge", "log_probabilities", "update"}
+  for name, phase in tiny_plan["phases"].items():
     assert set(phase) == FIELDS, name
     assert phase["flops"] > 0, name
     assert phase["bytes_accessed"] > 0, name
-  assert found["resident_bytes"] == sum(found["resident"].values())
+  assert tiny_plan["resident_bytes"] == sum(tiny_plan["resident"].values())
 
 
-def test_plans_of_devices_without_published_peaks_have_their_line_too(found):
-  _, _, line = plan.overview([found]).splitlines()
+def test_plans_of_devices_without_published_peaks_have_their_line_too(tiny_plan):
+  _, _, line = plan.overview([tiny_plan]).splitlines()
   assert line.startswith("| local")
-  assert line.count("—") == 3 + len(found["phases"])
+  assert line.count("—") == 3 + len(tiny_plan["phases"])
 
 
-def test_the_update_costs_three_passes_more_than_the_frozen_ones(found):
+def test_the_update_costs_three_passes_more_than_the_frozen_ones(tiny_plan):
   """Reference and target forward, then the policy's: forward once, backward twice that."""
-  frozen, update = (found["phases"][name]["flops"] for name in ("log_probabilities", "update"))
+  frozen, update = (tiny_plan["phases"][name]["flops"] for name in ("log_probabilities", "update"))
   assert 2.2 < update / frozen < 3.2
 
 
-def test_what_is_held_is_what_a_run_holds(assembled):
+def test_the_estimate_counts_the_arrays_that_the_programs_hold(assembled):
   parts = memory.estimate(tiny.train())
-  config, tok = plan.prepare(tiny.train(), 1)
+  config, tokenizer = plan.prepare(tiny.train(), 1)
   mesh = sharding.make_mesh(config.mesh)
-  trees = plan.lowerings(config, tok, mesh)["held"]
+  trees = plan.lowerings(config, tokenizer, mesh)["held"]
   judge = trees.pop("judge")  # the population: a few numbers, which no estimate counts
   assert memory.share(judge) < 1e5
   assert {name: memory.share(tree) for name, tree in trees.items()} == {
@@ -163,12 +163,12 @@ def test_on_more_devices_each_holds_less():
   assert eight["cache for decoding"] == alone["cache for decoding"] / 4  # one key-value head
 
 
-def test_no_file_is_needed_and_the_stand_in_is_told():
+def test_without_files_a_stand_in_tokenizer_is_used():
   c = tiny.train()
   for part in (c.model, c.judge.model):
     part.update(weights="nowhere", tokenizer="nowhere/tokenizer.model")
-  config, tok = plan.prepare(c, 8)
-  assert isinstance(tok, plan.StandInTokenizer)
+  config, tokenizer = plan.prepare(c, 8)
+  assert isinstance(tokenizer, plan.StandInTokenizer)
   assert config.model.weights == ""
 
 
@@ -192,12 +192,14 @@ def test_a_config_of_another_job_is_refused():
     plan.run(nash_jax.config.fit(), topology.LOCAL)
 
 
-def test_several_plans_make_one_table(found):
-  table = plan.overview([{**found, "hbm_bytes": 2**34, "fits": True, "largest_batch_size": 8}] * 2)
+def test_several_plans_make_one_table(tiny_plan):
+  table = plan.overview(
+    [{**tiny_plan, "hbm_bytes": 2**34, "fits": True, "largest_batch_size": 8}] * 2
+  )
   assert table.count("tiny, nash_mp, 8 x 2 responses, 12 + 12 tokens") == 2
 
 
-def test_parameters_are_described_as_they_lie():
+def test_parameters_are_described_with_their_shardings():
   mesh = AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
   tree = gemma.shapes(gemma.preset("tiny"))
   lines = sharding.describe(sharding.abstract(tree, sharding.shardings(tree, mesh)))
@@ -256,9 +258,9 @@ config = tiny.train({
   "mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2, "sampling.max_tokens": 11,
   "model.logit_chunk": 4, "model.changes": {"num_embed": 4096, "num_layers": 2},
 })
-config, tok = plan.prepare(config, 8)
+config, tokenizer = plan.prepare(config, 8)
 mesh = sharding.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
-programs = plan.lowerings(config, tok, mesh)
+programs = plan.lowerings(config, tokenizer, mesh)
 for name in ("sample", "update"):
   text = programs[name]().compile().as_text()
   (pathlib.Path(sys.argv[2]) / name).write_text(text)
@@ -277,22 +279,22 @@ from nash_jax.models import sharding
 config = gemma2_2b.get_config()
 config.algorithm.name = sys.argv[1]
 where = topology.devices("v5e-16")
-config, tok = plan.prepare(config, len(where))
+config, tokenizer = plan.prepare(config, len(where))
 mesh = sharding.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
-print(plan.lowerings(config, tok, mesh)["sample"]().compile().as_text())
+print(plan.lowerings(config, tokenizer, mesh)["sample"]().compile().as_text())
 """
 
 
-def test_no_weight_is_gathered_while_tokens_are_drawn(texts):
+def test_no_weight_is_gathered_while_tokens_are_sampled(texts):
   loop = bodies(texts["sample"])[11]
-  assert any("4096" in line for line in loop), "this is the loop that draws tokens"
+  assert any("4096" in line for line in loop), "this is the loop that samples tokens"
   assert not [line for line in loop if re.search(r" (all-gather|all-to-all)(-start)?\(", line)]
 
 
 @TPU
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nash_mp", "nash_md"])
-def test_no_weight_of_2b_is_gathered_while_tokens_are_drawn(name):
+def test_no_weight_of_2b_is_gathered_while_tokens_are_sampled(name):
   """Nash-MD has two samplers, and XLA moved a gather of what both read into one's loop."""
   done = subprocess.run(
     [sys.executable, "-c", TRUE_SIZE, name],
@@ -304,11 +306,11 @@ def test_no_weight_of_2b_is_gathered_while_tokens_are_drawn(name):
   )
   assert done.returncode == 0, done.stderr[-3000:]
   loop = bodies(done.stdout)[256]
-  assert any("256128" in line for line in loop), "this is the loop that draws tokens"
+  assert any("256128" in line for line in loop), "this is the loop that samples tokens"
   assert not [line for line in loop if re.search(r" (all-gather|all-to-all)(-start)?\(", line)]
 
 
-def test_no_weight_is_turned_while_tokens_are_drawn(texts):
+def test_no_weight_is_transposed_while_tokens_are_sampled(texts):
   loop = "\n".join(bodies(texts["sample"])[11])
   found = re.findall(r"= f32\[([0-9,]+)\]\S* (?:copy|transpose)\(", loop)
   shapes = [[int(n) for n in shape.split(",")] for shape in found]

@@ -55,7 +55,7 @@ def test_windows_hold_every_document_once_in_order(tmp_path, width):
     np.testing.assert_array_equal(np.concatenate([row[name] for row in rows]), array)
 
 
-def test_only_the_response_counts(tmp_path):
+def test_only_tokens_of_the_response_count_in_the_loss(tmp_path):
   rows = [
     {"prompt": "Tom had", "response": " a cat."},
     {"messages": [{"role": "user", "content": "Lily"}], "response": " ran."},
@@ -82,7 +82,7 @@ def test_only_the_response_counts(tmp_path):
     ({"votes_a": 0, "votes_b": 0, "ties": 3}, 0.5),
   ],
 )
-def test_who_won(tmp_path, verdict, p_win):
+def test_every_form_of_a_verdict_gives_the_probability_that_a_wins(tmp_path, verdict, p_win):
   pair = {} if "chosen" in verdict else {"response_a": "one", "response_b": "two"}
   rows = [{"prompt": "Say", **pair, **verdict}] * 2
   config = configure("preferences", write(tmp_path / "p.jsonl", rows))
@@ -96,7 +96,7 @@ def test_who_won(tmp_path, verdict, p_win):
   assert batch["a_mask"][0, 0]
 
 
-def test_budgets_drop_or_cut(tmp_path):
+def test_texts_over_their_budgets_are_dropped_or_cut(tmp_path):
   long, short = "a very very long and windy text of many many words", "Hi"
   rows = [
     {"prompt": p, "chosen": a, "rejected": b}
@@ -177,7 +177,7 @@ def test_a_bad_line_is_named(tmp_path, task, line, message):
     preferences.load_preferences(configure(task, str(path)), TOKENIZER, seed=0)
 
 
-def test_other_bad_input(tmp_path):
+def test_other_bad_input_is_refused(tmp_path):
   path = write(tmp_path / "p.jsonl", [{"text": "x"}])
   with pytest.raises(ValueError, match="choose one of text, responses, preferences, tokens"):
     preferences.load_preferences(configure("pairs", path), TOKENIZER, seed=0)
@@ -212,9 +212,9 @@ def test_votes_of_three_annotators_under_gemmas_template(data_dir, tmp_path):
   assert (batch["prompts"].tokens[:, -3:] == np.array(model)[None]).all()
   assert (batch["prompts"].tokens == gemma.bos_id).sum(1).tolist() == [1] * 39
   for side in "ab":
-    said = gemma.decode(batch[f"{side}_tokens"][0][batch[f"{side}_mask"][0]])
-    assert said
-    assert rows[0][f"response_{side}"].startswith(said)
+    text = gemma.decode(batch[f"{side}_tokens"][0][batch[f"{side}_mask"][0]])
+    assert text
+    assert rows[0][f"response_{side}"].startswith(text)
   sixths = batch["p_win"] * 6  # three annotators, halves for ties
   np.testing.assert_allclose(sixths, np.round(sixths), atol=1e-5)
   assert 0 < batch["p_win"].mean() < 1

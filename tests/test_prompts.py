@@ -63,8 +63,8 @@ def test_hosts_rows_make_up_the_batch_of_one_host(loaded, hosts):
 
 def test_every_prompt_once_an_epoch_though_batches_straddle_epochs(loaded):
   _, train, _ = loaded
-  drawn = np.concatenate([train.batch(step, 8).index for step in range(5)])
-  first, second = drawn[:20], drawn[20:]
+  order = np.concatenate([train.batch(step, 8).index for step in range(5)])
+  first, second = order[:20], order[20:]
   assert sorted(first) == sorted(second) == list(range(20))
   assert list(first) != list(second)
   assert list(first) != sorted(first)
@@ -118,19 +118,19 @@ def test_a_mixture_keeps_its_rates_and_repeats(tmp_path):
   ]
   config = configure(f"{paths[0]}:3,{paths[1]}:1", max_tokens=128, held_out=0)
   train, held_out = prompts.load_prompts(config, TOKENIZER, seed=0)
-  said = texts_of(train)
-  cats = [text for text in said if text.startswith("cat")]
+  texts = texts_of(train)
+  cats = [text for text in texts if text.startswith("cat")]
   assert cats == [
     "cat" + " ran" * i for i in range(60)
   ]  # the mixture ends with its first source to end
-  assert 8 <= len(said) - len(cats) <= 35  # 60 / 3, give or take five standard deviations
+  assert 8 <= len(texts) - len(cats) <= 35  # 60 / 3, give or take five standard deviations
   again, _ = prompts.load_prompts(config, TOKENIZER, seed=0)
-  assert texts_of(again) == said
+  assert texts_of(again) == texts
   with pytest.raises(ValueError, match="empty"):
     held_out.batch(0, 2)
 
 
-def test_a_task_registered_elsewhere(tmp_path):
+def test_a_task_registered_elsewhere_is_read(tmp_path):
   import seqio
   import tensorflow as tf
 
@@ -169,7 +169,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     prompts.load_prompts(configure(str(path)), TOKENIZER, seed=0)
 
 
-def test_other_bad_input(tmp_path):
+def test_other_bad_input_is_refused(tmp_path):
   path = write(tmp_path / "p.jsonl", [{"prompt": "a long prompt of many words"}] * 5)
   for config, message in [
     (configure(path, max_tokens=2), "no prompts left: all 2 are over max_tokens=2"),
@@ -183,7 +183,7 @@ def test_other_bad_input(tmp_path):
       prompts.load_prompts(config, TOKENIZER, seed=0)
 
 
-def test_bundled_stories():
+def test_the_bundled_stories_differ_and_are_plain_text():
   train, held_out = prompts.load_prompts(
     configure("assets:stories/prompts.jsonl", "stories", 32, held_out=96), TOKENIZER, seed=0
   )
@@ -221,5 +221,5 @@ def test_rlhflow_collection_from_parquet_to_prompts(tmp_path, data_dir):
   gemma = Tokenizer(str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
   train, _ = prompts.load_prompts(configure(output, "rlhflow", 64, held_out=0), gemma, seed=0)
   batch = train.all()
-  said = [list(row[mask]) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
-  assert (said[0], said[3]) == (gemma.prompt("Why?"), gemma.prompt([ask, answer, ask]))
+  ids = [list(row[mask]) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
+  assert (ids[0], ids[3]) == (gemma.prompt("Why?"), gemma.prompt([ask, answer, ask]))

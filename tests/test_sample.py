@@ -107,7 +107,7 @@ def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monke
 
 
 @pytest.mark.parametrize(
-  ("changes", "said"),
+  ("changes", "message"),
   [
     ({"realign": -1.0}, r"realign: expected a number of at least 0.*got -1\.0"),
     ({"realign": float("nan")}, r"realign: expected a number of at least 0.*got nan"),
@@ -117,9 +117,9 @@ def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monke
     ({"prompt": "", "file": "/dev/null"}, "file: expected a prompt a line, got '/dev/null'"),
   ],
 )
-def test_bad_input_is_told_before_weights_load(printed, monkeypatch, changes, said):
+def test_bad_input_is_refused_before_weights_load(printed, monkeypatch, changes, message):
   monkeypatch.setattr("nash_jax.jobs.sample.load_weights", None)
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=message):
     printed(**changes)
 
 

@@ -1,4 +1,4 @@
-"""The sampler against full forward passes of the same models."""
+"""The sampler agrees with full forward passes of the same models."""
 
 import functools
 
@@ -28,7 +28,7 @@ KEY = jax.random.key(7)
 
 
 def weights(seed, config=TINY):
-  """Random parameters far from uniform laws, norms included."""
+  """Random parameters far from uniform policies, norms included."""
   draw = np.random.default_rng(seed).normal
   return jax.tree.map(
     lambda leaf: jnp.asarray(draw(0, 0.3, leaf.shape), jnp.float32), gemma.shapes(config)
@@ -64,7 +64,7 @@ def reference():
 
 
 @pytest.fixture(scope="module")
-def drawn(policy):
+def sampled(policy):
   return compiled()(policy, make_prompts(), KEY)
 
 
@@ -89,7 +89,7 @@ def raw_logits(params, prompts, responses):
   return out.reshape(count, samples, length, -1)
 
 
-def of_drawn(distribution, responses):
+def at_tokens(distribution, responses):
   own = jnp.take_along_axis(distribution, responses.tokens[..., None], axis=-1)[..., 0]
   return jnp.where(responses.mask, own, 0.0)
 
@@ -144,11 +144,11 @@ def test_recomputed_logprobs_agree(config, dtype, atol):
   np.testing.assert_allclose(got.logp, again, atol=atol)
   np.testing.assert_array_equal(got.logp, got.logp_sampling)
   assert got.logp.dtype == jnp.float32
-  assert np.ptp(got.logp[got.mask]) > 1  # not a uniform law, which would agree with anything
+  assert np.ptp(got.logp[got.mask]) > 1  # not uniform, which would agree with anything
 
 
-def test_nothing_after_the_stop_counts(drawn):
-  tokens, mask, stopped = (np.asarray(a) for a in (drawn.tokens, drawn.mask, drawn.stopped))
+def test_nothing_after_the_stop_counts(sampled):
+  tokens, mask, stopped = (np.asarray(a) for a in (sampled.tokens, sampled.mask, sampled.stopped))
   assert 0 < stopped.sum() < stopped.size
   lengths = mask.sum(-1)
   np.testing.assert_array_equal(mask, np.arange(L) < lengths[..., None])
@@ -157,24 +157,24 @@ def test_nothing_after_the_stop_counts(drawn):
   last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
   np.testing.assert_array_equal(np.isin(last, STOPS), stopped)
   np.testing.assert_array_equal(np.isin(tokens, STOPS).sum(-1), stopped)
-  for values in (tokens, drawn.logp, drawn.logp_sampling):
+  for values in (tokens, sampled.logp, sampled.logp_sampling):
     np.testing.assert_array_equal(np.asarray(values)[~mask], 0)
   assert not FORBIDDEN[tokens[mask]].any()
 
 
-def test_padding_changes_nothing(policy, drawn):
-  assert_same(compiled()(policy, make_prompts(filler=17), KEY), drawn)
+def test_padding_changes_nothing(policy, sampled):
+  assert_same(compiled()(policy, make_prompts(filler=17), KEY), sampled)
   wider = compiled()(policy, make_prompts(filler=9, columns=LP + 5), KEY)
-  assert_same(wider, drawn, atol=2e-5)
+  assert_same(wider, sampled, atol=2e-5)
 
 
-def test_a_row_depends_on_key_and_place_alone(policy, drawn):
+def test_a_response_depends_on_key_and_place_alone(policy, sampled):
   sample, prompts = compiled(), make_prompts()
-  assert_same(sample(policy, prompts, KEY), drawn)
+  assert_same(sample(policy, prompts, KEY), sampled)
   other = sample(policy, prompts, jax.random.key(8))
-  assert not np.array_equal(other.tokens, drawn.tokens)
+  assert not np.array_equal(other.tokens, sampled.tokens)
   for b in range(len(LENGTHS)):
-    assert len({tuple(row) for row in np.asarray(drawn.tokens[b])}) == K
+    assert len({tuple(row) for row in np.asarray(sampled.tokens[b])}) == K
 
   def first(tree):
     return jax.tree.map(lambda a: a[:1], tree)
@@ -182,8 +182,8 @@ def test_a_row_depends_on_key_and_place_alone(policy, drawn):
   neighbours = jax.tree.map(
     lambda a, b: jnp.concatenate([a[:1], b[1:]]), prompts, make_prompts(seed=5)
   )
-  assert_same(first(sample(policy, neighbours, KEY)), first(drawn))
-  assert_same(sample(policy, first(prompts), KEY), first(drawn), atol=2e-5)
+  assert_same(first(sample(policy, neighbours, KEY)), first(sampled))
+  assert_same(sample(policy, first(prompts), KEY), first(sampled), atol=2e-5)
 
 
 def test_one_token_frequencies_are_the_softmax(policy):
@@ -204,11 +204,11 @@ def test_one_token_frequencies_are_the_softmax(policy):
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(12, 0.6), (1, 1.0)])
-def test_top_k_and_top_p_narrow_the_sampling_law_alone(policy, top_k, top_p):
+def test_top_k_and_top_p_narrow_the_sampling_distribution_alone(policy, top_k, top_p):
   prompts = make_prompts()
   got = compiled(top_k=top_k, top_p=top_p)(policy, prompts, KEY)
   distribution = np.asarray(jax.nn.log_softmax(raw_logits(policy, prompts, got) / TEMPERATURE))
-  np.testing.assert_allclose(got.logp, of_drawn(distribution, got), atol=1e-4)
+  np.testing.assert_allclose(got.logp, at_tokens(distribution, got), atol=1e-4)
   best = np.sort(np.exp(distribution), axis=-1)[..., ::-1][..., :top_k]
   before = (np.cumsum(best, axis=-1) - best) / best.sum(-1, keepdims=True)
   kept = np.sum(best, axis=-1, where=before < top_p)
@@ -223,12 +223,12 @@ def test_top_k_and_top_p_narrow_the_sampling_law_alone(policy, top_k, top_p):
 
 
 @pytest.mark.parametrize("m", [0.0, 1.0, 0.5, -0.5])
-def test_mixture_is_its_definition(policy, reference, m):
+def test_a_mixture_follows_its_definition(policy, reference, m):
   prompts = make_prompts()
   got = mixed(m, (policy, reference), prompts, KEY)
   logits = (1 - m) * raw_logits(policy, prompts, got) + m * raw_logits(reference, prompts, got)
   distribution = jax.nn.log_softmax(logits / TEMPERATURE)
-  np.testing.assert_allclose(got.logp, of_drawn(distribution, got), atol=1e-4)
+  np.testing.assert_allclose(got.logp, at_tokens(distribution, got), atol=1e-4)
   plain = [compiled()(p, prompts, KEY) for p in (policy, reference)]
   if m in (0.0, 1.0):
     assert_same(got, plain[int(m)], atol=1e-5)
@@ -251,22 +251,22 @@ def counted(monkeypatch, policy, stop_ids):
   return got, len(count)
 
 
-def test_early_stop_changes_nothing(policy, drawn, monkeypatch):
+def test_early_stop_changes_nothing(policy, sampled, monkeypatch):
   endless, passes = counted(monkeypatch, policy, ())
   assert passes == L - 1
   assert endless.mask.all()
   assert not endless.stopped.any()
   stops = np.isin(endless.tokens, STOPS)
   keep = np.cumsum(stops, axis=-1) - stops == 0
-  np.testing.assert_array_equal(drawn.mask, keep)
-  np.testing.assert_array_equal(drawn.tokens, np.where(keep, endless.tokens, 0))
-  np.testing.assert_allclose(drawn.logp, np.where(keep, endless.logp, 0), atol=1e-6)
+  np.testing.assert_array_equal(sampled.mask, keep)
+  np.testing.assert_array_equal(sampled.tokens, np.where(keep, endless.tokens, 0))
+  np.testing.assert_allclose(sampled.logp, np.where(keep, endless.logp, 0), atol=1e-6)
 
 
-def test_the_loop_ends_with_the_last_row(policy, drawn, monkeypatch):
+def test_the_loop_ends_when_the_last_response_stops(policy, sampled, monkeypatch):
   got, passes = counted(monkeypatch, policy, tuple(range(64)))
   assert passes == 0
-  np.testing.assert_array_equal(got.tokens[..., 0], drawn.tokens[..., 0])
+  np.testing.assert_array_equal(got.tokens[..., 0], sampled.tokens[..., 0])
   assert (got.mask.sum(-1) == 1).all()
   assert got.stopped.all()
 
@@ -285,6 +285,6 @@ def test_the_loop_ends_with_the_last_row(policy, drawn, monkeypatch):
     ({"forbidden": np.zeros(60, bool)}, "64 rows, got shape"),
   ],
 )
-def test_a_law_that_cannot_be_sampled_is_refused(changes, message):
+def test_a_distribution_that_cannot_be_sampled_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     sampler.make_sampler(TINY, **{**OPTIONS, **changes})

@@ -1,4 +1,4 @@
-"""Games of short responses: enumerated policies, exact scores, and runs as lanes of one program."""
+"""Games of short responses: enumerated policies, exact metrics, and sweeps in one program."""
 
 import functools
 import importlib
@@ -38,13 +38,13 @@ def game(contexts=3):
   return exact.Game(prompts, p_win, exact.enumerate_responses(TOKENS, LENGTH))
 
 
-def laws(seed, contexts=3):
+def log_policies(seed, contexts=3):
   logits = np.random.default_rng(seed).normal(size=(contexts, 4))
   return scipy.special.log_softmax(logits, axis=-1).astype(np.float32)
 
 
 def test_the_bundled_games_are_those_of_their_config():
-  """P = σ(A − Aᵀ) with A of rank 4, drawn by seed 0."""
+  """P = σ(A − Aᵀ) with A of rank 4, of seed 0."""
   for strength, c in (("mild", 4.0), ("strong", 8.0)):
     bundled = np.load(asset_path(f"assets:short_game/{strength}.npy"))
     np.testing.assert_array_equal(bundled, short_game.random_game(0, c))
@@ -52,16 +52,16 @@ def test_the_bundled_games_are_those_of_their_config():
     assert bundled.shape == (4, 64, 64)
 
 
-def drawn(params, g, sample):
+def sample_from(params, g, sample):
   return jax.device_get(jax.jit(sample)(params, g.prompts, jax.random.key(0)))
 
 
-def test_tabular_policies_score_and_sample_their_law():
-  g, logp = game(), laws(0)
+def test_tabular_policies_have_and_sample_their_distribution():
+  g, logp = game(), log_policies(0)
   policy, params = exact.tabular_policy(logp, TOKENS, LENGTH)
-  scored = jax.jit(functools.partial(g.log_policy, policy.logprobs))(params)
-  np.testing.assert_allclose(scored, logp, atol=1e-6)
-  y = drawn(params, g, policy.make_sampler(samples=20_000))
+  got = jax.jit(functools.partial(g.log_policy, policy.logprobs))(params)
+  np.testing.assert_allclose(got, logp, atol=1e-6)
+  y = sample_from(params, g, policy.make_sampler(samples=20_000))
   actions = (y.tokens == TOKENS[1]) @ np.array([2, 1])
   for x in range(3):
     shares = np.bincount(actions[x], minlength=4) / 20_000
@@ -71,16 +71,16 @@ def test_tabular_policies_score_and_sample_their_law():
   np.testing.assert_array_equal(y.logp, y.logp_sampling)
 
 
-def test_tabular_mixtures_and_flatter_laws_are_their_definitions():
-  g, logp, ref = game(), laws(0), laws(1)
+def test_tabular_mixtures_and_flatter_distributions_follow_their_definitions():
+  g, logp, ref = game(), log_policies(0), log_policies(1)
   policy, params = exact.tabular_policy(logp, TOKENS, LENGTH)
   both = (params, {"logits": ref})
-  y = drawn(both, g, policy.make_sampler(samples=50, mixture=0.3))
+  y = sample_from(both, g, policy.make_sampler(samples=50, mixture=0.3))
   actions = (y.tokens == TOKENS[1]) @ np.array([2, 1])
   mixed = scipy.special.log_softmax(0.7 * logp + 0.3 * ref, axis=-1)
   expected = np.take_along_axis(mixed, actions, axis=1)
   np.testing.assert_allclose(np.sum(y.logp, -1), expected, atol=1e-5)
-  flat = drawn(params, g, policy.make_sampler(samples=50, behaviour_temperature=2.0))
+  flat = sample_from(params, g, policy.make_sampler(samples=50, behaviour_temperature=2.0))
   actions = (flat.tokens == TOKENS[1]) @ np.array([2, 1])
   flatter = scipy.special.log_softmax(logp / 2, axis=-1)
   for got, distribution in ((flat.logp, logp), (flat.logp_sampling, flatter)):
@@ -88,12 +88,12 @@ def test_tabular_mixtures_and_flatter_laws_are_their_definitions():
     np.testing.assert_allclose(np.sum(got, -1), expected, atol=1e-5)
 
 
-def test_the_equilibrium_scores_zero_and_others_more():
-  g, ref = game(), laws(1)
-  star = g.log_equilibrium(ref, 0.1)
-  exact = jax.jit(lambda logp: g.metrics(logp, ref, star, 0.1))
+def test_the_exact_metrics_are_zero_at_the_equilibrium_and_positive_elsewhere():
+  g, ref = game(), log_policies(1)
+  equilibrium = g.log_equilibrium(ref, 0.1)
+  exact = jax.jit(lambda logp: g.metrics(logp, ref, equilibrium, 0.1))
   at = lambda logp: {k: float(m.value()) for k, m in exact(logp).items()}  # noqa: E731
-  assert max(at(star).values()) < 1e-6
+  assert max(at(equilibrium).values()) < 1e-6
   assert min(at(ref).values()) > 1e-3
   np.testing.assert_allclose(
     at(ref)["exact/suboptimality"],
@@ -108,10 +108,10 @@ def test_a_game_that_cannot_be_enumerated_is_refused():
 
 
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
-def test_every_row_has_its_players_and_its_share_of_the_samples(name):
+def test_every_algorithm_has_its_players_and_their_shares_of_the_samples(name):
   a = config(algorithm__name=name, algorithm__samples=6).algorithm
   method, g = algorithms.get(name), game()
-  policy, params = exact.tabular_policy(laws(0), TOKENS, LENGTH)
+  policy, params = exact.tabular_policy(log_policies(0), TOKENS, LENGTH)
   rule = update.make_update(config(algorithm__name=name), policy.logprobs)
   sample = iteration.make_sample(a, rule.players, policy)
   state = jax.eval_shape(rule.init, params)
@@ -122,8 +122,8 @@ def test_every_row_has_its_players_and_its_share_of_the_samples(name):
     assert opponents.tokens.shape == (3, 3, 2)
 
 
-def test_who_plays_is_who_the_row_says():
-  """Players that hold one response each: y and y' are theirs."""
+def test_responses_come_from_the_players_that_an_algorithm_names():
+  """Each player has a single response, by which it is known."""
   g = game()
 
   def sure(action):
@@ -131,8 +131,8 @@ def test_who_plays_is_who_the_row_says():
     logits[:, action] = 0
     return {"logits": logits}
 
-  policy, _ = exact.tabular_policy(laws(0), TOKENS, LENGTH)
-  for name, y_action, against_action in (
+  policy, _ = exact.tabular_policy(log_policies(0), TOKENS, LENGTH)
+  for name, player_action, opponent_action in (
     ("best_response", 0, 1),
     ("nash_ema", 0, 2),
     ("mpo", 0, 2),
@@ -148,14 +148,14 @@ def test_who_plays_is_who_the_row_says():
       jax.jit(sample)(state, sure(1), g.prompts, jax.random.key(0))
     )
     every = exact.enumerate_responses(TOKENS, LENGTH)
-    np.testing.assert_array_equal(y.tokens[:, 0], np.tile(every[y_action], (3, 1)))
-    np.testing.assert_array_equal(opponents.tokens[:, 0], np.tile(every[against_action], (3, 1)))
+    np.testing.assert_array_equal(y.tokens[:, 0], np.tile(every[player_action], (3, 1)))
+    np.testing.assert_array_equal(opponents.tokens[:, 0], np.tile(every[opponent_action], (3, 1)))
     assert int(queries) == 3 * 2 * LENGTH
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_lane_is_the_ordinary_run(rank, tmp_path):
+def test_a_run_of_a_sweep_is_the_ordinary_run(rank, tmp_path):
   """The scanned program of EGPO (half steps restored, an opponent) makes train.run's numbers."""
   changes = {
     "algorithm__name": "egpo",
@@ -171,8 +171,8 @@ def test_a_lane_is_the_ordinary_run(rank, tmp_path):
     "model__lora__rank": rank,
   }
   train.run(config(**changes), tmp_path / "ordinary", progress=False)
-  lanes = {"lane": config(**changes), "other": config(**changes, seed=1)}
-  sweep.run(lanes, tmp_path, progress=False)
+  runs = {"run": config(**changes), "other": config(**changes, seed=1)}
+  sweep.run(runs, tmp_path, progress=False)
 
   def last(name):
     lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -181,8 +181,8 @@ def test_a_lane_is_the_ordinary_run(rank, tmp_path):
 
   start, end = last("ordinary")
   assert abs(end[0] - start[0]) > 1e-5
-  np.testing.assert_allclose(last("lane"), (start, end), rtol=2e-4)
-  assert last("other")[1] != last("lane")[1]
+  np.testing.assert_allclose(last("run"), (start, end), rtol=2e-4)
+  assert last("other")[1] != last("run")[1]
 
 
 def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(tmp_path, capsys):
@@ -219,7 +219,7 @@ def test_a_comparison_shows_what_diverged_as_such(tmp_path, capsys):
   assert "—" in rows[-1]
 
 
-def test_lanes_are_scored_at_whole_multiples_of_steps(tmp_path):
+def test_sweeps_are_evaluated_at_whole_fractions_of_their_steps(tmp_path):
   with pytest.raises(ValueError, match=r"every: expected a divisor of steps = 5, got 2."):
     sweep.run({"run": config(steps=5, evaluation__every=2)}, tmp_path, progress=False)
 
@@ -267,11 +267,11 @@ def test_sampled_labels_are_zero_or_one_with_the_judges_probability():
   np.testing.assert_array_equal(soft.p_win, p)
 
 
-def test_a_reference_is_fitted_to_the_probabilities_it_was_drawn_as():
-  g, target = game(), laws(3)
-  policy, params = exact.tabular_policy(laws(0), TOKENS, LENGTH)
+def test_a_reference_is_fitted_to_the_probabilities_of_its_game():
+  g, target = game(), log_policies(3)
+  policy, params = exact.tabular_policy(log_policies(0), TOKENS, LENGTH)
   params, kl = short_game.fit_reference(policy.logprobs, g, params, target, steps=2000)
-  start = np.asarray(jax.jit(preference.kl)(target, laws(0))).mean()
+  start = np.asarray(jax.jit(preference.kl)(target, log_policies(0))).mean()
   assert kl < 1e-3 * start
   fitted = jax.jit(functools.partial(g.log_policy, policy.logprobs))(params)
   np.testing.assert_allclose(np.exp(fitted), np.exp(target), atol=0.01)

@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from judge_examples import asked, built, prompts_of, responses_of, settings
+from judge_examples import make_judge, prompts_of, responses_of, settings, verdict_of
 
 from nash_jax import judges
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
@@ -30,9 +30,11 @@ STORIES = (
 
 
 def test_population_cycles_and_no_reward_explains_it(tokenizer):
-  judge = built("population")
+  judge = make_judge("population")
   rows = [[tokenizer.response(text) for text in STORIES]]
-  verdict = asked(judge, prompts_of([tokenizer.prompt("One day")], 8), responses_of(rows, 64), None)
+  verdict = verdict_of(
+    judge, prompts_of([tokenizer.prompt("One day")], 8), responses_of(rows, 64), None
+  )
   p = np.asarray(verdict.p_win[0])
   cycle = (0, 1), (1, 2), (2, 0)
   for pair in cycle:
@@ -46,7 +48,7 @@ def test_population_cycles_and_no_reward_explains_it(tokenizer):
   assert np.abs(np.asarray(fits) - 2 / 3).max(axis=1).min() >= 1 / 6 - 1e-6
 
 
-def test_annotators_count_saturate_and_want_an_end(tokenizer):
+def test_annotators_count_words_up_to_a_limit_and_prefer_finished_stories(tokenizer):
   judge = population.judge(
     tokenizer,
     {
@@ -83,14 +85,16 @@ def test_table_is_read_by_context_and_digits(tmp_path, tokenizer):
   judge = judges.make(config, tokenizer)
   actions = [[10, 10], [10, 11], [11, 10], [11, 11]]
   prompts = prompts_of([[2]] * 4, 1)  # contexts 0, 1, 2, 0
-  verdict = asked(judge, prompts, responses_of([actions] * 4, 2), None)
+  verdict = verdict_of(judge, prompts, responses_of([actions] * 4, 2), None)
   np.testing.assert_allclose(verdict.p_win, p[[0, 1, 2, 0]], atol=1e-6)
   strange = [[10, 11, 1], [12, 10, 1], [9, 10, 1], [10]]
-  verdict = asked(judge, prompts, responses_of([actions] * 4, 3), responses_of([strange] * 4, 3))
+  verdict = verdict_of(
+    judge, prompts, responses_of([actions] * 4, 3), responses_of([strange] * 4, 3)
+  )
   np.testing.assert_array_equal(verdict.valid, np.tile([True, False, False, False], (4, 4, 1)))
   np.testing.assert_array_equal(verdict.p_win[..., 1:], 0.5)
   config.table_tokens = 0  # then a token is an action
-  verdict = asked(
+  verdict = verdict_of(
     judges.make(config, tokenizer), prompts, responses_of([[[10], [13]]] * 4, 1), None
   )
   np.testing.assert_allclose(verdict.p_win[:, 0, 1], p[[0, 1, 2, 0], 0, 3], atol=1e-6)
@@ -116,7 +120,7 @@ def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
     table.judge(game(), 10, 3)
   judge = table.judge(game(), 10, 2)
   with pytest.raises(ValueError, match="need 2 tokens"):
-    asked(judge, prompts_of([[2]], 1), responses_of([[[10], [11]]], 1), None)
+    verdict_of(judge, prompts_of([[2]], 1), responses_of([[[10], [11]]], 1), None)
   np.save(tmp_path / "p.npy", game())
   with pytest.raises(ValueError, match="1024 pieces, got 1022 to 1025"):
     judges.make(settings("table", table=str(tmp_path / "p.npy"), first_token=1022), tokenizer)

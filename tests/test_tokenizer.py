@@ -44,7 +44,7 @@ def test_real_gemma_template_is_the_published_string(gemma):
   assert gemma.prompt(messages) == [gemma.bos_id, *gemma._model.encode(published)]
 
 
-def test_real_gemma_pieces(gemma):
+def test_real_gemma_has_its_published_special_pieces(gemma):
   assert (gemma.size, gemma.pad_id, gemma.eos_id, gemma.bos_id) == (256000, 0, 1, 2)
   assert gemma.stop_ids == (1, 107)
   forbidden = gemma.forbidden(256128)
@@ -64,7 +64,7 @@ def test_no_marker_can_be_typed(gemma, text):
 
 @pytest.mark.parametrize("text", ["Hello", "<bos>Hello", "<bos><bos>Hello", ""])
 @pytest.mark.parametrize("tokenizer", [PLAIN, CHAT], ids=["plain", "gemma"])
-def test_exactly_one_bos(tokenizer, text):
+def test_a_prompt_has_exactly_one_bos(tokenizer, text):
   ids = tokenizer.prompt(text)
   assert ids[0] == tokenizer.bos_id
   assert ids.count(tokenizer.bos_id) == 1
@@ -108,12 +108,12 @@ def test_plain_template_takes_one_turn():
     (["user", "system"], "message 1 has role 'system'"),
   ],
 )
-def test_conversations_that_break_the_rules(roles, message):
+def test_conversations_that_break_the_rules_are_refused(roles, message):
   with pytest.raises(ValueError, match=message):
     turns([{"role": role, "content": "x"} for role in roles])
 
 
-def test_bad_files_and_names(tmp_path):
+def test_bad_files_and_names_are_refused(tmp_path):
   with pytest.raises(ValueError, match="no tokenizer file"):
     Tokenizer(str(tmp_path / "nowhere.model"), "plain")
   foreign = tmp_path / "foreign.model"

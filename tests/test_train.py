@@ -1,4 +1,4 @@
-"""The online loop: what it leaves, how it goes on after an end of any kind, what it reads when."""
+"""The online loop: what it leaves, how it resumes after any end, when it waits for the device."""
 
 import json
 import os
@@ -30,14 +30,14 @@ def assert_same(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def at(call, do, function):
-  """Returns `function` that does `do` first when it is called for the `call`-th time."""
+def at(call, action, function):
+  """Returns `function` that does `action` first when it is called for the `call`-th time."""
   calls = []
 
   def wrapped(*args):
     calls.append(1)
     if len(calls) == call:
-      do()
+      action()
     return function(*args)
 
   return wrapped
@@ -107,12 +107,12 @@ def test_a_reference_is_the_same_held_in_the_type_it_is_computed_with():
   rng = np.random.default_rng(0)
   prompts = Prompts(rng.integers(5, 1024, (3, 4)), np.ones((3, 4), bool), np.arange(3))
   tokens, mask = rng.integers(5, 1024, (3, 2, 5)), np.ones((3, 2, 5), bool)
-  score = jax.jit(
+  logprobs_of = jax.jit(
     lambda params: logprobs.response_logprobs(
       params, model, prompts, tokens, mask, dtype=jnp.bfloat16
     )
   )
-  assert_same(score(held), score(whole))
+  assert_same(logprobs_of(held), logprobs_of(whole))
 
 
 def kill():
@@ -274,7 +274,7 @@ def test_a_workdir_of_another_config_is_refused_before_anything_loads(whole, mon
 
 
 def test_a_run_starts_from_the_target_of_another_and_copies_its_own_periodically(whole, tmp_path):
-  """Assembled for real: its own weights, its own compilation, the other form of target."""
+  """Set up in full: its own weights, its own compilation, the other form of target."""
   config = tiny.train(
     {
       "model.weights": f"{whole[0]}@target",

@@ -140,27 +140,27 @@ def test_gradients_stop_at_every_role_and_the_judge_though_the_loss_depends_on_t
   a = tiny.train({"algorithm.name": name}).algorithm
   algorithms.fill_defaults(a)
   weights = algorithms.get(name).role_weights(a)
-  scored = "rewards" if algorithms.get(name).needs_rewards else "p_win"
+  field = "rewards" if algorithms.get(name).needs_rewards else "p_win"
 
   @jax.jit
-  def loss(ref, target, judged):
-    verdict = x.verdict.replace(**{scored: judged})
+  def loss(ref, target, values):
+    verdict = x.verdict.replace(**{field: values})
     state = rule.init(logits(0)).replace(target=target)
-    state, values = rule.train_step(state, ref, x.replace(verdict=verdict))
-    return values["loss"].value(), gradient(state)
+    state, emitted = rule.train_step(state, ref, x.replace(verdict=verdict))
+    return emitted["loss"].value(), gradient(state)
 
-  judged = jnp.asarray(getattr(x.verdict, scored))
-  roles = (logits(2), logits(1), judged)
+  judgement = jnp.asarray(getattr(x.verdict, field))
+  roles = (logits(2), logits(1), judgement)
   grads = jax.grad(lambda *roles: loss(*roles)[0], (0, 1, 2))(*roles)
   jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), grads)
   _, base = loss(*roles)
-  changes = {"reference": (logits(3), *roles[1:]), "target": (roles[0], logits(3), judged)}
-  for other in [changes[role] for role in weights] + [(*roles[:2], judged[::-1] * 0.9)]:
+  changes = {"reference": (logits(3), *roles[1:]), "target": (roles[0], logits(3), judgement)}
+  for other in [changes[role] for role in weights] + [(*roles[:2], judgement[::-1] * 0.9)]:
     assert np.max(np.abs(loss(*other)[1] - base)) > 1e-3
 
 
-def play(rule, steps):
-  """Returns (state after n steps and the moves due there, state before those moves) for every n."""
+def run(rule, steps):
+  """Returns (state after n steps and the copies due, state before those copies) for every n."""
   state, history = rule.init(logits(0)), []
   for step in range(1, steps + 1):
     before, _ = rule.train_step(state, logits(2), batch())
@@ -173,7 +173,7 @@ def test_extragradient_half_steps_start_where_the_whole_step_did():
   """EGPO: parameters and optimiser state of the start return; y'' comes from the half step."""
   rule = make(algorithm__name="egpo")
   start = rule.init(logits(0))
-  (half, first), (whole, second), (third, _) = play(rule, 3)
+  (half, first), (whole, second), (third, _) = run(rule, 3)
   restored = (half.params, half.opt_state)
   jax.tree.map(np.testing.assert_array_equal, restored, (start.params, start.opt_state))
   np.testing.assert_array_equal(half.copies["opponent"]["w"], first.params["w"])
@@ -186,7 +186,7 @@ def test_extragradient_half_steps_start_where_the_whole_step_did():
 
 def test_two_step_nash_mp_moves_its_opponent_each_half_and_its_centre_each_whole():
   rule = make(algorithm__name="nash_mp_two_step", algorithm__target_period=2)
-  history = play(rule, 4)
+  history = run(rule, 4)
   start, after = logits(0)["w"], [state.params["w"] for state, _ in history]
   opponents = [start, after[1], after[1], after[3]]
   centres = [start, start, start, after[3]]
@@ -197,9 +197,9 @@ def test_two_step_nash_mp_moves_its_opponent_each_half_and_its_centre_each_whole
 
 @pytest.mark.parametrize("name", ["mpo", "nash_mp"])
 def test_a_refreshed_reference_is_the_policy_of_its_last_period(name):
-  """MPO's magnet is the reference refreshed; any row may refresh it."""
+  """MPO's magnet is the reference refreshed; any algorithm may refresh it."""
   rule = make(algorithm__name=name, algorithm__reference_period=3, algorithm__target_period=1)
-  history = play(rule, 4)
+  history = run(rule, 4)
   # It starts as the run's reference, whatever the policy starts from, and KL to it returns to 0.
   np.testing.assert_array_equal(history[1][0].copies["reference"]["w"], logits(0)["w"])
   np.testing.assert_array_equal(history[2][0].copies["reference"]["w"], history[2][0].params["w"])
@@ -233,7 +233,7 @@ def test_every_metric_has_an_entry_in_the_glossary(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
-def test_every_optimiser_raises_the_likelihood_of_what_wins(name):
+def test_every_optimiser_raises_the_likelihood_of_winning_responses(name):
   """All compared responses win or lose by their first token: token 0 wins."""
   rule, x = make(optimizer__name=name, optimizer__micro_batches=1), batch()
   tokens = np.zeros((B, K, L), np.int64)

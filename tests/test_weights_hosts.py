@@ -9,7 +9,7 @@ from weight_files import FIXTURES, MODELS, checkpoint, same
 
 from nash_jax import weights
 
-TWO = """
+PROGRAM = """
 import sys
 import jax, numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
@@ -70,7 +70,7 @@ def test_hosts_read_their_own_parts_and_write_one_file(tmp_path):
   out = str(tmp_path / "out")
   started = [
     subprocess.Popen(
-      [sys.executable, "-c", TWO, address, str(i), str(source), stacked, out],
+      [sys.executable, "-c", PROGRAM, address, str(i), str(source), stacked, out],
       env=env,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
@@ -78,8 +78,8 @@ def test_hosts_read_their_own_parts_and_write_one_file(tmp_path):
     )
     for i in range(2)
   ]
-  said = [process.communicate(timeout=120)[0] for process in started]
-  assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+  output = [process.communicate(timeout=120)[0] for process in started]
+  assert [process.returncode for process in started] == [0, 0], "\n".join(output)
   own = tmp_path / "out" / "own.st"
   moved = own.rename(tmp_path / "own.safetensors")
   same(weights.load(out, config), params)

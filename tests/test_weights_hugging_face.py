@@ -59,12 +59,12 @@ def test_export_of_an_import_is_the_file_that_transformers_wrote(from_transforme
     np.testing.assert_array_equal(got[name], x)
   same(weights.load(str(tmp_path / "out"), config), params)
   # What config.json says of the architecture is what transformers says; it spells rope otherwise.
-  ours, told = (
+  ours, theirs = (
     hugging_face.fields(json.loads((at / "config.json").read_text()))
     for at in (tmp_path / "out", folder)
   )
-  assert ours.pop("torch_dtype") == told.pop("dtype")
-  assert ours == {name: told[name] for name in ours}
+  assert ours.pop("torch_dtype") == theirs.pop("dtype")
+  assert ours == {name: theirs[name] for name in ours}
 
 
 def test_large_exports_come_in_files_with_an_index(from_transformers, tmp_path):

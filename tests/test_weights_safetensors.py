@@ -47,7 +47,7 @@ def test_the_table_of_names_is_the_models_own_tree(name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("head", [False, True])
-def test_parameters_come_back(tmp_path, layout, dtype, head):
+def test_saved_parameters_come_back(tmp_path, layout, dtype, head):
   config = gemma.preset("tiny", **LAYOUTS[layout])
   params = random(config)
   if head:

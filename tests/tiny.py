@@ -44,7 +44,7 @@ def get_config(kind=""):
 
 
 def batch(setup: nash_jax.train.Setup):
-  """Returns responses that no device has drawn, of ragged lengths, some verdicts missing."""
+  """Returns made-up responses of ragged lengths, some verdicts missing."""
   rng, size = np.random.default_rng(0), setup.config.prompts.batch_size
   mask = np.arange(12)[None, None] < rng.integers(1, 12, (size, 2, 1))
   tokens = np.where(mask, rng.integers(5, 1024, mask.shape), 0).astype(np.int32)

@@ -55,7 +55,7 @@ def test_equilibrium_is_its_own_best_response_and_nothing_else_is(seed, actions,
   assert float(suboptimality(p_win, star, ref, beta)) < 1e-24
   assert float(suboptimality(p_win, ref, ref, beta)) > 0
   np.testing.assert_allclose(value(p_win, star, star), 0.5, atol=1e-14)
-  # nobody gains against π* in the regularised game
+  # nobody gains over π* in the regularised game
   log_ref, log_star, rng = np.log(ref), np.log(star), np.random.default_rng(seed)
   for _ in range(5):
     other = rng.dirichlet(np.ones(actions)) + 1e-9

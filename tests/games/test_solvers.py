@@ -44,7 +44,7 @@ def _one_step(updates, method, game, state, batch=0, inner=3, **knobs):
 
 
 def _objective(game, logits, opponent):
-  """J of regularised self-play against a frozen opponent."""
+  """Loss of regularised self-play with a frozen opponent."""
   logp = jax.nn.log_softmax(logits)
   wins = game.p_win @ jnp.exp(opponent)
   return -jnp.exp(logp) @ wins + game.beta * preference.kl(logp, game.log_ref)
@@ -74,7 +74,7 @@ def test_the_closed_step_zeroes_the_gradient_of_its_prox_objective(seed, beta, e
 
 
 @pytest.mark.parametrize(("updates", "method"), BOTH)
-def test_the_equilibrium_is_a_fixed_point_of_who_solves_the_regularised_game(updates, method):
+def test_the_equilibrium_is_a_fixed_point_of_methods_for_the_regularised_game(updates, method):
   game = _game(2, beta=0.1, contexts=2)
   star = np.log(preference.equilibrium(game.p_win, np.exp(game.log_ref), 0.1))
   logp, _ = _one_step(updates, method, game, solvers.State(star, star, np.asarray(0)), step=0.3)
@@ -124,7 +124,7 @@ def test_the_enumerated_estimator_is_the_gradient_of_its_objective(seed):
 def test_regression_gradients_are_those_of_their_printed_losses(kind):
   game = _game(4)
   logp, third = _policy(5, game.log_ref), _policy(6, game.log_ref)
-  law = np.full(5, 0.2) if kind == "egpo" else np.exp(logp)
+  weights = np.full(5, 0.2) if kind == "egpo" else np.exp(logp)
 
   def loss(v):
     r = jax.nn.log_softmax(v) - game.log_ref
@@ -136,7 +136,7 @@ def test_regression_gradients_are_those_of_their_printed_losses(kind):
                + (1 - game.p_win) * jax.nn.log_sigmoid(-game.beta * margin)),
       "egpo": (margin - (wins[:, None] - wins[None, :]) / game.beta) ** 2,
     }[kind]
-    return law @ each @ law
+    return weights @ each @ weights
 
   coefficients = solvers._logistic if kind == "dpo" else solvers._regression
 
@@ -171,9 +171,9 @@ def test_sampled_gradients_have_the_exact_ones_as_their_mean(method):
 def test_self_play_is_online_ipo_at_the_stated_rate():
   game = _game(10)
   state = solvers.State(_policy(11, game.log_ref), game.log_ref, np.asarray(0))
-  play, _ = _one_step("gradient", "reg_self_play", game, state, step=4 * 0.02 / 0.1)
+  self_play, _ = _one_step("gradient", "reg_self_play", game, state, step=4 * 0.02 / 0.1)
   ipo, _ = _one_step("gradient", "online_ipo", game, state, step=0.02)
-  np.testing.assert_allclose(play, ipo, atol=1e-13)
+  np.testing.assert_allclose(self_play, ipo, atol=1e-13)
 
 
 @pytest.mark.parametrize("method", ["egpo", "mmd"])
@@ -192,10 +192,10 @@ def test_the_target_decides_between_self_play_and_a_frozen_centre():
   np.testing.assert_allclose(frozen, state.other, atol=1e-15)
   _, copied = _one_step("gradient", "nash_mp_ema", game, state, kappa=1.0)
   np.testing.assert_allclose(copied, new, atol=1e-15)
-  play, _ = _one_step("gradient", "reg_self_play", game, state)
+  self_play, _ = _one_step("gradient", "reg_self_play", game, state)
   follower = state._replace(other=state.logp)  # κ = 1: the target is the policy itself
   np.testing.assert_allclose(
-    _one_step("gradient", "nash_mp_ema", game, follower)[0], play, atol=1e-15)
+    _one_step("gradient", "nash_mp_ema", game, follower)[0], self_play, atol=1e-15)
 
 
 def test_many_inner_steps_are_the_two_closed_half_steps():
@@ -236,7 +236,7 @@ SURE = [("proximal", "nash_mp", 400, 1e-12), ("proximal", "proximal_point", 200,
 
 
 @pytest.mark.parametrize(("updates", "method", "iterations", "atol"), SURE)
-def test_who_claims_convergence_reaches_the_equilibrium_of_every_zoo_game(
+def test_methods_that_claim_convergence_reach_the_equilibrium_of_every_zoo_game(
     updates, method, iterations, atol):
   beta, games = 0.2, sorted(zoo.menagerie(), key=lambda game: len(game.p_win))
   for actions, alike in itertools.groupby(games, lambda game: len(game.p_win)):
@@ -391,7 +391,7 @@ def test_the_curve_is_sampled_without_changing_the_run():
   ({"ref": np.array([0.5, 0.5, 0, 0, 0])}, "full support"),
   ({"p_win": np.ones((5, 5))}, "worst entry"),
 ])
-def test_errors_teach(arguments, words):
+def test_bad_arguments_are_refused_with_the_choices(arguments, words):
   given = {"method": "nash_mp", "p_win": np.full((5, 5), 0.5), "ref": np.full(5, 0.2),
            "beta": 0.1, "iterations": 6} | arguments
   with pytest.raises(ValueError, match=words):

@@ -28,8 +28,8 @@ def test_dice_of_efron_beat_their_neighbour_by_two_to_one():
 
 
 def test_types_cycle_at_two_thirds_and_the_majority_of_them_at_one():
-  rotated = [np.roll(np.arange(3), k) for k in range(3)]
-  mixed, ruled = zoo.population(rotated).p_win, zoo.majority(rotated).p_win
+  orders = [np.roll(np.arange(3), k) for k in range(3)]
+  mixed, ruled = zoo.population(orders).p_win, zoo.majority(orders).p_win
   np.testing.assert_allclose(np.sort(mixed[0]), [1 / 3, 1 / 2, 2 / 3])
   np.testing.assert_allclose(np.sort(ruled[0]), [0, 1 / 2, 1])
   np.testing.assert_array_equal(mixed > 0.5, ruled > 0.5)
