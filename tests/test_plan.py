@@ -148,8 +148,8 @@ def test_what_is_held_is_what_a_run_holds(assembled):
   mesh = sharding.make_mesh(config.mesh)
   trees = plan.lowerings(config, tok, mesh)["held"]
   judge = trees.pop("judge")  # the population: a few numbers, which no estimate counts
-  assert memory.share(judge) < 1e5
-  assert {name: memory.share(tree) for name, tree in trees.items()} == {
+  assert memory.bytes_per_device(judge) < 1e5
+  assert {name: memory.bytes_per_device(tree) for name, tree in trees.items()} == {
     name: parts[name] for name in trees
   }
 

@@ -107,7 +107,7 @@ def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
     "positions": write(cache["positions"], positions, axis=1),
     "end_index": cache["end_index"] + 1,
   }
-  if attn.attn_type == gm.nn.AttentionType.LOCAL_SLIDING:
+  if attn.attn_type == gemma.LOCAL:
     visible &= cache["positions"][:, None] > positions[..., None] - attn.sliding_window_size
 
   rows, _, heads, size = q.shape

@@ -26,8 +26,7 @@ from nash_jax.models import lora, sharding
 from nash_jax.types import Params
 from nash_jax.validation import one_of
 
-AttentionType = gm.nn.AttentionType
-_LOCAL, _GLOBAL = AttentionType.LOCAL_SLIDING, AttentionType.GLOBAL
+LOCAL, GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
 Cache = tuple[dict[str, Array], ...]  # for each layer, what gm.nn.Block reads and returns
 
 
@@ -44,7 +43,7 @@ class GemmaConfig:
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  attention_types: tuple[AttentionType, ...]
+  attention_types: tuple[gm.nn.AttentionType, ...]
   sliding_window_size: int
   final_logit_softcap: float | None = 30.0
   attn_logits_soft_cap: float | None = 50.0
@@ -69,12 +68,12 @@ class GemmaConfig:
     return local == (self.global_base_frequency, self.global_scale_factor)
 
 
-def _repeat(pattern: tuple[AttentionType, ...], layers: int) -> tuple[AttentionType, ...]:
+def _repeat(pattern: tuple, layers: int) -> tuple:
   return (pattern * layers)[:layers]
 
 
-_alternating = functools.partial(_repeat, (_LOCAL, _GLOBAL))
-_five_local = functools.partial(_repeat, (_LOCAL,) * 5 + (_GLOBAL,))
+_alternating = functools.partial(_repeat, (LOCAL, GLOBAL))
+_five_local = functools.partial(_repeat, (LOCAL,) * 5 + (GLOBAL,))
 _GEMMA3: dict[str, Any] = {
   "final_logit_softcap": None,
   "attn_logits_soft_cap": None,
@@ -144,11 +143,11 @@ def _import_annotations() -> None:
 
 
 def block(
-  model_config: GemmaConfig, attn_type: AttentionType, transpose_gating: bool = False
+  model_config: GemmaConfig, attn_type: gm.nn.AttentionType, transpose_gating: bool = False
 ) -> gm.nn.Block:
   """Returns the library's block for one layer; gating is [2, features, hidden] by default."""
   _import_annotations()  # the block's call would import TensorFlow for them
-  if attn_type == _LOCAL:
+  if attn_type == LOCAL:
     frequency, scale = model_config.local_base_frequency, model_config.local_scale_factor
   else:
     frequency, scale = model_config.global_base_frequency, model_config.global_scale_factor
@@ -314,7 +313,7 @@ def _stacked_layers(
     for place in range(period):
       attn_type, visible = attention_types[place], attn_mask
       if model_config.one_rope:
-        attn_type, visible = _GLOBAL, attn_mask & (in_window | ~local)
+        attn_type, visible = GLOBAL, attn_mask & (in_window | ~local)
       layer = gathered(layers[str(place)])
       layer_cache, x = run_layer(layer, attn_type, x, caches and caches[place], visible)
       new_caches.append(layer_cache)
@@ -323,7 +322,7 @@ def _stacked_layers(
   def stacked(caches):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
 
-  local = jnp.array([attn_type == _LOCAL for attn_type in attention_types[:num_scanned:period]])
+  local = jnp.array([attn_type == LOCAL for attn_type in attention_types[:num_scanned:period]])
   caches = cache and tuple(stacked(cache[i:num_scanned:period]) for i in range(period))
   scanned = (params["layers"], local, caches)
   x, caches = jax.lax.scan(jax.checkpoint(run_group) if remat else run_group, x, scanned)
