@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 from jax import numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.models import decoding, gemma, lora, sharding
@@ -27,7 +28,7 @@ def make_sampler(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   mixture: float | None = None,
   behaviour_temperature: float = 1.0,
 ) -> Sample:
@@ -91,10 +92,21 @@ def make_sampler(
     place = _categorical(key, narrowed)
     return pick(ids, place), pick(best, place) - log_z, pick(narrowed, place)
 
+  def prefill(params, prompts) -> tuple[Float[Array, "N D"], gemma.Cache]:
+    """The last column's hidden state and a cache with room for the response, K times each."""
+    batch, length = prompts.tokens.shape
+    positions, visible = gemma.positions_of(prompts.mask), gemma.causal_mask(prompts.mask)
+    empty = gemma.init_cache(model_config, batch, length, dtype)
+    x, cache = gemma.forward(
+      params, model_config, prompts.tokens, positions, visible, cache=empty, dtype=dtype
+    )
+    assert cache is not None
+    cache = decoding.grow(cache, max_tokens, samples)
+    return jnp.repeat(x[:, -1], samples, axis=0), cache
+
   def sample(params: Params, prompts: Prompts, key: Array) -> Responses:
     models = (params,) if mixture is None else tuple(params)
-    prefilled = [_prefill(p, model_config, prompts, samples, max_tokens, dtype) for p in models]
-    hidden, caches = zip(*prefilled, strict=True)
+    hidden, caches = zip(*(prefill(p, prompts) for p in models), strict=True)
     policies = [_decoding_weights(p, model_config, dtype) for p in models]
     prompt_mask = jnp.repeat(prompts.mask, samples, axis=0)
     prompt_length = jnp.sum(prompt_mask, axis=-1)
@@ -152,7 +164,7 @@ def make_sampler(
   return sample
 
 
-def _decoding_weights(params: Params, model_config: gemma.GemmaConfig, dtype) -> Params:
+def _decoding_weights(params: Params, model_config: gemma.GemmaConfig, dtype: DTypeLike) -> Params:
   """Returns what decoding reads: cast, unstacked and gathered once, so that its loop does not."""
   # Merged while stacked: layer by layer, a TPU's compiler held the gathered weights in two layouts.
   merged = gemma.cast(lora.merge(params), dtype)
@@ -162,21 +174,6 @@ def _decoding_weights(params: Params, model_config: gemma.GemmaConfig, dtype) ->
   gathered = sharding.gather_weights({**plain, "embedder": {"input_embedding": table}})
   # The barrier keeps XLA from moving a gather of the two samplers' common weights into a loop.
   return jax.lax.optimization_barrier(decoding.inputs_first(gathered))
-
-
-def _prefill(
-  params: Params, model_config: gemma.GemmaConfig, prompts: Prompts, samples: int, max_tokens, dtype
-) -> tuple[Float[Array, "N D"], gemma.Cache]:
-  """Returns the last column's hidden state and a cache with room for the response, K a prompt."""
-  batch, length = prompts.tokens.shape
-  positions, visible = gemma.positions_of(prompts.mask), gemma.causal_mask(prompts.mask)
-  empty = gemma.init_cache(model_config, batch, length, dtype)
-  x, cache = gemma.forward(
-    params, model_config, prompts.tokens, positions, visible, cache=empty, dtype=dtype
-  )
-  assert cache is not None
-  cache = decoding.grow(cache, max_tokens, samples)
-  return jnp.repeat(x[:, -1], samples, axis=0), cache
 
 
 def _categorical(key: Array, logits: Float[Array, "N V"]) -> Int[Array, "N"]:

@@ -85,6 +85,12 @@ def test_a_loop_without_a_bound_is_named():
     hlo_cost.analyse(text_of(fn, (4, 4)))
 
 
+def test_a_jaxlib_without_the_private_analysis_is_named(monkeypatch):
+  monkeypatch.delattr("jaxlib._jax.hlo_module_cost_analysis")
+  with pytest.raises(RuntimeError, match=r"lacks _hlo.* jaxlib 0\.11 and 0\.12 have both"):
+    hlo_cost.analyse(text_of(jnp.tanh, (4, 4)))
+
+
 def test_steps_of_two_are_half_as_many_turns():
   condition = ["  %n = s32[] get-tuple-element(%p), index=1", "  %b = s32[] constant(16)"]
   body = [

@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 from gemma import gm
 from jax import numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.models import gemma, lora, sharding
@@ -128,7 +129,7 @@ def forward(
   position: Int[Array, "N"],
   visible: Bool[Array, "N S"],
   cache: gemma.Cache,
-  dtype,
+  dtype: DTypeLike,
 ) -> tuple[Float[Array, "N D"], gemma.Cache]:
   """Runs one token of every row: `gemma.forward` with T = 1 over a cache from `grow`.
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from gemma import gm
 from jax import numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.models import lora, sharding
@@ -68,12 +69,7 @@ class GemmaConfig:
     return local == (self.global_base_frequency, self.global_scale_factor)
 
 
-def _repeat(pattern: tuple, layers: int) -> tuple:
-  return (pattern * layers)[:layers]
-
-
-_alternating = functools.partial(_repeat, (LOCAL, GLOBAL))
-_five_local = functools.partial(_repeat, (LOCAL,) * 5 + (GLOBAL,))
+_PAIR, _SIX = (LOCAL, GLOBAL), (LOCAL,) * 5 + (GLOBAL,)  # the patterns of Gemma 2 and Gemma 3
 _GEMMA3: dict[str, Any] = {
   "final_logit_softcap": None,
   "attn_logits_soft_cap": None,
@@ -81,17 +77,17 @@ _GEMMA3: dict[str, Any] = {
   "transpose_gating_einsum": True,
   "global_base_frequency": 1_000_000,
 }
-PRESETS = {
-  "stories": GemmaConfig(1024, 128, 512, 4, 2, 32, _alternating(4), 128),
-  "tiny": GemmaConfig(64, 16, 32, 2, 1, 8, _alternating(2), 8),
-  "gemma2_2b": GemmaConfig(256_128, 2304, 9216, 8, 4, 256, _alternating(26), 4096),
+PRESETS = {  # positional: from num_embed to sliding_window_size
+  "stories": GemmaConfig(1024, 128, 512, 4, 2, 32, _PAIR * 2, 128),
+  "tiny": GemmaConfig(64, 16, 32, 2, 1, 8, _PAIR, 8),
+  "gemma2_2b": GemmaConfig(256_128, 2304, 9216, 8, 4, 256, _PAIR * 13, 4096),
   "gemma2_9b": GemmaConfig(
-    256_128, 3584, 14_336, 16, 8, 256, _alternating(42), 4096, transpose_gating_einsum=True
+    256_128, 3584, 14_336, 16, 8, 256, _PAIR * 21, 4096, transpose_gating_einsum=True
   ),
-  "gemma3_270m": GemmaConfig(262_144, 640, 2048, 4, 1, 256, _five_local(18), 512, **_GEMMA3),
-  "gemma3_1b": GemmaConfig(262_144, 1152, 6912, 4, 1, 256, _five_local(26), 512, **_GEMMA3),
+  "gemma3_270m": GemmaConfig(262_144, 640, 2048, 4, 1, 256, _SIX * 3, 512, **_GEMMA3),
+  "gemma3_1b": GemmaConfig(262_144, 1152, 6912, 4, 1, 256, (_SIX * 5)[:26], 512, **_GEMMA3),
   "gemma3_4b": GemmaConfig(
-    262_144, 2560, 10_240, 8, 4, 256, _five_local(34), 1024, global_scale_factor=8.0, **_GEMMA3
+    262_144, 2560, 10_240, 8, 4, 256, (_SIX * 6)[:34], 1024, global_scale_factor=8.0, **_GEMMA3
   ),
 }
 
@@ -112,14 +108,10 @@ def preset(name: str, **changes: Any) -> GemmaConfig:
 
 def pattern(model_config: GemmaConfig) -> tuple[int, int, int]:
   """Returns (period of the pattern of layers, its full repeats, layers left over)."""
-  attention_types = tuple(model_config.attention_types)
-  num_layers = len(attention_types)
-  if model_config.one_rope:
-    return 1, num_layers, 0
-  period = 1
-  while _repeat(attention_types[:period], num_layers) != attention_types:
+  layers, length, period = tuple(model_config.attention_types), model_config.num_layers, 1
+  while not model_config.one_rope and (layers[:period] * length)[:length] != layers:
     period += 1
-  return period, num_layers // period, num_layers % period
+  return period, length // period, length % period
 
 
 @functools.cache
@@ -223,12 +215,12 @@ def unstack(params: Params, model_config: GemmaConfig, library_gating: bool = Tr
   return out
 
 
-def cast(params: Params, dtype) -> Params:
+def cast(params: Params, dtype: DTypeLike) -> Params:
   """Casts a whole tree, norms too: one float32 scale would turn every later activation float32."""
   return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def init_cache(model_config: GemmaConfig, batch: int, length: int, dtype) -> Cache:
+def init_cache(model_config: GemmaConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
   """Returns an empty cache of `length` columns for every layer."""
   heads, size = model_config.num_kv_heads, model_config.head_dim
   return tuple(
@@ -256,7 +248,7 @@ def forward(
   attn_mask: Bool[Array, "N T S"],
   *,
   cache: Cache | None = None,
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   remat: bool = False,
 ) -> tuple[Float[Array, "N T D"], Cache | None]:
   """Runs the blocks and the final norm.

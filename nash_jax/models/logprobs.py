@@ -4,6 +4,7 @@ import functools
 
 import jax
 from jax import numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.models import gemma, sharding
@@ -21,7 +22,7 @@ def token_logprobs(
   *,
   forbidden: Bool[Array, "V"] | None = None,
   temperature: float = 1.0,
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   remat: bool = False,
   chunk: int = 32,
 ) -> tuple[Float[Array, "N S"], Float[Array, "N S"]]:

@@ -15,6 +15,7 @@ from flax import traverse_util
 from gemma import gm, peft
 from jax import numpy as jnp
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from nash_jax import keys
 from nash_jax.types import Params
@@ -33,7 +34,9 @@ FACTORS = {
 _STACKS = ("layers", "tail")
 
 
-def init_and_join(config) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
+def init_and_join(
+  config: ConfigDict,
+) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
   """Returns (init, join) of a run's config.
 
   init(base) makes the trainable parameters, and join(base, trainable) the policy's. Without LoRA

@@ -55,11 +55,7 @@ def resolve_mesh(mesh: Mapping[str, int], devices: int, field: str = "mesh") -> 
 
 
 def make_mesh(sizes: Mapping[str, int], like: Mesh | None = None) -> Mesh:
-  """Returns the mesh of a run's config, or another of the same devices in the order of `like`.
-
-  Raises:
-    ValueError: sizes that do not make the devices there are.
-  """
+  """Returns the mesh of a run's config, or another of the same devices in the order of `like`."""
   sizes = resolve_mesh(sizes, jax.device_count() if like is None else like.size)
   shape, names, types = tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes)
   if like is None:
@@ -202,13 +198,12 @@ def global_batch(sharding: NamedSharding, size: int, read: Callable[[slice], Any
     read: slice of the batch's rows -> a tree of arrays with these rows as leading axis.
   """
   indices = sharding.addressable_devices_indices_map((size,)).values()
-  ranges = [index[0].indices(size) for index in indices if index is not None]
-  first, last = min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges)
+  starts, stops, _ = zip(*(index[0].indices(size) for index in indices if index), strict=True)
 
   def from_local(x):
     return jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
 
-  return jax.tree.map(from_local, read(slice(first, last)))
+  return jax.tree.map(from_local, read(slice(min(starts), max(stops))))
 
 
 def describe(tree: Any) -> list[tuple[str, str, str, int]]:

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from jax import numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from nash_jax import iteration, judges, report, update
 from nash_jax.config import resolve
@@ -49,7 +50,7 @@ class StandInTokenizer:
     """Fits a model of any number of rows."""
 
 
-def prepare(config, count: int) -> tuple[Any, Tokenizer | StandInTokenizer]:
+def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer | StandInTokenizer]:
   """Returns the resolved config for `count` devices and its tokenizer; no file needs to exist."""
   expected, fix = (
     "an online run's, as from configs/gemma2_2b.py",
@@ -73,7 +74,9 @@ def _with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def lowerings(config, tokenizer: Tokenizer | StandInTokenizer, mesh: Mesh) -> dict[str, Any]:
+def lowerings(
+  config: ConfigDict, tokenizer: Tokenizer | StandInTokenizer, mesh: Mesh
+) -> dict[str, Any]:
   """Returns how to lower each phase of a run, by name: functions without arguments.
 
   Also, as "held": what lies on the devices between the phases, by name, as shapes with shardings.
@@ -116,7 +119,7 @@ def lowerings(config, tokenizer: Tokenizer | StandInTokenizer, mesh: Mesh) -> di
   }
 
 
-def _frozen_logprobs(config, tokenizer, model_config: gemma.GemmaConfig) -> Callable:
+def _frozen_logprobs(config: ConfigDict, tokenizer, model_config: gemma.GemmaConfig) -> Callable:
   """Returns (state, reference, batch) -> log-probabilities by role: the passes without gradient."""
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   rule = update.make_update(config, policy.logprobs)
@@ -168,7 +171,7 @@ def phase(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
   }
 
 
-def compile(config, device_list: list) -> dict[str, Any]:
+def compile(config: ConfigDict, device_list: list) -> dict[str, Any]:
   """Compiles all phases of a run for these devices; returns the plan that the job writes."""
   config, tokenizer = prepare(config, len(device_list))
   mesh = sharding.make_mesh(config.mesh, Mesh(np.array(device_list), ("all",)))
@@ -208,7 +211,7 @@ def _peak(figures: dict[str, Any]) -> int:
   return figures["temp_bytes"] + figures.get("output_bytes", 0)
 
 
-def _largest(plan: dict[str, Any], config) -> int:
+def _largest(plan: dict[str, Any], config: ConfigDict) -> int:
   """Returns roughly the largest batch that fits: weights are fixed, the rest grows with rows."""
   parts, size = memory.estimate(config, plan["mesh"]), config.prompts.batch_size
   fixed = {"sample": parts["weights for decoding"], "update": parts["gradient and update"] / 2}
@@ -259,7 +262,7 @@ def text(plan: dict[str, Any]) -> str:
   return "\n\n".join([*lines, *plan.get("advice", [])])
 
 
-def run(config, topology: str = "v5e:4x4", json: str = "") -> dict[str, Any]:
+def run(config: ConfigDict, topology: str = "v5e:4x4", json: str = "") -> dict[str, Any]:
   """Plans an online run for a topology: prints the tables, and writes `json` if it is named.
 
   Raises:

@@ -11,7 +11,7 @@ import jaxlib
 _HEAD = re.compile(r"^(?:ENTRY )?(%\S+) \(")
 _WHILE = re.compile(r" while\(.*?condition=(%[^\s,]+), body=(%[^\s,]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations=\{)=?(%[^\s,})]+)")
-_BOUND = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r"\s*(?:ROOT )?(%\S+) = [su]\d+\[\]\S* constant\((\d+)\)")
 _COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _RESULT = re.compile(r"\s*(?:ROOT )?(%\S+) = ")
 _OPERAND = re.compile(r"%[^\s,)]+")
@@ -84,7 +84,8 @@ def _xla_analysis(text: str) -> dict[str, float]:
     parse, analysis = _hlo.hlo_module_from_text, _jax.hlo_module_cost_analysis
   except (ImportError, AttributeError) as error:
     names = "_hlo.hlo_module_from_text and _jax.hlo_module_cost_analysis"
-    raise RuntimeError(f"jaxlib 0.11 and 0.12 have {names}, {jaxlib.__version__} not") from error
+    lacks = f"jaxlib {jaxlib.__version__} lacks {names}"
+    raise RuntimeError(f"{lacks}, jaxlib 0.11 and 0.12 have both") from error
   return analysis(jax.local_devices(backend="cpu")[0].client, parse(text))
 
 
@@ -142,22 +143,17 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
   """Returns how often a loop runs: a counter from 0 to the condition's bound, in body's steps."""
   if stated := _COUNT.search(line):
     return int(stated[1])
-  constants = {}
-  for text in condition:
-    value, result = _BOUND.search(text), _RESULT.match(text)
-    if value and result:
-      constants[result[1]] = int(value[1])
-  compared = [
-    constants[name]
-    for text in condition
-    if "direction=LT" in text
-    for name in _OPERAND.findall(text)
-    if name in constants
-  ]
+  constants = _constants(condition)
+  comparison = " ".join(text for text in condition if "direction=LT" in text)
+  compared = [constants[name] for name in _OPERAND.findall(comparison) if name in constants]
   bounds = compared or list(constants.values())
   if not bounds:
     raise ValueError("a loop of the compiled program has no constant bound: " + line.strip()[:200])
   return -(-max(bounds) // _step(condition, body))
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+  return {match[1]: int(match[2]) for match in map(_CONSTANT.match, lines) if match}
 
 
 def _step(condition: list[str], body: list[str]) -> int:
@@ -169,5 +165,6 @@ def _step(condition: list[str], body: list[str]) -> int:
   if len(place) != 1 or len(results) <= place[0]:
     return 1
   added = lines.get(results[place[0]], "").partition(" add(")[2].partition(")")[0]
-  steps = [int(n) for name in _OPERAND.findall(added) for n in _BOUND.findall(lines.get(name, ""))]
+  constants = _constants(body)
+  steps = [constants[name] for name in _OPERAND.findall(added) if name in constants]
   return steps[0] if len(steps) == 1 else 1

@@ -1,12 +1,13 @@
 """Memory that an online run needs on one device, from shapes alone, and how to reduce it."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jax.sharding import AbstractMesh
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from nash_jax import report, update
 from nash_jax.judges import bradley_terry
@@ -45,7 +46,7 @@ PHASES = {
 }
 
 
-def estimate(config, mesh: dict[str, int] = ONE_DEVICE) -> dict[str, float]:
+def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str, float]:
   """Returns the bytes of each part of a run on one device, from shapes alone.
 
   Exact except for "activations", a lower bound: what one layer of the backward pass needs, and what
@@ -74,7 +75,8 @@ def estimate(config, mesh: dict[str, int] = ONE_DEVICE) -> dict[str, float]:
   width = config.prompts.max_tokens + length
   num_models = 2 if "mixture" in (method.player, method.opponent) else 1
   heads = mesh["tensor"] if model_config.num_kv_heads % mesh["tensor"] == 0 else 1
-  column = _bytes(jax.eval_shape(lambda: gemma.init_cache(model_config, 1, 1, dtype)))
+  cache = jax.eval_shape(lambda: gemma.init_cache(model_config, 1, 1, dtype))
+  column = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
   num_scored = rows / config.optimizer.micro_batches
   inside = _activations(model_config, config.model.remat, width)
   # Each device has the logits of its rows, or of its part of the vocabulary: as many.
@@ -110,11 +112,7 @@ def _activations(model_config: gemma.GemmaConfig, remat: bool, width: int) -> in
   return model_config.num_layers * model_config.embed_dim + period * inside
 
 
-def _bytes(tree: Any) -> int:
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def advice(config, mesh: dict[str, int], bytes_needed: float, room: float) -> list[str]:
+def advice(config: ConfigDict, mesh: dict[str, int], bytes_needed: float, room: float) -> list[str]:
   """Returns changes that together are enough, in order; one line where they are not."""
   rows = mesh["data"] * mesh["fsdp"]
   micro = max(1, min(8, config.prompts.batch_size // rows))
@@ -143,12 +141,12 @@ def advice(config, mesh: dict[str, int], bytes_needed: float, room: float) -> li
   return [f"No setting makes it fit {devices} (docs/tpu.md)."]
 
 
-def table(config, device: str) -> str:
+def table(config: ConfigDict, device: str) -> str:
   """Returns the estimate for one device of DEVICES as Markdown, with advice if it does not fit."""
   model_config = gemma.preset(config.model.preset, **config.model.changes)
   parts, room = estimate(config), CHIPS[DEVICES[device]].hbm
   total = peak(parts)
-  count = sum(math.prod(x.shape) for x in jax.tree.leaves(gemma.shapes(model_config)))
+  count = sum(leaf.size for leaf in jax.tree.leaves(gemma.shapes(model_config)))
   rows = [[name, f"{x / GIB:.3f}"] for name, x in {**parts, "at one time": total}.items()]
   lines = [
     f"{config.model.preset}: {count:,} parameters, {config.algorithm.name}, computing in"
@@ -163,7 +161,7 @@ def table(config, device: str) -> str:
   return "\n\n".join(lines)
 
 
-def judge_shapes(config) -> Params | None:
+def judge_shapes(config: ConfigDict) -> Params | None:
   """Returns the shapes of a judge's parameters; None where it is not a model."""
   if config.name not in ("gemma", "gemma_text", "bradley_terry"):
     return None
@@ -173,7 +171,7 @@ def judge_shapes(config) -> Params | None:
   return as_type(shapes, config.model.dtype)
 
 
-def as_type(shapes: Params, dtype) -> Params:
+def as_type(shapes: Params, dtype: DTypeLike) -> Params:
   """Returns shapes of arrays of another type."""
   return jax.eval_shape(lambda tree: gemma.cast(tree, dtype), shapes)
 

@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.typing import DTypeLike
 
 from nash_jax.models import gemma
 from nash_jax.types import Params
@@ -28,13 +29,12 @@ def kind(path: str) -> str:
     return ""
   if orbax.is_checkpoint(path):
     return "orbax"
-  if folder.is_file() or (folder / hugging_face.INDEX).exists():
-    return "safetensors"
-  return "safetensors" if folder.is_dir() and any(folder.glob("*.safetensors")) else ""
+  files = folder.is_file() or (folder / hugging_face.INDEX).exists()
+  return "safetensors" if files or any(folder.glob("*.safetensors")) else ""
 
 
 def load(
-  path: str, model_config: gemma.GemmaConfig, dtype=jnp.float32, shardings: Any = None
+  path: str, model_config: gemma.GemmaConfig, dtype: DTypeLike = jnp.float32, shardings: Any = None
 ) -> Params:
   """Returns the stacked tree; every name and shape is checked before a tensor is read.
 
@@ -76,7 +76,9 @@ def _shardings(shardings: Any, places: dict[str, names.Place]) -> dict[str, Shar
   return by_name
 
 
-def save(path: str, params: Params, model_config: gemma.GemmaConfig, dtype, card: dict) -> None:
+def save(
+  path: str, params: Params, model_config: gemma.GemmaConfig, dtype: DTypeLike, card: dict
+) -> None:
   """Writes one `.safetensors` file of the library's names in `dtype`, with `card` as its metadata.
 
   The head of a reward model, `params["head"]`, is kept. Every process calls it, and the first
@@ -95,7 +97,7 @@ def export(
   path: str,
   params: Params,
   model_config: gemma.GemmaConfig,
-  dtype="bfloat16",
+  dtype: DTypeLike = "bfloat16",
   shard_bytes: int = 4 << 30,
 ) -> None:
   """Writes a folder that transformers reads: config.json, and .safetensors files with an index.

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Sharding
 
 from nash_jax.models import gemma
+from nash_jax.models.gemma import GemmaConfig
 
 Shape = tuple[int, ...]
 # Names of the tensors in a file that make one tensor of our tree, and the axes of each.
@@ -47,7 +48,7 @@ class Place:
 
 # (place, shape, dtype, sharding) -> the array of one leaf.
 Read = Callable[[Place, Shape, Any, Sharding], jax.Array]
-Scheme = Callable[[gemma.GemmaConfig, Tensor, int | None], Names]  # `library` or `hugging_face`
+Scheme = Callable[[GemmaConfig, Tensor, int | None], Names]  # `library` or `hugging_face`
 
 EMBEDDING = Tensor("embedder/input_embedding", "V D", ("embed_tokens.weight",), "V D")
 HEAD = Tensor("head/w", "D", (), "")  # of a reward model; Hugging Face has no such tensor
@@ -74,7 +75,7 @@ _BLOCK = (
 )
 
 
-def sizes(model_config: gemma.GemmaConfig) -> dict[str, int]:
+def sizes(model_config: GemmaConfig) -> dict[str, int]:
   """Returns the length of every axis by its letter."""
   return {
     "V": model_config.num_embed,
@@ -93,7 +94,7 @@ def shape(axes: str, sizes: Mapping[str, int]) -> Shape:
   return tuple(math.prod(sizes[letter] for letter in axis) for axis in axes.split())
 
 
-def places(model_config: gemma.GemmaConfig) -> dict[str, Place]:
+def places(model_config: GemmaConfig) -> dict[str, Place]:
   """Returns every leaf of the stacked tree by its path, without building a block."""
   grouped = model_config.num_heads != model_config.num_kv_heads
   attention = (_GROUPED if grouped else _UNGROUPED) + _QK_NORMS * model_config.use_qk_norm
@@ -109,23 +110,21 @@ def places(model_config: gemma.GemmaConfig) -> dict[str, Place]:
   return leaves
 
 
-def library(model_config: gemma.GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:
+def library(model_config: GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:
   """Returns ((name,), axes) in the gemma library's nested layout, its gating as published."""
   swap = model_config.transpose_gating_einsum and tensor.name == "mlp/gating_einsum"
   prefix = "" if layer is None else f"layer_{layer}/"
   return (prefix + tensor.name,), "2 F D" if swap else tensor.axes
 
 
-def hugging_face(
-  model_config: gemma.GemmaConfig, tensor: Tensor, layer: int | None = None
-) -> Names:
+def hugging_face(model_config: GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:
   """Returns (names, the axes of each) at Hugging Face, without the model's prefix."""
   prefix = "" if layer is None else f"layers.{layer}."
   return tuple(prefix + name for name in tensor.hf_names), tensor.hf_axes
 
 
 def sources(
-  model_config: gemma.GemmaConfig, scheme: Scheme
+  model_config: GemmaConfig, scheme: Scheme
 ) -> Iterator[tuple[str, Place, int, tuple[str, ...], str]]:
   """Yields (path in our tree, place, repeat, names, axes) of every tensor of a file."""
   for path, place in places(model_config).items():

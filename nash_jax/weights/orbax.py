@@ -30,11 +30,7 @@ def is_checkpoint(path: str) -> bool:
 
 
 def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
-  """Returns (leaves of the stacked tree, read); every name and shape has been checked.
-
-  Raises:
-    ValueError: a damaged checkpoint, or the first leaf missing, unknown or of another shape.
-  """
+  """Returns (leaves of the stacked tree, read); every name and shape has been checked."""
   import orbax.checkpoint as ocp
 
   folder = epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
@@ -45,7 +41,7 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
   shapes = {name: shape for name, (_, shape) in saved.items()}
   names.check(path, shapes, _expected_shapes(model_config, period))
 
-  def read(place: names.Place, shape, dtype, sharding: Sharding) -> jax.Array:
+  def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:
     _, axes = names.library(model_config, place.tensor)
     order = tuple(axes.split().index(letter) for letter in place.tensor.axes.split())
     sources = [_saved_as(place.tensor, layer, period) for layer in place.layers or (None,)]
@@ -106,9 +102,7 @@ def _expected_shapes(model_config: gemma.GemmaConfig, period: int) -> dict[str, 
   return shapes
 
 
-def _saved_sharding(
-  sharding: Sharding, stacked: bool, order: tuple[int, ...], rank: int
-) -> Sharding:
+def _saved_sharding(sharding: Sharding, stacked: bool, order: tuple, rank: int) -> Sharding:
   """Returns the sharding, in saved axes, of a layer or of a stack, whose layers are not split."""
   if not isinstance(sharding, NamedSharding):
     return sharding
@@ -119,9 +113,7 @@ def _saved_sharding(
   return NamedSharding(sharding.mesh, PartitionSpec(*[None] * (rank - len(order)), *spec))
 
 
-def _restore(
-  folder: epath.Path, specs: dict[tuple[str, ...], jax.ShapeDtypeStruct]
-) -> list[jax.Array]:
+def _restore(folder: epath.Path, specs: dict[tuple, jax.ShapeDtypeStruct]) -> list[jax.Array]:
   import orbax.checkpoint as ocp
 
   item = traverse_util.unflatten_dict(specs)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Sharding
+from jax.typing import DTypeLike
 
 from nash_jax.models import gemma
 from nash_jax.types import Params
@@ -86,9 +87,6 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
   """Returns (leaves of the stacked tree, read); every name and shape has been checked.
 
   Among the leaves is the head that a reward model's file has.
-
-  Raises:
-    ValueError: what `open_all` raises, or the first tensor missing, unknown or of another shape.
   """
   slices = open_all(path)
   places, sizes = names.places(model_config), names.sizes(model_config)
@@ -107,7 +105,7 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
     expected[names.HEAD.name] = names.shape(names.HEAD.axes, sizes)
   _check(path, slices, expected, prefix)
 
-  def read(place: names.Place, shape, dtype, sharding: Sharding) -> jax.Array:
+  def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:
     def read_layer(layer, index):
       parts, axes = scheme(model_config, place.tensor, layer)
       files = [slices[prefix + part] for part in parts]
@@ -195,7 +193,7 @@ def _read(files: list, file_axes: str, axes: str, sizes: dict[str, int], index) 
 
 
 def tensors(
-  params: Params, model_config: gemma.GemmaConfig, scheme: names.Scheme, dtype, rows: int
+  params: Params, model_config: gemma.GemmaConfig, scheme: names.Scheme, dtype: DTypeLike, rows: int
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields (name, array on the host) of every tensor of a file, one layer's at a time.
 
