@@ -271,18 +271,25 @@ def test_the_loop_ends_when_the_last_response_stops(policy, sampled, monkeypatch
   assert got.stopped.all()
 
 
+def test_a_library_without_the_private_norms_is_named():
+  with pytest.raises(
+    RuntimeError, match=r"has no _query_norm or _key_norm, gemma 4\.0\.1 has both"
+  ):
+    decoding._qk_norms(object())
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
     (
       {"temperature": 0.0},
-      "temperature, behaviour_temperature: expected positive numbers, got 0.0, 1.0",
+      r"temperature, behaviour_temperature: expected positive numbers, got \(0.0, 1.0\)",
     ),
     ({"top_k": 65}, r"top_k: expected 0 \(all ids\) to 64"),
     ({"top_k": 5, "top_p": 0.0}, "top_p: expected a share"),
     ({"top_p": 0.9}, "needs top_k"),
     ({"max_tokens": 0}, "at least one sample of one token"),
-    ({"forbidden": np.zeros(60, bool)}, "64 rows, got shape"),
+    ({"forbidden": np.zeros(60, bool)}, r"forbidden: expected shape \(64,\), .* got \(60,\)"),
   ],
 )
 def test_a_distribution_that_cannot_be_sampled_is_refused(changes, message):

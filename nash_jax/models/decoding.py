@@ -1,30 +1,34 @@
-"""One new token over a cache and weights held as the products want them.
+"""One new token over a cache, with cache and weights laid out as the matrix products want them.
 
 gm.nn.Attention keeps keys and values as [rows, columns, heads, head_dim]; its two products want
 keys as [rows, heads, head_dim, columns] and values as [rows, heads, columns, head_dim]. On a CPU
 each decoding step then transposes the whole cache, which costs more than the attention itself, and
-every weight whose inputs are not its first axes. Everything else is the library's own.
+every weight whose inputs are not its first axes. Everything else is the library's.
 """
 
 import functools
+import importlib.metadata
 
 import jax
 from flax import linen as nn
 from flax import traverse_util
 from gemma import gm
 from jax import numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.models import gemma, lora, sharding
 from nash_jax.types import Params
 
 _HEADS = (sharding.BATCH, "tensor?")
-CACHE = {"k": _HEADS, "v": _HEADS, "positions": (sharding.BATCH,), "end_index": ()}  # its layout
+# What splits the leading axes of a cache from `grow`.
+CACHE = {"k": _HEADS, "v": _HEADS, "positions": (sharding.BATCH,), "end_index": ()}
 
 
 def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
-  """Turns a prefilled cache head by head, with `columns` more and every row `copies` times."""
+  """Lays a prefilled cache out by heads, with `columns` more and every row `copies` times."""
 
-  def one(layer):
+  def grow_layer(layer):
     def pad(name, axis):
       leaf = jnp.moveaxis(layer[name], 1, axis)
       return jnp.pad(leaf, [(0, columns * (i == axis)) for i in range(leaf.ndim)])
@@ -33,40 +37,52 @@ def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
     layer = jax.tree.map(lambda leaf: jnp.repeat(leaf, copies, axis=0), layer)
     return {name: sharding.constrain(leaf, *CACHE[name]) for name, leaf in layer.items()}
 
-  return tuple(one(layer) for layer in cache)
+  return tuple(grow_layer(layer) for layer in cache)
 
 
 def inputs_first(params: Params) -> Params:
   """Returns unstacked weights with the axes that a product sums over first."""
   flat = traverse_util.flatten_dict(params, sep="/")
-  for path, w in flat.items():
+  for path, weight in flat.items():
     _, _, name = path.partition("/")
     if name in lora.FACTORS:
       a, b, axes = lora.FACTORS[name]
-      flat[path] = jnp.einsum(f"{axes}->{a[:-1]}{b[1:]}", w)
+      flat[path] = jnp.einsum(f"{axes}->{a[:-1]}{b[1:]}", weight)
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _stand_in(call, args, kwargs, context):
-  """Stands in for the library's attention and products; every other method goes through."""
+def _intercept(call, args, kwargs, context):
+  """Replaces the library's attention and products; every other method runs unchanged."""
   if context.method_name == "__call__" and isinstance(context.module, gm.nn.Attention):
     return _attend(context.module, *args)
   if context.method_name == "__call__" and isinstance(context.module, gm.nn.Einsum):
-    return _product(context.module, *args)
+    return _einsum(context.module, *args)
   return call(*args, **kwargs)
 
 
-def _product(einsum, equation, x):
-  """gm.nn.Einsum over a weight from `inputs_first`; only the small result is ever turned."""
-  terms, out = equation.split("->")
-  inputs, axes = terms.split(",")
-  summed = sum(axis not in out for axis in axes)  # the last of the inputs, the first of the weight
-  y = jnp.tensordot(x, einsum.get_variable("params", einsum.weight_name), summed)
-  found = inputs[:-summed] + "".join(axis for axis in axes if axis in out)
-  return jnp.einsum(f"{found}->{out}", y)
+def _einsum(module: gm.nn.Einsum, equation: str, x: Array) -> Array:
+  """gm.nn.Einsum over a weight from `inputs_first`; only the small result is ever transposed."""
+  operands, out = equation.split("->")
+  inputs, axes = operands.split(",")
+  # The axes summed over are the last of the inputs and the first of the weight.
+  num_summed = sum(axis not in out for axis in axes)
+  product = jnp.tensordot(x, module.get_variable("params", module.weight_name), num_summed)
+  product_axes = inputs[:-num_summed] + "".join(axis for axis in axes if axis in out)
+  return jnp.einsum(f"{product_axes}->{out}", product)
 
 
-def _attend(attn, x, positions, cache, visible):
+def _qk_norms(attn: gm.nn.Attention) -> tuple[nn.Module, nn.Module]:
+  """Returns the norms of queries and keys, private to the library; tested with gemma 4.0.1."""
+  try:
+    return attn._query_norm, attn._key_norm
+  except AttributeError as error:
+    version = importlib.metadata.version("gemma")
+    raise RuntimeError(
+      f"gm.nn.Attention of gemma {version} has no _query_norm or _key_norm, gemma 4.0.1 has both"
+    ) from error
+
+
+def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
   """gm.nn.Attention of one token over a cache from `grow`."""
   if attn.use_qkv_einsum:
     q, k, v = attn.qkv_einsum("BTD,SNDH->SBTNH", x)
@@ -74,7 +90,8 @@ def _attend(attn, x, positions, cache, visible):
     q = attn.q_einsum("BTD,NDH->BTNH", x)
     k, v = attn.kv_einsum("BTD,CKDH->CBTKH", x)
   if attn.use_qk_norm:
-    q, k = attn._query_norm(q), attn._key_norm(k)
+    query_norm, key_norm = _qk_norms(attn)
+    q, k = query_norm(q), key_norm(k)
   rope = functools.partial(
     gm.math.apply_rope,
     positions=positions,
@@ -84,14 +101,14 @@ def _attend(attn, x, positions, cache, visible):
   q, k = rope(q) * attn.query_pre_attn_scalar, rope(k)
 
   column = cache["end_index"][0]
-  put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
+  write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
   cache = {
-    "k": put(cache["k"], jnp.moveaxis(k, 1, 3), axis=3),
-    "v": put(cache["v"], jnp.moveaxis(v, 1, 2), axis=2),
-    "positions": put(cache["positions"], positions, axis=1),
+    "k": write(cache["k"], jnp.moveaxis(k, 1, 3), axis=3),
+    "v": write(cache["v"], jnp.moveaxis(v, 1, 2), axis=2),
+    "positions": write(cache["positions"], positions, axis=1),
     "end_index": cache["end_index"] + 1,
   }
-  if attn.attn_type == gm.nn.AttentionType.LOCAL_SLIDING:
+  if attn.attn_type == gemma.LOCAL:
     visible &= cache["positions"][:, None] > positions[..., None] - attn.sliding_window_size
 
   rows, _, heads, size = q.shape
@@ -100,30 +117,34 @@ def _attend(attn, x, positions, cache, visible):
   if attn.attn_logits_soft_cap is not None:
     logits = jnp.tanh(logits / attn.attn_logits_soft_cap) * attn.attn_logits_soft_cap
   # In the compute dtype, as the library does, so that sampler and trainer round alike.
-  share = jax.nn.softmax(jnp.where(visible[:, None], logits, -2e38), axis=-1)
-  seen = jnp.einsum("BKGS,BKSH->BKGH", share, cache["v"])
-  return cache, attn.attn_vec_einsum("BTNH,NHD->BTD", seen.reshape(rows, 1, heads, size))
+  weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -2e38), axis=-1)
+  attended = jnp.einsum("BKGS,BKSH->BKGH", weights, cache["v"])
+  return cache, attn.attn_vec_einsum("BTNH,NHD->BTD", attended.reshape(rows, 1, heads, size))
 
 
-def forward(params, model_config, token, position, visible, cache, dtype):
+def forward(
+  params: Params,
+  model_config: gemma.GemmaConfig,
+  token: Int[Array, "N"],
+  position: Int[Array, "N"],
+  visible: Bool[Array, "N S"],
+  cache: gemma.Cache,
+  dtype: DTypeLike,
+) -> tuple[Float[Array, "N D"], gemma.Cache]:
   """Runs one token of every row: `gemma.forward` with T = 1 over a cache from `grow`.
 
   Args:
     params: from `inputs_first` of `gemma.unstack(..., library_gating=False)`.
-    token: i32[N]; `position` i32[N] is its place in its own sequence.
-    visible: bool[N S], the columns it may see, its own included.
+    position: the token's place in its own sequence.
+    visible: the columns it may attend to, its own included.
 
   Returns:
-    Hidden states [N D], and the cache with one more column.
+    Hidden states, and the cache with one more column.
   """
-  with nn.intercept_methods(_stand_in):
-    x, cache = gemma.forward(
-      params,
-      model_config,
-      token[:, None],
-      position[:, None],
-      visible[:, None],
-      cache=cache,
-      dtype=dtype,
+  tokens, positions, attn_mask = token[:, None], position[:, None], visible[:, None]
+  with nn.intercept_methods(_intercept):
+    x, new_cache = gemma.forward(
+      params, model_config, tokens, positions, attn_mask, cache=cache, dtype=dtype
     )
-  return x[:, 0], cache
+  assert new_cache is not None
+  return x[:, 0], new_cache

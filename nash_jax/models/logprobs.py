@@ -4,12 +4,13 @@ import functools
 
 import jax
 from jax import numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.models import gemma, sharding
 from nash_jax.types import Params, Prompts
 
-_VOCABULARY = ("fsdp", "tensor")  # what its rows are split over where logits are computed
+_VOCABULARY = ("fsdp", "tensor")  # what splits the vocabulary rows where logits are computed
 
 
 def token_logprobs(
@@ -21,32 +22,25 @@ def token_logprobs(
   *,
   forbidden: Bool[Array, "V"] | None = None,
   temperature: float = 1.0,
-  dtype=jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   remat: bool = False,
   chunk: int = 32,
 ) -> tuple[Float[Array, "N S"], Float[Array, "N S"]]:
   """Returns log-probability and entropy (nats) of tokens[:, first:] given those before each.
 
   Args:
-    mask: False on padding, which is never attended to; its own entries are returned as 0.
+    mask: False on padding, which is never attended to; its entries are returned as 0.
     first: column of the first scored token, at least 1; S = T - first.
     forbidden: ids of probability 0.
     temperature: divides the logits.
     chunk: scored columns whose logits exist at one time.
   """
-  inputs = mask[:, :-1]
-  x, _ = gemma.forward(
-    params,
-    model_config,
-    tokens[:, :-1],
-    gemma.positions_of(inputs),
-    gemma.causal_mask(inputs),
-    dtype=dtype,
-    remat=remat,
-  )
+  inputs, input_mask = tokens[:, :-1], mask[:, :-1]
+  positions, visible = gemma.positions_of(input_mask), gemma.causal_mask(input_mask)
+  x, _ = gemma.forward(params, model_config, inputs, positions, visible, dtype=dtype, remat=remat)
   x, labels = x[:, first - 1 :], tokens[:, first:]
-  scored = labels.shape[1]
-  size = min(chunk, scored)
+  num_scored = labels.shape[1]
+  size = min(chunk, num_scored)
 
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def chunk_logprobs(embedder, x, labels):
@@ -58,20 +52,21 @@ def token_logprobs(
     return logp, -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)
 
   def split(a):  # [N, S, ...] -> [chunks, N, size, ...], the last chunk filled with zeros
-    a = jnp.pad(a, [(0, 0), (0, -scored % size)] + [(0, 0)] * (a.ndim - 2))
+    a = jnp.pad(a, [(0, 0), (0, -num_scored % size)] + [(0, 0)] * (a.ndim - 2))
     return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
+
+  def join(a):  # [chunks, N, size] -> [N, S], 0 where masked
+    a = jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_scored]
+    return jnp.where(mask[:, first:], a, 0.0)
 
   # Each device has its part of the vocabulary for all rows: the table is gathered nowhere.
   table = sharding.constrain(params["embedder"]["input_embedding"], _VOCABULARY)
   embedder = {"input_embedding": table}
   # A scan, not a map over everything at once: one chunk's logits live at a time.
-  _, out = jax.lax.scan(
+  _, (logp, entropy) = jax.lax.scan(
     lambda none, xs: (none, chunk_logprobs(embedder, *xs)), None, (split(x), split(labels))
   )
-  keep = mask[:, first:]
-  return tuple(
-    jnp.where(keep, jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :scored], 0.0) for a in out
-  )
+  return join(logp), join(entropy)
 
 
 def response_logprobs(
@@ -84,21 +79,15 @@ def response_logprobs(
 ) -> tuple[Float[Array, "B K L"], Float[Array, "B K L"]]:
   """Returns log-probability and entropy (nats) of every response token given its prompt.
 
-  Responses start at one column, the prompt's padding lies to its left; `options` are
+  All responses start at one column, since prompts are padded on the left; `options` are
   `token_logprobs`'s.
   """
-  shape = tokens.shape
+  shape, first = tokens.shape, prompts.tokens.shape[1]
 
   def join(left, right):
     left = jnp.repeat(left, shape[1], axis=0)
     return jnp.concatenate([left, right.reshape(-1, shape[2])], axis=1)
 
-  logp, entropy = token_logprobs(
-    params,
-    model_config,
-    join(prompts.tokens, tokens),
-    join(prompts.mask, mask),
-    prompts.tokens.shape[1],
-    **options,
-  )
+  sequences, masks = join(prompts.tokens, tokens), join(prompts.mask, mask)
+  logp, entropy = token_logprobs(params, model_config, sequences, masks, first, **options)
   return logp.reshape(shape), entropy.reshape(shape)

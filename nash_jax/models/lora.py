@@ -1,12 +1,13 @@
 """LoRA (Hu et al. 2106.09685): W + (alpha / r)·A·B with W frozen, on every projection of a block.
 
 Three trees: the base, a plain model's parameters; adapters, small and trained, {"a", "b"} at the
-path of each weight; and the two joined, which is what a policy is scored and drawn from. To join
-does nothing to the base; to merge the joined gives a plain model.
+path of each weight; and the two joined, the parameters of a policy. Joining leaves the base as it
+is; merging a joined tree gives a plain model.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -14,13 +15,14 @@ from flax import traverse_util
 from gemma import gm, peft
 from jax import numpy as jnp
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from nash_jax import keys
 from nash_jax.types import Params
+from nash_jax.validation import require
 
-# By a weight's path in its block: the axes of A, of B and of the weight; r is the rank. As
-# gemma.peft factors them: over all inputs and all outputs at once, so keys and values, or gate and
-# up, share A.
+# By a weight's path in its block: the axes of A, of B and of the weight; r is the rank. Factored as
+# in gemma.peft, over all inputs and all outputs at once: keys and values, or gate and up, share A.
 FACTORS = {
   "attn/q_einsum/w": ("Dr", "rNH", "NDH"),
   "attn/kv_einsum/w": ("Dr", "rCKH", "CKDH"),
@@ -32,7 +34,9 @@ FACTORS = {
 _STACKS = ("layers", "tail")
 
 
-def init_and_join(config) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
+def init_and_join(
+  config: ConfigDict,
+) -> tuple[Callable[[Params], Params], Callable[[Params, Params], Params]]:
   """Returns (init, join) of a run's config.
 
   init(base) makes the trainable parameters, and join(base, trainable) the policy's. Without LoRA
@@ -41,41 +45,39 @@ def init_and_join(config) -> tuple[Callable[[Params], Params], Callable[[Params,
   rank = config.model.lora.rank
   if not rank:
     return lambda base: base, lambda base, trained: trained
-  return (
-    lambda base: init(keys.key(config.seed, "lora"), base, rank),
-    functools.partial(join, scale=config.model.lora.alpha / rank),
-  )
+
+  def init_adapters(base: Params) -> Params:
+    return init(keys.key(config.seed, "lora"), base, rank)
+
+  return init_adapters, functools.partial(join, scale=config.model.lora.alpha / rank)
 
 
 def init(key: Array, base: Params, rank: int) -> Params:
   """Returns float32 adapters of a stacked base with B = 0; A is drawn as in gemma.peft.
 
-  A reward model's head is trained itself, and so is among them.
+  A reward model's head is trained directly, and so is among them.
 
   Raises:
-    ValueError: a base without projections, as of a policy that is no network.
+    ValueError: a base without projections, such as a policy's that is no network.
   """
-  found = {}
-  for path, w in traverse_util.flatten_dict(base).items():
+  adapters: dict[tuple[str, ...], Array] = {}
+  for path, weight in traverse_util.flatten_dict(base).items():
     name = "/".join(path[2:])
     if path[0] not in _STACKS or name not in FACTORS:
       continue
     a, b, axes = FACTORS[name]
-    stack = w.shape[: -len(axes)]
-    sizes = {**dict(zip(axes, w.shape[len(stack) :], strict=True)), "r": rank}
-    shapes = [(*stack, *(sizes[axis] for axis in letters)) for letters in (a, b)]
-    draw = jax.nn.initializers.he_uniform(
-      in_axis=range(len(stack), len(shapes[0]) - 1), batch_axis=range(len(stack))
-    )
-    found[(*path, "a")] = draw(jax.random.fold_in(key, len(found)), shapes[0])
-    found[(*path, "b")] = jnp.zeros(shapes[1])
-  if not found:
-    raise ValueError(
-      f"model.lora: expected a Gemma's projections to adapt, got {sorted(base)}. "
-      "Set model.lora.rank=0."
-    )
-  head = {"head": {"w": base["head"]["w"].astype(jnp.float32)}} if "head" in base else {}
-  return {**traverse_util.unflatten_dict(found), **head}
+    stack = weight.shape[: -len(axes)]
+    sizes = {**dict(zip(axes, weight.shape[len(stack) :], strict=True)), "r": rank}
+    a_shape, b_shape = ((*stack, *(sizes[axis] for axis in letters)) for letters in (a, b))
+    inputs, stacked = range(len(stack), len(a_shape) - 1), range(len(stack))
+    draw = jax.nn.initializers.he_uniform(in_axis=inputs, batch_axis=stacked)
+    adapters[(*path, "a")] = draw(jax.random.fold_in(key, len(adapters)), a_shape)
+    adapters[(*path, "b")] = jnp.zeros(b_shape)
+  expected, fix = "a Gemma's projections to adapt", "Set model.lora.rank=0."
+  require(bool(adapters), "model.lora", expected, sorted(base), fix)
+  if "head" in base:
+    adapters["head", "w"] = base["head"]["w"].astype(jnp.float32)
+  return traverse_util.unflatten_dict(adapters)
 
 
 def join(base: Params, adapters: Params, scale: float) -> Params:
@@ -98,22 +100,23 @@ def join(base: Params, adapters: Params, scale: float) -> Params:
 def merge(params: Params) -> Params:
   """Returns a plain model, float32 where adapted, from a joined one, stacked or unstacked."""
   if "lora" not in params:
-    return {k: merge(x) if isinstance(x, dict) else x for k, x in params.items()}
-  layer = traverse_util.flatten_dict({k: x for k, x in params.items() if k != "lora"}, sep="/")
+    return {name: merge(x) if isinstance(x, dict) else x for name, x in params.items()}
+  plain = {name: x for name, x in params.items() if name != "lora"}
+  layer = traverse_util.flatten_dict(plain, sep="/")
   adapters = traverse_util.flatten_dict(params["lora"], sep="/")
   for name in (name for name in FACTORS if name in layer):
-    a, b, axes = FACTORS[name]
-    # In full: a TPU would round both to bfloat16.
-    layer[name] += jnp.einsum(
-      f"...{a},...{b}->...{axes}", adapters[f"{name}/a"], adapters[f"{name}/b"], precision="highest"
-    )
+    a_axes, b_axes, axes = FACTORS[name]
+    equation = f"...{a_axes},...{b_axes}->...{axes}"
+    a, b = adapters[f"{name}/a"], adapters[f"{name}/b"]
+    # In full precision: a TPU would round both factors to bfloat16.
+    layer[name] += jnp.einsum(equation, a, b, precision="highest")
   return traverse_util.unflatten_dict(layer, sep="/")
 
 
-def apply(block: nn.Module, layer: Params, *args):
+def apply(block: nn.Module, layer: Params, *args) -> Any:
   """Returns block.apply's outputs for one layer, joined or plain.
 
-  x·W + (x·A)·B, without W + A·B: no gradient of W's size exists.
+  Computes x·W + (x·A)·B, never W + A·B: no gradient of W's size exists.
   """
   params = {name: x for name, x in layer.items() if name != "lora"}
   if "lora" not in layer:
@@ -123,7 +126,7 @@ def apply(block: nn.Module, layer: Params, *args):
 
 
 def _add(call, args, kwargs, context):
-  """Stands in for gm.nn.Einsum.__call__; every other method goes through."""
+  """Adds the adapters' product to gm.nn.Einsum.__call__; other methods run unchanged."""
   out, module = call(*args, **kwargs), context.module
   if not isinstance(module, gm.nn.Einsum) or context.method_name != "__call__":
     return out

@@ -3,17 +3,20 @@
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
+from nash_jax.types import Params
 from nash_jax.validation import require
 
 # (path, axes of the trailing dimensions). A leading axis of stacked layers is never split. Key and
-# value heads are few: they are replicated where the tensor axis does not divide them.
+# value heads are few: "?" replicates them where the tensor axis does not divide them.
 RULES = (
   (r"embedder/input_embedding$", ("tensor", "fsdp")),
   (r"attn/q_einsum/w$", ("tensor", "fsdp", None)),
@@ -22,7 +25,7 @@ RULES = (
   (r"attn/attn_vec_einsum/w$", ("tensor", None, "fsdp")),
   (r"mlp/gating_einsum$", (None, "fsdp", "tensor")),
   (r"mlp/linear$", ("tensor", "fsdp")),
-  # Of adapters, models/lora.py: A's inputs and B's outputs are split as the weight's are.
+  # Adapters (models/lora.py): A's inputs and B's outputs are split as the weight's are.
   (r"(attn/(q|kv|qkv)_einsum/w|mlp/gating_einsum)/a$", ("fsdp", None)),
   (r"attn/q_einsum/w/b$", (None, "tensor", None)),
   (r"attn/q?kv_einsum/w/b$", (None, None, "tensor?", None)),
@@ -32,92 +35,73 @@ RULES = (
   (r"(attn/attn_vec_einsum/w|mlp/linear)/b$", (None, "fsdp")),
   (r"norm/scale$", ()),
   (r"head/w$", ()),
-  (r"^(counts|cap|finish|per_token)?$", ()),  # of judges that are no models
+  (r"^(counts|cap|finish|per_token)?$", ()),  # judges that are not models
 )
 BATCH = ("data", "fsdp")  # what the leading axis of every batch is split over
 
 
-def resolve_mesh(mesh, devices: int, field: str = "mesh") -> dict[str, int]:
+def resolve_mesh(mesh: Mapping[str, int], devices: int, field: str = "mesh") -> dict[str, int]:
   """Returns the mesh's sizes with -1 filled in; ValueError where they do not make `devices`."""
   sizes = dict(mesh)
   free = [name for name, size in sizes.items() if size == -1]
-  known = math.prod(size for size in sizes.values() if size != -1)
-  require(
-    len(free) <= 1 and all(size == -1 or size > 0 for size in sizes.values()),
-    field,
-    "positive sizes and at most one -1",
-    sizes,
-    f"Fix --config.{field}.",
-  )
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  good = len(free) <= 1 and all(size == -1 or size > 0 for size in sizes.values())
+  require(good, field, "positive sizes and at most one -1", sizes, f"Fix --config.{field}.")
   if free:
-    sizes[free[0]] = devices // known if devices % known == 0 else 0
-  require(
-    math.prod(sizes.values()) == devices,
-    field,
-    f"sizes whose product is {devices} devices",
-    dict(mesh),
-    f"For example data={devices}, fsdp=1, tensor=1.",
-  )
+    sizes[free[0]] = devices // fixed if devices % fixed == 0 else 0
+  good, expected = math.prod(sizes.values()) == devices, f"sizes whose product is {devices} devices"
+  require(good, field, expected, dict(mesh), f"For example data={devices}, fsdp=1, tensor=1.")
   return sizes
 
 
-def make_mesh(sizes, like: Mesh | None = None) -> Mesh:
-  """Returns the mesh of a run's config, or another of the same devices in the order of `like`.
-
-  Raises:
-    ValueError: sizes that do not make the devices there are.
-  """
-  if like is not None:
-    sizes = resolve_mesh(sizes, like.size)
-    devices = like.devices.reshape(*sizes.values())
-    return Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-  sizes = resolve_mesh(sizes, jax.device_count())
-  return jax.make_mesh(
-    tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
-  )
+def make_mesh(sizes: Mapping[str, int], like: Mesh | None = None) -> Mesh:
+  """Returns the mesh of a run's config, or another of the same devices in the order of `like`."""
+  sizes = resolve_mesh(sizes, jax.device_count() if like is None else like.size)
+  shape, names, types = tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes)
+  if like is None:
+    return jax.make_mesh(shape, names, axis_types=types)
+  return Mesh(like.devices.reshape(shape), names, axis_types=types)
 
 
 def _name(path) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _count(mesh, axes) -> int:
+def _count(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
   """Returns over how many devices one or several axes of the mesh split a dimension."""
   names = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[name] for name in names)
 
 
-def _spec(path: str, shape, mesh: Mesh) -> P:
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
   # Scalars, and Adafactor's factored moments, which are vectors, are held everywhere.
   if math.prod(shape) == 1 or re.search(r"/v_(row|col)/", path):
     return P()
-  found = [axes for pattern, axes in RULES if re.search(pattern, path)]
-  if len(found) != 1:
-    raise ValueError(f"parameter {path}: expected exactly one sharding rule, got {len(found)}")
-  axes = (None,) * (len(shape) - len(found[0])) + found[0]
-  out = []
-  for size, axis in zip(shape, axes, strict=True):
+  rules = [axes for pattern, axes in RULES if re.search(pattern, path)]
+  if len(rules) != 1:
+    raise ValueError(f"parameter {path}: expected exactly one sharding rule, got {len(rules)}")
+  spec: list[str | None] = [None] * (len(shape) - len(rules[0]))
+  for size, axis in zip(shape[len(spec) :], rules[0], strict=True):
     name = axis and axis.rstrip("?")
-    whole = size % _count(mesh, name) == 0
-    if not whole and not axis.endswith("?"):
+    divides = size % _count(mesh, name) == 0
+    if not divides and name == axis:
       raise ValueError(
         f"parameter {path}: dimension {size} does not divide over {name}={mesh.shape[name]};"
         f" use mesh.{name}={math.gcd(size, mesh.shape[name])}"
       )
-    out.append(name if whole else None)
-  return P(*out)
+    spec.append(name if divides else None)
+  return P(*spec)
 
 
-def shardings(tree, mesh: Mesh):
-  """Returns a NamedSharding a leaf; optimiser state, target and copies follow by path."""
-
+def shardings(tree: Any, mesh: Mesh) -> Any:
+  """Returns a NamedSharding for each leaf; optimiser state, target and copies follow by path."""
   return jax.tree.map_with_path(
     lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree
   )
 
 
-def jit(mesh: Mesh, fn, **options):
-  """Returns jax.jit(fn, **options), traced so that `constrain` and `gathered` act on `mesh`."""
+def jit(mesh: Mesh, fn: Callable, **options) -> jax.stages.Wrapped:
+  """Returns jax.jit(fn, **options), traced so that `constrain` and `gather_weights` use `mesh`."""
 
   @functools.wraps(fn)
   def traced(*args):
@@ -137,7 +121,7 @@ def compilations(jitted) -> int:
   return jitted._cache_size()
 
 
-def constrain(x, *axes):
+def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
   """Splits the leading dimensions of an activation over `axes`, in the grammar of RULES.
 
   Where a dimension does not divide over an axis without "?", the layout is left to the compiler.
@@ -145,20 +129,19 @@ def constrain(x, *axes):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  spec = []
+  spec: list[str | tuple[str, ...] | None] = []
   for size, axis in zip(x.shape, axes, strict=False):
-    optional = isinstance(axis, str) and axis.endswith("?")
-    name = axis.rstrip("?") if optional else axis
+    name = axis.rstrip("?") if isinstance(axis, str) else axis
     if size % _count(mesh, name) == 0:
       spec.append(name)
-    elif optional:
+    elif name != axis:
       spec.append(None)
     else:
       return x
   return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def gather_weights(tree):
+def gather_weights(tree: Params) -> Params:
   """Gathers weights over data and fsdp; heads, features and vocabulary stay split over tensor.
 
   This is the layout in which a layer computes, and from which a policy decodes.
@@ -167,12 +150,12 @@ def gather_weights(tree):
   if mesh.empty:
     return tree
 
-  def one(path, leaf):
+  def gather(path, leaf):
     spec = _spec(_name(path), leaf.shape, mesh)
-    whole = P(*(None if axis == "fsdp" else axis for axis in spec))
-    return jax.lax.with_sharding_constraint(leaf, whole)
+    gathered = P(*(None if axis == "fsdp" else axis for axis in spec))
+    return jax.lax.with_sharding_constraint(leaf, gathered)
 
-  return jax.tree.map_with_path(one, tree)
+  return jax.tree.map_with_path(gather, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -185,53 +168,48 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def abstract(shapes, shardings):
+def abstract(shapes: Any, shardings: Any) -> Any:
   """Returns a tree of `jax.ShapeDtypeStruct`s with these shardings."""
   return jax.tree.map(
-    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
   )
 
 
-def shard(tree, mesh: Mesh | None):
+def shard(tree: Any, mesh: Mesh | None) -> Any:
   """Returns arrays that every host has as arrays of the mesh, if there is one.
 
-  No host asks another for its part.
+  Each host cuts its part out of its own copy: nothing is communicated.
   """
   if mesh is None:
     return tree
 
-  def one(x, sharding):
+  def shard_leaf(x, sharding):
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-  return jax.tree.map(one, tree, shardings(tree, mesh))
+  return jax.tree.map(shard_leaf, tree, shardings(tree, mesh))
 
 
-def global_batch(sharding: NamedSharding, size: int, read: Callable):
+def global_batch(sharding: NamedSharding, size: int, read: Callable[[slice], Any]) -> Any:
   """Returns a batch of `size` rows, of which each host reads its own.
 
   Args:
     sharding: as from `batch_sharding`.
-    read: from a slice of the batch's rows to their arrays, a tree with these rows leading.
+    read: slice of the batch's rows -> a tree of arrays with these rows as leading axis.
   """
   indices = sharding.addressable_devices_indices_map((size,)).values()
-  local = [index[0].indices(size) for index in indices]
-  first, last = min(start for start, _, _ in local), max(stop for _, stop, _ in local)
+  starts, stops, _ = zip(*(index[0].indices(size) for index in indices if index), strict=True)
 
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:])),
-    read(slice(first, last)),
-  )
+  def from_local(x):
+    return jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
+
+  return jax.tree.map(from_local, read(slice(min(starts), max(stops))))
 
 
-def describe(tree) -> list[tuple[str, str, str, int]]:
+def describe(tree: Any) -> list[tuple[str, str, str, int]]:
   """Returns (name, shape, what splits it, bytes a device) of arrays or shapes with shardings."""
-  return [
-    (
-      _name(path),
-      "x".join(map(str, x.shape)),
-      str(tuple(x.sharding.spec)),
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize,
-    )
-    for path, x in jax.tree.leaves_with_path(tree)
-  ]
+  lines = []
+  for path, x in jax.tree.leaves_with_path(tree):
+    size = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    lines.append((_name(path), "x".join(map(str, x.shape)), str(tuple(x.sharding.spec)), size))
+  return lines

@@ -1,4 +1,4 @@
-"""Compiles a run for devices that need not be there: does it fit, and what bounds each phase."""
+"""Compiles a run for devices that need not be present: does it fit, and what bounds each phase."""
 
 import functools
 import json as jsonlib
@@ -7,12 +7,15 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from jax import numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from nash_jax import iteration, judges, report, update
 from nash_jax.config import resolve
@@ -44,18 +47,16 @@ class StandInTokenizer:
     return np.arange(rows) < 3
 
   def check_rows(self, rows: int) -> None:
-    """Any model has its rows."""
+    """Fits a model of any number of rows."""
 
 
-def prepare(config, count: int):
-  """Returns (the resolved config for so many devices, its tokenizer); no file needs to exist."""
-  require(
-    "algorithm" in config,
-    "config",
+def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer | StandInTokenizer]:
+  """Returns the resolved config for `count` devices and its tokenizer; no file needs to exist."""
+  expected, fix = (
     "an online run's, as from configs/gemma2_2b.py",
-    sorted(config),
     "Plan a config of `nash-jax train`.",
   )
+  require("algorithm" in config, "config", expected, sorted(config), fix)
   config = config.copy_and_resolve_references()
   model_config = gemma.preset(config.model.preset, **config.model.changes)
   missing = not os.path.exists(asset_path(config.model.tokenizer))
@@ -69,38 +70,39 @@ def prepare(config, count: int):
   return config, Tokenizer(config.model.tokenizer, config.model.template)
 
 
-def _with_sharding(tree, sharding):
+def _with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def lowerings(config, tokenizer, mesh: Mesh) -> dict:
+def lowerings(
+  config: ConfigDict, tokenizer: Tokenizer | StandInTokenizer, mesh: Mesh
+) -> dict[str, Any]:
   """Returns how to lower each phase of a run, by name: functions without arguments.
 
-  Also under "held": what lies on the devices between the phases, by name, as shapes with shardings.
+  Also, as "held": what lies on the devices between the phases, by name, as shapes with shardings.
   """
   model_config = gemma.preset(config.model.preset, **config.model.changes)
   judge = judges.make(config.judge, tokenizer, memory.judge_shapes(config.judge))
-  programs, where = iteration.make_programs(config, tokenizer, model_config, judge, mesh)
+  programs, shardings = iteration.make_programs(config, tokenizer, model_config, judge, mesh)
   base = gemma.shapes(model_config)
-  state = sharding.abstract(jax.eval_shape(programs.init, base), where.state)
-  reference = sharding.abstract(memory.as_type(base, config.model.dtype), where.reference)
-  judge_params = sharding.abstract(judge.params, where.judge)
-  size, width = config.prompts.batch_size, config.prompts.max_tokens
-  batched = functools.partial(_with_sharding, sharding=where.batch)
-  prompts = batched(
-    Prompts(
-      jax.ShapeDtypeStruct((size, width), jnp.int32),
-      jax.ShapeDtypeStruct((size, width), bool),
-      jax.ShapeDtypeStruct((size,), jnp.int32),
-    )
-  )
-  key = _with_sharding(jax.eval_shape(lambda: jax.random.key(0)), where.replicated)
+  state = sharding.abstract(jax.eval_shape(programs.init, base), shardings.state)
+  reference = sharding.abstract(memory.as_type(base, config.model.dtype), shardings.reference)
+  judge_params = sharding.abstract(judge.params, shardings.judge)
+  size, shape = config.prompts.batch_size, (config.prompts.batch_size, config.prompts.max_tokens)
+
+  def empty() -> Prompts:
+    tokens, mask = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+    return Prompts(tokens, mask, index=jnp.zeros(size, jnp.int32))
+
+  batched = functools.partial(_with_sharding, sharding=shardings.batch)
+  prompts = batched(jax.eval_shape(empty))
+  key = _with_sharding(jax.eval_shape(lambda: jax.random.key(0)), shardings.replicated)
   responses, opponents, _ = jax.eval_shape(programs.sample, state, reference, prompts, key)
   responses, opponents = batched((responses, opponents))
   verdict = jax.eval_shape(programs.judge, judge_params, prompts, responses, opponents, key)
   batch = update.Batch.create(prompts, responses, batched(verdict.replace(metrics={})))
   frozen = sharding.jit(
-    mesh, _frozen_logprobs(config, tokenizer, model_config), out_shardings=where.batch
+    mesh, _frozen_logprobs(config, tokenizer, model_config), out_shardings=shardings.batch
   )
   return {
     "held": {
@@ -117,7 +119,7 @@ def lowerings(config, tokenizer, mesh: Mesh) -> dict:
   }
 
 
-def _frozen_logprobs(config, tokenizer, model_config):
+def _frozen_logprobs(config: ConfigDict, tokenizer, model_config: gemma.GemmaConfig) -> Callable:
   """Returns (state, reference, batch) -> log-probabilities by role: the passes without gradient."""
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   rule = update.make_update(config, policy.logprobs)
@@ -125,132 +127,123 @@ def _frozen_logprobs(config, tokenizer, model_config):
   roles = dict.fromkeys(("reference", *method.role_weights(config.algorithm)))
 
   def frozen(state, reference, batch):
-    params, responses = rule.players(state, reference), batch.responses
-    return {
-      role: policy.logprobs(
-        params[role], prompts=batch.prompts, tokens=responses.tokens, mask=responses.mask
-      )[0]
-      for role in roles
-    }
+    players, responses = rule.players(state, reference), batch.responses
+    scored = {"prompts": batch.prompts, "tokens": responses.tokens, "mask": responses.mask}
+    return {role: policy.logprobs(players[role], **scored)[0] for role in roles}
 
   return frozen
 
 
-def phase(lowered, mesh: Mesh) -> dict:
+def phase(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
   """Compiles one phase and returns its figures, a device each.
 
-  Where it needs more memory than a device has, only `temp_bytes`, as far as the compiler says it,
-  and `error` are known.
+  Where it needs more memory than a device has, only `temp_bytes`, as far as the compiler reports
+  it, and `error` are known.
   """
-  start, kept = time.perf_counter(), jax.config.jax_enable_compilation_cache
+  start, cached = time.perf_counter(), jax.config.jax_enable_compilation_cache
   jax.config.update("jax_enable_compilation_cache", False)  # no device could load it again
   try:
-    compiled = lowered.compile()
+    compiled: Any = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    if "HbmOom" not in str(error):
+    size = re.search(r"\(([0-9.]+)([KMGT])\) exceeds", str(error))
+    if "HbmOom" not in str(error) or size is None:
       raise
-    size, unit = re.search(r"\(([0-9.]+)([KMGT])\) exceeds", str(error)).groups()
-    return {
-      "temp_bytes": int(float(size) * 2 ** (10 * " KMGT".index(unit))),
-      "error": "over the device's memory by itself",
-    }
+    bytes_needed = int(float(size[1]) * 2 ** (10 * " KMGT".index(size[2])))
+    return {"temp_bytes": bytes_needed, "error": "over the device's memory by itself"}
   finally:
-    jax.config.update("jax_enable_compilation_cache", kept)
+    jax.config.update("jax_enable_compilation_cache", cached)
   seconds = time.perf_counter() - start
-  used, work = compiled.memory_analysis(), hlo_cost.analyse(compiled.as_text())
-  chip = memory.CHIPS.get(mesh.devices.flat[0].device_kind)
-  times = chip and {"compute": work.flops / chip.flops, "memory": work.bytes / chip.bandwidth}
-  bound = times and max(times, key=times.get)
+  memory_used, work = compiled.memory_analysis(), hlo_cost.analyse(compiled.as_text())
+  roofline_seconds, bound = None, None
+  if chip := memory.CHIPS.get(mesh.devices.flat[0].device_kind):
+    compute, traffic = work.flops / chip.flops, work.bytes / chip.bandwidth
+    roofline_seconds, bound = max(compute, traffic), "memory" if traffic > compute else "compute"
   return {
-    "argument_bytes": used.argument_size_in_bytes,
-    "temp_bytes": used.temp_size_in_bytes,
+    "argument_bytes": memory_used.argument_size_in_bytes,
+    "temp_bytes": memory_used.temp_size_in_bytes,
     # What a donated argument becomes takes no further memory.
-    "output_bytes": used.output_size_in_bytes - used.alias_size_in_bytes,
+    "output_bytes": memory_used.output_size_in_bytes - memory_used.alias_size_in_bytes,
     "flops": work.flops,
     "bytes_accessed": work.bytes,
-    "roofline_seconds": times and times[bound],
+    "roofline_seconds": roofline_seconds,
     "bound": bound,
     "compile_seconds": round(seconds, 1),
   }
 
 
-def compile(config, device_list: list) -> dict:
+def compile(config: ConfigDict, device_list: list) -> dict[str, Any]:
   """Compiles all phases of a run for these devices; returns the plan that the job writes."""
   config, tokenizer = prepare(config, len(device_list))
   mesh = sharding.make_mesh(config.mesh, Mesh(np.array(device_list), ("all",)))
-  parts = lowerings(config, tokenizer, mesh)
-  trees = parts.pop("held")
-  held = {name: memory.share(tree) for name, tree in trees.items()}
-  phases = {}
-  for name, lower in parts.items():
-    logging.info("compiling %s for %d x %s", name, len(device_list), device_list[0].device_kind)
+  lowers = lowerings(config, tokenizer, mesh)
+  trees = lowers.pop("held")
+  held = {name: memory.bytes_per_device(tree) for name, tree in trees.items()}
+  device_kind, phases = device_list[0].device_kind, {}
+  for name, lower in lowers.items():
+    logging.info("compiling %s for %d x %s", name, len(device_list), device_kind)
     phases[name] = phase(lower(), mesh)
-  a, rank = config.algorithm, config.model.lora.rank
-  chip, resident = memory.CHIPS.get(device_list[0].device_kind), sum(held.values())
-  need = resident + max(map(_peak, phases.values()))
+  algorithm, rank = config.algorithm, config.model.lora.rank
+  chip, resident = memory.CHIPS.get(device_kind), sum(held.values())
+  needed = resident + max(map(_peak, phases.values()))
   plan = {
-    "run": f"{config.model.preset}, {f'LoRA {rank}, ' if rank else ''}{a.name}, "
-    f"{config.prompts.batch_size} x {a.samples} responses, "
+    "run": f"{config.model.preset}, {f'LoRA {rank}, ' if rank else ''}{algorithm.name}, "
+    f"{config.prompts.batch_size} x {algorithm.samples} responses, "
     f"{config.prompts.max_tokens} + {config.sampling.max_tokens} tokens",
     "devices": len(device_list),
-    "device_kind": device_list[0].device_kind,
+    "device_kind": device_kind,
     "mesh": dict(mesh.shape),
     "tokenizer": "a stand-in" if isinstance(tokenizer, StandInTokenizer) else tokenizer.path,
     "hbm_bytes": chip and int(chip.hbm),
     "resident_bytes": resident,
     "resident": held,
-    "need_bytes": need,
-    "fits": chip and need <= chip.hbm,
+    "need_bytes": needed,
+    "fits": chip and needed <= chip.hbm,
     "phases": phases,
     "arrays": sharding.describe(trees["parameters"]),
   }
   if chip:
     plan["largest_batch_size"] = _largest(plan, config)
-    plan["advice"] = [] if plan["fits"] else memory.advice(config, plan["mesh"], need, chip.hbm)
+    plan["advice"] = [] if plan["fits"] else memory.advice(config, plan["mesh"], needed, chip.hbm)
   return plan
 
 
-def _peak(figures: dict) -> int:
+def _peak(figures: dict[str, Any]) -> int:
   return figures["temp_bytes"] + figures.get("output_bytes", 0)
 
 
-def _largest(plan: dict, config) -> int:
-  """Returns about the largest batch that fits: what rows do not set is fixed, the rest follows."""
+def _largest(plan: dict[str, Any], config: ConfigDict) -> int:
+  """Returns roughly the largest batch that fits: weights are fixed, the rest grows with rows."""
   parts, size = memory.estimate(config, plan["mesh"]), config.prompts.batch_size
   fixed = {"sample": parts["weights for decoding"], "update": parts["gradient and update"] / 2}
   room, limits = plan["hbm_bytes"] - plan["resident_bytes"], []
   for name, figures in plan["phases"].items():
-    rest = max(1, _peak(figures) - fixed.get(name, 0))
-    limits.append(size * (room - fixed.get(name, 0)) / rest)
+    growing = max(1, _peak(figures) - fixed.get(name, 0))
+    limits.append(size * (room - fixed.get(name, 0)) / growing)
   step = plan["mesh"]["data"] * plan["mesh"]["fsdp"] * config.optimizer.micro_batches
   return max(0, int(min(limits) // step * step))
 
 
-def text(plan: dict) -> str:
+def _gib(size: float, digits: int = 3) -> str:
+  return f"{size / memory.GIB:.{digits}f}"
+
+
+def _phase_row(name: str, figures: dict[str, Any]) -> list:
+  """Returns the row of one phase in the last table of `text`."""
+  peak = _gib(_peak(figures))
+  if "error" in figures:
+    return [name, peak, figures["error"], *["—"] * 4]
+  flops, moved = f"{figures['flops'] / 1e12:.3g}", f"{figures['bytes_accessed'] / 1e9:.3g}"
+  bound = figures["bound"] or "—"
+  seconds = f"{figures['roofline_seconds']:.3g}" if figures["bound"] else "—"
+  return [name, peak, flops, moved, seconds, bound, figures["compile_seconds"]]
+
+
+def text(plan: dict[str, Any]) -> str:
   """Returns a plan as Markdown, for reading."""
-  held = [[name, f"{x / memory.GIB:.3f}"] for name, x in plan["resident"].items()]
-  held.append(["all", f"{plan['resident_bytes'] / memory.GIB:.3f}"])
-  phases = [
-    [
-      name,
-      f"{_peak(p) / memory.GIB:.3f}",
-      *(
-        [p["error"]]
-        if "error" in p
-        else [
-          f"{p['flops'] / 1e12:.3g}",
-          f"{p['bytes_accessed'] / 1e9:.3g}",
-          f"{p['roofline_seconds']:.3g}" if p["bound"] else "—",
-          p["bound"] or "—",
-          p["compile_seconds"],
-        ]
-      ),
-    ]
-    for name, p in plan["phases"].items()
-  ]
+  resident = {**plan["resident"], "all": plan["resident_bytes"]}
+  held = [[name, _gib(size)] for name, size in resident.items()]
+  phases = [_phase_row(name, figures) for name, figures in plan["phases"].items()]
   header = ["phase", "GiB besides", "TFLOP", "GB moved", "s at best", "bound by", "s to compile"]
-  for line in phases:
-    line += ["—"] * (len(header) - len(line))
   mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
   arrays = [[*line, f"{size / 2**20:.2f}"] for *line, size in plan["arrays"]]
   lines = [
@@ -261,15 +254,15 @@ def text(plan: dict) -> str:
     report.markdown_table(header, phases),
   ]
   if plan["hbm_bytes"]:
+    fits = "fits" if plan["fits"] else "does not fit"
     lines.append(
-      f"{plan['need_bytes'] / memory.GIB:.2f} of {plan['hbm_bytes'] / memory.GIB:.2f} GiB: "
-      + ("fits" if plan["fits"] else "does not fit")
-      + f"; the largest prompts.batch_size that does is about {plan['largest_batch_size']}"
+      f"{_gib(plan['need_bytes'], 2)} of {_gib(plan['hbm_bytes'], 2)} GiB: {fits}; the largest"
+      f" prompts.batch_size that does is about {plan['largest_batch_size']}"
     )
   return "\n\n".join([*lines, *plan.get("advice", [])])
 
 
-def run(config, topology: str = "v5e:4x4", json: str = "") -> dict:
+def run(config: ConfigDict, topology: str = "v5e:4x4", json: str = "") -> dict[str, Any]:
   """Plans an online run for a topology: prints the tables, and writes `json` if it is named.
 
   Raises:
@@ -282,35 +275,19 @@ def run(config, topology: str = "v5e:4x4", json: str = "") -> dict:
   return plan
 
 
-def overview(plans: list[dict]) -> str:
+def overview(plans: list[dict[str, Any]]) -> str:
   """Returns one table of several plans, a line each."""
-  header = [
-    "topology",
-    "run",
-    "mesh",
-    "held GiB",
-    "at most GiB",
-    "of GiB",
-    "fits",
-    "largest batch",
-    *(f"{name} s" for name in plans[0]["phases"]),
-  ]
-  rows = [
-    [
-      plan["topology"],
-      plan["run"],
-      "x".join(map(str, plan["mesh"].values())),
-      *(
-        f"{plan[name] / memory.GIB:.2f}" if plan[name] else "—"
-        for name in ("resident_bytes", "need_bytes", "hbm_bytes")
-      ),
-      {True: "yes", False: "no", None: "—"}[plan["fits"]],
-      plan.get("largest_batch_size", "—"),
-      *(
-        f"{p['roofline_seconds']:.2g} {p['bound']}" if p.get("bound") else "—"
-        for p in plan["phases"].values()
-      ),
+  header = ["topology", "run", "mesh", "held GiB", "at most GiB", "of GiB", "fits", "largest batch"]
+  header += [f"{name} s" for name in plans[0]["phases"]]
+  rows = []
+  for plan in plans:
+    mesh = "x".join(map(str, plan["mesh"].values()))
+    sizes = [plan[name] for name in ("resident_bytes", "need_bytes", "hbm_bytes")]
+    fits = {True: "yes", False: "no", None: "—"}[plan["fits"]]
+    bounds = [
+      f"{figures['roofline_seconds']:.2g} {figures['bound']}" if figures.get("bound") else "—"
+      for figures in plan["phases"].values()
     ]
-    for plan in plans
-  ]
+    row = [plan["topology"], plan["run"], mesh, *(_gib(x, 2) if x else "—" for x in sizes)]
+    rows.append([*row, fits, plan.get("largest_batch_size", "—"), *bounds])
   return report.markdown_table(header, rows)

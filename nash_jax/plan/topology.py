@@ -1,4 +1,4 @@
-"""The TPU slices that a run can be compiled for without being there."""
+"""The TPU slices that a run can be compiled for without having them."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ import jax
 from nash_jax.validation import one_of, require
 
 SLICES = {
-  **{f"{kind}-{n}": f"{kind}:{grid}" for kind in ("v5e", "v6e") for n, grid in {
+  **{f"{chip}-{n}": f"{chip}:{grid}" for chip in ("v5e", "v6e") for n, grid in {
     1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
   }.items()},
   **{f"v5p-{n}": f"v5p:{grid}" for n, grid in {  # named by cores, two a chip
@@ -27,21 +27,19 @@ def devices(topology: str) -> list:
   """
   if topology == LOCAL:
     return jax.devices()
-  known = {*SLICES, *SLICES.values(), LOCAL}
+  names = {*SLICES, *SLICES.values(), LOCAL}
   if not re.fullmatch(r"v(5e|5p|6e):[0-9x]+", topology):
-    one_of("topology", topology, known)
-  require(
-    importlib.util.find_spec("libtpu") is not None, "topology", "libtpu, which compiles for TPUs",
-    "none installed",
-    "pip install --editable '.[plan]', or plan for this machine: --topology=local.",
-  )  # fmt: skip
+    one_of("topology", topology, names)
+  installed, expected = importlib.util.find_spec("libtpu"), "libtpu, which compiles for TPUs"
+  fix = "pip install --editable '.[plan]', or plan for this machine: --topology=local."
+  require(installed is not None, "topology", expected, "none installed", fix)
   from jax.experimental import topologies
 
-  # Nothing here is a TPU: its address is not asked for, and several plans may be made at a time.
+  # No TPU is present: ask for no address, and let several plans be made at a time.
   os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
   name = SLICES.get(topology, topology)
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
   except jax.errors.JaxRuntimeError as error:
-    choices, said = ", ".join(sorted(known)), str(error).splitlines()[0]
-    raise ValueError(f"topology: got {topology!r}, expected one of {choices} ({said})") from error
+    choices, reason = ", ".join(sorted(names)), str(error).splitlines()[0]
+    raise ValueError(f"topology: got {topology!r}, expected one of {choices} ({reason})") from error

@@ -1,9 +1,8 @@
-"""What Hugging Face's config.json says of an architecture, both ways."""
+"""An architecture as Hugging Face's config.json, written and checked."""
 
 import json
 import pathlib
-
-from gemma import gm
+from typing import Any
 
 from nash_jax.models import gemma
 
@@ -17,27 +16,19 @@ def rows(model_config: gemma.GemmaConfig) -> int:
   return _PIECES.get(model_config.num_embed, model_config.num_embed)
 
 
-def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict:
+def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
   """Returns config.json's fields; ValueError where neither Gemma 2 nor Gemma 3 is such a model."""
-  capped = None not in (model_config.final_logit_softcap, model_config.attn_logits_soft_cap)
-  plain = (model_config.final_logit_softcap, model_config.attn_logits_soft_cap) == (None, None)
-  one_rope = (model_config.local_base_frequency, model_config.local_scale_factor) == (
-    model_config.global_base_frequency,
-    model_config.global_scale_factor,
-  )
-  gemma2 = (
-    capped and one_rope and model_config.global_scale_factor == 1 and not model_config.use_qk_norm
-  )
-  if not gemma2 and not (
-    plain and model_config.use_qk_norm and model_config.local_scale_factor == 1
-  ):
+  soft_caps = (model_config.final_logit_softcap, model_config.attn_logits_soft_cap)
+  local_scale, scale = model_config.local_scale_factor, model_config.global_scale_factor
+  norms, one_rope = model_config.use_qk_norm, model_config.one_rope
+  gemma2 = None not in soft_caps and one_rope and scale == 1 and not norms
+  gemma3 = soft_caps == (None, None) and norms and local_scale == 1
+  if not (gemma2 or gemma3):
     raise ValueError(
       "config.json: expected an architecture of Gemma 2 (both soft-caps, one rope) or Gemma 3 (no"
       f" soft-cap, query and key norms), got {model_config}"
     )
-  local = gm.nn.AttentionType.LOCAL_SLIDING
-  factor = model_config.global_scale_factor
-  fields = {
+  config: dict[str, Any] = {
     "architectures": ["Gemma2ForCausalLM" if gemma2 else "Gemma3ForCausalLM"],
     "model_type": "gemma2" if gemma2 else "gemma3_text",
     "vocab_size": rows(model_config),
@@ -49,8 +40,8 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict:
     "head_dim": model_config.head_dim,
     "query_pre_attn_scalar": model_config.head_dim,
     "layer_types": [
-      "sliding_attention" if kind == local else "full_attention"
-      for kind in model_config.attention_types
+      "sliding_attention" if attn_type == gemma.LOCAL else "full_attention"
+      for attn_type in model_config.attention_types
     ],
     "sliding_window": model_config.sliding_window_size,
     "final_logit_softcapping": model_config.final_logit_softcap,
@@ -62,10 +53,10 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict:
     "tie_word_embeddings": True,
     "torch_dtype": dtype,
   }
-  if not gemma2:
-    fields["rope_local_base_freq"] = float(model_config.local_base_frequency)
-    fields["rope_scaling"] = None if factor == 1 else {"rope_type": "linear", "factor": factor}
-  return fields
+  if gemma3:
+    config["rope_local_base_freq"] = float(model_config.local_base_frequency)
+    config["rope_scaling"] = None if scale == 1 else {"rope_type": "linear", "factor": scale}
+  return config
 
 
 def check_config(path: str, model_config: gemma.GemmaConfig) -> None:
@@ -79,30 +70,28 @@ def check_config(path: str, model_config: gemma.GemmaConfig) -> None:
   if not file.exists():
     return
   try:
-    found = fields(json.loads(file.read_text()))
+    got = fields(json.loads(file.read_text()))
   except (ValueError, AttributeError) as error:
     raise ValueError(f"{file}: expected JSON with fields, got {error}") from error
-  ours = fields(config_json(model_config, ""))
-  for name in ("architectures", "torch_dtype", "vocab_size"):
-    ours.pop(name)
-  for name, value in ours.items():
-    if name in found and found[name] != value:
+  for name, value in fields(config_json(model_config, "")).items():
+    compared = name not in ("architectures", "torch_dtype", "vocab_size")
+    if compared and name in got and got[name] != value:
       raise ValueError(
-        f"{file}: {name} is {found[name]!r}, but model.preset with its changes has {value!r}"
+        f"{file}: {name} is {got[name]!r}, but model.preset with its changes has {value!r}"
       )
 
 
-def fields(found: dict) -> dict:
+def fields(config: dict[str, Any]) -> dict[str, Any]:
   """Returns the text model's fields, with rope's in one form for every version of transformers."""
-  found = dict(found.get("text_config", found))
-  ropes = found.pop("rope_parameters", None) or {}
-  scaling = found.pop("rope_scaling", None) or {}
-  everywhere = ropes.get("full_attention", ropes)
-  if everywhere:
-    found["rope_theta"] = everywhere.get("rope_theta")
-    scaling = everywhere
+  config = dict(config.get("text_config", config))
+  ropes = config.pop("rope_parameters", None) or {}
+  scaling = config.pop("rope_scaling", None) or {}
+  full_rope = ropes.get("full_attention", ropes)
+  if full_rope:
+    config["rope_theta"] = full_rope.get("rope_theta")
+    scaling = full_rope
   if "sliding_attention" in ropes:
-    found["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
-  if scaling or "rope_theta" in found:
-    found["rope factor"] = scaling.get("factor", 1.0)
-  return found
+    config["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
+  if scaling or "rope_theta" in config:
+    config["rope factor"] = scaling.get("factor", 1.0)
+  return config

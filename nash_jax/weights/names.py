@@ -1,4 +1,4 @@
-"""Every tensor of a text model: its name here, in the gemma library and at Hugging Face.
+"""Every tensor of a text model: its name in our tree, in the gemma library and at Hugging Face.
 
 Axes are letters: V vocabulary rows, D embed, F hidden, N heads, K key-value heads, H head size; a
 digit is an axis of that size, and "NH" one axis that holds both.
@@ -6,9 +6,18 @@ digit is an axis of that size, and "NH" one axis that holds both.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Sharding
 
 from nash_jax.models import gemma
+from nash_jax.models.gemma import GemmaConfig
+
+Shape = tuple[int, ...]
+# Names of the tensors in a file that make one tensor of our tree, and the axes of each.
+Names = tuple[tuple[str, ...], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,16 +25,16 @@ class Tensor:
   """One tensor of a block, or of the model.
 
   Attributes:
-    name: within its block, here and in the gemma library.
-    axes: as held here, without the axis of stacked layers.
-    theirs: Hugging Face's names within the block; several make the first axis.
-    their_axes: of each of theirs.
+    name: within its block, in our tree and in the gemma library.
+    axes: in our tree, without the axis of stacked layers.
+    hf_names: Hugging Face's names within the block; several tensors make the first axis.
+    hf_axes: of each of Hugging Face's tensors.
   """
 
   name: str
   axes: str
-  theirs: tuple[str, ...]
-  their_axes: str
+  hf_names: tuple[str, ...]
+  hf_axes: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +46,10 @@ class Place:
   stacked: bool = False
 
 
+# (place, shape, dtype, sharding) -> the array of one leaf.
+Read = Callable[[Place, Shape, Any, Sharding], jax.Array]
+Scheme = Callable[[GemmaConfig, Tensor, int | None], Names]  # `library` or `hugging_face`
+
 EMBEDDING = Tensor("embedder/input_embedding", "V D", ("embed_tokens.weight",), "V D")
 HEAD = Tensor("head/w", "D", (), "")  # of a reward model; Hugging Face has no such tensor
 _NORM = Tensor("final_norm/scale", "D", ("norm.weight",), "D")
@@ -45,7 +58,7 @@ _GROUPED = (
   Tensor("attn/q_einsum/w", "N D H", (_Q,), "NH D"),
   Tensor("attn/kv_einsum/w", "2 K D H", (_K, _V), "KH D"),
 )
-# The library's layout where every head has keys and values of its own.
+# The library's layout where there are as many key-value heads as heads.
 _UNGROUPED = (Tensor("attn/qkv_einsum/w", "3 N D H", (_Q, _K, _V), "NH D"),)
 _QK_NORMS = (
   Tensor("attn/_query_norm/scale", "H", ("self_attn.q_norm.weight",), "H"),
@@ -62,7 +75,7 @@ _BLOCK = (
 )
 
 
-def sizes(model_config: gemma.GemmaConfig) -> dict[str, int]:
+def sizes(model_config: GemmaConfig) -> dict[str, int]:
   """Returns the length of every axis by its letter."""
   return {
     "V": model_config.num_embed,
@@ -76,44 +89,57 @@ def sizes(model_config: gemma.GemmaConfig) -> dict[str, int]:
   }
 
 
-def shape(axes: str, sizes: dict[str, int]) -> tuple[int, ...]:
+def shape(axes: str, sizes: Mapping[str, int]) -> Shape:
   """Returns the shape of axes such as "2 NH D"."""
   return tuple(math.prod(sizes[letter] for letter in axis) for axis in axes.split())
 
 
-def places(model_config: gemma.GemmaConfig) -> dict[str, Place]:
+def places(model_config: GemmaConfig) -> dict[str, Place]:
   """Returns every leaf of the stacked tree by its path, without building a block."""
   grouped = model_config.num_heads != model_config.num_kv_heads
   attention = (_GROUPED if grouped else _UNGROUPED) + _QK_NORMS * model_config.use_qk_norm
   period, repeats, rest = gemma.pattern(model_config)
   scanned = period * repeats
-  found = {tensor.name: Place(tensor) for tensor in (EMBEDDING, _NORM)}
+  leaves = {tensor.name: Place(tensor) for tensor in (EMBEDDING, _NORM)}
   for tensor in attention + _BLOCK:
     for i in range(period):
       layers = tuple(range(i, scanned, period))
-      found[f"layers/{i}/{tensor.name}"] = Place(tensor, layers, stacked=True)
+      leaves[f"layers/{i}/{tensor.name}"] = Place(tensor, layers, stacked=True)
     for i in range(rest):
-      found[f"tail/{i}/{tensor.name}"] = Place(tensor, (scanned + i,))
-  return found
+      leaves[f"tail/{i}/{tensor.name}"] = Place(tensor, (scanned + i,))
+  return leaves
 
 
-def library(model_config: gemma.GemmaConfig, tensor: Tensor, layer: int | None = None):
+def library(model_config: GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:
   """Returns ((name,), axes) in the gemma library's nested layout, its gating as published."""
   swap = model_config.transpose_gating_einsum and tensor.name == "mlp/gating_einsum"
   prefix = "" if layer is None else f"layer_{layer}/"
   return (prefix + tensor.name,), "2 F D" if swap else tensor.axes
 
 
-def hugging_face(model_config: gemma.GemmaConfig, tensor: Tensor, layer: int | None = None):
+def hugging_face(model_config: GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:
   """Returns (names, the axes of each) at Hugging Face, without the model's prefix."""
   prefix = "" if layer is None else f"layers.{layer}."
-  return tuple(prefix + name for name in tensor.theirs), tensor.their_axes
+  return tuple(prefix + name for name in tensor.hf_names), tensor.hf_axes
 
 
 def sources(
-  model_config: gemma.GemmaConfig, scheme: Callable
+  model_config: GemmaConfig, scheme: Scheme
 ) -> Iterator[tuple[str, Place, int, tuple[str, ...], str]]:
-  """Yields (path, place, repeat, names, axes) of every tensor of files; `scheme` as above."""
+  """Yields (path in our tree, place, repeat, names, axes) of every tensor of a file."""
   for path, place in places(model_config).items():
     for repeat, layer in enumerate(place.layers or (None,)):
       yield path, place, repeat, *scheme(model_config, place.tensor, layer)
+
+
+def check(path: str, got: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+  """Raises ValueError for the first tensor that is missing, of another shape, or unknown."""
+  hint = "; is model.preset right for this file?"
+  for name, shape in expected.items():
+    if name not in got:
+      raise ValueError(f"weights {path}: no leaf {name}{hint}")
+    if got[name] != shape:
+      raise ValueError(f"weights {path}: leaf {name} expected shape {shape}, got {got[name]}{hint}")
+  unknown = sorted(set(got) - set(expected))
+  if unknown:
+    raise ValueError(f"weights {path}: unknown leaf {unknown[0]}{hint}")

@@ -1,25 +1,26 @@
 """The gemma library's Orbax checkpoints: nested, flat, or stacked by attention pattern.
 
-gm.ckpts.load_params holds the whole model beside ours and takes a quarter of a minute to import; of
-a stacked checkpoint it gives each layer's sharding to the stack. Here Orbax reads what makes one of
-our tensors at a time, each host the parts it needs.
+gm.ckpts.load_params holds a second copy of the model and takes a quarter of a minute to import; of
+a stacked checkpoint it gives each layer's sharding to the stack. This module has Orbax read what
+makes one of our tensors at a time, each host the parts it needs.
 """
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from etils import epath
 from flax import traverse_util
 from jax import numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from nash_jax.models import gemma
-from nash_jax.weights import names, safetensors
+from nash_jax.weights import names
 
 _STACK = "stacked_layers/attention_type_"
-# The vision model, and what leads from it into the text model.
+# The vision model, and its projection into the text model.
 _NOT_TEXT = re.compile(r"(SigLiPFromPatches_0|vision_encoder|embedder/mm_)")
 
 
@@ -28,66 +29,58 @@ def is_checkpoint(path: str) -> bool:
   return (epath.Path(path) / "_METADATA").exists()
 
 
-def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], Callable]:
-  """Returns (places, read) for a checkpoint whose every name and shape has been checked.
-
-  Returns:
-    The leaves of the stacked tree, and read(place, shape, dtype, sharding) -> jax.Array.
-
-  Raises:
-    ValueError: a damaged checkpoint, or the first leaf missing, unknown or of another shape.
-  """
+def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
+  """Returns (leaves of the stacked tree, read); every name and shape has been checked."""
   import orbax.checkpoint as ocp
 
-  where = epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
-  with _told(path), ocp.StandardCheckpointer() as checkpointer:
-    saved = _flatten(checkpointer.metadata(where).item_metadata.tree)
+  folder = epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
+  with _as_value_error(path), ocp.StandardCheckpointer() as checkpointer:
+    saved = _flatten(checkpointer.metadata(folder).item_metadata.tree)
   stacks = [int(name[len(_STACK) :].split("/")[0]) for name in saved if name.startswith(_STACK)]
   period = max(stacks) + 1 if stacks else 0
-  places = names.places(model_config)
-  _check(path, model_config, saved, period)
+  shapes = {name: shape for name, (_, shape) in saved.items()}
+  names.check(path, shapes, _expected_shapes(model_config, period))
 
-  def read(place, shape, dtype, sharding):
-    (_,), axes = names.library(model_config, place.tensor)
+  def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:
+    _, axes = names.library(model_config, place.tensor)
     order = tuple(axes.split().index(letter) for letter in place.tensor.axes.split())
     sources = [_saved_as(place.tensor, layer, period) for layer in place.layers or (None,)]
     parts = list(dict.fromkeys(name for name, _ in sources))
-    wanted = {}
-    for keys, there in (saved[name] for name in parts):
-      slot = _there(sharding, place.stacked, order, len(there))
-      wanted[keys] = jax.ShapeDtypeStruct(there, dtype, sharding=slot)
-    with _told(f"{path}, leaf {parts[0]}"):
-      arrays = _restore(where, wanted)
+    specs = {}
+    for keys, saved_shape in (saved[name] for name in parts):
+      saved_sharding = _saved_sharding(sharding, place.stacked, order, len(saved_shape))
+      specs[keys] = jax.ShapeDtypeStruct(saved_shape, dtype, sharding=saved_sharding)
+    with _as_value_error(f"{path}, leaf {parts[0]}"):
+      arrays = _restore(folder, specs)
     picks = tuple((parts.index(name), row) for name, row in sources)
-    combine = jax.jit(
-      _combine, static_argnames=("picks", "order", "stacked"), out_shardings=sharding
-    )
+    static = ("picks", "order", "stacked")
+    combine = jax.jit(_combine, static_argnames=static, out_shardings=sharding)
     return combine(arrays, picks=picks, order=order, stacked=place.stacked)
 
-  return places, read
+  return names.places(model_config), read
 
 
 @contextlib.contextmanager
-def _told(what: str):
+def _as_value_error(source: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax raises many kinds
     first = str(error).strip().split("\n")[0]
-    raise ValueError(f"weights {what}: expected an Orbax checkpoint, got {first!r}") from error
+    raise ValueError(f"weights {source}: expected an Orbax checkpoint, got {first!r}") from error
 
 
-def _flatten(tree) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+def _flatten(tree) -> dict[str, tuple[tuple[str, ...], names.Shape]]:
   """Returns (its keys in the checkpoint, shape) of every text tensor by its nested name."""
-  found = {}
+  saved = {}
   for keys, leaf in traverse_util.flatten_dict(tree).items():
     name = "/".join(keys).removeprefix("transformer/")
     if not _NOT_TEXT.match(name):
-      found[re.sub(r"(mlp/\w+)/w$", r"\1", name)] = keys, tuple(leaf.shape)
-  return found
+      saved[re.sub(r"(mlp/\w+)/w$", r"\1", name)] = keys, tuple(leaf.shape)
+  return saved
 
 
-def _saved_as(tensor, layer: int | None, period: int) -> tuple[str, int | None]:
-  """Returns a tensor's nested name, and its place in a stack."""
+def _saved_as(tensor: names.Tensor, layer: int | None, period: int) -> tuple[str, int | None]:
+  """Returns a tensor's nested name, and its row of a stack, if it is in one."""
   if layer is None:
     return tensor.name, None
   if not period:
@@ -95,49 +88,42 @@ def _saved_as(tensor, layer: int | None, period: int) -> tuple[str, int | None]:
   return f"{_STACK}{layer % period}/{tensor.name}", layer // period
 
 
-def _check(path: str, model_config: gemma.GemmaConfig, saved: dict, period: int) -> None:
-  sizes, wanted = names.sizes(model_config), {}
+def _expected_shapes(model_config: gemma.GemmaConfig, period: int) -> dict[str, names.Shape]:
+  """Returns the shape of every tensor of a checkpoint by its nested name."""
+  sizes, shapes = names.sizes(model_config), {}
   for place in names.places(model_config).values():
-    (_,), axes = names.library(model_config, place.tensor)
+    _, axes = names.library(model_config, place.tensor)
     for layer in place.layers or (None,):
-      name, pick = _saved_as(place.tensor, layer, period)
-      stack = (
-        () if pick is None else (1 + (model_config.num_layers - 1 - layer % period) // period,)
-      )
-      wanted[name] = stack + names.shape(axes, sizes)
-  for name, shape in wanted.items():
-    if name not in saved:
-      raise ValueError(f"weights {path}: no leaf {name}{safetensors.HINT}")
-    if saved[name][1] != shape:
-      got = f"{saved[name][1]}{safetensors.HINT}"
-      raise ValueError(f"weights {path}: leaf {name} expected shape {shape}, got {got}")
-  unknown = sorted(set(saved) - set(wanted))
-  if unknown:
-    raise ValueError(f"weights {path}: unknown leaf {unknown[0]}{safetensors.HINT}")
+      name, _ = _saved_as(place.tensor, layer, period)
+      stack: names.Shape = ()
+      if layer is not None and period:
+        stack = (len(range(layer % period, model_config.num_layers, period)),)
+      shapes[name] = stack + names.shape(axes, sizes)
+  return shapes
 
 
-def _there(sharding, stacked: bool, order: tuple[int, ...], rank: int):
-  """Returns the sharding, as saved, of one layer or of a whole stack, whose axis is not split."""
+def _saved_sharding(sharding: Sharding, stacked: bool, order: tuple, rank: int) -> Sharding:
+  """Returns the sharding, in saved axes, of a layer or of a stack, whose layers are not split."""
   if not isinstance(sharding, NamedSharding):
     return sharding
-  ours = (*sharding.spec, *[None] * (len(order) + stacked - len(sharding.spec)))[stacked:]
-  spec = [None] * len(order)
-  for axis, name in zip(order, ours, strict=True):
+  padding = [None] * (len(order) + stacked - len(sharding.spec))
+  spec: list[Any] = [None] * len(order)
+  for axis, name in zip(order, (*sharding.spec, *padding)[stacked:], strict=True):
     spec[axis] = name
   return NamedSharding(sharding.mesh, PartitionSpec(*[None] * (rank - len(order)), *spec))
 
 
-def _restore(where, wanted: dict[tuple[str, ...], jax.ShapeDtypeStruct]) -> list[jax.Array]:
+def _restore(folder: epath.Path, specs: dict[tuple, jax.ShapeDtypeStruct]) -> list[jax.Array]:
   import orbax.checkpoint as ocp
 
-  item = traverse_util.unflatten_dict(wanted)
-  like = ocp.checkpoint_utils.construct_restore_args(item)
-  args = ocp.args.PyTreeRestore(item=item, restore_args=like, partial_restore=True)
+  item = traverse_util.unflatten_dict(specs)
+  restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+  args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
   with ocp.PyTreeCheckpointer() as checkpointer:
-    found = traverse_util.flatten_dict(checkpointer.restore(where, args=args))
-  return [found[keys] for keys in wanted]
+    restored = traverse_util.flatten_dict(checkpointer.restore(folder, args=args))
+  return [restored[keys] for keys in specs]
 
 
-def _combine(arrays, picks, order, stacked) -> jax.Array:
+def _combine(arrays, picks, order, stacked: bool) -> jax.Array:
   layers = [(arrays[i] if row is None else arrays[i][row]).transpose(order) for i, row in picks]
   return jnp.stack(layers) if stacked else layers[0]

@@ -1,60 +1,59 @@
 """Safetensors files, ours and Hugging Face's: checked by their headers, read slice by slice."""
 
+import functools
 import itertools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
 
 from nash_jax.models import gemma
 from nash_jax.types import Params
 from nash_jax.weights import hugging_face, names
 
-HINT = "; is model.preset right for this file?"
-_SPARE_ROWS = 128  # more than this no published Gemma's embedding differs from its pieces
+_SPARE_ROWS = 128  # most by which a published Gemma's embedding differs from its tokenizer
 # What a multimodal Gemma 3 has besides its text model.
 _NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
-def open_all(path: str) -> dict[str, Callable]:
+def open_all(path: str) -> dict[str, Any]:
   """Returns a lazy slice of every tensor by name, from a file, or a folder with its shards.
 
   Raises:
     ValueError: a file that is missing, damaged or no safetensors file, or a shard without one of
       the tensors that the index says it has.
   """
-  where = pathlib.Path(path)
-  if where.name == hugging_face.INDEX:
-    where = where.parent
-  if where.is_file() or not where.exists():
-    return _open(where)
-  if not (where / hugging_face.INDEX).exists():
-    files = sorted(where.glob("*.safetensors"))
+  folder, index_name = pathlib.Path(path), hugging_face.INDEX
+  if folder.name == index_name:
+    folder = folder.parent
+  if folder.is_file() or not folder.exists():
+    return _open(folder)
+  if not (folder / index_name).exists():
+    files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-      raise ValueError(
-        f"weights {path}: expected one .safetensors file or {hugging_face.INDEX}, got"
-        f" {len(files)} files"
-      )
+      expected = f"expected one .safetensors file or {index_name}"
+      raise ValueError(f"weights {path}: {expected}, got {len(files)} files")
     return _open(files[0])
-  index = _index(where / hugging_face.INDEX)
-  missing = sorted(shard for shard in set(index.values()) if not (where / shard).is_file())
+  index = _index(folder / index_name)
+  shards = sorted(set(index.values()))
+  missing = [shard for shard in shards if not (folder / shard).is_file()]
   if missing:
-    raise ValueError(
-      f"weights {path}: shard {missing[0]} is missing ({len(missing)} of {len(set(index.values()))}"
-      f" that {hugging_face.INDEX} names): download it"
-    )
-  shards = {shard: _open(where / shard) for shard in sorted(set(index.values()))}
+    count = f"{len(missing)} of {len(shards)} that {index_name} names"
+    raise ValueError(f"weights {path}: shard {missing[0]} is missing ({count}): download it")
+  tensors = {shard: _open(folder / shard) for shard in shards}
   for name, shard in index.items():
-    if name not in shards[shard]:
-      raise ValueError(
-        f"weights {where / shard}: no tensor {name}, which {hugging_face.INDEX} says is in it"
-      )
-  return {name: shards[shard][name] for name, shard in index.items()}
+    if name not in tensors[shard]:
+      listed = f"which {index_name} says is in it"
+      raise ValueError(f"weights {folder / shard}: no tensor {name}, {listed}")
+  return {name: tensors[shard][name] for name, shard in index.items()}
 
 
 def _index(path: pathlib.Path) -> dict[str, str]:
@@ -64,145 +63,143 @@ def _index(path: pathlib.Path) -> dict[str, str]:
     raise ValueError(f"weights {path}: expected JSON with a weight_map, got {error!r}") from error
 
 
-def _open(path: pathlib.Path) -> dict[str, Callable]:
+def _open(path: pathlib.Path) -> dict[str, Any]:
   from safetensors import SafetensorError, safe_open
 
   try:
     with open(path, "rb") as file:
       if file.read(40).startswith(b"version https://git-lfs"):
         raise OSError("a Git LFS pointer: run `git lfs pull` in its folder")
-    file = safe_open(str(path), "np")
+    tensors = safe_open(str(path), "np")
   except (OSError, SafetensorError) as error:
     raise ValueError(f"weights {path}: expected a .safetensors file, got {error}") from error
-  slices = {name: file.get_slice(name) for name in file.offset_keys()}
-  for name, found in slices.items():
-    if found.get_dtype() not in ("F32", "BF16", "F16"):
+  slices = {name: tensors.get_slice(name) for name in tensors.offset_keys()}
+  for name, tensor in slices.items():
+    if tensor.get_dtype() not in ("F32", "BF16", "F16"):
       raise ValueError(
-        f"weights {path}: tensor {name} expected F32, BF16 or F16, got {found.get_dtype()}; "
+        f"weights {path}: tensor {name} expected F32, BF16 or F16, got {tensor.get_dtype()}; "
         "quantised files are not read"
       )
   return slices
 
 
-def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], Callable]:
-  """Returns (places, read) for a file or folder whose every name and shape has been checked.
+def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
+  """Returns (leaves of the stacked tree, read); every name and shape has been checked.
 
-  Returns:
-    The leaves of the stacked tree, with the head that a reward model's file has; and
-    read(place, index, dtype) -> np.ndarray, the slices `index` of one leaf.
-
-  Raises:
-    ValueError: what `open_all` raises, or the first tensor missing, unknown or of another shape.
+  Among the leaves is the head that a reward model's file has.
   """
-  found = open_all(path)
-  places = names.places(model_config)
-  if names.EMBEDDING.name in found:
-    if names.HEAD.name in found:
-      places["head/w"] = names.Place(names.HEAD)
-    scheme, prefix = names.library, ""
-  else:
-    scheme, prefix = names.hugging_face, _prefix(path, found)
+  slices = open_all(path)
+  places, sizes = names.places(model_config), names.sizes(model_config)
+  scheme: names.Scheme = names.library
+  prefix = ""
+  if names.EMBEDDING.name not in slices:
+    scheme, prefix = names.hugging_face, _prefix(path, slices)
     hugging_face.check_config(path, model_config)
-  sizes = names.sizes(model_config)
+  expected = {
+    prefix + part: names.shape(axes, sizes)
+    for *_, parts, axes in names.sources(model_config, scheme)
+    for part in parts
+  }
+  if scheme is names.library and names.HEAD.name in slices:
+    places[names.HEAD.name] = names.Place(names.HEAD)
+    expected[names.HEAD.name] = names.shape(names.HEAD.axes, sizes)
+  _check(path, slices, expected, prefix)
 
-  def source(tensor, layer):
-    parts, axes = scheme(model_config, tensor, layer)
-    return tuple(prefix + part for part in parts), axes
+  def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:
+    def read_layer(layer, index):
+      parts, axes = scheme(model_config, place.tensor, layer)
+      files = [slices[prefix + part] for part in parts]
+      return _read(files, axes, place.tensor.axes, sizes, index)
 
-  wanted = {}
-  for place in places.values():
-    for layer in place.layers or (None,):
-      parts, axes = source(place.tensor, layer)
-      wanted.update({part: (place.tensor, names.shape(axes, sizes)) for part in parts})
-  _check(path, found, wanted, prefix)
+    @functools.cache  # each distinct part is read once on each host that has it
+    def read_part(index):
+      if not place.stacked:
+        layer = place.layers[0] if place.layers else None
+        return np.asarray(read_layer(layer, index), dtype, order="C")
+      layers = place.layers[index[0]]
+      out = np.empty((len(layers), *(s.stop - s.start for s in index[1:])), dtype)
+      for i, layer in enumerate(layers):
+        out[i] = read_layer(layer, index[1:])
+      return out
 
-  def read(place, index, dtype):
-    def one(layer, index):
-      parts, axes = source(place.tensor, layer)
-      return _read(found, parts, axes, place.tensor.axes, sizes, index)
+    def callback(index):
+      ranges = (s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+      return read_part(tuple(slice(start, stop) for start, stop in ranges))
 
-    if not place.stacked:
-      layer = place.layers[0] if place.layers else None
-      return np.asarray(one(layer, index), dtype, order="C")
-    layers = place.layers[index[0]]
-    out = np.empty((len(layers), *(s.stop - s.start for s in index[1:])), dtype)
-    for i, layer in enumerate(layers):
-      out[i] = one(layer, index[1:])
-    return out
+    return jax.make_array_from_callback(shape, sharding, callback, dtype=dtype)
 
   return places, read
 
 
-def _prefix(path, found) -> str:
-  ends = [name for name in found if name.endswith("embed_tokens.weight")]
-  if len(ends) != 1:
+def _prefix(path: str, slices: dict[str, Any]) -> str:
+  """Returns what precedes Hugging Face's names of the text model."""
+  embeddings = [name for name in slices if name.endswith("embed_tokens.weight")]
+  if len(embeddings) != 1:
     raise ValueError(
-      f"weights {path}: expected the tensors of a Gemma text model, got {len(found)} others"
-      f" ({next(iter(sorted(found)), 'none')}, ...)"
+      f"weights {path}: expected the tensors of a Gemma text model, got {len(slices)} others"
+      f" ({next(iter(sorted(slices)), 'none')}, ...)"
     )
-  return ends[0].removesuffix("embed_tokens.weight")
+  return embeddings[0].removesuffix("embed_tokens.weight")
 
 
-def _check(path, found, wanted, prefix) -> None:
-  """Raises ValueError for the first tensor that is missing, of another shape, or unknown."""
-  for name, (tensor, shape) in wanted.items():
-    if name not in found:
-      raise ValueError(f"weights {path}: no leaf {name}{HINT}")
-    got = tuple(found[name].get_shape())
-    spare = tensor is names.EMBEDDING and name != tensor.name and len(got) == 2
-    if spare and abs(got[0] - shape[0]) <= _SPARE_ROWS:
-      got = (shape[0], got[1])
-    if got != shape:
-      raise ValueError(f"weights {path}: leaf {name} expected shape {shape}, got {got}{HINT}")
+def _check(
+  path: str, slices: dict[str, Any], expected: dict[str, names.Shape], prefix: str
+) -> None:
+  """Runs names.check without the vision model; the embedding may have a few other rows."""
   # Gemma's output layer is its embedding; some files write it twice.
   tied = {prefix.removesuffix("model.") + "lm_head.weight", "lm_head.weight"}
-  for name in sorted(set(found) - set(wanted) - tied):
-    if not _NOT_TEXT.match(name):
-      raise ValueError(f"weights {path}: unknown leaf {name}{HINT}")
+  got = {
+    name: tuple(tensor.get_shape())
+    for name, tensor in slices.items()
+    if name in expected or not (name in tied or _NOT_TEXT.match(name))
+  }
+  embedding = prefix + "embed_tokens.weight"
+  if embedding in expected and len(got[embedding]) == 2:
+    (rows, width), expected_rows = got[embedding], expected[embedding][0]
+    spare = abs(rows - expected_rows) <= _SPARE_ROWS
+    got[embedding] = (expected_rows if spare else rows, width)
+  names.check(path, got, expected)
 
 
-def _slice(found, cut) -> np.ndarray:
+def _slice(tensor, index) -> np.ndarray:
   """Returns one slice an axis; rows beyond the tensor's are 0: they stand for no piece."""
-  rows = found.get_shape()[0]
-  start, stop = (min(at, rows) for at in (cut[0].start, cut[0].stop))
-  x = found[(slice(start, stop), *cut[1:])]
-  missing = cut[0].stop - cut[0].start - len(x)
+  rows = tensor.get_shape()[0]
+  start, stop = min(index[0].start, rows), min(index[0].stop, rows)
+  x = tensor[(slice(start, stop), *index[1:])]
+  missing = index[0].stop - index[0].start - len(x)
   return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
 
 
-def _read(found, parts, file_axes, axes, sizes, index) -> np.ndarray:
-  """Returns slices of one tensor, from files that cut it up, merge its axes or order them else."""
-  where = dict(zip(axes.split(), index, strict=True))
+def _read(files: list, file_axes: str, axes: str, sizes: dict[str, int], index) -> np.ndarray:
+  """Returns slices of one tensor that files may store split, with merged axes or transposed."""
+  ranges = dict(zip(axes.split(), index, strict=True))
   first = axes.split()[0]
-  several = first.isdigit() and first not in file_axes.split()
-  if several:
-    parts = parts[where[first]]
+  split = first.isdigit() and first not in file_axes.split()
+  if split:
+    files = files[ranges[first]]
   letters = list(itertools.chain(*file_axes.split()))
-  cut, view, inner = [], [], []
+  file_index, unmerged, inner = [], [], []
   for axis in file_axes.split():
     rest = [sizes[letter] for letter in axis[1:]]
-    each, s = math.prod(rest), where[axis[0]]
-    cut.append(slice(s.start * each, s.stop * each))
-    view += [s.stop - s.start, *rest]
-    inner += [slice(None), *(where[letter] for letter in axis[1:])]
-  order = [letters.index(letter) for letter in axes.split()[several:]]
-
-  def one(part):
-    x = _slice(found[part], cut)
-    return x.reshape(view)[tuple(inner)].transpose(order)
-
-  return np.stack([one(part) for part in parts]) if several else one(parts[0])
+    each, outer = math.prod(rest), ranges[axis[0]]
+    file_index.append(slice(outer.start * each, outer.stop * each))
+    unmerged += [outer.stop - outer.start, *rest]
+    inner += [slice(None), *(ranges[letter] for letter in axis[1:])]
+  order = [letters.index(letter) for letter in axes.split()[split:]]
+  parts = [
+    _slice(file, file_index).reshape(unmerged)[tuple(inner)].transpose(order) for file in files
+  ]
+  return np.stack(parts) if split else parts[0]
 
 
 def tensors(
-  params: Params, model_config: gemma.GemmaConfig, scheme: Callable, dtype, rows: int
+  params: Params, model_config: gemma.GemmaConfig, scheme: names.Scheme, dtype: DTypeLike, rows: int
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields (name, array on the host) of every tensor of a file, one layer's at a time.
 
-  All processes make the same calls, for the parameters may lie on all of them.
+  All processes make the same calls, because the parameters may lie on all of them.
 
   Args:
-    scheme: names.library or names.hugging_face.
     rows: of the embedding that are kept.
   """
   leaves = traverse_util.flatten_dict(params, sep="/")
@@ -210,11 +207,11 @@ def tensors(
   for path, place, repeat, parts, axes in names.sources(model_config, scheme):
     x = leaves[path][repeat] if place.stacked else leaves[path]
     x = _host((x[:rows] if place.tensor is names.EMBEDDING else x).astype(dtype))
-    several = len(parts) > 1
-    letters = place.tensor.axes.split()[several:]
+    split = len(parts) > 1
+    letters = place.tensor.axes.split()[split:]
     order = [letters.index(letter) for axis in axes.split() for letter in axis]
-    for part, y in zip(parts, x if several else [x], strict=True):
-      yield part, np.ascontiguousarray(y.transpose(order).reshape(names.shape(axes, sizes)))
+    for part, tensor in zip(parts, x if split else [x], strict=True):
+      yield part, np.ascontiguousarray(tensor.transpose(order).reshape(names.shape(axes, sizes)))
 
 
 def _host(x) -> np.ndarray:
