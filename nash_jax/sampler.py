@@ -29,7 +29,7 @@ def make_sampler(
   top_k: int = 0,
   top_p: float = 1.0,
   dtype: DTypeLike = jnp.float32,
-  mixture: float | None = None,
+  mixture: float | Float[Array, ""] | None = None,
   behaviour_temperature: float = 1.0,
 ) -> Sample:
   """Returns `sample(params, prompts, key) -> Responses`, pure and jittable.

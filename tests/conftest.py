@@ -1,17 +1,30 @@
 """Fixtures every test file may use, and a cache of compiled programs they all share."""
 
 import gc
+import importlib
 import os
 import pathlib
+from unittest import mock
 
 # Tests compile much and run little: a quarter less time without LLVM's optimisations.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax
+import jaxtyping
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# What crosses rooms has the types and shapes that its annotations state: see shapes.py.
+CHECKED = ("iteration", "judges", "sampler", "update", "exact", "policy")
+CHECKED += ("data.judge_template", "models.gemma", "models.logprobs", "objectives.losses")
+with (
+  mock.patch.object(jaxtyping, "Array", jax.Array | np.ndarray),  # what jit takes
+  jaxtyping.install_import_hook([f"nash_jax.{name}" for name in CHECKED], "shapes.typechecker"),
+):
+  for name in (*CHECKED, "types"):
+    importlib.import_module(f"nash_jax.{name}")
 # In the environment too: for the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 # Small programs too: there are a thousand of 15 ms each, which both workers need.

@@ -245,7 +245,7 @@ def forward(
   model_config: GemmaConfig,
   tokens: Int[Array, "N T"],
   positions: Int[Array, "N T"],
-  attn_mask: Bool[Array, "N T S"],
+  attn_mask: Bool[Array, "N #T S"],
   *,
   cache: Cache | None = None,
   dtype: DTypeLike = jnp.float32,
