@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from nash_jax import judges, update
 from nash_jax.config.checks import judge_mesh_sizes
-from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.policy import Policy, make_policy
@@ -57,7 +56,7 @@ class Shardings(NamedTuple):
 
 def make_programs(
   config: ConfigDict,
-  tokenizer: Tokenizer,
+  tokenizer: Any,  # a Tokenizer, or what a plan has in its place
   model_config: gemma.GemmaConfig,
   judge: judges.Judge,
   mesh: jax.sharding.Mesh,
