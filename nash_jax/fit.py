@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,16 +30,11 @@ from nash_jax.validation import asset_path, require
 
 PROGRESS_METRICS = ("loss", "eval/loss", "eval/accuracy")
 
-
 Loss = Callable[[Params, Any], dict[str, Mean]]
 
 
 def sft_loss(
-  params: Params,
-  batch: dict[str, jax.Array],
-  *,
-  model_config: gemma.GemmaConfig,
-  options: dict[str, Any],
+  params: Params, batch: dict[str, jax.Array], *, model_config: gemma.GemmaConfig, options: dict
 ) -> dict[str, Mean]:
   """Next-token cross-entropy, nats a token, over the tokens that `loss_mask` marks."""
   logp, _ = logprobs.token_logprobs(params, model_config, batch["tokens"], batch["mask"], **options)
@@ -61,9 +55,7 @@ def _make_loss(config, model_config: gemma.GemmaConfig, tokenizer: Tokenizer) ->
   return functools.partial(loss, model_config=model_config, options=options)
 
 
-def run(
-  config: ConfigDict, workdir: str | os.PathLike[str], progress: bool = True
-) -> dict[str, float]:
+def run(config: ConfigDict, workdir: checkpoint.Workdir, progress: bool = True) -> dict[str, float]:
   """Fits a model to texts, responses or preferences; resumes where the workdir left off.
 
   The best checkpoint by held-out loss is kept, and exported to `config.export` if that is set.
@@ -207,7 +199,7 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
     log.push(step, metrics)
 
 
-def _export(setup: Setup, workdir: str | os.PathLike[str]) -> dict[str, float]:
+def _export(setup: Setup, workdir: checkpoint.Workdir) -> dict[str, float]:
   config, path, held_out = setup.config, asset_path(setup.config.export), len(setup.held_out) > 0
   spec = setup.state_spec.params
   params, step = checkpoint.restore_part(workdir, "params", spec, best=held_out)

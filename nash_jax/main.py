@@ -131,10 +131,8 @@ def _join_processes() -> None:
   import jax
 
   seconds = int(os.environ.get("NASH_JAX_HEARTBEAT", "100"))
-  patience: dict[str, Any] = {
-    "heartbeat_timeout_seconds": seconds,
-    "initialization_timeout": 3 * seconds,
-  }
+  patience: dict[str, Any] = {"heartbeat_timeout_seconds": seconds}
+  patience["initialization_timeout"] = 3 * seconds
   if coordinator == "auto":
     jax.distributed.initialize(**patience)
   else:
@@ -181,13 +179,6 @@ def _leave_at_once(job: str) -> Iterator[None]:
     os._exit(2 if isinstance(error, ValueError) else 1)
 
 
-def _check_job(job: str, config: Any) -> None:
-  """Raises ValueError if a config names another job than the one that is to run it."""
-  expected = CONFIG_OF.get(job, job)
-  got = config.job if "job" in config else expected
-  require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
-
-
 def _run_job(job: str, arguments: list[str]) -> None:
   # absl's flags are global: they are defined only once a job is known.
   from absl import app, flags, logging
@@ -214,7 +205,9 @@ def _run_job(job: str, arguments: list[str]) -> None:
     handler.setFormatter(None)
     # Orbax reports every read; a user wants this program's own messages, and all warnings.
     handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
-    _check_job(job, config.value)
+    expected = CONFIG_OF.get(job, job)
+    got = config.value.job if "job" in config.value else expected
+    require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
     with _leave_at_once(job):
       importlib.import_module(f"nash_jax.{module}").run(config.value, *(f.value for f in others))
 

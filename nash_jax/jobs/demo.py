@@ -58,7 +58,7 @@ def _arena_config(run_config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
 
 
 def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.Path) -> str:
-  wins = summary["win_rate"]["trained"]
+  judged, unseen = (summary["win_rate"]["trained"][judge] for judge in ("judge", "population"))
   texts = [
     f"{item['prompt']}\n  before ▸ {item['continuations']['base']}\n"
     f"  after  ▸ {item['continuations']['trained']}\n"
@@ -67,8 +67,8 @@ def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.P
   lines = [
     *texts,
     f"{summary['steps']} steps in all, {summary['seconds']} s this time. Trained beats base with"
-    f" {wins['population']['mean']:.3f} ± {wins['population']['sigma3']:.3f} under the population it"
-    f" never saw, {wins['judge']['mean']:.3f} under its judge,"
+    f" {unseen['mean']:.3f} ± {unseen['sigma3']:.3f} under the population it never saw,"
+    f" {judged['mean']:.3f} under its judge,"
     f" at KL {summary['kl_to_reference']:.1f} nats a response.",
     f"figures:     {folder}/curves.png, {folder}/arena/arena_population.png",
     f"tables:      {folder}/arena/arena.md, {folder}/summary.json",

@@ -10,12 +10,12 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 import jax
-import numpy as np
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from nash_jax import keys
 from nash_jax.config import resolve
+from nash_jax.data.corpus import pad
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
 from nash_jax.types import Prompts
 from nash_jax.validation import require
@@ -44,10 +44,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str] = "") -> None:
   for number, text in enumerate(texts):
     ids = tokenizer.prompt(text)
     width = 16 * -(-len(ids) // 16)  # a few widths, so that few programs are compiled
-    tokens = np.full((1, width), tokenizer.pad_id, np.int32)
-    tokens[0, width - len(ids) :] = ids
-    mask = np.arange(width)[None] >= width - len(ids)
-    prompts = Prompts(jnp.asarray(tokens), jnp.asarray(mask), jnp.zeros(1, jnp.int32))
+    tokens, mask = map(jnp.asarray, pad([ids], width, tokenizer.pad_id, left=True))
+    prompts = Prompts(tokens, mask, jnp.zeros(1, jnp.int32))
     responses = sample(params, prompts, keys.key(config.seed, "sample", number))
     drawn = jax.device_get((responses.tokens[0], responses.mask[0]))
     for response, mask in zip(*drawn, strict=True):

@@ -21,7 +21,6 @@ import tqdm
 from absl import logging
 from flax import traverse_util
 from jax import numpy as jnp
-from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nash_jax import judges, keys, train
@@ -31,7 +30,6 @@ from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
 from nash_jax.run.checkpoint import differences, read_config
-from nash_jax.types import Params, Prompts
 from nash_jax.update import Batch, make_update
 from nash_jax.validation import one_of, require
 
@@ -161,9 +159,7 @@ def _run_batched(group: dict[str, ConfigDict], folder: pathlib.Path, policy_name
     _write_record(folder / name, c, {metric: values[i] for metric, values in curves.items()})
 
 
-def _write_record(
-  folder: pathlib.Path, config: ConfigDict, curves: dict[str, Float[np.ndarray, "T"]]
-) -> None:
+def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -> None:
   """Writes config.json and metrics.jsonl of one run; what is not finite becomes null."""
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "config.json").write_text(json.dumps(describe(config), indent=2))
@@ -177,15 +173,8 @@ def _write_record(
 
 
 def _train_and_evaluate(
-  config: ConfigDict,
-  policy: Policy,
-  reference: Params,
-  judge: judges.Judge,
-  game: Game,
-  contexts: Prompts,
-  log_ref: Float[Array, "X A"],
-  batched: dict[str, Any],
-) -> dict[str, Float[Array, "T"]]:
+  config, policy: Policy, reference, judge: judges.Judge, game: Game, contexts, log_ref, batched
+) -> dict[str, jax.Array]:
   """One run from start to end: exact metrics at every evaluation, as train.run would give them."""
   config = config.copy_and_resolve_references().unlock()
   with config.ignore_type():  # the values are traced

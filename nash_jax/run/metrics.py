@@ -186,7 +186,12 @@ class Metrics:
     clocks = self._clocks.pop(step, [])
     counts = {f"tokens_per_second/{p}": tokens for p, tokens, _ in clocks if tokens is not None}
     row = self.read(step, {**values, **counts})
-    self._write_texts(step)
+    while self._texts and self._texts[0][0] <= step:
+      number, name, arrays, decode = self._texts.pop(0)
+      if self._writes:
+        texts = decode(jax.device_get(arrays))
+        self._samples.write(json.dumps({"step": number, "name": name, "rows": texts}) + "\n")
+        self._board.add_text(name, "\n\n---\n\n".join(texts), number)
     for phase, _, end in clocks:
       start, self._clock = self._clock, end.result()
       row[f"seconds/{phase}"] = seconds = self._clock - start
@@ -213,14 +218,6 @@ class Metrics:
   def text(self, step: int, name: str, arrays: Any, decode: Callable[[Any], list[str]]) -> None:
     """Records sample texts with the line of `step`: decode(arrays on the host) gives the rows."""
     self._texts.append((step, name, arrays, decode))
-
-  def _write_texts(self, step: int) -> None:
-    while self._texts and self._texts[0][0] <= step:
-      number, name, arrays, decode = self._texts.pop(0)
-      if self._writes:
-        rows = decode(jax.device_get(arrays))
-        self._samples.write(json.dumps({"step": number, "name": name, "rows": rows}) + "\n")
-        self._board.add_text(name, "\n\n---\n\n".join(rows), number)
 
   def close(self) -> None:
     """Writes the last line; closes files and threads."""
