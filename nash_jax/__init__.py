@@ -5,9 +5,10 @@ imported when they are first named, so `import nash_jax` costs nothing.
 """
 
 import importlib
+import types
 
 __version__ = "0.1.0"
-# By the name that is offered here, the module behind it.
+# Module by the name under which this package offers it.
 _MODULES = {
   **{name: name for name in ("config", "fit", "games", "judges", "plan", "train", "weights")},
   **{name: f"jobs.{name}" for name in ("arena", "collect", "compare", "demo", "sample")},
@@ -15,11 +16,11 @@ _MODULES = {
 __all__ = sorted(_MODULES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> types.ModuleType:
   if name in _MODULES:
     return importlib.import_module(f"nash_jax.{_MODULES[name]}")
   raise AttributeError(f"module nash_jax has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
   return sorted([*globals(), *__all__])

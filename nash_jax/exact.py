@@ -13,12 +13,17 @@ import numpy as np
 from jax import numpy as jnp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
+from nash_jax.data.corpus import Examples
 from nash_jax.games import preference
 from nash_jax.judges import table
 from nash_jax.policy import Policy
 from nash_jax.types import Mean, Params, Prompts, Responses
 from nash_jax.validation import asset_path, require
+
+Logprobs = Callable[..., tuple[Array, Array]]  # as policy.Policy.logprobs
+LogPolicy = Float[Array, "X A"]  # log-probabilities of all responses in every context, in nats
 
 
 def enumerate_responses(tokens: tuple[int, ...], length: int) -> Int[np.ndarray, "A L"]:
@@ -27,12 +32,11 @@ def enumerate_responses(tokens: tuple[int, ...], length: int) -> Int[np.ndarray,
 
 
 class Game(NamedTuple):
-  """The whole game that a run plays.
+  """The game that a run plays, with all its contexts (the prompts) and all its responses.
 
   Attributes:
-    prompts: the contexts, X prompts.
-    p_win: P(y≻y'|x) of all responses [X A A].
-    responses: the tokens of all responses [A L].
+    p_win: P(y≻y'|x) of all pairs of responses.
+    responses: their tokens.
   """
 
   prompts: Prompts
@@ -40,45 +44,43 @@ class Game(NamedTuple):
   responses: Int[np.ndarray, "A L"]
 
   @classmethod
-  def from_config(cls, config, held_out) -> "Game":
+  def from_config(cls, config: ConfigDict, held_out: Examples) -> "Game":
     """Returns the game of a resolved run config over its held-out prompts.
 
     Raises:
       ValueError: where responses cannot be enumerated as the actions of `judge.table`.
     """
     sampling, p_win = config.sampling, table.load(asset_path(config.judge.table))
+    num_tokens, length, actions = len(sampling.tokens), sampling.max_tokens, p_win.shape[1]
     require(
-      len(sampling.tokens) ** sampling.max_tokens == p_win.shape[1],
+      num_tokens**length == actions,
       "evaluation.exact",
-      f"len(sampling.tokens) ** sampling.max_tokens to be the {p_win.shape[1]} actions of"
-      " judge.table",
-      f"{len(sampling.tokens)} ** {sampling.max_tokens}",
+      f"len(sampling.tokens) ** sampling.max_tokens to be the {actions} actions of judge.table",
+      f"{num_tokens} ** {length}",
       "Set the three together.",
     )
     prompts = jax.tree.map(jnp.asarray, held_out.all())
-    responses = enumerate_responses(sampling.tokens, sampling.max_tokens)
+    responses = enumerate_responses(sampling.tokens, length)
     return cls(prompts, jnp.asarray(p_win)[prompts.index % len(p_win)], responses)
 
-  def log_policy(self, logprobs: Callable, params: Params) -> Float[Array, "X A"]:
-    """Returns log π(y) of every response, in nats; `logprobs` as in policy.Policy."""
+  def log_policy(self, logprobs: Logprobs, params: Params) -> LogPolicy:
+    """Returns log π(y) of every response."""
     shape = (len(self.p_win), *self.responses.shape)
     tokens = jnp.broadcast_to(self.responses[None], shape)
     logp, _ = logprobs(params, prompts=self.prompts, tokens=tokens, mask=jnp.ones(shape, bool))
     return jnp.sum(logp, axis=-1)
 
-  def log_equilibrium(self, log_ref, beta: float) -> Float[Array, "X A"]:
-    """Returns log π* of the game regularised towards a reference [X A] with weight β."""
+  def log_equilibrium(self, log_ref: LogPolicy, beta: float) -> LogPolicy:
+    """Returns log π* of the game regularised towards a reference with weight β."""
     with jax.enable_x64(True):  # Newton's method ends at 1e-12
       p_win, ref = np.asarray(self.p_win, np.float64), np.exp(np.asarray(log_ref, np.float64))
       equilibrium = preference.equilibrium(p_win, ref / ref.sum(-1, keepdims=True), float(beta))
     return jnp.asarray(np.log(np.maximum(equilibrium, 1e-38)), jnp.float32)
 
-  def metrics(self, logp, log_ref, log_equilibrium, beta) -> dict[str, Mean]:
-    """Returns exact/suboptimality (SubOpt_β) and exact/kl_to_equilibrium (KL(π*‖π), nats).
-
-    Both are means over contexts; arguments are log-probabilities [X A] of policy, reference and
-    equilibrium, and β.
-    """
+  def metrics(
+    self, logp: LogPolicy, log_ref: LogPolicy, log_equilibrium: LogPolicy, beta: float | Array
+  ) -> dict[str, Mean]:
+    """Returns the means over contexts of SubOpt_β and of KL(π*‖π) in nats, by metric name."""
     return {
       "exact/suboptimality": Mean.from_values(preference.gap(self.p_win, logp, log_ref, beta)),
       "exact/kl_to_equilibrium": Mean.from_values(preference.kl(log_equilibrium, logp)),
@@ -86,7 +88,7 @@ class Game(NamedTuple):
 
 
 def make_metrics(
-  config, logprobs: Callable, held_out, reference: Params
+  config: ConfigDict, logprobs: Logprobs, held_out: Examples, reference: Params
 ) -> Callable[[Params], dict[str, Mean]]:
   """Returns params -> the exact metrics of a run's policy; see Game."""
   game, beta = Game.from_config(config, held_out), config.algorithm.beta
@@ -94,18 +96,20 @@ def make_metrics(
   # On the host, because a function may not close over arrays that lie on several.
   log_ref = multihost_utils.process_allgather(log_ref, tiled=True)
   log_equilibrium = game.log_equilibrium(log_ref, beta)
-  return lambda params: game.metrics(
-    game.log_policy(logprobs, params), log_ref, log_equilibrium, beta
-  )
+
+  def exact_metrics(params: Params) -> dict[str, Mean]:
+    return game.metrics(game.log_policy(logprobs, params), log_ref, log_equilibrium, beta)
+
+  return exact_metrics
 
 
 def tabular_policy(
-  log_ref: Float[Array, "X A"], tokens: tuple[int, ...], length: int
+  log_ref: LogPolicy, tokens: tuple[int, ...], length: int
 ) -> tuple[Policy, Params]:
   """Returns a policy with one logit per context and response, and its parameters at a reference.
 
-  It is the yardstick for a network. The log-probability of a response stands at its last token, and
-  its mixture is over whole responses.
+  It is the yardstick for a network. The log-probability of a response is stored at its last token,
+  and mixtures are of the distributions over responses, not token by token.
   """
   all_responses = jnp.asarray(enumerate_responses(tokens, length))
   powers = len(tokens) ** np.arange(length)[::-1]

@@ -11,12 +11,14 @@ import numpy as np
 import optax
 from absl import logging
 from jax import numpy as jnp
+from ml_collections import ConfigDict
 
 from nash_jax import keys, update, weights
 from nash_jax.config import describe, resolve
 from nash_jax.data import judge_template
 from nash_jax.data.corpus import Examples
 from nash_jax.data.preferences import load_preferences
+from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges import bradley_terry
 from nash_jax.judges.gemma import pairwise_loss
 from nash_jax.models import gemma, logprobs, lora, sharding
@@ -28,70 +30,70 @@ from nash_jax.validation import asset_path, require
 
 PROGRESS_METRICS = ("loss", "eval/loss", "eval/accuracy")
 
+Loss = Callable[[Params, Any], dict[str, Mean]]
 
-def sft_loss(params, batch, *, model_config, options) -> dict[str, Mean]:
+
+def sft_loss(
+  params: Params, batch: dict[str, jax.Array], *, model_config: gemma.GemmaConfig, options: dict
+) -> dict[str, Mean]:
   """Next-token cross-entropy, nats a token, over the tokens that `loss_mask` marks."""
   logp, _ = logprobs.token_logprobs(params, model_config, batch["tokens"], batch["mask"], **options)
   counted = batch["loss_mask"][:, 1:]
   return {"loss": Mean.from_values(-logp, counted)}
 
 
-def _make_loss(config, model_config, tokenizer):
-  options = {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
+def _make_loss(config, model_config: gemma.GemmaConfig, tokenizer: Tokenizer) -> Loss:
+  options: dict[str, Any] = {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
+  loss: Callable[..., dict[str, Mean]]
   if config.loss == "sft":
-    options["chunk"] = config.model.logit_chunk
-    return functools.partial(sft_loss, model_config=model_config, options=options)
-  if config.loss == "reward":
-    return functools.partial(bradley_terry.reward_loss, model_config=model_config, options=options)
-  layout = judge_template.layout(config.template, tokenizer)
-  return functools.partial(
-    pairwise_loss, model_config=model_config, template=layout, options=options
-  )
+    loss, options["chunk"] = sft_loss, config.model.logit_chunk
+  elif config.loss == "reward":
+    loss = bradley_terry.reward_loss
+  else:
+    template = judge_template.layout(config.template, tokenizer)
+    loss = functools.partial(pairwise_loss, template=template)
+  return functools.partial(loss, model_config=model_config, options=options)
 
 
-def run(config, workdir: str, progress: bool = True) -> dict[str, float]:
+def run(config: ConfigDict, workdir: checkpoint.Workdir, progress: bool = True) -> dict[str, float]:
   """Fits a model to texts, responses or preferences; resumes where the workdir left off.
 
-  The best checkpoint by held-out loss is kept, and exported to `config.export` where that is set.
+  The best checkpoint by held-out loss is kept, and exported to `config.export` if that is set.
 
   Returns:
-    The held-out figures of the exported weights, as they are after rounding to `export_dtype`
-    (of the last ones without an export); none where nothing is held out, or where a signal stopped
-    the run.
+    The held-out metrics of the exported weights, as rounded to `export_dtype`, or, without an
+    export, of the last ones; {} if nothing is held out, or if a signal stopped the run.
 
   Raises:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
     FloatingPointError: a loss that is not finite.
   """
+  config, advice = resolve(config, "fit"), "Lower optimizer.learning_rate."
   setup, state = run_loop(
-    resolve(config, "fit"),
-    workdir,
-    set_up,
-    _loop,
-    show=PROGRESS_METRICS,
-    progress=progress,
-    advice="Lower optimizer.learning_rate.",
+    config, workdir, set_up, _loop, show=PROGRESS_METRICS, progress=progress, advice=advice
   )
-  if int(state.step) < setup.config.steps:
+  if int(state.step) < config.steps:
     return {}
-  if not setup.config.export:
+  if not config.export:
     return _floats(setup.evaluate(setup.join(state.params)))
   del state  # the exported weights take its place
   return _export(setup, workdir)
 
 
 class Setup(NamedTuple):
-  """Everything that a fit works with, compiled functions included; made by `set_up`.
+  """Everything that a fit needs, compiled functions included; made by `set_up`.
 
   Attributes:
     reference: the base in which adapters learn, or None.
     state_spec: shapes and shardings of the state.
     initial_state: makes the state in which a fresh fit starts.
-    join: from the trained parameters to the model's.
-    merge: from the same to a plain model's, float32.
+    join: trained parameters -> the model's.
+    merge: trained parameters -> a plain model's, float32.
+    train_step: (state, batch) -> (state, metrics); the state is donated.
+    evaluate: the model's parameters -> held-out metrics.
   """
 
-  config: Any
+  config: ConfigDict
   model_config: gemma.GemmaConfig
   data: Examples
   held_out: Examples
@@ -101,40 +103,32 @@ class Setup(NamedTuple):
   initial_state: Callable[[], TrainState]
   join: Callable[[Params], Params]
   merge: Callable[[Params], Params]
-  train_step: Callable
-  evaluate: Callable
+  train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
+  evaluate: Callable[[Params], dict[str, Any]]
 
 
-def set_up(config) -> Setup:
+def set_up(config: ConfigDict) -> Setup:
   """Sets up a fit from its resolved config: first the data, then weights, then functions."""
   tokenizer, model_config = tokenizer_and_model(config.model)
   data, held_out = load_preferences(config.data, tokenizer, config.seed)
-  if config.loss != "sft":
-    require(
-      len(held_out) == 0 or len(held_out) >= config.data.batch_size,
-      "data.held_out",
-      f"0, or pairs for a batch of {config.data.batch_size}",
-      len(held_out),
-      "Hold out more, or lower data.batch_size.",
-    )
+  count, size = len(held_out), config.data.batch_size
+  enough, expected = count == 0 or count >= size, f"0, or pairs for a batch of {size}"
+  fix = "Hold out more, or lower data.batch_size."
+  require(config.loss == "sft" or enough, "data.held_out", expected, count, fix)
   mesh, base_shapes = sharding.make_mesh(config.mesh), gemma.shapes(model_config)
   batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   loss = _make_loss(config, model_config, tokenizer)
   init, join, train_step = _make_step(config, loss)
   state_shapes, jit = jax.eval_shape(init, base_shapes), functools.partial(sharding.jit, mesh)
   shardings = sharding.shardings(state_shapes, mesh)
+  adapted, head = config.model.lora.rank > 0, config.loss == "reward"
   load = functools.partial(
-    load_weights,
-    config.model.weights,
-    model_config,
-    config.seed,
-    mesh=mesh,
-    head=config.loss == "reward",
+    load_weights, config.model.weights, model_config, config.seed, mesh=mesh, head=head
   )
-  adapted = config.model.lora.rank > 0
-  # It is only ever computed with in this type, as the reference of an online run.
+  # All computation with it is in this dtype, as with the reference of an online run.
   base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
   step = jit(train_step, donate_argnums=1, out_shardings=(shardings, replicated))
+  jit_loss = jit(loss, out_shardings=replicated)
   return Setup(
     config,
     model_config,
@@ -147,45 +141,42 @@ def set_up(config) -> Setup:
     join=functools.partial(join, base),
     merge=lambda trained: lora.merge(join(load() if adapted else None, trained)),
     train_step=functools.partial(step, base),
-    evaluate=functools.partial(
-      _evaluate, jit(loss, out_shardings=replicated), held_out, config, batch_sharding, tokenizer
-    ),
+    evaluate=functools.partial(_evaluate, jit_loss, held_out, config, batch_sharding, tokenizer),
   )
 
 
-def _make_step(config, loss: Callable) -> tuple[Callable, Callable, Callable]:
+def _make_step(config, loss: Loss) -> tuple[Callable, Callable, Callable]:
   """Returns (init, join, train_step): base -> state; lora's join; (base, state, batch) -> ..."""
-  head = functools.partial(bradley_terry.add_head, key=keys.key(config.seed, "head"))
   tx = update.make_optimizer(config.optimizer, config.steps)
   learning_rate = update.make_schedule(config.optimizer, config.steps)
   init_params, join = lora.init_and_join(config)
 
   def init(params):
     if config.loss == "reward" and "head" not in params:
-      params = head(params)
+      params = bradley_terry.add_head(params, key=keys.key(config.seed, "head"))
     params = init_params(params)
     return TrainState(jnp.zeros((), jnp.int32), params, None, tx.init(params), {})
 
   def train_step(base, state, batch):
-    grads, metrics = update.gradients(
-      lambda params, part: loss(join(base, params), part),
-      state.params,
-      batch,
-      config.optimizer.micro_batches,
-    )
+    def joined_loss(params, part):
+      return loss(join(base, params), part)
+
+    micro_batches = config.optimizer.micro_batches
+    grads, means = update.gradients(joined_loss, state.params, batch, micro_batches)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics |= {
+    metrics = {
+      **means,
       "gradient_norm": optax.tree.norm(grads),
       "learning_rate": learning_rate(state.step),
-      "tokens": metrics["loss"].weight,
+      "tokens": means["loss"].weight,
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return init, join, train_step
 
 
-def _loop(setup: Setup, state, first_step, log, checkpoints, stop):
+def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, stop):
   config, size = setup.config, setup.config.data.batch_size
   for step in itertools.count(first_step):
     final = step == config.steps
@@ -201,59 +192,58 @@ def _loop(setup: Setup, state, first_step, log, checkpoints, stop):
       log.clock(step, "save", ())
     if leaving:
       return state
-    batch = sharding.global_batch(
-      setup.batch_sharding, size, functools.partial(setup.data.batch, step, size)
-    )
+    read_rows = functools.partial(setup.data.batch, step, size)
+    batch = sharding.global_batch(setup.batch_sharding, size, read_rows)
     state, metrics = setup.train_step(state, batch)
     log.clock(step, "update", metrics["gradient_norm"], metrics["tokens"])
     log.push(step, metrics)
 
 
-def _export(setup: Setup, workdir) -> dict[str, float]:
-  config, path = setup.config, asset_path(setup.config.export)
-  best, step = checkpoint.restore_part(
-    workdir, "params", setup.state_spec.params, best=len(setup.held_out) > 0
-  )
-  best = setup.merge(best)
-  rounded = jax.tree.map(lambda leaf: leaf.astype(config.export_dtype).astype(leaf.dtype), best)
+def _export(setup: Setup, workdir: checkpoint.Workdir) -> dict[str, float]:
+  config, path, held_out = setup.config, asset_path(setup.config.export), len(setup.held_out) > 0
+  spec = setup.state_spec.params
+  params, step = checkpoint.restore_part(workdir, "params", spec, best=held_out)
+  params = setup.merge(params)
+  rounded = jax.tree.map(lambda leaf: leaf.astype(config.export_dtype).astype(leaf.dtype), params)
   figures = _floats(setup.evaluate(rounded))
   card = {"step": step, "figures": figures, "config": describe(config)}
-  weights.save(path, best, setup.model_config, config.export_dtype, card)
+  weights.save(path, params, setup.model_config, config.export_dtype, card)
   logging.info("wrote %s: %s", path, figures)
   return figures
 
 
-def _evaluate(loss, held_out, config, batch_sharding, tokenizer, params) -> dict:
+def _evaluate(
+  loss: Loss, held_out: Examples, config, batch_sharding, tokenizer: Tokenizer, params: Params
+) -> dict[str, Any]:
   """Returns eval/ metrics over the held-out part, as device values."""
   size = config.data.batch_size
-  count = min(math.ceil(len(held_out) / size), config.evaluation.batches)
-  total, texts = {}, []
-  for i in range(count):
+  total: dict[str, Mean] = {}
+  num_bytes = 0
+  for i in range(min(math.ceil(len(held_out) / size), config.evaluation.batches)):
     # The last batch is filled with the first examples again, in the shape that is compiled.
     places = np.arange(i * size, (i + 1) * size)
     batch = held_out.all(places % len(held_out))
     real = places < len(held_out)
     if config.loss == "sft":
       batch["loss_mask"] = batch["loss_mask"] & real[:, None]
-      texts += [batch["tokens"][row][batch["loss_mask"][row]] for row in range(size)]
+      texts = [batch["tokens"][row][batch["loss_mask"][row]] for row in range(size)]
+      num_bytes += sum(len(tokenizer.decode(text).encode()) for text in texts)
     elif not real.all():
-      break  # pairs weigh alike: the few of a part batch are left out
-    values = loss(
-      params, sharding.global_batch(batch_sharding, size, functools.partial(_rows, batch))
-    )
-    total = jax.tree.map(jnp.add, total, values) if total else values
-  out = {f"eval/{name}": value for name, value in total.items()}
-  if texts:
-    text_bytes = sum(len(tokenizer.decode(text).encode()) for text in texts)
-    out["eval/bits_per_byte"] = total["loss"].total / (text_bytes * math.log(2))
-  return out
+      break  # pairs are weighted equally: the few of a part batch are left out
+    read_rows = functools.partial(_rows, batch)
+    means = loss(params, sharding.global_batch(batch_sharding, size, read_rows))
+    total = jax.tree.map(jnp.add, total, means) if total else means
+  metrics: dict[str, Any] = {f"eval/{name}": mean for name, mean in total.items()}
+  if num_bytes:
+    metrics["eval/bits_per_byte"] = total["loss"].total / (num_bytes * math.log(2))
+  return metrics
 
 
-def _rows(batch, rows: slice):
+def _rows(batch: Any, rows: slice) -> Any:
   return jax.tree.map(lambda leaf: leaf[rows], batch)
 
 
-def _floats(values: dict) -> dict[str, float]:
+def _floats(values: dict[str, Any]) -> dict[str, float]:
   return {
     name: float(value.value() if isinstance(value, Mean) else value)
     for name, value in jax.device_get(values).items()

@@ -1,4 +1,4 @@
-"""Randomness named by purpose and step: a resumed run draws what it would have drawn."""
+"""Random keys by purpose and step: a resumed run draws what it would have drawn."""
 
 import zlib
 

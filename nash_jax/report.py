@@ -1,11 +1,14 @@
-"""Tables and figures from what a run left behind."""
+"""Tables and figures from the records of runs."""
 
 import collections
 import json
 import math
+import os
 import pathlib
+from typing import Any
 
-# A panel a quantity: (title, label of the axis, what is drawn, what a good run is compared with).
+Cells = dict[str, dict[str, dict[str, Any]]]  # {row: {column: a cell of jobs.arena}}
+# A panel for each quantity: (title, label of the axis, {metric: its label}, line to compare with).
 PANELS = (
   ("Win rate against the reference", "win probability",
    {"eval/win_rate_vs_reference": "held-out prompts"}, 0.5),
@@ -17,11 +20,13 @@ PANELS = (
   ("Training pairs won by y", "P(y ≻ y')", {"p_win": "training"}, 0.5),
   ("Accuracy", "share right", {"accuracy": "training", "eval/accuracy": "held out"}, None),
 )  # fmt: skip
-COLOURS = {True: "#d55e00", False: "#7fa7c9"}  # held out, training; apart for every eye
+# Curves of held-out and of training metrics; the colours are safe for the colour-blind.
+HELD_OUT: dict[str, Any] = {"color": "#d55e00", "linewidth": 2, "marker": "o", "markersize": 4}
+TRAINING: dict[str, Any] = {"color": "#7fa7c9", "linewidth": 1}
 
 
-def number(value: float, digits: int = 3) -> str:
-  """Returns a number below one as the paper prints it, ".717"; "—" where there is none."""
+def number(value: float | None, digits: int = 3) -> str:
+  """Returns a number below one as the paper prints it, ".717"; "—" for None or NaN."""
   if value is None or not math.isfinite(value):
     return "—"
   text = f"{value:.{digits}f}"
@@ -40,7 +45,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
   return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def win_rate_cell(cell: dict, self_play: bool = False, with_n: bool = False) -> str:
+def win_rate_cell(cell: dict[str, Any], self_play: bool = False, with_n: bool = False) -> str:
   """Returns "**.717 ± .081**", bold where clear of one half; ".5 —" for play against itself."""
   if cell["mean"] is None:
     return "—"
@@ -51,8 +56,8 @@ def win_rate_cell(cell: dict, self_play: bool = False, with_n: bool = False) -> 
   return f"{text} ({cell['n']})" if with_n else text
 
 
-def win_rate_table(cells: dict[str, dict[str, dict]], with_n: bool = False) -> str:
-  """Returns the table of who beats whom, rows beating columns; `with_n` adds n to every cell."""
+def win_rate_table(cells: Cells, with_n: bool = False) -> str:
+  """Returns the Markdown table of win rates, rows beating columns; `with_n` adds n to each cell."""
   rows = [
     [row, *(win_rate_cell(cell, row == column, with_n) for column, cell in line.items())]
     for row, line in cells.items()
@@ -60,37 +65,39 @@ def win_rate_table(cells: dict[str, dict[str, dict]], with_n: bool = False) -> s
   return markdown_table(["row beats column", *cells], rows)
 
 
-def arena(result: dict) -> str:
-  """Returns the tables of what `nash_jax.arena` found, as Markdown."""
+def arena(result: dict[str, Any]) -> str:
+  """Returns the tables of a result of `nash_jax.arena`, as Markdown."""
   out = [
     f"# Arena\n\n{result['prompts']} held-out prompts, {result['samples']} responses a policy to "
     "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where clear of one half."
   ]
   for name, judge in result["judges"].items():
-    cells = [c for line in judge["win_rate"].values() for c in line.values()]
+    cells = [cell for line in judge["win_rate"].values() for cell in line.values()]
     gaps = [
-      abs(c[end] - c["mean"] - sign * c["sigma3"])
-      for c in cells
-      if c["sigma3"] is not None
+      abs(cell[end] - cell["mean"] - sign * cell["sigma3"])
+      for cell in cells
+      if cell["sigma3"] is not None
       for end, sign in (("low", -1), ("high", 1))
     ]
     gap = number(max(gaps, default=None))
-    said = [f"{m.replace('_', ' ')} {number(value)}" for m, value in judge["metrics"].items()]
+    notes = [f"{metric.replace('_', ' ')} {number(x)}" for metric, x in judge["metrics"].items()]
     out += [
       f"## Judge: {name}",
       win_rate_table(judge["win_rate"]),
-      "; ".join([*said, f"the bootstrap's 99.7% intervals end within {gap} of ± 3σ"]) + ".",
+      "; ".join([*notes, f"the bootstrap's 99.7% intervals end within {gap} of ± 3σ"]) + ".",
       "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
       win_rate_table(judge["length_matched"], with_n=True),
     ]
   header = ["policy", "KL (nats)", "length", "ratio", "distinct-2", "ratio", "stopped"]
   columns = {"length": 1, "length_ratio": 2, "distinct2": 3, "distinct2_ratio": 2, "stopped": 2}
   rows = []
-  for name, fact in result["policies"].items():
-    kl = f"{number(fact['kl_to_reference'], 2)} ± {number(fact['kl_sigma3'], 2)}"
-    if fact["best_of"] > 1:
-      kl = f"≤ {number(fact['best_of_kl_bound'], 2)} (bound)"
-    rows.append([name, kl, *(number(fact[what], digits) for what, digits in columns.items())])
+  for name, statistics in result["policies"].items():
+    kl = f"{number(statistics['kl_to_reference'], 2)} ± {number(statistics['kl_sigma3'], 2)}"
+    if statistics["best_of"] > 1:
+      kl = f"≤ {number(statistics['best_of_kl_bound'], 2)} (bound)"
+    rows.append(
+      [name, kl, *(number(statistics[field], digits) for field, digits in columns.items())]
+    )
   out += [
     "## The policies",
     markdown_table(header, rows),
@@ -100,30 +107,28 @@ def arena(result: dict) -> str:
   return "\n\n".join(out) + "\n"
 
 
-def side_by_side(texts: list[dict]) -> str:
+def side_by_side(texts: list[dict[str, Any]]) -> str:
   """Returns each prompt with every policy's continuation, as Markdown."""
   out = ["\n## Side by side"]
   for item in texts:
     # Line breaks of a text must end neither its item nor its quote.
-    said = [
-      f"* **{name}**: {text}".replace("\n", "\n  ") for name, text in item["continuations"].items()
-    ]
-    quote = item["prompt"].replace("\n", "\n> ")
-    out += [f"> {quote}", "\n".join(said)]
+    lines = [f"* **{name}**: {text}" for name, text in item["continuations"].items()]
+    prompt = item["prompt"].replace("\n", "\n> ")
+    out += [f"> {prompt}", "\n".join(line.replace("\n", "\n  ") for line in lines)]
   return "\n\n".join(out) + "\n"
 
 
-def heat_map(cells: dict[str, dict[str, dict]], title: str, path) -> pathlib.Path:
+def heat_map(cells: Cells, title: str, path: str | os.PathLike[str]) -> pathlib.Path:
   """Draws a win-rate table as a PNG: orange where the row loses, purple where it wins."""
   import numpy as np
   from matplotlib.figure import Figure
 
   names = list(cells)
-  means = np.array([[cells[r][c]["mean"] for c in names] for r in names], float)
-  known = np.isfinite(means)
+  means = np.array([[cells[row][column]["mean"] for column in names] for row in names], float)
+  distances = np.abs(means - 0.5)
   # Symmetric about one half, never so narrow that noise looks like a result, and short of the
   # map's ends, which are both nearly black.
-  reach = float(np.clip(np.max(np.abs(means - 0.5), where=known, initial=0.0), 0.25, 0.5))
+  reach = np.max(distances, where=np.isfinite(means), initial=0.0).clip(0.25, 0.5)
   side = 1.15 * len(names)
   figure = Figure(figsize=(side + 3.2, side + 1.5), layout="constrained")
   axes = figure.subplots()
@@ -131,18 +136,10 @@ def heat_map(cells: dict[str, dict[str, dict]], title: str, path) -> pathlib.Pat
   for i, row in enumerate(names):
     for j, column in enumerate(names):
       cell = cells[row][column]
-      bold, dark = bool(cell["significant"]), known[i, j] and abs(means[i, j] - 0.5) > 0.5 * reach
       text = win_rate_cell({**cell, "significant": False}, i == j).replace(" ± ", "\n± ")
-      axes.text(
-        j,
-        i,
-        text,
-        ha="center",
-        va="center",
-        fontsize=11,
-        color="white" if dark else "black",
-        fontweight="bold" if bold else "normal",
-      )
+      colour = "white" if distances[i, j] > 0.5 * reach else "black"  # black where there is no mean
+      weight = "bold" if cell["significant"] else "normal"
+      axes.text(j, i, text, ha="center", va="center", fontsize=11, color=colour, fontweight=weight)
   labels = [name.replace("_", " ") for name in names]
   axes.set_xticks(range(len(names)), labels, rotation=30, ha="right", rotation_mode="anchor")
   axes.set_yticks(range(len(names)), labels)
@@ -154,7 +151,7 @@ def heat_map(cells: dict[str, dict[str, dict]], title: str, path) -> pathlib.Pat
   return pathlib.Path(path)
 
 
-def read_metrics(workdir) -> dict[str, tuple[list[int], list[float]]]:
+def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
   """Returns (steps, values) of every metric in workdir/metrics.jsonl; nulls are left out.
 
   Raises:
@@ -163,13 +160,14 @@ def read_metrics(workdir) -> dict[str, tuple[list[int], list[float]]]:
   path = pathlib.Path(workdir) / "metrics.jsonl"
   if not path.is_file():
     raise ValueError(f"{path}: no such file; give the workdir of a run that has made a step")
+  series: dict[str, tuple[list[int], list[float]]]
   series = collections.defaultdict(lambda: ([], []))
   lines = path.read_text().split("\n")[:-1]  # a line without its end is still being written
-  for place, line in enumerate(lines, 1):
+  for line_number, line in enumerate(lines, 1):
     try:
       row = json.loads(line)
     except json.JSONDecodeError as error:
-      raise ValueError(f"{path}:{place}: not JSON ({error})") from None
+      raise ValueError(f"{path}:{line_number}: not JSON ({error})") from None
     for name, value in row.items():
       if name != "step" and value is not None:
         series[name][0].append(row["step"])
@@ -177,10 +175,10 @@ def read_metrics(workdir) -> dict[str, tuple[list[int], list[float]]]:
   return series
 
 
-def curves(workdir) -> pathlib.Path:
+def curves(workdir: str | os.PathLike[str]) -> pathlib.Path:
   """Draws workdir/curves.png from its metrics: win rate, KL, length, loss, wins, accuracy.
 
-  Panels of what the run did not measure are left out.
+  Panels of metrics that the run did not record are left out.
 
   Raises:
     ValueError: no metrics to draw.
@@ -194,24 +192,17 @@ def curves(workdir) -> pathlib.Path:
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
   figure = Figure(figsize=(4 * columns, 2.9 * rows), layout="constrained")
-  for place, (title, label, names, compared) in enumerate(panels, 1):
+  for place, (title, label, names, baseline) in enumerate(panels, 1):
     axes = figure.add_subplot(rows, columns, place)
-    if compared is not None:
-      axes.axhline(compared, color="0.6", linewidth=1, linestyle="--")
-    drawn = [name for name in names if name in series]
-    for name in drawn:
-      held_out = name.startswith("eval/")
-      axes.plot(
-        *series[name],
-        label=names[name],
-        color=COLOURS[held_out],
-        linewidth=2 if held_out else 1,
-        marker="o" if held_out else None,
-        markersize=4,
-      )
+    if baseline is not None:
+      axes.axhline(baseline, color="0.6", linewidth=1, linestyle="--")
+    recorded = [name for name in names if name in series]
+    for name in recorded:
+      style = HELD_OUT if name.startswith("eval/") else TRAINING
+      axes.plot(*series[name], label=names[name], **style)
     axes.set(title=title, xlabel="step", ylabel=label)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(drawn) > 1:
+    if len(recorded) > 1:
       axes.legend(frameon=False)
   path = pathlib.Path(workdir) / "curves.png"
   figure.savefig(path, dpi=150)

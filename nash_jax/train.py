@@ -1,13 +1,16 @@
-"""The online loop: prompts, two responses, a verdict, a train step, and the target follows."""
+"""The online loop: prompts, responses, a verdict, a train step, and the target follows."""
 
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
 
 from nash_jax import exact, iteration, judges, keys
 from nash_jax.config import resolve
@@ -32,14 +35,14 @@ PROGRESS_METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Everything that a run works with; made by `set_up`.
+  """Everything that a run needs; made by `set_up`.
 
   Attributes:
     state_spec: shapes and shardings of the state.
     initial_state: makes the state in which a fresh run starts.
   """
 
-  config: Any
+  config: ConfigDict
   tokenizer: Tokenizer
   train_prompts: Examples
   held_out: Examples
@@ -51,21 +54,17 @@ class Setup:
   shardings: iteration.Shardings
 
 
-def set_up(config) -> Setup:
+def set_up(config: ConfigDict) -> Setup:
   """Sets up a run from its resolved config: first the data, then weights, then programs."""
   tokenizer, model_config = tokenizer_and_model(config.model)
   train_prompts, held_out = load_prompts(config.prompts, tokenizer, config.seed)
-  require(
-    config.evaluation.prompts <= len(held_out),
-    "evaluation.prompts",
-    f"at most the {len(held_out)} held-out prompts",
-    config.evaluation.prompts,
-    "Lower it, or raise prompts.held_out.",
-  )
+  size, expected = config.evaluation.prompts, f"at most the {len(held_out)} held-out prompts"
+  fix = "Lower it, or raise prompts.held_out."
+  require(size <= len(held_out), "evaluation.prompts", expected, size, fix)
   mesh = sharding.make_mesh(config.mesh)
   judge = judges.make(config.judge, tokenizer, mesh=iteration.judge_mesh(config, mesh))
   load = functools.partial(load_weights, config.model.weights, model_config, config.seed, mesh=mesh)
-  # The reference is only ever computed with in this type, so holding it in it loses nothing.
+  # All computation with the reference is in this dtype, so holding it in this dtype loses nothing.
   reference, exact_metrics = load(dtype=jnp.dtype(config.model.dtype)), None
   if config.evaluation.exact:
     policy = make_policy(config.model, config.sampling, tokenizer, model_config)
@@ -82,7 +81,7 @@ def set_up(config) -> Setup:
     judge,
     reference,
     sharding.abstract(state_shapes, shardings.state),
-    # Adapters need only the base's shapes; a whole policy is read again, in float32.
+    # Adapters need only the base's shapes; a full policy is read again, in float32.
     initial_state=lambda: programs.init(reference if config.model.lora.rank else load()),
     programs=programs,
     shardings=shardings,
@@ -97,49 +96,40 @@ class Done(NamedTuple):
   compilations: int
 
 
-def run(config, workdir: str, progress: bool = True) -> Done:
+def run(config: ConfigDict, workdir: str | os.PathLike[str], progress: bool = True) -> Done:
   """Trains a policy online, or continues where the workdir left off.
 
   Args:
     config: an ml_collections config, such as nash_jax.config.train() with changes.
-    workdir: folder of the run's record: config, checkpoints, metrics, samples.
+    workdir: folder for the record of the run: config, checkpoints, metrics, samples.
 
   Raises:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
     FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
   """
+  config = resolve(config, "train")
+  advice = "Lower optimizer.learning_rate or raise algorithm.beta."
   setup, state = run_loop(
-    resolve(config, "train"),
-    workdir,
-    set_up,
-    _loop,
-    show=PROGRESS_METRICS,
-    progress=progress,
-    advice="Lower optimizer.learning_rate or raise algorithm.beta.",
+    config, workdir, set_up, _loop, show=PROGRESS_METRICS, progress=progress, advice=advice
   )
-  stopped = int(state.step) < setup.config.steps
+  stopped = int(state.step) < config.steps
   return Done(state, stopped, sharding.compilations(setup.programs.train_step))
 
 
-def _loop(setup: Setup, state, first_step, log, checkpoints, stop):
-  config, programs = setup.config, setup.programs
-  size, num_evaluated = config.prompts.batch_size, config.evaluation.prompts
+def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, stop):
+  config, programs, reference = setup.config, setup.programs, setup.reference
+  size, evaluated = config.prompts.batch_size, range(config.evaluation.prompts)
   evaluated_prompts = sharding.global_batch(
-    setup.shardings.batch,
-    num_evaluated,
-    lambda rows: setup.held_out.all(range(num_evaluated)[rows]),
+    setup.shardings.batch, len(evaluated), lambda rows: setup.held_out.all(evaluated[rows])
   )
+  evaluation_key = keys.key(config.seed, "evaluate")
   for step in itertools.count(first_step):
     final = step == config.steps
     leaving = stop.before(step) or final
     key = functools.partial(keys.key, config.seed, step=step)
     if evaluating := step % config.evaluation.every == 0 or final:
       metrics, tokens = programs.evaluate(
-        state,
-        setup.reference,
-        setup.judge.params,
-        evaluated_prompts,
-        keys.key(config.seed, "evaluate"),
+        state, reference, setup.judge.params, evaluated_prompts, evaluation_key
       )
       log.push(step, metrics)
       log.text(step, "held out", *_texts(setup, tokens))
@@ -154,21 +144,19 @@ def _loop(setup: Setup, state, first_step, log, checkpoints, stop):
 
     read_rows = functools.partial(setup.train_prompts.batch, step, size)
     prompts = sharding.global_batch(setup.shardings.batch, size, read_rows)
-    responses, opponents, num_tokens = programs.sample(
-      state, setup.reference, prompts, key("sample")
-    )
+    responses, opponents, num_tokens = programs.sample(state, reference, prompts, key("sample"))
     log.clock(step, "sample", responses.stopped, num_tokens)
     verdict = programs.judge(setup.judge.params, prompts, responses, opponents, key("labels"))
     log.clock(step, "judge", verdict.valid)
     batch = Batch.create(prompts, responses, verdict)
-    state, metrics = programs.train_step(state, setup.reference, batch)
+    state, metrics = programs.train_step(state, reference, batch)
     log.clock(step, "update", metrics["gradient_norm"], num_tokens)
     if copies := programs.copies_due(step + 1):
       state = programs.apply_copies(state, copies)
     log.push(step, {**metrics, **verdict.metrics})
 
 
-def _texts(setup: Setup, tokens):
+def _texts(setup: Setup, tokens: Int[Array, "B K L"]) -> tuple[tuple, Callable[[Any], list[str]]]:
   """Returns the first few continuations' arrays, and a function that decodes them on the host."""
   count = setup.config.evaluation.texts
   arrays = (setup.held_out.all(range(count)).tokens, tokens[:count, 0])

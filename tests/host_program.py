@@ -52,7 +52,7 @@ def measure(setup: nash_jax.train.Setup, workdir) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-  main._join()
+  main._join_processes()
   setup = nash_jax.train.set_up(resolve(tiny.train({"steps": 2, **json.loads(sys.argv[2])})))
   measured = measure(setup, sys.argv[1])
   if jax.process_index() == 0:

@@ -129,7 +129,7 @@ def test_parts_that_are_not_there_are_named(tmp_path):
     restore_part(tmp_path, "params", like, step=4)
   with pytest.raises(ValueError, match=r"expected the best by a score, found \[3\]"):
     restore_part(tmp_path, "params", like, best=True)
-  with pytest.raises(ValueError, match=r"parms.layer.0.w is absent there"):
+  with pytest.raises(ValueError, match=r"parms.layer.0.w: expected float32\[3, 4\], got absent"):
     restore_part(tmp_path, "parms", like)
 
 
@@ -148,7 +148,7 @@ def test_nothing_wrong_is_read_whatever_file_is_damaged(tmp_path):
       bit[len(bit) // 2] ^= 1
       for damage, data in (("cut", whole[: len(whole) // 2]), ("bit", bit), ("deleted", None)):
         path.unlink() if data is None else path.write_bytes(data)
-        got, step, bad = checkpoint._newest(reader, folder, [1, 2], states[1])
+        got, step, bad = checkpoint._restore_newest(reader, folder, [1, 2], states[1])
         assert_same(got, states[step])
         assert bad == ([2] if step == 1 else [])
         if bad:
@@ -215,9 +215,12 @@ def test_without_a_good_checkpoint_the_run_does_not_start_over(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda s: s.replace(target=None), r"target.layer.0.w is float32\[3, 4\] there and absent"),
-    (lambda s: s.replace(params={**s.params, "z": s.step}), r"params.z is absent there and int32"),
-    (lambda s: s.replace(step=jnp.zeros(2)), r"step is int32\[\] there and float32\[2\] here"),
+    (lambda s: s.replace(target=None), r"target.layer.0.w: expected absent, got float32\[3, 4\]"),
+    (
+      lambda s: s.replace(params={**s.params, "z": s.step}),
+      r"params.z: expected int32\[\], got absent",
+    ),
+    (lambda s: s.replace(step=jnp.zeros(2)), r"step: expected float32\[2\], got int32\[\]"),
   ],
 )
 def test_the_first_leaf_that_differs_is_named(tmp_path, change, message):
@@ -229,7 +232,7 @@ def test_the_first_leaf_that_differs_is_named(tmp_path, change, message):
   checkpoints.close()
 
 
-def test_sums_tell_states_apart_whatever_the_dtype():
+def test_checksums_tell_states_apart_whatever_the_dtype():
   rng = np.random.default_rng(0)
   for dtype in (bool, np.int8, np.int32, jnp.bfloat16, np.float16, np.float32):
     x = rng.integers(0, 2, (4, 6)).astype(dtype)
@@ -237,7 +240,7 @@ def test_sums_tell_states_apart_whatever_the_dtype():
     changed[2, 3] = 1 - x[2, 3]
     variants = [x, changed, np.roll(x, 1, axis=0), np.roll(x, 1, axis=1)]
     assert len({v.tobytes() for v in variants}) == 4
-    assert len({int(checkpoint._sums({"x": jnp.asarray(v)})["x"][0]) for v in variants}) == 4
+    assert len({int(checkpoint._checksums({"x": jnp.asarray(v)})["x"][0]) for v in variants}) == 4
 
 
 def test_another_config_is_refused_field_by_field(tmp_path):

@@ -98,18 +98,18 @@ def test_a_process_of_several_knows_which_it_is(monkeypatch):
   monkeypatch.setattr(
     "jax.distributed.initialize", lambda *where, **more: joined.append((where, more))
   )
-  main._join()
+  main._join_processes()
   assert not joined, "alone unless the environment says otherwise"
   monkeypatch.setenv("NASH_JAX_COORDINATOR", "auto")
-  main._join()
+  main._join_processes()
   monkeypatch.setenv("NASH_JAX_COORDINATOR", "127.0.0.1:9000")
   monkeypatch.setenv("NASH_JAX_PROCESSES", "2")
   with pytest.raises(ValueError, match="expected whole numbers beside NASH_JAX_COORDINATOR, got"):
-    main._join()
+    main._join_processes()
   monkeypatch.setenv("NASH_JAX_PROCESS_ID", "1")
-  main._join()
+  main._join_processes()
   monkeypatch.setenv("NASH_JAX_HEARTBEAT", "7")
-  main._join()
+  main._join_processes()
   last = ("127.0.0.1:9000", 2, 1)
   seconds = [
     {"heartbeat_timeout_seconds": n, "initialization_timeout": 3 * n} for n in (100, 100, 7)

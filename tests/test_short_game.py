@@ -13,10 +13,12 @@ from nash_jax import exact, iteration, judges, train, update
 from nash_jax.config import resolve
 from nash_jax.configs import short_compare
 from nash_jax.configs.short_game import get_config
+from nash_jax.data.prompts import load_prompts
 from nash_jax.games import preference
 from nash_jax.jobs import compare, short_game, sweep
 from nash_jax.judges import table
 from nash_jax.objectives import algorithms
+from nash_jax.policy import tokenizer_and_model
 from nash_jax.types import Prompts, Responses, Verdict
 from nash_jax.validation import asset_path
 
@@ -103,8 +105,10 @@ def test_the_exact_metrics_are_zero_at_the_equilibrium_and_positive_elsewhere():
 
 
 def test_a_game_that_cannot_be_enumerated_is_refused():
+  c = config(sampling__max_tokens=2)
+  _, held_out = load_prompts(c.prompts, tokenizer_and_model(c.model)[0], c.seed)
   with pytest.raises(ValueError, match=r"evaluation.exact: expected .* 64 actions .*'4 \*\* 2'"):
-    exact.Game.from_config(config(sampling__max_tokens=2), None)
+    exact.Game.from_config(c, held_out)
 
 
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)

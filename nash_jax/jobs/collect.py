@@ -1,23 +1,27 @@
-"""Preference data of a run's own making: policies draw responses, a judge votes on the pairs."""
+"""Makes preference data: policies draw responses, a judge votes on the pairs."""
 
 import itertools
 import json
+import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 from absl import logging
+from ml_collections import ConfigDict
 
 from nash_jax import judges, keys
 from nash_jax.config import resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
+from nash_jax.types import Params, Prompts, Responses
 
 
-def run(config, workdir: str) -> str:
-  """Writes pairs of responses with their vote to workdir/pairs.jsonl, and returns its path.
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
+  """Writes pairs of responses with the judge's vote to workdir/pairs.jsonl, and returns its path.
 
   Args:
     config: from nash_jax.config.collect(); every round goes over batches of the training prompts
@@ -30,9 +34,9 @@ def run(config, workdir: str) -> str:
   tokenizer, model_config = tokenizer_and_model(config.model)
   data, _ = load_prompts(config.prompts, tokenizer, config.seed)
   judge = judges.make(config.judge, tokenizer)
-  verdict = jax.jit(judge.fn)
+  judge_fn = jax.jit(judge.fn)
 
-  def make_source(source):
+  def make_source(source: ConfigDict) -> tuple[Params, Callable]:
     sampling = config.sampling.copy_and_resolve_references().unlock()
     sampling.temperature = source.temperature
     policy = make_policy(config.model, sampling, tokenizer, model_config)
@@ -40,15 +44,15 @@ def run(config, workdir: str) -> str:
     return load_weights(source.weights, model_config), sample
 
   sources = [make_source(source) for source in config.sources.values()]
-  pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   path = pathlib.Path(workdir) / "pairs.jsonl"
+  path.parent.mkdir(parents=True, exist_ok=True)
   strengths = []
   with path.open("w") as lines:
     for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
       params, sample = sources[step % len(sources)]
       prompts = data.batch(step // len(sources), config.prompts.batch_size)
       responses = sample(params, prompts, keys.key(config.seed, "collect", step))
-      p_win = verdict(judge.params, prompts, responses, None).p_win
+      p_win = judge_fn(judge.params, prompts, responses, None).p_win
       for pair in _pairs(prompts, *jax.device_get((responses, p_win))):
         lines.write(json.dumps(pair) + "\n")
         strengths.append(abs(pair["p_a"] - 0.5))
@@ -56,7 +60,7 @@ def run(config, workdir: str) -> str:
   return str(path)
 
 
-def _pairs(prompts, responses, p_win) -> Iterator[dict]:
+def _pairs(prompts: Prompts, responses: Responses, p_win: np.ndarray) -> Iterator[dict[str, Any]]:
   """Yields all pairs of the samples of each prompt, as the task "tokens" of preferences.py."""
   for row, prompt in enumerate(prompts.tokens):
     samples = zip(responses.tokens[row], responses.mask[row], strict=True)

@@ -1,14 +1,18 @@
 """The main job on bundled files: train the storyteller, then hold the arena."""
 
 import json
+import os
 import pathlib
 import time
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from nash_jax import config, report, train
 from nash_jax.jobs import arena
 
 
-def run(run_config, workdir: str) -> dict:
+def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   """Trains (or resumes), compares trained, target, base and best-of-4, and writes summary.json.
 
   Args:
@@ -18,16 +22,15 @@ def run(run_config, workdir: str) -> dict:
   Returns:
     What workdir/summary.json holds.
   """
-  began, folder = time.perf_counter(), pathlib.Path(workdir)
+  start, folder = time.perf_counter(), pathlib.Path(workdir)
   done = train.run(run_config, workdir)
   if done.stopped:
     print(f"stopped at step {int(done.state.step)}; the same command goes on from there")
     return {}
-  arena_config = _arena_config(run_config, folder)
-  result = arena.run(arena_config, folder / "arena")
+  result = arena.run(_arena_config(run_config, folder), folder / "arena")
   report.curves(folder)
   summary = {
-    "seconds": round(time.perf_counter() - began, 1),
+    "seconds": round(time.perf_counter() - start, 1),
     "steps": int(done.state.step),
     "compilations": done.compilations,
     **arena.summary(result, trained="trained", target="target", best_of="best_of_4", base="base"),
@@ -37,37 +40,35 @@ def run(run_config, workdir: str) -> dict:
   return summary
 
 
-def _arena_config(run_config, folder):
+def _arena_config(run_config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
   c = config.arena()
   c.seed = run_config.seed
   for part in ("model", "prompts", "sampling"):
-    c[part] = run_config[part].copy_and_resolve_references()  # the run's own stays as it is
+    c[part] = run_config[part].copy_and_resolve_references()  # the original stays as it is
   c.prompts.batch_size = 8  # all pairs of eight responses to each are judged at once
-  base = run_config.model.weights
+  base, judge = run_config.model.weights, run_config.judge.to_dict()
   c.policies = {
     "trained": {"weights": f"{folder}@params", "best_of": 1},
     "target": {"weights": f"{folder}@target", "best_of": 1},
     "base": {"weights": base, "best_of": 1},
     "best_of_4": {"weights": base, "best_of": 4},
   }
-  c.judges = {
-    "judge": run_config.judge.to_dict(),
-    "population": {**run_config.judge.to_dict(), "name": "population"},
-  }
+  c.judges = {"judge": judge, "population": {**judge, "name": "population"}}
   return c
 
 
-def _epilogue(result, summary, folder):
-  won = summary["win_rate"]["trained"]
+def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.Path) -> str:
+  judged, unseen = (summary["win_rate"]["trained"][judge] for judge in ("judge", "population"))
+  texts = [
+    f"{item['prompt']}\n  before ▸ {item['continuations']['base']}\n"
+    f"  after  ▸ {item['continuations']['trained']}\n"
+    for item in result["texts"]
+  ]
   lines = [
-    *(
-      f"{item['prompt']}\n  before ▸ {item['continuations']['base']}\n"
-      f"  after  ▸ {item['continuations']['trained']}\n"
-      for item in result["texts"]
-    ),
+    *texts,
     f"{summary['steps']} steps in all, {summary['seconds']} s this time. Trained beats base with"
-    f" {won['population']['mean']:.3f} ± {won['population']['sigma3']:.3f} under the population it"
-    f" never saw, {won['judge']['mean']:.3f} under its judge,"
+    f" {unseen['mean']:.3f} ± {unseen['sigma3']:.3f} under the population it never saw,"
+    f" {judged['mean']:.3f} under its judge,"
     f" at KL {summary['kl_to_reference']:.1f} nats a response.",
     f"figures:     {folder}/curves.png, {folder}/arena/arena_population.png",
     f"tables:      {folder}/arena/arena.md, {folder}/summary.json",

@@ -1,23 +1,27 @@
-"""Continuations of prompts, printed: interactive, or from a file; realigned if asked to.
+"""Prints continuations of prompts, typed or from a file; optionally realigned.
 
 Decoding-time realignment (Liu et al. 2402.02992) draws from the token-wise geometric mixture
 π_ref^(1-λ)·π_θ^λ: as a policy trained with β/λ in place of β would be, approximately.
 """
 
 import itertools
+import os
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import jax
-import numpy as np
+from jax import numpy as jnp
+from ml_collections import ConfigDict
 
 from nash_jax import keys
 from nash_jax.config import resolve
+from nash_jax.data.corpus import pad
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
 from nash_jax.types import Prompts
 from nash_jax.validation import require
 
 
-def run(config, workdir: str = "") -> None:
+def run(config: ConfigDict, workdir: str | os.PathLike[str] = "") -> None:
   """Prints continuations of `prompt`, of each line of `file`, or of what is typed.
 
   Args:
@@ -40,18 +44,15 @@ def run(config, workdir: str = "") -> None:
   for number, text in enumerate(texts):
     ids = tokenizer.prompt(text)
     width = 16 * -(-len(ids) // 16)  # a few widths, so that few programs are compiled
-    tokens = np.full((1, width), tokenizer.pad_id, np.int32)
-    tokens[0, width - len(ids) :] = ids
-    mask = np.arange(width)[None] >= width - len(ids)
-    prompts = Prompts(tokens, mask, np.zeros(1, np.int32))
+    tokens, mask = map(jnp.asarray, pad([ids], width, tokenizer.pad_id, left=True))
+    prompts = Prompts(tokens, mask, jnp.zeros(1, jnp.int32))
     responses = sample(params, prompts, keys.key(config.seed, "sample", number))
-    for ids, mask in zip(
-      np.asarray(responses.tokens[0]), np.asarray(responses.mask[0]), strict=True
-    ):
-      print(f"{text} ▸{tokenizer.decode(ids[mask])}\n", flush=True)
+    drawn = jax.device_get((responses.tokens[0], responses.mask[0]))
+    for response, mask in zip(*drawn, strict=True):
+      print(f"{text} ▸{tokenizer.decode(response[mask])}\n", flush=True)
 
 
-def _texts(config):
+def _texts(config) -> Iterable[str]:
   if config.prompt:
     return [config.prompt]
   if config.file:
@@ -64,7 +65,7 @@ def _texts(config):
   return itertools.takewhile(bool, _typed())
 
 
-def _typed():
+def _typed() -> Iterator[str]:
   while True:
     try:
       yield input("prompt (empty line to stop): ")

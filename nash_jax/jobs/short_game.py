@@ -1,6 +1,7 @@
 """Makes the bundled short games: two tables of preferences, a language, a reference policy."""
 
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import numpy as np
 import optax
 from absl import logging
 from jax import numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from nash_jax import weights
 from nash_jax.config import describe, resolve
@@ -36,7 +38,7 @@ def random_game(
 
 
 def fit_reference(
-  logprobs: Callable, game: Game, params: Params, log_ref, steps: int = 3000
+  logprobs: Callable, game: Game, params: Params, log_ref: Float[Array, "X A"], steps: int = 3000
 ) -> tuple[Params, float]:
   """Fits a policy to probabilities [X A] by Adam on KL(target‖π); returns (params, KL in nats)."""
   tx = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
@@ -55,7 +57,7 @@ def fit_reference(
   return params, float(jax.jit(loss)(params))
 
 
-def _write_language(folder) -> None:
+def _write_language(folder: pathlib.Path) -> None:
   """Writes a tokenizer of eight letters, a to d to respond with, and prompts of the other four."""
   with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as corpus:
     # Frequent letters have small ids: a is the first of four in a row.
@@ -67,8 +69,8 @@ def _write_language(folder) -> None:
   (folder / "prompts.jsonl").write_text("".join(prompts))
 
 
-def run(config, workdir) -> None:
-  """Draws the two games of configs/short_game.py and fits their reference policy, into a folder.
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
+  """Draws the two games of configs/short_game.py, and fits and saves their reference policy.
 
   Args:
     config: of a run on the game; its `model.weights` are not read.

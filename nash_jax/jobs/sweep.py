@@ -1,4 +1,4 @@
-"""Many runs of one kind: one after the other, or, where responses can be enumerated, all at once.
+"""Many similar runs: one after the other, or, where responses can be enumerated, all at once.
 
 A run with exact metrics (`evaluation.exact`) is small enough to be one program from start to end,
 and runs that differ only in seed, learning rate, β, η, κ, s or mixture are batched into one
@@ -10,13 +10,16 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
-import types
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 from absl import logging
+from flax import traverse_util
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
@@ -25,7 +28,7 @@ from nash_jax.config import describe, resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
-from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
+from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
 from nash_jax.run.checkpoint import differences, read_config
 from nash_jax.update import Batch, make_update
 from nash_jax.validation import one_of, require
@@ -39,7 +42,12 @@ BATCHED_FIELDS = (
 POLICIES = ("network", "tabular")
 
 
-def run(runs: dict[str, ConfigDict], workdir, policy: str = "network", progress=True) -> None:
+def run(
+  runs: dict[str, ConfigDict],
+  workdir: str | os.PathLike[str],
+  policy: str = "network",
+  progress: bool = True,
+) -> None:
   """Runs every config in its own folder of the workdir; those that are complete are left alone.
 
   Args:
@@ -50,25 +58,24 @@ def run(runs: dict[str, ConfigDict], workdir, policy: str = "network", progress=
     ValueError: a bad config, or a folder that holds a run of another config.
   """
   one_of("policy", policy, POLICIES)
-  workdir = pathlib.Path(workdir)
+  folder = pathlib.Path(workdir)
   runs = {name: resolve(config, "train") for name, config in runs.items()}
-  waiting = {name: c for name, c in runs.items() if not _complete(c, workdir / name)}
-  exact = {name: c for name, c in waiting.items() if c.evaluation.exact}
-  groups = {}
-  for name, config in exact.items():
-    groups.setdefault(_program(config), {})[name] = config
-  bar = tqdm.tqdm(
-    total=len(runs), initial=len(runs) - len(waiting), unit="run", desc="runs", disable=not progress
-  )
+  waiting = {name: c for name, c in runs.items() if not _is_complete(c, folder / name)}
+  groups: dict[str, dict[str, ConfigDict]] = {}
+  for name, config in waiting.items():
+    if config.evaluation.exact:
+      groups.setdefault(_shared_fields(config), {})[name] = config
+  complete = len(runs) - len(waiting)
+  bar = tqdm.tqdm(total=len(runs), initial=complete, unit="run", desc="runs", disable=not progress)
   with _quiet(), bar:
     for group in groups.values():
       bar.set_postfix_str(f"{next(iter(group.values())).algorithm.name} x {len(group)}")
-      _run_batched(group, workdir, policy)
+      _run_batched(group, folder, policy)
       bar.update(len(group))
-    for name in (name for name in waiting if name not in exact):
+    for name in (name for name, config in waiting.items() if not config.evaluation.exact):
       bar.set_postfix_str(name)
       try:
-        done = train.run(waiting[name], workdir / name, progress=False)
+        done = train.run(waiting[name], folder / name, progress=False)
       except FloatingPointError as error:  # a step too large is a result, not an accident
         logging.warning("%s: %s", name, error)
       else:
@@ -78,103 +85,81 @@ def run(runs: dict[str, ConfigDict], workdir, policy: str = "network", progress=
 
 
 @contextlib.contextmanager
-def _quiet():
-  """Keeps the notes of single runs out of the one progress line."""
-  before = logging.get_verbosity()
+def _quiet() -> Iterator[None]:
+  """Keeps the log messages of single runs out of the one progress line."""
+  verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)
   try:
     yield
   finally:
-    logging.set_verbosity(before)
+    logging.set_verbosity(verbosity)
 
 
-def _complete(config, folder) -> bool:
+def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
   path = folder / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.is_file() else []
   if not lines or json.loads(lines[-1])["step"] != config.steps:
     return False
-  lines = differences(read_config(folder), describe(config))
-  require(
-    not lines,
-    str(folder),
-    "a run of this config",
-    "one of another config",
-    f"They differ in {', '.join(lines)}. Use another workdir, or move that folder away.",
-  )
+  changes = differences(read_config(folder), describe(config))
+  fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that folder away."
+  require(not changes, str(folder), "a run of this config", "one of another config", fix)
   return True
 
 
-def _program(config) -> str:
-  """Returns what two configs share that can run in one program."""
-  config = ConfigDict(describe(config))
-  for name in BATCHED_FIELDS:
-    config.update_from_flattened_dict({name: 0.0 if name != "seed" else 0})
-  return json.dumps(describe(config), sort_keys=True)
+def _flat(config: ConfigDict) -> dict[str, Any]:
+  """Returns the values of a config by dotted field."""
+  return traverse_util.flatten_dict(describe(config), keep_empty_nodes=True, sep=".")
 
 
-def _with_values(config, values: dict):
-  """Returns a config as plain names, with `values` (which may be traced) by dotted field."""
-
-  def plain(group, prefix=""):
-    return types.SimpleNamespace(
-      **{
-        name: plain(value, f"{prefix}{name}.")
-        if isinstance(value, ConfigDict)
-        else values.get(f"{prefix}{name}", value)
-        for name, value in group.items()
-      }
-    )
-
-  return plain(config)
+def _shared_fields(config: ConfigDict) -> str:
+  """Returns the fields in which the runs of one program agree, as text."""
+  shared = {name: x for name, x in _flat(config).items() if name not in BATCHED_FIELDS}
+  return json.dumps(shared, sort_keys=True, default=str)
 
 
-def _run_batched(group: dict[str, ConfigDict], workdir, policy: str) -> None:
+def _run_batched(group: dict[str, ConfigDict], folder: pathlib.Path, policy_name: str) -> None:
   """Runs configs that share a program, all at once, and writes their metrics."""
-  config = next(iter(group.values()))
-  every = config.evaluation.every
-  require(
-    config.steps % every == 0,
-    "evaluation.every",
-    f"a divisor of steps = {config.steps}",
-    every,
-    "Change either.",
-  )
+  configs = list(group.values())
+  config = configs[0]
+  every, expected = config.evaluation.every, f"a divisor of steps = {config.steps}"
+  require(config.steps % every == 0, "evaluation.every", expected, every, "Change either.")
   tokenizer, model_config = tokenizer_and_model(config.model)
-  # The same prompts, in another order for every seed.
   train_prompts, held_out = load_prompts(config.prompts, tokenizer, config.seed)
   contexts = train_prompts.all()
-  places = {
-    c.seed: _places(config, dataclasses.replace(train_prompts, seed=c.seed), contexts)
-    for c in group.values()
-  }
+
+  @functools.cache
+  def prompt_indices(seed: int) -> np.ndarray:
+    """Returns the indices of each step's prompts among the contexts, i32[steps B]."""
+    prompts = dataclasses.replace(train_prompts, seed=seed)  # the same ones in another order
+    batches = [prompts.batch(step, config.prompts.batch_size) for step in range(config.steps)]
+    order = np.stack([batch.index for batch in batches])
+    return np.searchsorted(contexts.index, order).astype(np.int32)
+
   game = Game.from_config(config, held_out)
-  network = make_policy(config.model, config.sampling, tokenizer, model_config)
+  policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   params = load_weights(config.model.weights, model_config, config.seed)
-  log_ref = jax.jit(functools.partial(game.log_policy, network.logprobs))(params)
-  if policy == "tabular":
-    network, params = tabular_policy(log_ref, config.sampling.tokens, config.sampling.max_tokens)
-    log_ref = jax.jit(functools.partial(game.log_policy, network.logprobs))(params)
+  log_ref = jax.jit(functools.partial(game.log_policy, policy.logprobs))(params)
+  if policy_name == "tabular":
+    policy, params = tabular_policy(log_ref, config.sampling.tokens, config.sampling.max_tokens)
+    log_ref = jax.jit(functools.partial(game.log_policy, policy.logprobs))(params)
+  values = [_flat(c) for c in configs]
+  equilibria = [game.log_equilibrium(log_ref, c.algorithm.beta) for c in configs]
   batched = {
-    "values": {
-      name: jnp.array([_value(c, name) for c in group.values()]) for name in BATCHED_FIELDS
-    },
-    "log_equilibrium": jnp.stack(
-      [game.log_equilibrium(log_ref, c.algorithm.beta) for c in group.values()]
-    ),
-    "places": jnp.stack([places[c.seed] for c in group.values()]),
+    "values": {name: jnp.array([v[name] for v in values]) for name in BATCHED_FIELDS},
+    "log_equilibrium": jnp.stack(equilibria),
+    "prompt_indices": jnp.stack([prompt_indices(c.seed) for c in configs]),
   }
   judge = judges.make(config.judge, tokenizer)
   contexts = jax.tree.map(jnp.asarray, contexts)
   program = functools.partial(
-    _train_and_evaluate, config, network, params, judge, game, contexts, log_ref
+    _train_and_evaluate, config, policy, params, judge, game, contexts, log_ref
   )
   curves = jax.device_get(jax.jit(jax.vmap(program))(batched))
   for i, (name, c) in enumerate(group.items()):
-    own = {metric: values[i] for metric, values in curves.items()}
-    _write(pathlib.Path(workdir) / name, c, own)
+    _write_record(folder / name, c, {metric: values[i] for metric, values in curves.items()})
 
 
-def _write(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -> None:
+def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -> None:
   """Writes config.json and metrics.jsonl of one run; what is not finite becomes null."""
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "config.json").write_text(json.dumps(describe(config), indent=2))
@@ -187,38 +172,29 @@ def _write(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -> None:
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _places(config, train_prompts, contexts) -> jax.Array:
-  """Returns where each step's prompts stand among the contexts, i32[steps B]."""
-  size = config.prompts.batch_size
-  batches = [train_prompts.batch(step, size).index for step in range(config.steps)]
-  return jnp.asarray(np.searchsorted(contexts.index, np.stack(batches)), jnp.int32)
-
-
-def _value(config, name: str):
-  for part in name.split("."):
-    config = config[part]
-  return config
-
-
-def _train_and_evaluate(config, policy, reference, judge, game, contexts, log_ref, batched) -> dict:
+def _train_and_evaluate(
+  config, policy: Policy, reference, judge: judges.Judge, game: Game, contexts, log_ref, batched
+) -> dict[str, jax.Array]:
   """One run from start to end: exact metrics at every evaluation, as train.run would give them."""
-  config = _with_values(config, batched["values"])
+  config = config.copy_and_resolve_references().unlock()
+  with config.ignore_type():  # the values are traced
+    config.update_from_flattened_dict(batched["values"])
   rule = make_update(config, policy.logprobs)
   sample = make_sample(config.algorithm, rule.players, policy)
   due = [rule.copies_due(step + 1) for step in range(config.steps)]
-  kinds = sorted(set(due))
-  branches = [functools.partial(rule.apply_copies, copies=copies) for copies in kinds]
+  distinct = sorted(set(due))
+  branches = [lambda state, copies=copies: rule.apply_copies(state, copies) for copies in distinct]
 
-  def step(state, xs):
-    n, kind, places = xs
-    prompts = jax.tree.map(lambda leaf: leaf[places], contexts)
-    key = functools.partial(keys.key, config.seed, step=n)
+  def train_step(state, inputs):
+    step, branch, indices = inputs
+    prompts = jax.tree.map(lambda leaf: leaf[indices], contexts)
+    key = functools.partial(keys.key, config.seed, step=step)
     responses, opponents, _ = sample(state, reference, prompts, key("sample"))
     verdict = judges.labels(
       judge.fn, config.algorithm.labels, judge.params, prompts, responses, opponents, key("labels")
     )
     state, _ = rule.train_step(state, reference, Batch.create(prompts, responses, verdict))
-    return jax.lax.switch(kind, branches, state), None
+    return jax.lax.switch(branch, branches, state), None
 
   def evaluate(state):
     params = rule.players(state, reference)["policy"]
@@ -226,13 +202,14 @@ def _train_and_evaluate(config, policy, reference, judge, game, contexts, log_re
     means = game.metrics(logp, log_ref, batched["log_equilibrium"], config.algorithm.beta)
     return {name: mean.value() for name, mean in means.items()}
 
-  def block(state, xs):
-    state, _ = jax.lax.scan(step, state, xs)
+  def train_then_evaluate(state, inputs):
+    state, _ = jax.lax.scan(train_step, state, inputs)
     return state, evaluate(state)
 
   state, every = rule.init(reference), config.evaluation.every
-  xs = (jnp.arange(config.steps), jnp.array([kinds.index(d) for d in due]), batched["places"])
-  xs = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), xs)
+  branch = jnp.array([distinct.index(copies) for copies in due])
+  inputs = (jnp.arange(config.steps), branch, batched["prompt_indices"])
+  inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), inputs)
   start = evaluate(state)
-  _, rest = jax.lax.scan(block, state, xs)
+  _, rest = jax.lax.scan(train_then_evaluate, state, inputs)
   return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)

@@ -1,12 +1,12 @@
-"""The whole run state on disk: asynchronous, atomic, and verified before it is used again.
+"""The whole state of a run on disk: saved asynchronously and atomically, verified before use.
 
-workdir/config.json, versions.json      what the run was started with last
-workdir/base.json                       sums of the parameters it never changes
-workdir/checkpoints/00000050/<field>    one Orbax folder for every field of the state
-workdir/checkpoints/00000050/manifest   type and sum of every leaf, score, config, versions
+workdir/config.json, versions.json      config and library versions of the latest start
+workdir/base.json                       checksums of the parameters that the run never changes
+workdir/checkpoints/00000050/<field>    one Orbax folder for each field of the state
+workdir/checkpoints/00000050/manifest   type and checksum of each leaf, score, config, versions
 
-A checkpoint is good where its leaves are those that are asked for and have the sums of the state
-that was saved. A bad one that is passed over is renamed, never deleted.
+A checkpoint is good if it has the expected leaves, with the checksums of the state that was saved.
+A bad one that is passed over is renamed, never deleted.
 """
 
 import importlib.metadata
@@ -30,38 +30,40 @@ from nash_jax.validation import require
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("nash_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gemma")
+Workdir = str | os.PathLike[str]
+State = Any  # a dataclass or dict whose fields are pytrees of arrays, None or {}
 
 
-def _sum(x: jax.Array) -> jax.Array:
-  """Returns a uint32 sum over hashes of bit pattern and place.
+def _checksum(x: jax.Array) -> jax.Array:
+  """Returns a uint32 sum over hashes of each element's bit pattern and position.
 
-  Integer addition commutes even where it wraps around, so every mesh gives the same sum; the hash
-  of a place is one-to-one (murmur3's last mixing), so that no single change goes unseen.
+  Integer addition commutes even where it wraps around, so every mesh gives the same sum; at each
+  position the hash is one-to-one (murmur3's last mixing), so that no single change goes unseen.
   """
   h = x.view(f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
   for axis in range(h.ndim):
-    place = jax.lax.broadcasted_iota(jnp.uint32, h.shape, axis)
-    h += place * jnp.uint32(pow(0x9E3779B1, axis + 1, 2**32))
+    position = jax.lax.broadcasted_iota(jnp.uint32, h.shape, axis)
+    h += position * jnp.uint32(pow(0x9E3779B1, axis + 1, 2**32))
   h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
   return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
 
 
 @jax.jit
-def _sums(leaves: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-  """Returns the sum of every leaf, and whether it is finite."""
-  return {name: (_sum(x), jnp.all(jnp.isfinite(x))) for name, x in leaves.items()}
+def _checksums(leaves: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """Returns the checksum of every leaf, and whether the leaf is finite."""
+  return {name: (_checksum(x), jnp.all(jnp.isfinite(x))) for name, x in leaves.items()}
 
 
-def _leaves(tree) -> dict[str, Any]:
+def _leaves(tree: State) -> dict[str, Any]:
   """Returns leaves by dotted name, in the tree's order."""
   paths = jax.tree.leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in paths}
 
 
-def _composite(leaves: dict[str, Any], wrap: Callable, **more) -> ocp.args.Composite:
+def _composite(leaves: dict[str, Any], wrap: Callable, **more: Any) -> ocp.args.Composite:
   """Returns Orbax's arguments with the leaves grouped by field, so that each is read alone."""
-  fields = {}
+  fields: dict[str, dict[str, Any]] = {}
   for name, x in leaves.items():
     fields.setdefault(name.split(".")[0], {})[name] = x
   return ocp.args.Composite(**{field: wrap(x) for field, x in fields.items()}, **more)
@@ -71,12 +73,19 @@ def _type(x) -> str:
   return f"{x.dtype}{list(x.shape)}"
 
 
-def _sync(what: str) -> None:
+def _sync(name: str) -> None:
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+    multihost_utils.sync_global_devices(name)
 
 
-def _folder(workdir) -> epath.Path:
+def _write_json(path: epath.Path, value: Any) -> None:
+  """Replaces a file at once: no reader meets one that is half written."""
+  part = path.with_name(f"{path.name}.part")
+  part.write_text(json.dumps(value, indent=2) + "\n")
+  part.replace(path)
+
+
+def _folder(workdir: Workdir) -> epath.Path:
   return epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir)) / "checkpoints"
 
 
@@ -95,73 +104,74 @@ def _scores(folder: epath.Path) -> dict[int, float]:
   for step in _steps(folder):
     try:
       score = _manifest(folder, step)["score"]
-    except (OSError, ValueError, KeyError) as e:
-      log.info("checkpoint %d does not count: %s", step, e)
-      continue
-    scores[step] = -np.inf if score is None else score
+      scores[step] = -np.inf if score is None else score
+    except (OSError, ValueError, KeyError) as error:
+      log.info("checkpoint %d does not count: %s", step, error)
   return scores
 
 
 def _best(scores: dict[int, float]) -> int | None:
-  """Returns the step with the best score, the later of equals; None where none has a score."""
+  """Returns the step with the best score, the later of equals; None if none has a score."""
   score, step = max(((score, step) for step, score in scores.items()), default=(-np.inf, None))
   return step if score > -np.inf else None
 
 
-def _read(reader: ocp.Checkpointer, folder: epath.Path, step: int, like, part: str):
-  """Returns a state, or {part: its field}, as `like`; raises where anything is wrong with it."""
-  saved = _manifest(folder, step)["leaves"]
-  saved = {name: leaf for name, leaf in saved.items() if part in ("", name.split(".")[0])}
-  wanted = _leaves(like)
-  there = {name: leaf["type"] for name, leaf in saved.items()}
-  here = {name: _type(x) for name, x in wanted.items()}
-  for name in [*here, *there]:
-    if there.get(name) != here.get(name):
-      raise ValueError(
-        f"{name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
-      )
+def _restore_verified(
+  reader: ocp.Checkpointer, folder: epath.Path, step: int, spec: State, field: str
+) -> State:
+  """Returns the state, or {field: its tree}, that `spec` describes; raises unless it is good."""
+  recorded = _manifest(folder, step)["leaves"]
+  recorded = {name: leaf for name, leaf in recorded.items() if field in ("", name.split(".")[0])}
+  specs = _leaves(spec)
+  for name in [*specs, *recorded]:
+    saved = recorded[name]["type"] if name in recorded else "absent"
+    expected = _type(specs[name]) if name in specs else "absent"
+    if saved != expected:
+      raise ValueError(f"{name}: expected {expected}, got {saved}")
   first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or first)
-    for name, x in wanted.items()
+    for name, x in specs.items()
   }
   args = _composite(abstract, ocp.args.StandardRestore)
   restored = reader.restore(folder / f"{step:08d}", args=args)
-  got = {name: restored[name.split(".")[0]][name] for name in wanted}
-  for name, (total, _) in jax.device_get(_sums(got)).items():
-    if int(total) != saved[name]["sum"]:
-      raise ValueError(f"{name} is not what was saved: its sum differs")
-  return jax.tree.unflatten(jax.tree.structure(like), got.values())
+  leaves = {name: restored[name.split(".")[0]][name] for name in specs}
+  for name, (checksum, _) in jax.device_get(_checksums(leaves)).items():
+    if int(checksum) != recorded[name]["sum"]:
+      raise ValueError(f"{name} is not what was saved: its checksum differs")
+  return jax.tree.unflatten(jax.tree.structure(spec), leaves.values())
 
 
-def _newest(reader: ocp.Checkpointer, folder: epath.Path, steps: list[int], like, part: str = ""):
-  """Returns (tree, step, bad steps) of the newest good one of `steps`; (None, -1, []) without any.
+def _restore_newest(
+  reader: ocp.Checkpointer, folder: epath.Path, steps: list[int], spec: State, field: str = ""
+) -> tuple[State, int, list[int]]:
+  """Returns (tree, step, bad steps) of the newest good one of `steps`; (None, -1, []) if empty.
 
   Raises:
     ValueError: none of them is good; says why, for each.
   """
-  bad = {}
+  bad: dict[int, str] = {}
   for step in sorted(steps, reverse=True):
-    why = ""
+    problem = ""
     try:
-      tree = _read(reader, folder, step, like, part)
-    except Exception as e:  # a broken file can make a reader raise anything
+      tree = _restore_verified(reader, folder, step, spec, field)
+    except Exception as error:  # a broken file can make a reader raise anything
       # The first line says what is wrong; Orbax goes on with the trees it was given.
-      why = f"{type(e).__name__}: {e}".splitlines()[0][:300]
-    if not np.any(multihost_utils.process_allgather(np.array(why != ""))):
+      problem = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if not np.any(multihost_utils.process_allgather(np.array(problem != ""))):
       if bad:
         log.warning("damaged checkpoints in %s: %s; %d is used instead", folder, bad, step)
       return tree, step, list(bad)
-    bad[step] = why or "another process could not read it"
+    bad[step] = problem or "another process could not read it"
   if bad:
     raise ValueError(
-      f"no checkpoint in {folder} is good, or fits this config: {bad}. Use the config it was made "
+      f"no checkpoint in {folder} is good and fits this config: {bad}. Use the config it was made "
       "with, or another workdir; to start again, move it away."
     )
   return None, -1, []
 
 
-def read_config(workdir) -> dict[str, Any]:
+def read_config(workdir: Workdir) -> dict[str, Any]:
   """Returns the config of the run in a workdir, as plain types; {} where there is none.
 
   Raises:
@@ -170,31 +180,31 @@ def read_config(workdir) -> dict[str, Any]:
   path = _folder(workdir).parent / "config.json"
   try:
     return json.loads(path.read_text()) if path.exists() else {}
-  except json.JSONDecodeError as e:
-    raise ValueError(f"{path} does not parse ({e}): restore it or move it") from e
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} does not parse ({error}): restore it or move it") from error
 
 
-def differences(saved: dict, config: dict, allow: tuple[str, ...] = ()) -> dict[str, str]:
-  """Returns what differs between two runs' configs, a line of text by dotted field.
+def differences(
+  saved: dict[str, Any], config: dict[str, Any], allow: tuple[str, ...] = ()
+) -> dict[str, str]:
+  """Returns what differs between two runs' configs: a line of text by dotted field.
 
-  `job` counts as equal where `saved` was written before configs named their job.
+  `job` counts as equal if `saved` was written before configs named their job.
 
   Args:
     saved, config: plain types, as from config.describe; lists and tuples are alike.
     allow: dotted fields, or groups of them, that may differ.
   """
-  there, here = (
+  old, new = (
     traverse_util.flatten_dict(json.loads(json.dumps(c, default=str)), True, sep=".")
     for c in (saved, config)
   )
-  # What may differ is itself no property of a run.
-  allow = ("checkpoint.allow", *allow) if "job" in there else ("checkpoint.allow", "job", *allow)
+  # The list of fields that may differ is itself no property of a run.
+  allow = ("checkpoint.allow", *allow) if "job" in old else ("checkpoint.allow", "job", *allow)
   allowed = tuple(f"{field}." for field in allow)
-  return {
-    name: f"  {name}: {there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
-    for name in sorted(there.keys() | here.keys())
-    if there.get(name, "absent") != here.get(name, "absent") and not f"{name}.".startswith(allowed)
-  }
+  names = (name for name in sorted(old.keys() | new.keys()) if not f"{name}.".startswith(allowed))
+  values = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in names}
+  return {name: f"  {name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b}
 
 
 class Checkpoints:
@@ -210,35 +220,34 @@ class Checkpoints:
     ValueError: `keep` below 1, a workdir that cannot be written, or one made with another config.
   """
 
-  def __init__(self, workdir, *, keep: int, config, allow: tuple[str, ...] = ()):
+  def __init__(
+    self, workdir: Workdir, *, keep: int, config: dict[str, Any], allow: tuple[str, ...] = ()
+  ):
     require(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
     self._keep, self._folder = keep, _folder(workdir)
-    workdir = self._folder.parent
+    path = self._folder.parent
     self._config = json.loads(json.dumps(config, default=str))
     self._versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     try:
-      workdir.mkdir(parents=True, exist_ok=True)
-      if saved := read_config(workdir):
-        lines = differences(saved, self._config, allow)
-        if lines:
-          raise ValueError(
-            f"workdir {workdir} was made with another config:\n"
-            + "\n".join(lines.values())
-            + "\nUse another workdir, or, where a resumed run may differ in these, set "
-            f"checkpoint.allow={(*allow, *lines)!r}."
-          )
+      path.mkdir(parents=True, exist_ok=True)
+      saved = read_config(path)
+      if lines := differences(saved, self._config, allow) if saved else {}:
+        raise ValueError(
+          f"workdir {path} was made with another config:\n"
+          + "\n".join(lines.values())
+          + "\nUse another workdir, or, where a resumed run may differ in these, set "
+          f"checkpoint.allow={(*allow, *lines)!r}."
+        )
       _sync("every process has read the workdir's config")
       if jax.process_index() == 0:
-        for name, value in (("config", self._config), ("versions", self._versions)):
-          part = workdir / f"{name}.json.part"
-          part.write_text(json.dumps(value, indent=2) + "\n")
-          part.replace(workdir / f"{name}.json")
-    except OSError as e:
-      raise ValueError(f"workdir {workdir}: expected a folder that can be written: {e}") from e
+        _write_json(path / "config.json", self._config)
+        _write_json(path / "versions.json", self._versions)
+    except OSError as error:
+      raise ValueError(f"workdir {path}: expected a folder that can be written: {error}") from error
     self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
-  def save(self, step: int, state, score: float | None = None) -> None:
-    """Saves a state: returns once its buffers may be donated, and goes on writing behind.
+  def save(self, step: int, state: State, score: float | None = None) -> None:
+    """Saves a state; returns once its buffers may be donated, and writes in the background.
 
     A step that is saved already is left as it is.
 
@@ -254,12 +263,12 @@ class Checkpoints:
     if step in _steps(self._folder):
       return
     leaves = _leaves(state)
-    sums = jax.device_get(_sums(leaves))
-    for name, (_, finite) in sums.items():
+    checksums = jax.device_get(_checksums(leaves))
+    for name, (_, finite) in checksums.items():
       if not finite:
         raise FloatingPointError(f"{name} is not finite after step {step}")
     manifest = {
-      "leaves": {n: {"type": _type(x), "sum": int(sums[n][0])} for n, x in leaves.items()},
+      "leaves": {n: {"type": _type(x), "sum": int(checksums[n][0])} for n, x in leaves.items()},
       "score": None if score is None or not np.isfinite(score) else float(score),
       "config": self._config,
       "versions": self._versions,
@@ -267,17 +276,17 @@ class Checkpoints:
     args = _composite(leaves, ocp.args.StandardSave, manifest=ocp.args.JsonSave(manifest))
     self._orbax.save(self._folder / f"{step:08d}", args=args)
 
-  def restore(self, like) -> tuple[Any, int] | None:
-    """Returns (state, step) of the newest good checkpoint in the shardings of `like`, or None.
+  def restore(self, spec: State) -> tuple[State, int] | None:
+    """Returns (state, step) of the newest good checkpoint in the shardings of `spec`, or None.
 
-    Bad ones on the way are named in a warning and renamed, so that their steps can be saved again.
+    Newer ones, which are bad, are named in a warning and renamed: their steps can be saved again.
 
     Raises:
-      ValueError: there are checkpoints and none is good, or of the leaves, shapes and dtypes of
-        `like` (the first difference is named).
+      ValueError: none of the checkpoints is good, or has the leaves, shapes and dtypes of `spec`
+        (the first difference is named).
     """
     self.wait()
-    tree, step, bad = _newest(self._orbax, self._folder, _steps(self._folder), like)
+    state, step, bad = _restore_newest(self._orbax, self._folder, _steps(self._folder), spec)
     for path in self._folder.glob("*.orbax-checkpoint-tmp*"):
       if int(path.name.split(".")[0]) > step:
         log.warning("half-written %s was never finished: step %d is used instead", path, step)
@@ -285,15 +294,15 @@ class Checkpoints:
       path = self._folder / f"{number:08d}"
       path.rename(self._folder / f"{path.name}.damaged-{time.time_ns()}")
     _sync("damaged checkpoints are renamed")
-    return None if step < 0 else (tree, step)
+    return None if step < 0 else (state, step)
 
   def last_good(self) -> int | None:
-    """Returns the newest step that was saved to its end."""
+    """Returns the newest step that was saved completely."""
     self.wait()
     return max(_scores(self._folder), default=None)
 
   def wait(self) -> None:
-    """Waits until what was saved is on disk, raises what went wrong, then deletes old ones."""
+    """Waits until what was saved is on disk, raises any error of saving, then deletes old ones."""
     self._orbax.wait_until_finished()
     scores = _scores(self._folder) if jax.process_index() == 0 else {}
     kept = {*sorted(scores)[-self._keep :], _best(scores)}
@@ -310,13 +319,14 @@ class Checkpoints:
 
 
 def restore_part(
-  workdir, part: str, like, step: int | None = None, best: bool = False
-) -> tuple[Any, int]:
+  workdir: Workdir, field: str, spec: Params, step: int | None = None, best: bool = False
+) -> tuple[Params, int]:
   """Returns (tree, step) of one field of a run's state, such as "params", and reads no other.
 
   Args:
-    like: the field's tree, of arrays or of ShapeDtypeStructs with shardings.
-    step: of a certain checkpoint; default the best by score, or else the newest good one.
+    spec: the field's tree, of arrays or of ShapeDtypeStructs with shardings.
+    step: of a certain checkpoint; default the newest good one.
+    best: of the checkpoint with the best score, if no step is given.
 
   Raises:
     ValueError: no such checkpoint, a damaged one, or a leaf that differs (the first is named).
@@ -326,32 +336,30 @@ def restore_part(
   if best and step is None:
     step = _best(_scores(folder))
   if not steps or step not in (None, *steps) or (best and step is None):
-    wanted = "the best by a score" if step is None and best else "one" if step is None else step
-    raise ValueError(f"checkpoint in {folder}: expected {wanted}, found {steps or 'none'}")
+    expected = "the best by a score" if step is None and best else "one" if step is None else step
+    raise ValueError(f"checkpoint in {folder}: expected {expected}, found {steps or 'none'}")
+  candidates = steps if step is None else [step]
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-    steps = steps if step is None else [step]
-    tree, step, _ = _newest(reader, folder, steps, {part: like}, part)
-  return tree[part], step
+    state, restored_step, _ = _restore_newest(reader, folder, candidates, {field: spec}, field)
+  return state[field], restored_step
 
 
-def verify_base(workdir, base: Params, record: bool = False) -> None:
-  """Raises ValueError where parameters that a run never changes are not those it began with.
+def verify_base(workdir: Workdir, base: Params, record: bool = False) -> None:
+  """Raises ValueError unless the parameters that a run never changes are those it began with.
 
   Args:
-    base: the reference, in which adapters learn; known by its sum in its type.
-    record: remember those of a type that is new here.
+    base: the reference, in which adapters learn; identified by its checksum in its dtype.
+    record: remember the checksum of a dtype that has none yet.
   """
   path = _folder(workdir).parent / "base.json"
-  known = json.loads(path.read_text()) if path.exists() else {}
+  recorded = json.loads(path.read_text()) if path.exists() else {}
   dtype = str(jax.tree.leaves(base)[0].dtype)
-  sums = jax.device_get(_sums(_leaves(base)))
-  here = sum(int(total) for total, _ in sums.values()) % 2**32
-  if known.setdefault(dtype, here) != here:
+  checksums = jax.device_get(_checksums(_leaves(base)))
+  checksum = sum(int(leaf_sum) for leaf_sum, _ in checksums.values()) % 2**32
+  if recorded.setdefault(dtype, checksum) != checksum:
     raise ValueError(
       f"model.weights of {path.parent}: expected what the run began with, got other numbers. Put"
       f" them back, or, to go on with these, delete {path}."
     )
   if record and jax.process_index() == 0:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(known) + "\n")
-    part.replace(path)
+    _write_json(path, recorded)

@@ -1,4 +1,4 @@
-"""What every long run does with its folder: start or continue, record, save, and stop cleanly."""
+"""What surrounds every training loop: start or resume, record, save, and stop cleanly."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from nash_jax.types import Params, TrainState
 
 
 class Setup(Protocol):
-  """What a loop works with, as far as `run_loop` knows it.
+  """The part of a loop's setup that `run_loop` uses.
 
   Attributes:
     reference: parameters that the run never changes, or None.
@@ -28,38 +28,40 @@ class Setup(Protocol):
   def initial_state(self) -> Callable[[], TrainState]: ...
 
 
+# (setup, state, first step, log, checkpoints, stop) -> the last state.
+type Loop[SetupT] = Callable[
+  [SetupT, TrainState, int, metrics.Metrics, checkpoint.Checkpoints, signals.Stop], TrainState
+]
+
+
 def run_loop[SetupT: Setup](
-  config,
-  workdir,
+  config: Any,
+  workdir: checkpoint.Workdir,
   set_up: Callable[[Any], SetupT],
-  loop: Callable[..., TrainState],
+  loop: Loop[SetupT],
   *,
   show: tuple[str, ...],
   progress: bool,
   advice: str,
 ) -> tuple[SetupT, TrainState]:
-  """Sets up a run, restores what its folder holds, and loops to the end or until a signal.
+  """Sets up a run, restores what its workdir holds, and loops to the end or until a signal.
 
   Args:
     config: resolved.
-    set_up: config -> Setup; called once the folder is known to be the run's own.
-    loop: (setup, state, first step, metrics, checkpoints, stop) -> the last state.
+    set_up: config -> Setup; called once the workdir is known to belong to the run.
     show: metrics of the progress bar.
-    advice: what to change where the loss is not finite.
+    advice: what to change if the loss is not finite.
 
   Returns:
     The setup and the last state.
 
   Raises:
-    ValueError: a folder of another run, or one that cannot be written.
+    ValueError: a workdir of another run, or one that cannot be written.
     FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
   """
-  workdir = epath.Path(workdir)
+  workdir, keep, allow = epath.Path(workdir), config.checkpoint.keep, config.checkpoint.allow
   checkpoints = checkpoint.Checkpoints(
-    workdir,
-    keep=config.checkpoint.keep,
-    config=describe(config),
-    allow=tuple(config.checkpoint.allow),
+    workdir, keep=keep, config=describe(config), allow=tuple(allow)
   )
   with contextlib.closing(checkpoints):
     setup = set_up(config)
@@ -78,7 +80,5 @@ def run_loop[SetupT: Setup](
       with contextlib.closing(log), signals.Stop() as stop:
         return setup, loop(setup, state, first_step, log, checkpoints, stop)
     except FloatingPointError as error:
-      raise FloatingPointError(
-        f"{error}; the last good checkpoint is step {checkpoints.last_good()} in {workdir}."
-        f" {advice}"
-      ) from error
+      good = f"the last good checkpoint is step {checkpoints.last_good()} in {workdir}"
+      raise FloatingPointError(f"{error}; {good}. {advice}") from error

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+import types
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,15 +14,16 @@ class Stop:
   """Turns SIGTERM and Ctrl-C, on any host, into one step before which all hosts stop.
 
   With several processes, jax's preemption service takes the signal: beside the loop it asks all of
-  them how far they are, and no process waits for a device. A second Ctrl-C raises KeyboardInterrupt
-  at once. Outside the main thread, where Python allows no handlers, it changes nothing.
+  them which step they are at, and no process waits for a device. A second Ctrl-C raises
+  KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, nothing
+  changes.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.requested = False
-    self._old = {}
+    self._previous: dict[int, Any] = {}
 
-  def _handle(self, number, frame):
+  def _handle(self, number: int, frame: types.FrameType | None) -> None:
     if self.requested and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.requested = True
@@ -30,18 +33,18 @@ class Stop:
     os.write(2, b"\nstopping after this step, then saving; Ctrl-C once more leaves at once\n")
 
   def before(self, step: int) -> bool:
-    """Whether to stop before `step`; every process asks once at every step."""
+    """Returns whether to stop before `step`; every process calls it once at every step."""
     if jax.process_count() == 1:
       return self.requested
     return multihost_utils.reached_preemption_sync_point(step)
 
-  def __enter__(self):
+  def __enter__(self) -> "Stop":
     if threading.current_thread() is threading.main_thread():
       alone = jax.process_count() == 1
       for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
-        self._old[number] = signal.signal(number, self._handle)
+        self._previous[number] = signal.signal(number, self._handle)
     return self
 
-  def __exit__(self, *exc):
-    for number, handler in self._old.items():
+  def __exit__(self, *exc: object) -> None:
+    for number, handler in self._previous.items():
       signal.signal(number, handler)
