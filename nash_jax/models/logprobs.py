@@ -35,7 +35,7 @@ def token_logprobs(
     temperature: divides the logits.
     chunk: scored columns whose logits exist at one time.
   """
-  inputs, input_mask = tokens[:, :-1], mask[:, :-1]
+  input_mask, inputs = mask[:, :-1], tokens[:, :-1]
   positions, visible = gemma.positions_of(input_mask), gemma.causal_mask(input_mask)
   x, _ = gemma.forward(params, model_config, inputs, positions, visible, dtype=dtype, remat=remat)
   x, labels = x[:, first - 1 :], tokens[:, first:]
@@ -55,18 +55,19 @@ def token_logprobs(
     a = jnp.pad(a, [(0, 0), (0, -num_scored % size)] + [(0, 0)] * (a.ndim - 2))
     return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
 
-  def join(a):  # [chunks, N, size] -> [N, S], 0 where masked
-    a = jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_scored]
-    return jnp.where(mask[:, first:], a, 0.0)
-
   # Each device has its part of the vocabulary for all rows: the table is gathered nowhere.
   table = sharding.constrain(params["embedder"]["input_embedding"], _VOCABULARY)
   embedder = {"input_embedding": table}
   # A scan, not a map over everything at once: one chunk's logits live at a time.
-  _, (logp, entropy) = jax.lax.scan(
+  _, out = jax.lax.scan(
     lambda none, xs: (none, chunk_logprobs(embedder, *xs)), None, (split(x), split(labels))
   )
-  return join(logp), join(entropy)
+  keep = mask[:, first:]
+  logp, entropy = (
+    jnp.where(keep, jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_scored], 0.0)
+    for a in out  # [chunks, N, size] -> [N, S]
+  )
+  return logp, entropy
 
 
 def response_logprobs(
