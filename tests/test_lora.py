@@ -155,7 +155,7 @@ def test_every_algorithm_keeps_copies_of_adapters(name):
   """And every player that it names can be made of them."""
   config = tiny.train({**CHANGES, "algorithm.name": name, "algorithm.samples": 4})
   algorithms.fill_defaults(config.algorithm)
-  rule, base = update.make_update(config, None), gemma.shapes(gemma.preset("tiny"))
+  rule, base = update.make_update(config, tiny.no_logprobs), gemma.shapes(gemma.preset("tiny"))
   state = jax.eval_shape(rule.init, base)
   widest = max(x.size for x in jax.tree.leaves(state.params))
   assert all(x.size <= widest for x in jax.tree.leaves(state))
@@ -190,6 +190,6 @@ def test_bad_fields_are_named(changes, message):
 
 
 def test_a_policy_that_is_no_network_has_no_adapters():
-  rule = update.make_update(tiny.train(CHANGES), None)
+  rule = update.make_update(tiny.train(CHANGES), tiny.no_logprobs)
   with pytest.raises(ValueError, match=r"expected a Gemma's projections .* got \['logits'\]"):
     rule.init({"logits": np.zeros((2, 3))})

@@ -115,7 +115,7 @@ def test_players_share_the_base_and_differ_by_their_adapters(setup, finished, lo
   np.testing.assert_array_equal(logp["policy of mixture"], logp["policy"])
   for one, other in (("policy", "reference"), ("policy", "target"), ("target", "reference")):
     assert np.max(np.abs(np.subtract(logp[one], logp[other]))) > 1e-3, (one, other)
-  rule = update.make_update(resolve(tiny.train({"model.lora.rank": RANK})), None)
+  rule = update.make_update(resolve(tiny.train({"model.lora.rank": RANK})), tiny.no_logprobs)
   assert (
     rule.players(setup.initial_state().replace(copies={}), setup.reference)["reference"]
     is setup.reference

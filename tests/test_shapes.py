@@ -1,5 +1,8 @@
 """The checks of types and shapes that every test runs under do catch what is wrong."""
 
+import re
+import traceback
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -49,7 +52,9 @@ def test_functions_that_take_a_record_check_it():
   responses = Responses(tokens, tokens == 0, zeros, zeros[..., 1:], tokens[..., 0] == 0)
   prompts = Prompts(tokens[:, 0], tokens[:, 0] == 0, np.arange(2))
   judge = population.judge(Tokenizer(BUNDLED, "plain"))
-  with pytest.raises(TypeError, match=r"Responses.logp_sampling: expected .*B K L.*2, 3, 4"):
+  with pytest.raises(jaxtyping.TypeCheckError) as error:
     judge.fn(judge.params, prompts, responses, None)
+  chain = "".join(traceback.format_exception(error.value))
+  assert re.search(r"Responses.logp_sampling: expected .*B K L.*2, 3, 4", chain)
   with pytest.raises(jaxtyping.TypeCheckError, match="prompts"):
     shown("no layout", "no prompts", None, None)

@@ -33,6 +33,11 @@ def train(changes=()):
   return c
 
 
+def no_logprobs(params, **responses):
+  """Stands for a policy's log-probabilities where nothing asks for them."""
+  raise AssertionError("log-probabilities are asked for")
+
+
 def get_config(kind=""):
   """Returns the same for `--config=tests/tiny.py`; a fit's for tests/tiny.py:FOLDER,LOSS."""
   if not kind:

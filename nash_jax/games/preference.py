@@ -35,7 +35,8 @@ def validate(p_win, atol=1e-5):
     fault = np.maximum(np.abs(rows + games[context, :, block].T - 1), np.abs(rows - 0.5) - 0.5)
     fault = np.where(np.isfinite(fault), fault, np.inf)
     if fault.max() > worst:
-      worst, x, (i, j) = fault.max(), context, np.unravel_index(fault.argmax(), fault.shape)
+      worst, x = fault.max(), context
+      i, j = map(int, np.unravel_index(fault.argmax(), fault.shape))
       i += start
   if worst > atol:
     of = f"{x}, " if p_win.ndim == 3 else ""

@@ -18,6 +18,7 @@ A policy is log-probabilities [A] or [X A]; p_win is [A A] or [X A A]. Choices o
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -43,10 +44,10 @@ class Knobs(NamedTuple):
   Nash-MD's opponent when steps are gradients.
   """
 
-  step: jax.Array
-  eta: jax.Array
-  kappa: jax.Array
-  mixture: jax.Array
+  step: jax.Array | float
+  eta: jax.Array | float
+  kappa: jax.Array | float
+  mixture: jax.Array | float
 
 
 class State(NamedTuple):
@@ -143,7 +144,7 @@ def fictitious_play(state, game, knobs):
   return jnp.log(mean), jnp.log(best)
 
 
-PROXIMAL = {
+PROXIMAL: dict[str, Callable] = {
   "nash_mp": nash_mp, "egpo": nash_mp, "proximal_point": proximal_point, "mmd": mmd, "mpo": mpo,
   "nash_md": nash_md, "mwu": mwu, "omwu": omwu, "fictitious_play": fictitious_play,
 }
@@ -293,14 +294,14 @@ def egpo_regression(state, game, knobs, draws):
                   judge=half), half
 
 
-GRADIENT = {
+GRADIENT: dict[str, Callable] = {
   "reg_self_play": functools.partial(_self_play, _play),
   "online_ipo": functools.partial(_self_play, _regression),
   "online_dpo": functools.partial(_self_play, _logistic),
   "nash_md": nash_md_pg, "mmd": mmd_regression, "egpo": egpo_regression,
   "nash_mp_ema": nash_mp_ema, "nash_mp_approximate": nash_mp_approximate,
 }
-UPDATES = {"proximal": PROXIMAL, "gradient": GRADIENT}
+UPDATES: dict[str, dict[str, Callable]] = {"proximal": PROXIMAL, "gradient": GRADIENT}
 
 
 def unit(method, updates, beta):
@@ -364,11 +365,11 @@ def run(method, updates, game, knobs, key, *, points, every=1, batch=0, inner=10
   def one(_, state):
     now = jax.tree.map(lambda knob: knob[state.k] if jnp.ndim(knob) else knob, knobs)
     if updates == "proximal":
-      new = PROXIMAL[method](state, game, now)
+      logp, other = PROXIMAL[method](state, game, now)
     else:
       draws = Draws(jax.random.fold_in(key, state.k), batch, inner)
-      new = GRADIENT[method](state, game, now, draws)
-    return State(*new, state.k + 1)
+      logp, other = GRADIENT[method](state, game, now, draws)
+    return State(logp, other, state.k + 1)
 
   def stretch(state, _):
     state = jax.lax.fori_loop(0, every, one, state)

@@ -310,7 +310,8 @@ def approximation(config):
   knobs = solvers.Knobs(eta / (config.beta * (1 + eta)), eta, 0.0, 0.0)
   start = solvers.init(game.log_ref)
   for _ in range(config.warmup):  # away from the reference, where the first half is easiest
-    start = solvers.State(*solvers.nash_mp(start, game, knobs), start.k)
+    logp, other = solvers.nash_mp(start, game, knobs)
+    start = solvers.State(logp, other, start.k)
   exact = solvers.nash_mp(start, game, knobs)
 
   @functools.partial(jax.jit, static_argnames="batch")
@@ -336,8 +337,8 @@ def approximation(config):
     used = half > 1e-11
     rate = np.polyfit(np.asarray(x)[used], np.log(half[used]), 1)[0]
     order = rate if rows is inner else -0.5  # the lemma's: any e^(-cT), and B^(-1/2)
-    for row, at in zip(rows, x, strict=True):
-      row |= {"fitted_rate": rate, "lemma": half[0] * np.exp(order * (at - x[0]))}
+    for line, at in zip(rows, x, strict=True):
+      line |= {"fitted_rate": rate, "lemma": half[0] * np.exp(order * (at - x[0]))}
   return {"approximation": inner + batch}
 
 
