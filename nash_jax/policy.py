@@ -75,14 +75,10 @@ def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Boo
   allowed = np.asarray(sampling.tokens, int)
   if not len(allowed):
     return jnp.asarray(forbidden)
-  pieces = (allowed >= 0) & (allowed < tokenizer.size)
-  require(
-    bool(pieces.all()),
-    "sampling.tokens",
-    f"ids below the tokenizer's {tokenizer.size} pieces",
-    allowed[~pieces].tolist(),
-    "Leave it empty to allow every piece.",
-  )
+  pieces, expected = np.arange(tokenizer.size), f"ids below the tokenizer's {tokenizer.size} pieces"
+  unknown = allowed[~np.isin(allowed, pieces)].tolist()
+  fix = "Leave it empty to allow every piece."
+  require(not unknown, "sampling.tokens", expected, unknown, fix)
   return jnp.asarray(~np.isin(np.arange(model_config.num_embed), allowed))
 
 

@@ -9,7 +9,6 @@ import flax.struct
 import jax
 import optax
 from jax import numpy as jnp
-from jaxtyping import Array, Float
 
 from nash_jax.models import lora
 from nash_jax.objectives import algorithms
@@ -157,20 +156,16 @@ def make_update(config, logprobs: Logprobs) -> Update:
 
   def train_step(state, reference, batch):
     frozen = players(state, reference)
-    grads, metrics = gradients(
-      lambda params, part: loss(join(reference, params), part, frozen),
-      state.params,
-      batch,
-      config.optimizer.micro_batches,
-    )
+
+    def part_loss(params, part):
+      return loss(join(reference, params), part, frozen)
+
+    grads, metrics = gradients(part_loss, state.params, batch, config.optimizer.micro_batches)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     target = move_target(params, state.target, kappa(state.step))
-    metrics |= {
-      "gradient_norm": optax.tree.norm(grads),
-      "learning_rate": learning_rate(state.step),
-      "kappa": kappa(state.step),
-    }
+    rates = {"learning_rate": learning_rate(state.step), "kappa": kappa(state.step)}
+    metrics |= {"gradient_norm": optax.tree.norm(grads), **rates}
     return TrainState(state.step + 1, params, target, opt_state, state.copies), metrics
 
   def move_target(params, target, kappa):
@@ -195,13 +190,8 @@ def _copy(tree: Params) -> Params:
   return jax.tree.map(jnp.copy, tree)
 
 
-def _batch_metrics(
-  responses: Responses,
-  verdict: Verdict,
-  entropy: Float[Array, "B K L"],
-  log_ratios: dict[str, Float[Array, "B K L"]],
-) -> dict[str, Mean]:
-  log_ratio_sums = {role: jnp.sum(value, axis=-1) for role, value in log_ratios.items()}
+def _batch_metrics(responses: Responses, verdict: Verdict, entropy, log_ratios) -> dict[str, Mean]:
+  sums = {f"kl_to_{role}": jnp.sum(ratio, axis=-1) for role, ratio in log_ratios.items()}
   return {
     "p_win": Mean.from_values(verdict.p_win[:, 0, -1], verdict.valid[:, 0, -1]),
     "valid": Mean.from_values(jnp.any(verdict.valid, axis=-1)),
@@ -209,5 +199,5 @@ def _batch_metrics(
     "response_length": Mean.from_values(jnp.sum(responses.mask, axis=-1)),
     "stopped": Mean.from_values(responses.stopped),
     "truncated": Mean.from_values(~responses.stopped),
-    **{f"kl_to_{role}": Mean.from_values(value) for role, value in log_ratio_sums.items()},
+    **{name: Mean.from_values(log_ratio) for name, log_ratio in sums.items()},
   }

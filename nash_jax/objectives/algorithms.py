@@ -25,6 +25,10 @@ Loss = Callable[..., Mean]  # (logp, log_ratios, verdict, role_weights=) -> Mean
 Copies = dict[str, str]  # by the field to overwrite, the field that it becomes a copy of
 
 
+def _kl_to_reference(config: AlgorithmConfig) -> losses.Weights:
+  return {"reference": config.beta}
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
   """One algorithm: an entry of the table ALGORITHMS.
@@ -35,8 +39,9 @@ class Algorithm:
 
   Attributes:
     loss: returns the loss, one of losses.py with its options set.
-    role_weights: returns the weight of each role's log-ratio in the loss.
     paper: where the method is from, and which equation.
+    role_weights: returns the weight of each role's log-ratio in the loss; default β·KL to the
+      reference.
     player: who samples y.
     opponent: who samples the responses that y is compared with; None: y's other samples, from the
       same player.
@@ -53,8 +58,8 @@ class Algorithm:
   """
 
   loss: Callable[[AlgorithmConfig], Loss]
-  role_weights: Callable[[AlgorithmConfig], dict[str, float]]
   paper: str
+  role_weights: Callable[[AlgorithmConfig], losses.Weights] = _kl_to_reference
   player: str = "policy"
   opponent: str | None = None
   on_policy: bool = True
@@ -106,20 +111,16 @@ def _ipo(config) -> Loss:
   return functools.partial(losses.regression, scale=1 / config.beta)
 
 
-def _log_ratio(config) -> dict[str, float]:
+def _log_ratio(config) -> losses.Weights:
   return {"reference": 1.0}
 
 
-def _kl_to_reference(config) -> dict[str, float]:
-  return {"reference": config.beta}
-
-
-def _kl_to_both(config) -> dict[str, float]:
+def _kl_to_both(config) -> losses.Weights:
   return {"reference": config.beta, "target": config.beta / config.eta}
 
 
-def _mirror_step(config) -> dict[str, float]:
-  """A regularised mirror step s from π_t: the weights of both roles sum to 1/s."""
+def _mirror_step(config) -> losses.Weights:
+  """Weighs a regularised mirror step s from π_t: the sum of both weights is 1/s."""
   return {"reference": config.beta, "target": 1 / config.step - config.beta}
 
 
@@ -159,7 +160,6 @@ ALGORITHMS = {
   ),
   "reg_self_play": Algorithm(
     loss=_policy_gradient(arms=2),
-    role_weights=_kl_to_reference,
     paper="Regularised self-play: NashMP without the prox term, 2505.19731 section 5",
   ),
   "nash_mp_two_step": Algorithm(
@@ -172,26 +172,18 @@ ALGORITHMS = {
     paper="Approximate NashMP, 2505.19731: T inner steps a half, opponent and target frozen",
   ),
   "nash_md": Algorithm(
-    loss=_policy_gradient(arms=1),
-    role_weights=_kl_to_reference,
-    opponent="mixture",
-    paper="Nash-MD-PG, Munos et al. 2312.00886",
+    loss=_policy_gradient(arms=1), opponent="mixture", paper="Nash-MD-PG, Munos et al. 2312.00886"
   ),
   "self_play": Algorithm(
-    loss=_policy_gradient(arms=1),
-    role_weights=_kl_to_reference,
-    opponent="policy",
-    paper="Nash-MD-PG with mixture 0, 2312.00886",
+    loss=_policy_gradient(arms=1), opponent="policy", paper="Nash-MD-PG with mixture 0, 2312.00886"
   ),
   "best_response": Algorithm(
     loss=_policy_gradient(arms=1),
-    role_weights=_kl_to_reference,
     opponent="reference",
     paper="Nash-MD-PG with mixture 1, 2312.00886",
   ),
   "nash_ema": Algorithm(
     loss=_policy_gradient(arms=1),
-    role_weights=_kl_to_reference,
     opponent="target",
     target_ema=lambda config: True,
     paper="Nash-EMA-PG, 2312.00886: the opponent is an EMA of the policy's parameters",
@@ -208,7 +200,6 @@ ALGORITHMS = {
   ),
   "rlhf": Algorithm(
     loss=_reinforce,
-    role_weights=_kl_to_reference,
     needs_rewards=True,
     paper="REINFORCE with leave-one-out rewards, Ahmadian et al. 2402.14740",
   ),
@@ -226,10 +217,7 @@ ALGORITHMS = {
     paper="IPO-MD, Calandriello et al. 2403.08635: both responses from the mixture",
   ),
   "online_dpo": Algorithm(
-    loss=lambda config: losses.logistic,
-    role_weights=_kl_to_reference,
-    on_policy=False,
-    paper="Online DPO, Guo et al. 2402.04792",
+    loss=lambda config: losses.logistic, on_policy=False, paper="Online DPO, Guo et al. 2402.04792"
   ),
   "inpo": Algorithm(
     loss=lambda config: functools.partial(losses.regression, scale=config.step),

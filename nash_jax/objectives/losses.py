@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 from nash_jax.types import Mean, Verdict
 
 Logp = Float[Array, "B K L"]
-LogRatios = dict[str, Float[Array, "B K L"]]
-Weights = dict[str, float]
+LogRatios = dict[str, Float[Array, "B K L"]]  # by role
+Weights = dict[str, float]  # by role
 
 
 def policy_gradient(
@@ -111,17 +111,13 @@ def win_rate_regression(
   return Mean.from_values(error**2, compared)
 
 
-def _surrogate(
-  logp: Logp, coefficient: Float[Array, "B K #L"], compared: Bool[Array, "B K"], arms: int
-) -> Mean:
+def _surrogate(logp: Logp, coefficient: Array, compared: Array, arms: int) -> Mean:
   weight, samples = compared.astype(logp.dtype), logp.shape[1]
   terms = jnp.sum(jax.lax.stop_gradient(coefficient) * logp, axis=-1)
   return Mean(jnp.sum(weight * terms) * arms / samples, jnp.sum(weight) / samples)
 
 
-def _penalty(
-  log_ratios: LogRatios, role_weights: Weights, centre: bool, to_go: bool
-) -> Float[Array, "B K #L"] | float:
+def _penalty(log_ratios: LogRatios, role_weights: Weights, centre: bool, to_go: bool):
   """Returns Σ_role weight·log_ratio, of tokens to go or whole responses: [B K L] or [B K 1]."""
 
   def penalise(log_ratio):
