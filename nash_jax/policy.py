@@ -8,6 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax import numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from nash_jax import keys, sampler, weights
@@ -15,20 +18,18 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.models.gemma import GemmaConfig
 from nash_jax.run import checkpoint
-from nash_jax.types import Params
+from nash_jax.types import Logprobs, Params
 from nash_jax.validation import asset_path, require
 
 
 class Policy(NamedTuple):
-  """How responses get their log-probabilities and are drawn, whatever the parameters.
+  """How responses are sampled and get their log-probabilities, whatever the parameters.
 
   Attributes:
-    logprobs: (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each
-      token, in nats, [B K L], 0 where masked.
     make_sampler: (samples=, mixture=, behaviour_temperature=) -> sampler.Sample.
   """
 
-  logprobs: Callable
+  logprobs: Logprobs
   make_sampler: Callable[..., sampler.Sample]
 
 
@@ -44,24 +45,20 @@ def tokenizer_and_model(model) -> tuple[Tokenizer, GemmaConfig]:
   return tokenizer, model_config
 
 
-def make_policy(model, sampling, tokenizer, model_config: GemmaConfig) -> Policy:
+def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Policy:
   """Returns the policy of a config's `model` and `sampling` parts."""
   shared = {
+    "model_config": model_config,
     "forbidden": _forbidden(sampling, tokenizer, model_config),
     "temperature": sampling.temperature,
     "dtype": jnp.dtype(model.dtype),
   }
   return Policy(
     functools.partial(
-      logprobs.response_logprobs,
-      model_config=model_config,
-      remat=model.remat,
-      chunk=model.logit_chunk,
-      **shared,
+      logprobs.response_logprobs, remat=model.remat, chunk=model.logit_chunk, **shared
     ),
     functools.partial(
       sampler.make_sampler,
-      model_config,
       max_tokens=sampling.max_tokens,
       stop_ids=tokenizer.stop_ids,
       pad_id=tokenizer.pad_id,
@@ -72,20 +69,16 @@ def make_policy(model, sampling, tokenizer, model_config: GemmaConfig) -> Policy
   )
 
 
-def _forbidden(sampling, tokenizer, model_config):
-  """Returns bool[V], the ids that no policy may draw."""
+def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Bool[Array, "V"]:
+  """Returns which ids no policy may sample."""
   forbidden = tokenizer.forbidden(model_config.num_embed)
   allowed = np.asarray(sampling.tokens, int)
   if not len(allowed):
     return jnp.asarray(forbidden)
-  known = (allowed >= 0) & (allowed < tokenizer.size)
-  require(
-    bool(known.all()),
-    "sampling.tokens",
-    f"ids below the tokenizer's {tokenizer.size} pieces",
-    allowed[~known].tolist(),
-    "Leave it empty to allow every piece.",
-  )
+  pieces, expected = np.arange(tokenizer.size), f"ids below the tokenizer's {tokenizer.size} pieces"
+  unknown = allowed[~np.isin(allowed, pieces)].tolist()
+  fix = "Leave it empty to allow every piece."
+  require(not unknown, "sampling.tokens", expected, unknown, fix)
   return jnp.asarray(~np.isin(np.arange(model_config.num_embed), allowed))
 
 
@@ -93,8 +86,8 @@ def load_weights(
   spec: str,
   model_config: GemmaConfig,
   seed: int = 0,
-  dtype=jnp.float32,
-  mesh=None,
+  dtype: DTypeLike = jnp.float32,
+  mesh: Mesh | None = None,
   *,
   head: bool = False,
 ) -> Params:
@@ -103,7 +96,7 @@ def load_weights(
   Args:
     spec: what weights.load takes, "assets:...", or a run's workdir: "runs/x" (its newest params),
       "runs/x@target", "runs/x@params:50", "runs/x@params:best". Adapters that the run trained are
-      merged into the weights it trained them on.
+      merged into the weights that it adapted.
     mesh: on which the parameters are laid out as they load; default the first device.
     head: keep the head that a reward model's file has.
 
@@ -111,24 +104,27 @@ def load_weights(
     ValueError: no such weights, or ones of another shape (the first difference is named); adapters
       whose base has changed.
   """
-  shapes = gemma.shapes(model_config)
-  shardings = None if mesh is None else sharding.shardings(shapes, mesh)
+  shardings = None if mesh is None else sharding.shardings(gemma.shapes(model_config), mesh)
+
+  def init(key: Array) -> Params:
+    return gemma.cast(gemma.init(key, model_config), dtype)
+
   if not spec:
-    init = jax.jit(
-      lambda key: gemma.cast(gemma.init(key, model_config), dtype), out_shardings=shardings
-    )
-    return init(keys.key(seed, "init"))
+    return jax.jit(init, out_shardings=shardings)(keys.key(seed, "init"))
   path, _, field_and_step = asset_path(spec).partition("@")
-  if not os.path.isdir(path) or weights.kind(path):
-    params = weights.load(path, model_config, dtype, shardings)
-    return params if head else {name: leaf for name, leaf in params.items() if name != "head"}
-  return _load_from_run(path, field_and_step, model_config, shapes, shardings, dtype, mesh)
+  if os.path.isdir(path) and not weights.kind(path):
+    return _load_from_run(path, field_and_step, model_config, dtype, mesh, shardings)
+  params = weights.load(path, model_config, dtype, shardings)
+  return params if head else {name: leaf for name, leaf in params.items() if name != "head"}
 
 
-def _load_from_run(path, field_and_step, model_config, shapes, shardings, dtype, mesh) -> Params:
+def _load_from_run(
+  path: str, field_and_step: str, model_config: GemmaConfig, dtype, mesh, shardings
+) -> Params:
   field, _, step = field_and_step.partition(":")
-  run_config, join = checkpoint.read_config(path), None
-  if run_config.get("model", {}).get("lora", {}).get("rank"):
+  run_config, shapes = checkpoint.read_config(path), gemma.shapes(model_config)
+  adapted = bool(run_config.get("model", {}).get("lora", {}).get("rank"))
+  if adapted:
     init, join = lora.init_and_join(ConfigDict(run_config))
     shapes = jax.eval_shape(init, shapes)
     base = load_weights(run_config["model"]["weights"], model_config, run_config["seed"], mesh=mesh)
@@ -138,10 +134,10 @@ def _load_from_run(path, field_and_step, model_config, shapes, shardings, dtype,
   trained, _ = checkpoint.restore_part(
     path, field or "params", shapes, int(step) if step.isdigit() else None, step == "best"
   )
-  if join is None:
+  if not adapted:
     return gemma.cast(trained, dtype)
-  merge = jax.jit(
-    lambda base, trained: gemma.cast(lora.merge(join(base, trained)), dtype),
-    out_shardings=shardings,
-  )
-  return merge(base, trained)
+
+  def merge(base: Params, trained: Params) -> Params:
+    return gemma.cast(lora.merge(join(base, trained)), dtype)
+
+  return jax.jit(merge, out_shardings=shardings)(base, trained)

@@ -1,21 +1,26 @@
-"""The nouns that cross files.
+"""The types that several files share.
 
-Axis letters, used everywhere: B prompts, K samples per prompt and player, J samples they are
-compared with, Lp prompt tokens, L response tokens, V vocabulary rows, N rows of a flat batch.
+Axis letters, the same everywhere: B prompts, K responses of a player to each, J responses that they
+are compared with, Lp prompt tokens, L response tokens, V vocabulary rows, N rows of a flat batch.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
 from jax import numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 Params = Any  # a pytree of arrays
+# (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each token: nats,
+# 0 where masked. So is models.logprobs.response_logprobs.
+Logprobs = Callable[..., tuple[Float[Array, "B K L"], Float[Array, "B K L"]]]
 
 
 @flax.struct.dataclass
 class Prompts:
-  """Left-padded prompts; `index` is the prompt's place in the whole data set."""
+  """Left-padded prompts; `index` is each prompt's place in its data set."""
 
   tokens: Int[Array, "B Lp"]
   mask: Bool[Array, "B Lp"]
@@ -28,10 +33,10 @@ class Responses:
 
   Attributes:
     tokens: token ids; the pad id after the stop token.
-    mask: True on the response's own tokens, its stop token included.
+    mask: True on the response's tokens, its stop token included.
     logp: log-probability of each token under the trained distribution (temperature and
       forbidden ids applied, no top-k or top-p), in nats; 0 where masked.
-    logp_sampling: the same under the distribution that the token was drawn from.
+    logp_sampling: the same under the distribution that the token was sampled from.
     stopped: False where the response was cut off at L tokens.
   """
 
@@ -58,7 +63,7 @@ class Verdict:
     p_win: P(y_k ≻ y'_j | x).
     valid: False where there is no comparison (a response with itself, an unreadable answer).
     rewards: scalar rewards of y, where the judge has them.
-    metrics: `Mean`s of the judge's own, such as the position-flip rate.
+    metrics: the judge's `Mean`s, such as the position-flip rate.
   """
 
   p_win: Float[Array, "B K J"]
@@ -75,8 +80,8 @@ class TrainState:
     step: completed steps, i32[].
     params: the online policy, float32.
     target: the prox centre, float32, shaped as params; None where the algorithm has none.
-    opt_state: optax's.
-    copies: frozen trees an algorithm holds, by name.
+    opt_state: the optax optimiser's state.
+    copies: the frozen trees that an algorithm holds, by name.
   """
 
   step: Int[Array, ""]
@@ -94,7 +99,7 @@ class Mean:
   weight: Float[Array, ""]
 
   @classmethod
-  def from_values(cls, values, where=None) -> "Mean":
+  def from_values(cls, values: ArrayLike, where: ArrayLike | None = None) -> "Mean":
     """Sums `values` over the entries where `where` (broadcastable, default all) is true."""
     values = jnp.asarray(values)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
@@ -102,6 +107,6 @@ class Mean:
     where = where.astype(values.dtype)
     return cls(jnp.sum(jnp.where(where > 0, values, 0.0) * where), jnp.sum(where))
 
-  def value(self):
+  def value(self) -> Float[Array, ""]:
     """total / weight; NaN where nothing was counted."""
     return self.total / self.weight

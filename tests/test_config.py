@@ -66,7 +66,7 @@ def test_defaults_are_good_and_come_back_locked(kind):
     ("algorithm.kappa_schedule", "cosine", "kappa_schedule: got 'cosine', expected one of const"),
     ("algorithm.target_update", "copy", "target_update: got 'copy', expected one of ema, periodic"),
     ("prompts.overflow", "keep", "prompts.overflow: got 'keep', expected one of cut, drop"),
-    ("prompts.task", "storys", "unknown task 'storys': choose one of json_lines"),
+    ("prompts.task", "storys", "prompts.task: got 'storys', expected one of .*json_lines"),
     ("algorithm.beta", 0.0, "algorithm.beta: expected a positive KL weight, got 0.0"),
     ("algorithm.beta", -0.1, "algorithm.beta: expected a positive KL weight, got -0.1"),
     ("algorithm.beta", float("nan"), "algorithm.beta: expected a positive KL weight, got nan"),
@@ -283,7 +283,7 @@ def test_batches_must_divide_over_devices(refuse, monkeypatch):
 def test_a_run_without_prompts_left_is_refused(refuse):
   refuse(
     tiny.train({"prompts.max_tokens": 1, "prompts.overflow": "drop"}),
-    "no prompts left: all .* are over max_tokens=1; raise it, or set overflow=",
+    "no examples left: all .* are over max_tokens=1 .*; raise it, or set overflow=",
   )
 
 

@@ -188,7 +188,7 @@ def test_fewer_held_out_pairs_than_a_batch_are_refused(tmp_path):
   [
     ("loss", "dpo", "loss: got 'dpo', expected one of judge, reward, sft"),
     ("export_dtype", "int8", "export_dtype: got 'int8', expected one of bfloat16, float16"),
-    ("data.task", "texts", "unknown task 'texts': choose one of text, responses"),
+    ("data.task", "texts", "data.task: got 'texts', expected one of preferences, resp"),
     ("data.path", "", "`path` is empty"),
     ("data.batch_size", 5, "optimizer.micro_batches: expected a divisor of data.batch_size = 5"),
     ("model.changes", {"num_embed": 512}, "tokenizer"),

@@ -179,7 +179,7 @@ def test_a_bad_line_is_named(tmp_path, task, line, message):
 
 def test_other_bad_input_is_refused(tmp_path):
   path = write(tmp_path / "p.jsonl", [{"text": "x"}])
-  with pytest.raises(ValueError, match="choose one of text, responses, preferences, tokens"):
+  with pytest.raises(ValueError, match="expected one of preferences, responses, text, tokens"):
     preferences.load_preferences(configure("pairs", path), TOKENIZER, seed=0)
   (tmp_path / "none.jsonl").write_text("\n")
   with pytest.raises(ValueError, match="hold no records"):

@@ -146,7 +146,7 @@ def test_a_task_registered_elsewhere_is_read(tmp_path):
   train, _ = prompts.load_prompts(configure(task="someone_elses", held_out=1), TOKENIZER, seed=0)
   batch = train.all()
   assert list(batch.tokens[batch.mask]) == [2, 9, 10]
-  with pytest.raises(ValueError, match=r"unknown task 'storys'.*someone_elses.*stories"):
+  with pytest.raises(ValueError, match=r"prompts.task: got 'storys', .*someone_elses.*stories"):
     prompts.load_prompts(configure(task="storys"), TOKENIZER, seed=0)
 
 
@@ -172,7 +172,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_other_bad_input_is_refused(tmp_path):
   path = write(tmp_path / "p.jsonl", [{"prompt": "a long prompt of many words"}] * 5)
   for config, message in [
-    (configure(path, max_tokens=2), "no prompts left: all 2 are over max_tokens=2"),
+    (configure(path, max_tokens=2), "no examples left: all 2 are over max_tokens=2"),
     (configure(path, overflow="wrap"), "expected one of cut, drop"),
     (configure(path, held_out=5), "held_out is 5 of 5 records"),
     (configure(f"{tmp_path}/none.jsonl"), "no data file"),

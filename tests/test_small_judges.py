@@ -107,13 +107,14 @@ def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
     return p
 
   for wrong, message in (
-    (broken((1, 2, 3), 1.5), r"in \[0, 1\].*P\[1, 2, 3\] = 1.5"),
-    (broken((2, 1, 1), 0.7), r"P\[2, 1, 1\] = 0.7"),
-    (broken((0, 3, 1), np.nan), r"P\[0, 3, 1\] = nan"),
-    (game()[0], r"\[X A A\], got \(4, 4\)"),
+    (broken((1, 2, 3), 1.5), r"must hold probabilities .* worst entry: p_win\[1, 2, 3\] = 1.5"),
+    (broken((2, 1, 1), 0.7), r"worst entry: p_win\[2, 1, 1\] = 0.7"),
+    (broken((0, 3, 1), np.nan), r"worst entry: .*p_win\[0, 3, 1\] = nan"),
+    (game()[0], r"\[X A A\], got .*p.npy': got shape \(4, 4\)"),
   ):
+    np.save(tmp_path / "p.npy", wrong)
     with pytest.raises(ValueError, match=message):
-      table.check(wrong)
+      table.load(str(tmp_path / "p.npy"))
   with pytest.raises(ValueError, match=r"\.npy file"):
     table.load(str(tmp_path / "none.npy"))
   with pytest.raises(ValueError, match="4 actions are a power, got 3"):

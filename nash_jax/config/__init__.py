@@ -1,6 +1,7 @@
 """Configs: the fields of each job with their defaults, and every check on them."""
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,24 +18,25 @@ def resolve(config: ConfigDict, job: str = "", devices: int | None = None) -> Co
 
   Args:
     job: the job that is to run it; default the one that `config.job` names.
-    devices: how many an online run is to have, where that is not the number there is.
+    devices: number of devices of an online run, where it is planned for other than those here.
 
   Raises:
     ValueError: what, expected, got and how to fix it, before any weights load.
   """
-  from nash_jax.config import checks  # imports jax and the gemma library, fields do not
+  from nash_jax.config import checks  # imports jax and the gemma library; fields does not
 
   return checks.resolve(config, job, devices)
 
 
-def describe(config: ConfigDict) -> dict:
+def describe(config: ConfigDict) -> dict[str, Any]:
   """Returns the config as plain JSON types, for run records."""
 
-  def plain(value):
+  def plain(value: Any) -> Any:
     if isinstance(value, ConfigDict):
       return {name: plain(value[name]) for name in value}
     if isinstance(value, list | tuple):
       return [plain(item) for item in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_record else value
 
   return plain(config)

@@ -19,10 +19,9 @@ class Template(NamedTuple):
   """A chat template.
 
   Attributes:
-    render: from turns to what is tokenised after <bos>, texts and markers in order; ends where a
-      response begins.
-    markers: all that it uses; the tokenizer must have them.
-    stops: those that end a response, besides <eos>; the last one ends a response in data.
+    render: from turns to the texts and markers that follow <bos>, up to where a response begins.
+    markers: all markers that it uses; the tokenizer must have them.
+    stops: the markers that end a response, besides <eos>; the last one ends a response in data.
   """
 
   render: Callable[[list[Turn]], list[str | Marker]]
@@ -30,7 +29,7 @@ class Template(NamedTuple):
   stops: tuple[Marker, ...] = ()
 
 
-def _plain(turns):
+def _plain(turns: list[Turn]) -> list[str | Marker]:
   if len(turns) > 1:
     raise ValueError(f"the plain template has no turns, got {len(turns)}: use template 'gemma'")
   return [turns[0][1].removeprefix("<bos>")]
@@ -39,7 +38,7 @@ def _plain(turns):
 _START, _END = Marker("<start_of_turn>"), Marker("<end_of_turn>")
 
 
-def _gemma(turns):
+def _gemma(turns: list[Turn]) -> list[str | Marker]:
   parts: list[str | Marker] = []
   for role, content in turns:
     parts += [_START, f"{role}\n{content.removeprefix('<bos>').strip()}", _END, "\n"]
@@ -59,22 +58,21 @@ def turns(messages: list[dict]) -> list[Turn]:
     ValueError: naming the message that breaks the rules.
   """
   names = {"system": "system", "user": "user", "assistant": "model", "model": "model"}
-  found: list[Turn] = []
+  conversation: list[Turn] = []
   system = ""
   for i, message in enumerate(messages):
     fields = message if isinstance(message, dict) else {}
     role, content = fields.get("role"), fields.get("content")
     if role not in names or not isinstance(content, str):
-      raise ValueError(
-        f"message {i} is {message!r}: expected a text 'content' and a 'role' of {', '.join(names)}"
-      )
+      expected = f"a text 'content' and a 'role' of {', '.join(names)}"
+      raise ValueError(f"message {i} is {message!r}: expected {expected}")
     if role == "system" and i == 0:
       system = content.strip() + "\n\n"
       continue
-    expected = "model" if len(found) % 2 else "user"
+    expected = "model" if len(conversation) % 2 else "user"
     if names[role] != expected:
       raise ValueError(f"message {i} has role {role!r}, expected {expected!r}: turns alternate")
-    found.append((expected, content if found else system + content))
-  if not found or found[-1][0] != "user":
+    conversation.append((expected, content if conversation else system + content))
+  if not conversation or conversation[-1][0] != "user":
     raise ValueError("a conversation must end with a message of the user")
-  return found
+  return conversation

@@ -1,4 +1,4 @@
-"""The prompt of a Gemma judge: text with slots, put together from token arrays on the device."""
+"""The prompt of a Gemma judge: a text with slots, filled with token arrays on the device."""
 
 import pathlib
 import re
@@ -7,6 +7,7 @@ from typing import NamedTuple
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.types import Answers, Prompts
 from nash_jax.validation import asset_path, one_of, require
 
@@ -15,7 +16,7 @@ _SLOT = "|".join(map(re.escape, SLOTS))
 _CONTROL = ("<start_of_turn>", "<end_of_turn>")
 _CUT = "…"  # shown where a slot was cut
 
-# Prompts as text, slots, markers and literals; <bos> goes before them by itself.
+# Prompts as text with slots and markers; <bos> is added in front.
 TEMPLATES = {
   "gemma": (
     "<start_of_turn>user\n"
@@ -28,23 +29,26 @@ TEMPLATES = {
   ),
   "stories": "{prompt}<start_of_turn>{a}<start_of_turn>{b}<end_of_turn>",
 }
-# Those that leave its stop token on a response, so that a judge fitted to them sees whether it was
+# Templates that keep a response's stop token, so that a judge fitted to them sees whether it was
 # finished or cut.
 SHOW_STOP = ("stories",)
-ANSWERS = ("A", "B")  # the pieces that say "the first" and "the second"
+ANSWERS = ("A", "B")  # the pieces that mean "the first" and "the second"
+
+
+Tokens = tuple[Int[Array, "N W"], Bool[Array, "N W"]]  # and their mask
 
 
 class Layout(NamedTuple):
   """A template in a tokenizer's ids.
 
   Attributes:
-    parts: ids of literals, and slots.
+    parts: ids of the texts between slots, and the slots.
     answers: ids of the two answers.
-    markers: ids left out of prompts: bos, pad, stop tokens, turn markers. Role names stay as
-      text, so a chat reads as a transcript.
+    markers: ids left out of prompts: bos, pad, stop tokens, turn markers. Role names stay as text,
+      so a chat reads as a transcript.
     hidden: ids left out of responses.
     newlines: ids left out at both ends of a slot, because they would merge with the template's.
-    cut: ids that stand for what a budget cut.
+    cut: ids of the ellipsis, shown where the budget cut a slot.
     max_tokens: the budget of a whole prompt; 0 for none.
   """
 
@@ -59,41 +63,44 @@ class Layout(NamedTuple):
 
   @property
   def room(self) -> int:
-    """What the budget leaves to the three slots."""
-    return self.max_tokens - sum(len(x) for x in self.parts if not isinstance(x, str))
+    """Returns how many tokens the budget leaves to the three slots."""
+    return self.max_tokens - sum(len(ids) for ids in self.parts if not isinstance(ids, str))
 
 
 def read(name: str) -> str:
   """Returns the text of the template called `name`, or of the file of that path, as it is.
 
   Raises:
-    ValueError: an unknown name; a file whose slots or markers do not hold.
+    ValueError: an unknown name; a file whose slots or markers break the rules.
   """
-  if name in TEMPLATES or not pathlib.Path(asset_path(name)).is_file():
+  path, field = pathlib.Path(asset_path(name)), f"judge template {name!r}"
+  if name in TEMPLATES or not path.is_file():
     one_of("judge template, where it is no text file,", name, TEMPLATES)
     return TEMPLATES[name]
-  text, where = pathlib.Path(asset_path(name)).read_text("utf-8"), f"judge template {name!r}"
+  text = path.read_text("utf-8")
   counts = {slot: text.count(slot) for slot in SLOTS}
-  require(set(counts.values()) == {1}, where, "each slot once", counts, "Mend the file.")
-  require("<bos>" not in text, where, "a text without <bos>", "<bos>", "It is added anyway.")
+  require(set(counts.values()) == {1}, field, "each slot once", counts, "Mend the file.")
+  require("<bos>" not in text, field, "a text without <bos>", "<bos>", "It is added anyway.")
   between = "|".join(("\n", *_CONTROL))
-  found = re.findall(f"(?:^|{between})({_SLOT})(?={between})", text)
+  separate = re.findall(f"(?:^|{between})({_SLOT})(?={between})", text)
   require(
-    len(found) == 3,
-    where,
+    len(separate) == 3,
+    field,
     "a newline or turn marker before and behind each slot",
-    f"that around {', '.join(found) or 'none'} alone",
+    f"that around {', '.join(separate) or 'none'} alone",
     "Other neighbours would join the slot's text to theirs in one token, which token arrays cannot"
     " do; and the answer is read where the text ends, so ask for it behind the last slot.",
   )
   return text
 
 
-def layout(name: str, tokenizer, answers: tuple[str, str] = ANSWERS, max_tokens: int = 0) -> Layout:
+def layout(
+  name: str, tokenizer: Tokenizer, answers: tuple[str, ...] = ANSWERS, max_tokens: int = 0
+) -> Layout:
   """Tokenises the template called `name` (or the file of that path), once.
 
   Args:
-    answers: the pieces that say "the first" and "the second".
+    answers: the pieces that mean "the first" and "the second".
     max_tokens: the most tokens of a whole prompt; 0 for no limit. See `shown`.
 
   Raises:
@@ -112,76 +119,68 @@ def layout(name: str, tokenizer, answers: tuple[str, str] = ANSWERS, max_tokens:
   markers = {tokenizer.pad_id, tokenizer.bos_id, *tokenizer.stop_ids, *control.values()}
   merges = re.search(f"\n(?:{_SLOT})|(?:{_SLOT})\n", text)
   newlines = {i for k in range(1, 33) for i in tokenizer.encode("\n" * k)} if merges else ()
-  lay = Layout(
-    parts,
-    [tokenizer.id_of(piece) for piece in answers],
-    sorted(markers),
-    sorted(markers - {*stops}),
-    sorted(newlines),
-    tokenizer.pad_id,
-    tokenizer.encode(_CUT),
-    max_tokens,
+  answer_ids, cut = [tokenizer.id_of(piece) for piece in answers], tokenizer.encode(_CUT)
+  hidden, pad_id = sorted(markers - {*stops}), tokenizer.pad_id
+  template = Layout(
+    parts, answer_ids, sorted(markers), hidden, sorted(newlines), pad_id, cut, max_tokens
   )
-  least = max_tokens - lay.room + 3 * (len(lay.cut) + 1)
-  require(
-    max_tokens == 0 or max_tokens >= least,
-    "judge.max_tokens",
-    f"0 or at least {least} for the template {name!r}",
-    max_tokens,
-    "Raise it: the slots share what the template leaves.",
-  )
-  return lay
+  least = max_tokens - template.room + 3 * (len(cut) + 1)
+  good, expected = max_tokens == 0 or max_tokens >= least, f"0 or at least {least}"
+  fix = "Raise it: the slots share what the template leaves."
+  require(good, "judge.max_tokens", f"{expected} for the template {name!r}", max_tokens, fix)
+  return template
 
 
 def shown(
   layout: Layout, prompts: Prompts, a: Answers, b: Answers
-) -> tuple[dict[str, tuple[Int[Array, "N W"], Bool[Array, "N W"]]], Int[Array, "N"]]:
-  """Returns what stands in each slot, tokens and mask, and how many tokens the budget cut.
+) -> tuple[dict[str, Tokens], Int[Array, "N"]]:
+  """Returns the tokens of each slot, and how many tokens the budget cut.
 
-  Where the three parts do not fit into the room, one level for all is the highest at which they do:
-  a longer part is cut to it, a shorter one is whole. So both responses are cut to the same length,
-  whichever is shown first. A response keeps its beginning, a prompt its end, as prompts.load does.
+  Where the three do not fit into the room, each is cut to one length, the greatest at which all
+  fit; a shorter one stays whole. So both responses are cut to the same length, whichever is shown
+  first. A response keeps its beginning, a prompt its end, as corpus.load_examples cuts them.
   """
-  out, room = {}, layout.room
-  sources = ((prompts, layout.markers), (a, layout.hidden), (b, layout.hidden))
-  for slot, (x, hidden) in zip(SLOTS, sources, strict=True):
-    mask = x.mask & ~jnp.isin(x.tokens, jnp.asarray(hidden))
-    if layout.newlines:
-      text = mask & ~jnp.isin(x.tokens, jnp.asarray(layout.newlines))
-      seen = jnp.cumsum(text, axis=1)
-      mask &= (seen > 0) & (text | (seen < seen[:, -1:]))
-    out[slot] = x.tokens, mask
-  if not layout.max_tokens or sum(mask.shape[1] for _, mask in out.values()) <= room:
-    return out, jnp.zeros(len(prompts.tokens), jnp.int32)
+  slots, room = {}, layout.room
+  for slot, source in (("{prompt}", prompts), ("{a}", a), ("{b}", b)):
+    hidden = layout.markers if slot == "{prompt}" else layout.hidden
+    slots[slot] = source.tokens, _visible(layout, hidden, source.tokens, source.mask)
+  if not layout.max_tokens or sum(mask.shape[1] for _, mask in slots.values()) <= room:
+    return slots, jnp.zeros(len(prompts.tokens), jnp.int32)
 
-  lengths = [mask.sum(axis=1, keepdims=True) for _, mask in out.values()]
+  lengths = [mask.sum(axis=1, keepdims=True) for _, mask in slots.values()]
   least, middle, _ = jnp.split(jnp.sort(jnp.concatenate(lengths, axis=1), axis=1), 3, axis=1)
-  level = jnp.maximum(jnp.maximum(room // 3, (room - least) // 2), room - least - middle)
-  cut = 0
-  for (slot, (tokens, mask)), length in zip(out.items(), lengths, strict=True):
-    over, first = length > level, 0
-    place = jnp.cumsum(mask, axis=1) - 1
+  limit = jnp.maximum(jnp.maximum(room // 3, (room - least) // 2), room - least - middle)
+  num_cut = []
+  for (slot, (tokens, mask)), length in zip(slots.items(), lengths, strict=True):
+    over, place = length > limit, jnp.cumsum(mask, axis=1) - 1
     if slot == "{prompt}":
-      place -= jnp.maximum(length - level, 0)
-    else:
-      first = level - len(layout.cut)
-    for i, mark in enumerate(layout.cut):
-      tokens = jnp.where(over & (place == first + i), mark, tokens)
-    out[slot] = tokens, mask & (place >= 0) & (place < level)
-    cut += jnp.where(over, length - level + len(layout.cut), 0)
-  return out, cut[:, 0]
+      place -= jnp.maximum(length - limit, 0)
+    first = 0 if slot == "{prompt}" else limit - len(layout.cut)
+    for i, ellipsis in enumerate(layout.cut):
+      tokens = jnp.where(over & (place == first + i), ellipsis, tokens)
+    slots[slot] = tokens, mask & (place >= 0) & (place < limit)
+    num_cut.append(jnp.where(over, length - limit + len(layout.cut), 0))
+  return slots, jnp.concatenate(num_cut, axis=1).sum(axis=1)
 
 
-def assemble(
-  layout: Layout, prompts: Prompts, a: Answers, b: Answers
-) -> tuple[Int[Array, "N T"], Bool[Array, "N T"]]:
+def _visible(layout: Layout, hidden: list[int], tokens, mask) -> Bool[Array, "N W"]:
+  """Returns a slot's mask without the hidden ids, and without newlines at both ends."""
+  mask = mask & ~jnp.isin(tokens, jnp.asarray(hidden))
+  if not layout.newlines:
+    return mask
+  text = mask & ~jnp.isin(tokens, jnp.asarray(layout.newlines))
+  seen = jnp.cumsum(text, axis=1)
+  return mask & (seen > 0) & (text | (seen < seen[:, -1:]))
+
+
+def assemble(layout: Layout, prompts: Prompts, a: Answers, b: Answers) -> Tokens:
   """Returns the judge's prompts, left-padded, and their mask.
 
   T is fixed: the inputs' widths and the template's together, at most layout.max_tokens.
   """
   rows = len(prompts.tokens)
 
-  def literal(ids):
+  def literal(ids: list[int]) -> Tokens:
     tokens = jnp.broadcast_to(jnp.asarray(ids, jnp.int32)[None], (rows, len(ids)))
     return tokens, jnp.ones_like(tokens, bool)
 
@@ -190,5 +189,5 @@ def assemble(
   tokens, mask = (jnp.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
   order = jnp.argsort(mask, axis=1, stable=True)  # gaps first: they become the left padding
   order = order[:, -layout.max_tokens :]  # what does not fit is cut already; -0 is everything
-  tokens, mask = (jnp.take_along_axis(x, order, axis=1) for x in (tokens, mask))
+  tokens, mask = (jnp.take_along_axis(array, order, axis=1) for array in (tokens, mask))
   return jnp.where(mask, tokens, layout.pad_id), mask

@@ -4,23 +4,23 @@ The formats are written down in docs/data.md.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from absl import logging
 
 from nash_jax.data import corpus
-from nash_jax.types import Prompts
+from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.validation import one_of
 
 
-def load_preferences(config, tokenizer, seed: int) -> tuple[corpus.Examples, corpus.Examples]:
+def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   """Reads, tokenises and splits supervised data: (train, held_out).
 
   Args:
-    config: `task` (one of TASKS), `path`, `held_out`, `held_out_path` (as in prompts.load_prompts).
-      `max_tokens`: of a window T for text, of a prompt Lp for the others, which also have
-      `max_response_tokens` L (for responses T = Lp + L) and `overflow`: "drop" or "cut" what is
-      over a budget; a cut prompt keeps <bos> and its end, a cut response its beginning.
-    tokenizer: a Tokenizer.
+    config: `task` (one of TASKS); `path` as in prompts.load_prompts; `overflow`, `held_out` and
+      `held_out_path` as in corpus.load_examples. `max_tokens`: of a window T for text, of a prompt
+      Lp for the others, which also have `max_response_tokens` L (for responses T = Lp + L).
     seed: of the order.
 
   Returns:
@@ -32,27 +32,25 @@ def load_preferences(config, tokenizer, seed: int) -> tuple[corpus.Examples, cor
   Raises:
     ValueError: an unknown task, a missing file, a bad line (file and line named), nothing left.
   """
-  if config.task not in TASKS:
-    raise ValueError(f"unknown task {config.task!r}: choose one of {', '.join(TASKS)}")
+  one_of("data.task", config.task, TASKS)
   encode, responses = TASKS[config.task]
   width, length, pad_id = config.max_tokens, config.max_response_tokens, tokenizer.pad_id
 
-  def read(path):
-    return corpus.run(config.task, path, lambda record: encode(record, tokenizer), seed)
+  def read(path: str) -> corpus.Columns:
+    return corpus.read_files(config.task, path, lambda record: encode(record, tokenizer), seed)
 
-  def sequences(columns):
-    parts = zip(columns["inputs"], columns["targets"], strict=True)
-    joined = [np.concatenate(pair) for pair in parts]
+  def sequences(columns: corpus.Columns) -> dict[str, np.ndarray]:
+    inputs, targets = columns["inputs"], columns["targets"]
+    joined = [np.concatenate(pair) for pair in zip(inputs, targets, strict=True)]
     tokens, mask = corpus.pad(joined, width + length * len(responses), pad_id)
-    start = np.array([len(ids) for ids in columns["inputs"]])
-    counts = np.arange(tokens.shape[1])[None, :] >= start[:, None]
-    loss_mask = mask & counts & (tokens != tokenizer.bos_id)  # nothing predicts <bos>
+    start = np.array([len(ids) for ids in inputs])
+    predicted = np.arange(tokens.shape[1])[None, :] >= start[:, None]
+    loss_mask = mask & predicted & (tokens != tokenizer.bos_id)  # nothing predicts <bos>
     return {"tokens": tokens, "mask": mask, "loss_mask": loss_mask}
 
-  def pairs(columns):
-    padded = corpus.pad(columns["inputs"], width, pad_id, left=True)
+  def pairs(columns: corpus.Columns) -> dict[str, Any]:
     batch = {
-      "prompts": Prompts(*padded, np.array(columns["index"], np.int32)),
+      "prompts": corpus.pad_prompts(columns, width, pad_id),
       "p_win": np.array(columns["p_win"], np.float32),
     }
     for side in responses:
@@ -60,14 +58,9 @@ def load_preferences(config, tokenizer, seed: int) -> tuple[corpus.Examples, cor
     return batch
 
   budgets = {"inputs": width, **dict.fromkeys(responses, length)} if responses else {}
-  parts = corpus.load_examples(
-    config, read, budgets, pairs if len(responses) > 1 else sequences, seed
-  )
-  train, held_out = parts if responses else (_windows(part, width) for part in parts)
-  logging.info("examples to train on: %s, held out: %s", train.report, held_out.report)
-  if not len(train):
-    raise ValueError(f"no examples left of {config.path!r}: raise the budgets, or overflow='cut'")
-  return train, held_out
+  arrange = pairs if len(responses) > 1 else sequences
+  train, held_out = corpus.load_examples(config, read, budgets, arrange, seed)
+  return (train, held_out) if responses else (_windows(train, width), _windows(held_out, width))
 
 
 def _windows(documents: corpus.Examples, width: int) -> corpus.Examples:
@@ -79,36 +72,34 @@ def _windows(documents: corpus.Examples, width: int) -> corpus.Examples:
   return dataclasses.replace(documents, columns=columns)
 
 
-def _text(record, tokenizer):
+def _text(record: Any, tokenizer: Tokenizer) -> corpus.Features:
   ids = tokenizer.encode(corpus.field(record, "text"))
   return {"inputs": [tokenizer.bos_id, *ids, tokenizer.eos_id]}
 
 
-def _responses(record, tokenizer):
+def _responses(record: Any, tokenizer: Tokenizer) -> corpus.Features:
   response = tokenizer.response(corpus.field(record, "response"))
-  return {"inputs": corpus.prompt(record, tokenizer), "targets": response}
+  return {"inputs": corpus.encode_prompt(record, tokenizer), "targets": response}
 
 
-def _preferences(record, tokenizer):
-  a, b, p_win = _judged(record)
-  a, b = tokenizer.response(a), tokenizer.response(b)
-  return {"inputs": corpus.prompt(record, tokenizer), "a": a, "b": b, "p_win": p_win}
+def _preferences(record: Any, tokenizer: Tokenizer) -> corpus.Features:
+  *texts, p_win = _judged(record)
+  a, b = map(tokenizer.response, texts)
+  return {"inputs": corpus.encode_prompt(record, tokenizer), "a": a, "b": b, "p_win": p_win}
 
 
-def _tokens(record, tokenizer):
+def _tokens(record: Any, tokenizer: Tokenizer) -> corpus.Features:
   ids = {name: corpus.field(record, name, list) for name in ("inputs", "a", "b")}
-  for name, found in ids.items():
-    wrong = [i for i in found if not isinstance(i, int) or not 0 <= i < tokenizer.size]
+  for name, values in ids.items():
+    wrong = [i for i in values if not isinstance(i, int) or not 0 <= i < tokenizer.size]
     if wrong:
-      raise ValueError(
-        f"field {name!r} holds {wrong[0]!r}, expected ids of this tokenizer's {tokenizer.size} "
-        "pieces"
-      )
+      expected = f"ids of this tokenizer's {tokenizer.size} pieces"
+      raise ValueError(f"field {name!r} holds {wrong[0]!r}, expected {expected}")
   return {**ids, "p_win": _probability(record)}
 
 
-# Task: (a record's features, those of them that are responses).
-TASKS = {
+# By task: a record's features, and those of them that are responses.
+TASKS: dict[str, tuple[Callable[[Any, Tokenizer], corpus.Features], tuple[str, ...]]] = {
   "text": (_text, ()),
   "responses": (_responses, ("targets",)),
   "preferences": (_preferences, ("a", "b")),
@@ -116,8 +107,8 @@ TASKS = {
 }
 
 
-def _judged(record: dict) -> tuple[str, str, float]:
-  """Returns the two responses of a record in one of the three forms, and P(a ≻ b)."""
+def _judged(record: Any) -> tuple[str, str, float]:
+  """Returns the two responses of a record in any of the three forms, and P(a ≻ b)."""
   if "chosen" in record:
     return corpus.field(record, "chosen"), corpus.field(record, "rejected"), 1.0
   pair = corpus.field(record, "response_a"), corpus.field(record, "response_b")
@@ -129,7 +120,7 @@ def _judged(record: dict) -> tuple[str, str, float]:
   return *pair, (a + ties / 2) / (a + b + ties)
 
 
-def _probability(record: dict) -> float:
+def _probability(record: Any) -> float:
   p_a = corpus.field(record, "p_a", (int, float))
   if not 0 <= p_a <= 1:
     raise ValueError(f"field 'p_a' is {p_a}, expected a probability")

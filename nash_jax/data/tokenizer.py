@@ -4,16 +4,18 @@ import json
 import pathlib
 import re
 import tempfile
+from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Bool
 
 from nash_jax.data.chat_template import TEMPLATES, Marker, turns
 from nash_jax.validation import asset_path, one_of
 
 BUNDLED = "assets:stories/tokenizer.model"
-# Typographic marks are spelled in ASCII by the tokenizer itself, so that a quote is one thing.
+# The tokenizer itself spells typographic marks in ASCII, so that every quote is the same piece.
 _SPELLINGS = {"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "..."}
-# Pieces that steer a model. What a user types is split inside them, so that it stays text.
+# Pieces that steer a model. They are split where a user types them, so that they stay text.
 _MARKER = r"(?:pad|eos|bos|unk|mask|unused\d+|image_soft_token|(?:start|end)_of_\w+)>"
 
 
@@ -22,18 +24,16 @@ class Tokenizer:
 
   Attributes:
     size: number of pieces; a model may have more rows.
-    pad_id, bos_id, eos_id: of <pad>, <bos>, <eos>.
-    stop_ids: what ends a response: <eos>, and what the template adds (<end_of_turn> for gemma).
+    pad_id, bos_id, eos_id: ids of <pad>, <bos>, <eos>.
+    stop_ids: ids that end a response: <eos>, and the template's (<end_of_turn> for gemma).
   """
 
   def __init__(self, path: str, template: str):
-    """Loads the model; `template` is an entry of chat_template.TEMPLATES.
-
-    `path` may be "assets:…", a bundled file.
+    """Loads the model of `path`, which may be "assets:…", a bundled file.
 
     Raises:
-      ValueError: no such file, a file that is no SentencePiece model, an unknown template, or a
-        special piece that the template needs and the model lacks.
+      ValueError: no such file, a file that is no SentencePiece model, a template that is not in
+        chat_template.TEMPLATES, or a special piece that it needs and the model lacks.
     """
     import sentencepiece
 
@@ -53,10 +53,10 @@ class Tokenizer:
 
   def id_of(self, piece: str) -> int:
     """Returns the id of a piece, or raises ValueError where the model has no such piece."""
-    i = self._model.piece_to_id(piece)
-    if self._model.id_to_piece(i) != piece:
+    piece_id = self._model.piece_to_id(piece)
+    if self._model.id_to_piece(piece_id) != piece:
       raise ValueError(f"the tokenizer {self.path!r} has no piece {piece!r}")
-    return i
+    return piece_id
 
   def check_rows(self, rows: int) -> None:
     """Raises ValueError where a model with `rows` vocabulary rows cannot hold every piece."""
@@ -66,24 +66,24 @@ class Tokenizer:
         "rows: use the tokenizer that the model was trained with"
       )
 
-  def forbidden(self, rows: int) -> np.ndarray:
+  def forbidden(self, rows: int) -> Bool[np.ndarray, "V"]:
     """Returns bool[rows], true for ids never to sample: markers, unused pieces, rows of no piece.
 
     Stop tokens are allowed.
     """
     self.check_rows(rows)
-    banned, of = np.ones(rows, bool), self._model
+    forbidden, model = np.ones(rows, bool), self._model
     for i in range(self.size):
-      marker = re.fullmatch("<" + _MARKER, of.id_to_piece(i)) is not None
-      banned[i] = marker or of.is_control(i) or of.is_unused(i) or of.is_unknown(i)
-    banned[list(self.stop_ids)] = False
-    return banned
+      marker = re.fullmatch("<" + _MARKER, model.id_to_piece(i)) is not None
+      forbidden[i] = marker or model.is_control(i) or model.is_unused(i) or model.is_unknown(i)
+    forbidden[list(self.stop_ids)] = False
+    return forbidden
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text as written: nothing added, and no marker read out of it."""
+    """Returns the ids of a text as written: nothing is added, and no part becomes a marker."""
     return [i for part in re.split(f"(?<=<)(?={_MARKER})", text) for i in self._model.encode(part)]
 
-  def decode(self, ids) -> str:
+  def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of ids, without pad, <bos> and stop tokens."""
     skipped = {self.pad_id, self.bos_id, *self.stop_ids}
     return self._model.decode([int(i) for i in ids if int(i) not in skipped])
@@ -125,9 +125,9 @@ def train_tokenizer(corpus: str, output: str, vocab_size: int = 1024, held_out: 
   texts = [json.loads(line)["text"] for line in lines[: len(lines) - held_out]]
   with tempfile.TemporaryDirectory() as folder:
     rules = pathlib.Path(folder) / "rules.tsv"
-    with rules.open("w") as lines:
+    with rules.open("w") as file:
       for mark, spelling in sorted(_SPELLINGS.items()):
-        print(f"{ord(mark):X}", " ".join(f"{ord(c):X}" for c in spelling), sep="\t", file=lines)
+        print(f"{ord(mark):X}", " ".join(f"{ord(c):X}" for c in spelling), sep="\t", file=file)
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=(line for text in texts for line in text.split("\n")),
       model_prefix=output.removesuffix(".model"),
@@ -159,7 +159,7 @@ def train_tokenizer(corpus: str, output: str, vocab_size: int = 1024, held_out: 
 if __name__ == "__main__":
   import argparse
 
-  parser = argparse.ArgumentParser(description=train_tokenizer.__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description="Trains a small BPE model on a JSON-lines file.")
   parser.add_argument("corpus")
   parser.add_argument("output")
   parser.add_argument("--vocab_size", type=int, default=1024)

@@ -1,5 +1,6 @@
 """Judges: which of two responses to a prompt is preferred, and with what probability."""
 
+from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges import bradley_terry, gemma, http, population, table, text
 from nash_jax.judges.base import TIE, Judge, JudgeFn, labels, pairwise
 from nash_jax.types import Answers, Params
@@ -20,11 +21,11 @@ JUDGES = {
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 
 
-def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
+def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge that `config` (the `judge` part of a run's config) names.
 
   Args:
-    tokenizer: the policy's, in whose tokens prompts and responses come.
+    tokenizer: the policy's, whose tokens prompts and responses consist of.
     params: of a gemma or bradley_terry judge, where they are loaded already; else they come from
       `config.model.weights`, and are random where that is "".
     mesh: on which the parameters are laid out as they load; default the first device.

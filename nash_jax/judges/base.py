@@ -1,9 +1,10 @@
-"""The judge interface: a pair of parameters and a pure function, and the bookkeeping of pairs.
+"""The judge interface: parameters and a pure function, and how responses are paired for it.
 
-A bundled judge reads each response once (`read`) and compares two readings (`compare`);
-`pairwise` makes the whole function of these two.
+A bundled judge reads each response once (`read`) and compares two readings (`compare`); `pairwise`
+makes its function from these two.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +14,18 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nash_jax.types import Answers, Mean, Params, Prompts, Responses, Verdict
+from nash_jax.types import Answers, Mean, Params, Prompts, Verdict
 
 TIE = 0.05  # |p - 1/2| below which a pair counts as a tie, in metrics only
 
-JudgeFn = Callable[[Params, Prompts, Responses, Responses | None], Verdict]
+JudgeFn = Callable[..., Verdict]  # (params, prompts, responses, opponents=None)
 
 
 @flax.struct.dataclass
 class Judge:
   """Parameters and `fn(params, prompts, responses, opponents or None) -> Verdict`, jittable.
 
-  With opponents, p_win [B K J] compares every response with every one of theirs. Without, the
+  With opponents, p_win [B K J] compares every response with every opponent's. Without, the
   responses are compared with each other: every pair once, p_win [B K K] with p_ji = 1 - p_ij; the
   diagonal is 1/2 and not valid.
   """
@@ -33,48 +34,42 @@ class Judge:
   fn: JudgeFn = flax.struct.field(pytree_node=False)
 
 
-Compare = Callable[
-  [Params, Prompts, Any, Any], tuple[Float[Array, "N"], Bool[Array, "N"], dict[str, Mean]]
-]
+Comparison = tuple[Float[Array, "N"], Bool[Array, "N"], dict[str, Mean]]  # P(a ≻ b), valid, metrics
+Compare = Callable[[Params, Prompts, Any, Any], Comparison]
+Read = Callable[[Params, Prompts, Answers], Any]
 
 
-def _answers_themselves(params: Params, prompts: Prompts, answers: Answers) -> Answers:
+def _unread(params: Params, prompts: Prompts, answers: Answers) -> Answers:
   return answers
 
 
-def pairwise(
-  compare: Compare,
-  read: Callable[[Params, Prompts, Answers], Any] = _answers_themselves,
-  scalar: bool = False,
-) -> JudgeFn:
+def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> JudgeFn:
   """Returns a judge's `fn`, given how it reads a single response and compares a single pair.
 
   Args:
-    compare: (params, prompts of N pairs, readings of a, readings of b) -> (P(a ≻ b) [N],
-      valid [N], metrics). The metric `tie_mass` is added.
+    compare: (params, prompts of N pairs, readings of a, readings of b) -> (P(a ≻ b), valid,
+      metrics). The metric `tie_mass` is added.
     read: (params, N prompts, Answers) -> readings, arrays with leading axis N; runs once for each
       response.
     scalar: readings are rewards, which the verdict then holds too.
   """
 
-  def fn(params, prompts, responses, opponents=None) -> Verdict:
-    def readings(responses):
-      batch, samples = responses.stopped.shape
-      answers = Answers(responses.tokens, responses.mask, responses.stopped)
-      out = read(params, _repeat(prompts, samples), jax.tree.map(_flatten, answers))
-      return jax.tree.map(lambda leaf: leaf.reshape(batch, samples, *leaf.shape[1:]), out)
-
+  def read_all(params, prompts, responses):
     batch, samples = responses.stopped.shape
-    a = readings(responses)
+    answers = Answers(responses.tokens, responses.mask, responses.stopped)
+    readings = read(params, _repeat(prompts, samples), jax.tree.map(_flatten, answers))
+    return jax.tree.map(lambda leaf: leaf.reshape(batch, samples, *leaf.shape[1:]), readings)
+
+  def fn(params, prompts, responses, opponents=None) -> Verdict:
+    batch, samples = responses.stopped.shape
+    a = read_all(params, prompts, responses)
     if opponents is None:
-      b, (i, j) = a, np.triu_indices(samples, 1)
+      b, num_opponents, (i, j) = a, samples, np.triu_indices(samples, 1)
       if not len(i):
-        raise ValueError("y against itself needs at least two responses a prompt, got 1")
+        raise ValueError("comparing responses with each other takes at least two a prompt, got 1")
     else:
-      b, (i, j) = (
-        readings(opponents),
-        np.indices((samples, opponents.stopped.shape[1])).reshape(2, -1),
-      )
+      b, num_opponents = read_all(params, prompts, opponents), opponents.stopped.shape[1]
+      i, j = np.indices((samples, num_opponents)).reshape(2, -1)
     p, valid, metrics = compare(
       params,
       _repeat(prompts, len(i)),
@@ -82,7 +77,7 @@ def pairwise(
       jax.tree.map(lambda leaf: _flatten(leaf[:, j]), b),
     )
     metrics = {**metrics, "tie_mass": Mean.from_values(jnp.abs(p - 0.5) < TIE, valid)}
-    shape = (batch, samples, samples if opponents is None else opponents.stopped.shape[1])
+    shape = (batch, samples, num_opponents)
     p, valid = p.reshape(batch, -1), valid.reshape(batch, -1)
     p_win = jnp.full(shape, 0.5, p.dtype).at[:, i, j].set(p)
     compared = jnp.zeros(shape, bool).at[:, i, j].set(valid)
@@ -93,19 +88,19 @@ def pairwise(
   return fn
 
 
-def labels(fn: JudgeFn, kind: str, params, prompts, responses, opponents, key) -> Verdict:
-  """Returns fn's verdict; with kind="sampled", each probability is replaced by a Bernoulli draw."""
+def labels(fn: JudgeFn, form: str, params, prompts, responses, opponents, key: Array) -> Verdict:
+  """Returns fn's verdict; with form="sampled", each probability is replaced by a Bernoulli draw."""
   verdict = fn(params, prompts, responses, opponents)
-  if kind == "soft":
+  if form == "soft":
     return verdict
   wins = jax.random.bernoulli(key, verdict.p_win).astype(verdict.p_win.dtype)
   if opponents is None:  # each pair has one label, seen from both sides
     upper = jnp.triu(wins, 1)
     wins = upper + jnp.tril(1 - jnp.swapaxes(upper, 1, 2), -1)
-  return verdict.replace(p_win=wins)
+  return dataclasses.replace(verdict, p_win=wins)
 
 
-def _flatten(array):
+def _flatten(array: Array) -> Array:
   return array.reshape(-1, *array.shape[2:])
 
 

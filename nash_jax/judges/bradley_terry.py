@@ -4,7 +4,8 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
-from nash_jax.judges.base import Judge, pairwise
+from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.judges.base import Comparison, Judge, pairwise
 from nash_jax.judges.gemma import architecture, load
 from nash_jax.models import gemma
 from nash_jax.types import Answers, Mean, Params, Prompts
@@ -44,12 +45,12 @@ def reward_loss(
   """Returns cross-entropy (nats) of σ(R - R') against p_win, and accuracy where p_win != 1/2.
 
   Args:
-    batch: as from preferences.Pairs.all.
+    batch: of preferences, as from data.preferences.load_preferences.
     options: gemma.forward's (dtype, remat).
   """
-  both = (jnp.stack([batch[f"a_{x}"], batch[f"b_{x}"]], 1) for x in ("tokens", "mask"))
-  answers = Answers(*(x.reshape(-1, x.shape[-1]) for x in both))
-  prompts = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch["prompts"])
+  pairs = (jnp.stack([batch[f"a_{name}"], batch[f"b_{name}"]], 1) for name in ("tokens", "mask"))
+  answers = Answers(*(pair.reshape(-1, pair.shape[-1]) for pair in pairs))
+  prompts = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), batch["prompts"])
   a, b = rewards(params, model_config, prompts, answers, **options).reshape(-1, 2).T
   margin, p_win = a - b, batch["p_win"]
   soft = p_win * jax.nn.log_sigmoid(margin) + (1 - p_win) * jax.nn.log_sigmoid(-margin)
@@ -57,12 +58,12 @@ def reward_loss(
   return {"loss": Mean.from_values(-soft), "accuracy": Mean.from_values(right, p_win != 0.5)}
 
 
-def compare(params, prompts, a, b):
-  """P(a ≻ b) = σ(a - b) of rewards a and b; see judges.pairwise."""
+def compare(params, prompts, a: Array, b: Array) -> Comparison:
+  """Returns P(a ≻ b) = σ(a - b) of rewards a and b, valid and metrics; see base.pairwise."""
   return jax.nn.sigmoid(a - b), jnp.ones(a.shape, bool), {}
 
 
-def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
+def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make."""
   model_config, options = architecture(config.model, tokenizer)
   if params is None:

@@ -1,19 +1,23 @@
-"""A Gemma that is shown two responses and answers A or B.
+"""A Gemma that reads two responses and answers A or B.
 
-Both orders of presentation are asked and averaged, so the verdict is antisymmetric by construction.
+Its verdict is the average over both orders of presentation, and so antisymmetric by construction.
 """
 
+import filecmp
 import functools
 import math
-import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from nash_jax import keys, weights
-from nash_jax.data.judge_template import Layout, assemble, layout, shown
-from nash_jax.judges.base import Judge, pairwise
+from nash_jax.data import judge_template
+from nash_jax.data.judge_template import Layout, assemble, shown
+from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.judges.base import Compare, Comparison, Judge, pairwise
 from nash_jax.models import gemma, sharding
 from nash_jax.types import Answers, Mean, Params, Prompts
 from nash_jax.validation import asset_path
@@ -30,11 +34,11 @@ def answer_logits(
 ) -> Float[Array, "N 2 2"]:
   """Returns soft-capped float32 logits of the answers (first, second), in both orders.
 
-  [:, 0] was shown a then b, [:, 1] b then a; `options` are gemma.forward's (dtype, remat).
+  [:, 0] shows a then b, [:, 1] b then a; `options` are gemma.forward's (dtype, remat).
   """
   # Interleaved, so that both orders of a pair stay on the device that holds its row.
-  both = [assemble(layout, prompts, a, b), assemble(layout, prompts, b, a)]
-  tokens, mask = (jnp.stack(x, 1).reshape(2 * len(a.tokens), -1) for x in zip(*both, strict=True))
+  orders = zip(assemble(layout, prompts, a, b), assemble(layout, prompts, b, a), strict=True)
+  tokens, mask = (jnp.stack(arrays, 1).reshape(2 * len(a.tokens), -1) for arrays in orders)
   x, _ = gemma.forward(
     params, model_config, tokens, gemma.positions_of(mask), gemma.causal_mask(mask), **options
   )
@@ -50,7 +54,7 @@ def _margins(*args, **options) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
   return margin[:, 0], -margin[:, 1]
 
 
-def _average(first, second):
+def _average(first: Float[Array, "N"], second: Float[Array, "N"]) -> Float[Array, "N"]:
   """P(a ≻ b) over both orders; exchanging a and b gives 1 - p to the last bit."""
   gap = jax.nn.sigmoid(first) - jax.nn.sigmoid(-second)
   winner = 0.5 + 0.5 * jnp.abs(gap)  # 1 minus a float of [1/2, 1] is exact
@@ -63,7 +67,7 @@ def pairwise_loss(
   """Returns cross-entropy (nats) against p_win, both orders, and the averaged verdict's accuracy.
 
   Args:
-    batch: as from preferences.Pairs.all.
+    batch: of preferences, as from data.preferences.load_preferences.
     options: gemma.forward's (dtype, remat).
   """
   a, b = Answers(batch["a_tokens"], batch["a_mask"]), Answers(batch["b_tokens"], batch["b_mask"])
@@ -75,16 +79,17 @@ def pairwise_loss(
   return {"loss": Mean.from_values(-soft), "accuracy": Mean.from_values(right, p_win != 0.5)}
 
 
-def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
+def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make."""
   model_config, options = architecture(config.model, tokenizer)
-  lay = layout(config.template, tokenizer, tuple(config.answers), config.max_tokens)
+  answers = tuple(config.answers)
+  layout = judge_template.layout(config.template, tokenizer, answers, config.max_tokens)
 
-  def compare(params, prompts, a, b):
-    first, second = _margins(params, model_config, lay, prompts, a, b, **options)
+  def compare(params: Params, prompts: Prompts, a: Answers, b: Answers) -> Comparison:
+    first, second = _margins(params, model_config, layout, prompts, a, b, **options)
     metrics = {"flip_rate": Mean.from_values((first > 0) != (second > 0))}
-    if lay.max_tokens:
-      cut = shown(lay, prompts, a, b)[1]
+    if layout.max_tokens:
+      cut = shown(layout, prompts, a, b)[1]
       metrics |= {"judge_cut": Mean.from_values(cut > 0), "judge_cut_tokens": Mean.from_values(cut)}
     return _average(first, second), jnp.ones(first.shape, bool), metrics
 
@@ -93,53 +98,54 @@ def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
   return Judge(params, pairwise(functools.partial(_in_parts, compare, config.micro_batches)))
 
 
-def _in_parts(compare, most, params, prompts, a, b):
-  """Compares N pairs in gcd(most, N) parts, one after another, which only memory notices.
+def _in_parts(compare: Compare, most: int, params, prompts, a, b) -> Comparison:
+  """Compares N pairs in gcd(most, N) parts, one after another, which saves memory alone.
 
   Each part takes every n-th pair, so that no pair changes its device.
   """
   if (parts := math.gcd(most, len(a.tokens))) == 1:
     return compare(params, prompts, a, b)
-  rows = jax.tree.map(
-    lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (prompts, a, b)
-  )
+
+  def split(leaf):
+    return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
+
+  rows = jax.tree.map(split, (prompts, a, b))
   p, valid, metrics = jax.lax.map(lambda part: compare(params, *part), rows)
-  metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+  metrics = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), metrics)
   return p.T.reshape(-1), valid.T.reshape(-1), metrics
 
 
-def architecture(config, tokenizer) -> tuple[gemma.GemmaConfig, dict]:
+def architecture(config, tokenizer: Tokenizer) -> tuple[gemma.GemmaConfig, dict[str, Any]]:
   """Returns a judge's architecture and gemma.forward's options from a `model` config.
 
   Raises:
     ValueError: a tokenizer other than the policy's, or with more pieces than the model has rows.
   """
-  own = asset_path(config.tokenizer)
-  if own != tokenizer.path and (
-    pathlib.Path(own).read_bytes() != pathlib.Path(tokenizer.path).read_bytes()
-  ):
+  path, policy_path = asset_path(config.tokenizer), tokenizer.path
+  if not filecmp.cmp(path, policy_path, shallow=False):
     raise ValueError(
-      f"judge.model.tokenizer is {own!r}, but responses come in tokens of {tokenizer.path!r}: the "
-      "judge reads these tokens. Choose a judge with the policy's tokenizer, or "
-      "judge.name='gemma_text', which reads their text"
+      f"judge.model.tokenizer is {path!r}, but the judge reads tokens of the policy's tokenizer, "
+      f"{policy_path!r}. Choose a judge with the policy's tokenizer, or judge.name='gemma_text', "
+      "which reads text"
     )
   model_config = gemma.preset(config.preset, **config.changes)
   tokenizer.check_rows(model_config.num_embed)
   return model_config, {"dtype": jnp.dtype(config.dtype)}
 
 
-def load(config, model_config: gemma.GemmaConfig, init, mesh=None) -> Params:
+def load(config, model_config: gemma.GemmaConfig, init: Callable, mesh=None) -> Params:
   """Returns parameters held in `config.dtype`: of `config.weights`, or random where it is "".
 
-  They go straight to their places on the mesh; to the first device without one.
+  They go straight to their places on the mesh, or to the first device without one; `init` takes a
+  key and the architecture.
   """
-  dtype, key = jnp.dtype(config.dtype), keys.key(0, "judge")
-  shardings = None
+  dtype, key, shardings = jnp.dtype(config.dtype), keys.key(0, "judge"), None
+
+  def make_random(key: Array) -> Params:
+    return gemma.cast(init(key, model_config), dtype)
+
   if mesh is not None:
-    shapes = jax.eval_shape(lambda key: init(key, model_config), key)
-    shardings = sharding.shardings(shapes, mesh)
+    shardings = sharding.shardings(jax.eval_shape(make_random, key), mesh)
   if config.weights:
     return weights.load(asset_path(config.weights), model_config, dtype, shardings)
-  return jax.jit(lambda key: gemma.cast(init(key, model_config), dtype), out_shardings=shardings)(
-    key
-  )
+  return jax.jit(make_random, out_shardings=shardings)(key)

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible server, for the arena: text goes out, A or B comes back."""
+"""A judge behind an OpenAI-compatible server, for the arena: sends text, receives A or B."""
 
 import concurrent.futures
 import http.client
@@ -9,41 +9,44 @@ import re
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 import jax
 import numpy as np
 from jax import numpy as jnp
 
 from nash_jax.data import judge_template
+from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges.base import Judge, pairwise
 from nash_jax.types import Mean
 
 KEY = "NASH_JAX_JUDGE_KEY"  # the environment variable of the server's key; without it, none is sent
 
 
-def make(config, tokenizer, params=None, mesh=None) -> Judge:
+def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   """Builds the judge of `config.http`; see judges.make.
 
-  Both orders of a pair are asked, `workers` requests at a time. A pair of which an answer is
-  missing after all retries, or says neither of `config.answers`, is not valid.
+  It is asked about both orders of a pair, `workers` requests at a time. A pair of which an answer
+  is missing after all retries, or is neither of `config.answers`, is not valid.
   """
   markers = [*judge_template.layout(config.template, tokenizer).markers]
-  text = re.sub(r"<start_of_turn>\w+\n|<end_of_turn>\n?", "", judge_template.read(config.template))
+  template = judge_template.read(config.template)
+  text = re.sub(r"<start_of_turn>\w+\n|<end_of_turn>\n?", "", template)
 
-  def said(x):
-    shown = x[1] & ~np.isin(x[0], markers)
-    return [tokenizer.decode(ids[keep]).strip("\n") for ids, keep in zip(x[0], shown, strict=True)]
+  def decode(tokens, mask):
+    rows = zip(tokens, mask & ~np.isin(tokens, markers), strict=True)
+    return [tokenizer.decode(ids[shown]).strip("\n") for ids, shown in rows]
 
   def host(*sides):
-    prompts, a, b = (said([np.asarray(x) for x in side]) for side in sides)
+    prompts, a, b = (decode(*map(np.asarray, side)) for side in sides)
     orders = [*zip(prompts, a, b, strict=True), *zip(prompts, b, a, strict=True)]
     with concurrent.futures.ThreadPoolExecutor(config.http.workers) as pool:
-      found = pool.map(lambda row: ask(config, _fill(text, *row)), orders)
-      return np.array([*found], np.float32).reshape(2, -1)
+      probabilities = pool.map(lambda slots: ask(config, _fill(text, *slots)), orders)
+      return np.array([*probabilities], np.float32).reshape(2, -1)
 
   def compare(params, prompts, a, b):
-    kind = jax.ShapeDtypeStruct((2, len(a.tokens)), jnp.float32)
-    first, second = jax.pure_callback(host, kind, *((x.tokens, x.mask) for x in (prompts, a, b)))
+    shape, sides = jax.ShapeDtypeStruct((2, len(a.tokens)), jnp.float32), (prompts, a, b)
+    first, second = jax.pure_callback(host, shape, *((side.tokens, side.mask) for side in sides))
     valid = jnp.isfinite(first) & jnp.isfinite(second)
     p = jnp.where(valid, 0.5 + 0.5 * (first - second), 0.5)
     flipped = Mean.from_values((first > 0.5) != (second < 0.5), valid)
@@ -55,8 +58,8 @@ def make(config, tokenizer, params=None, mesh=None) -> Judge:
 def ask(config, text: str) -> float:
   """Returns the probability of the first answer, or NaN where the server gives no readable one.
 
-  Time-outs, dropped connections, answers that are no JSON, and the statuses 408, 429 and 5xx are
-  tried again, after 1, 2, 4, … times `config.http.backoff` seconds.
+  It tries again after time-outs, dropped connections, answers that are no JSON, and the statuses
+  408, 429 and 5xx, waiting 1, 2, 4, … times `config.http.backoff` seconds.
 
   Raises:
     ValueError: the server refuses the request itself, as with a wrong key or model.
@@ -90,15 +93,15 @@ def ask(config, text: str) -> float:
   return math.nan
 
 
-def _read(reply, answers) -> float:
-  """P(first answer), of a reply's log-probabilities, or of its text where it has none."""
+def _read(reply: Any, answers: tuple[str, ...]) -> float:
+  """Returns P(first answer), from a reply's log-probabilities, or from its text without any."""
   try:
     choice = reply["choices"][0]
-    found = (choice.get("logprobs") or {}).get("content") or []
-    tokens = found[0]["top_logprobs"] if found else []
+    content = (choice.get("logprobs") or {}).get("content") or []
+    tokens = content[0]["top_logprobs"] if content else []
     tokens = tokens or [{"token": choice["message"]["content"], "logprob": 0.0}]
     mass = [
-      sum(math.exp(x["logprob"]) for x in tokens if x["token"].strip() == answer)
+      sum(math.exp(token["logprob"]) for token in tokens if token["token"].strip() == answer)
       for answer in answers
     ]
     return mass[0] / sum(mass) if sum(mass) > 0 else math.nan
@@ -106,6 +109,6 @@ def _read(reply, answers) -> float:
     return math.nan
 
 
-def _fill(text, prompt, a, b):
+def _fill(text: str, prompt: str, a: str, b: str) -> str:
   slots = dict(zip(judge_template.SLOTS, (prompt, a, b), strict=True))
-  return re.sub("|".join(map(re.escape, slots)), lambda found: slots[found[0]], text)
+  return re.sub("|".join(map(re.escape, slots)), lambda match: slots[match[0]], text)

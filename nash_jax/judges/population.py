@@ -9,14 +9,17 @@ import re
 
 import numpy as np
 from jax import numpy as jnp
+from jaxtyping import Array, Float
 
-from nash_jax.judges.base import Judge, pairwise
+from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.judges.base import Comparison, Judge, pairwise
 from nash_jax.models import sharding
+from nash_jax.types import Answers, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotator:
-  """One type; the utility of a response to it is
+  """One type of annotator, to whom the utility of a response is
 
   min(Σ_t [matches of `pattern` in the text of token t], cap) + stopped·(finish + per_token·tokens).
   """
@@ -39,13 +42,13 @@ STORYTELLERS = {
 }
 
 
-def make(config, tokenizer, params=None, mesh=None) -> Judge:
+def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   """Builds the judge of the bundled storytellers' tastes; see judges.make."""
-  made = judge(tokenizer)
-  return made.replace(params=sharding.shard(made.params, mesh))
+  built = judge(tokenizer)
+  return Judge(sharding.shard(built.params, mesh), built.fn)
 
 
-def judge(tokenizer, types: dict[str, Annotator] = STORYTELLERS) -> Judge:
+def judge(tokenizer: Tokenizer, types: dict[str, Annotator] = STORYTELLERS) -> Judge:
   """Builds the judge of equally many annotators of each of `types`, in this tokenizer's tokens."""
   pieces = [tokenizer.decode([i]) for i in range(tokenizer.size)]
   patterns = [(re.compile(t.pattern), bool(t.pattern)) for t in types.values()]
@@ -56,15 +59,16 @@ def judge(tokenizer, types: dict[str, Annotator] = STORYTELLERS) -> Judge:
   return Judge(params, pairwise(compare, utilities))
 
 
-def utilities(params, prompts, answers):
-  """Returns f(x, y, Z), [N Z]."""
+def utilities(params: Params, prompts, answers: Answers) -> Float[Array, "N Z"]:
+  """Returns f(x, y, Z)."""
+  assert answers.stopped is not None, "judges read whether a response is finished"
   counts = jnp.where(answers.mask[..., None], params["counts"][answers.tokens], 0.0).sum(axis=1)
   length = answers.mask.sum(axis=1)[:, None]
   closed = params["finish"][None] + params["per_token"][None] * length
   return jnp.minimum(counts, params["cap"][None]) + answers.stopped[:, None] * closed
 
 
-def compare(params, prompts, a, b):
-  """P(a ≻ b) of utilities a and b [N Z]; see judges.pairwise."""
+def compare(params, prompts, a: Float[Array, "N Z"], b: Float[Array, "N Z"]) -> Comparison:
+  """Returns P(a ≻ b) of utilities a and b, valid and metrics; see base.pairwise."""
   p = jnp.mean(jnp.where(a == b, 0.5, a > b), axis=1)
   return p, jnp.ones(p.shape, bool), {}

@@ -1,13 +1,13 @@
 """A Gemma judge whose tokenizer is not the policy's.
 
-Prompts and responses become text, then tokens of the judge's, on the host; the rest is
-judges.gemma.
+Prompts and responses become text on the host, then the judge's tokens; the rest is judges.gemma.
 """
 
 import jax
 import numpy as np
 from jax import numpy as jnp
 
+from nash_jax.data.corpus import pad
 from nash_jax.data.judge_template import SHOW_STOP, layout
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges.base import Judge
@@ -16,7 +16,7 @@ from nash_jax.models import sharding
 from nash_jax.types import Params, Prompts, Responses
 
 
-def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
+def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make."""
   judge_tokenizer = Tokenizer(config.model.tokenizer, config.model.template)
   judge, width = make_gemma(config, judge_tokenizer, params, mesh), config.max_tokens
@@ -25,42 +25,39 @@ def make(config, tokenizer, params: Params | None = None, mesh=None) -> Judge:
 
   def retokenize(ids, stopped):
     """Returns the judge's tokens, at most W: the last of a prompt, the first of a response."""
-    text = tokenizer.decode([i for i in ids if int(i) not in markers])
-    ids = judge_tokenizer.encode(text)
+    ids = judge_tokenizer.encode(tokenizer.decode([i for i in ids if int(i) not in markers]))
     return ids[-width:] if stopped is None else (ids + stop * int(stopped))[:width]
+
+  def host(tokens, mask, stopped):
+    rows = [ids[shown] for ids, shown in zip(np.asarray(tokens), np.asarray(mask), strict=True)]
+    ends = [None] * len(rows) if stopped is None else stopped
+    return pad([*map(retokenize, rows, ends)], width, judge_tokenizer.pad_id)
+
+  def call_host(*arrays):
+    shape = (len(arrays[0]), width)
+    shapes = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
+    return jax.pure_callback(host, shapes, *arrays)
+
+  # A bare callback would gather all rows on one device, and leave what follows there.
+  if mesh is not None:
+    spec = sharding.batch_sharding(mesh).spec
+    call_host = jax.shard_map(call_host, mesh=mesh, in_specs=spec, out_specs=spec)
 
   def translate(tokens, mask, stopped=None):
     """Returns tokens [... W] and mask, padded right, for rows [... L] padded on either side."""
-
-    def host(tokens, mask, stopped):
-      out = np.full((len(tokens), width), judge_tokenizer.pad_id, np.int32)
-      lengths = np.zeros(len(tokens), int)
-      for row, (ids, real) in enumerate(zip(np.asarray(tokens), np.asarray(mask), strict=True)):
-        ids = retokenize(ids[real], None if stopped is None else stopped[row])
-        out[row, : len(ids)], lengths[row] = ids, len(ids)
-      return out, np.arange(width)[None] < lengths[:, None]
-
-    def local(*rows):
-      shape = (len(rows[0]), width)
-      kinds = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool))
-      return jax.pure_callback(host, kinds, *rows)
-
-    # A bare callback would gather all rows on one device, and leave what follows there.
-    if mesh is not None:
-      spec = sharding.batch_sharding(mesh).spec
-      local = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec)
     rows = [array.reshape(-1, array.shape[-1]) for array in (tokens, mask)]
-    out = local(*rows, None if stopped is None else stopped.reshape(-1))
-    return tuple(array.reshape(*tokens.shape[:-1], width) for array in out)
+    translated = call_host(*rows, None if stopped is None else stopped.reshape(-1))
+    return tuple(array.reshape(*tokens.shape[:-1], width) for array in translated)
 
-  def read(responses):
+  def translate_responses(responses: Responses) -> Responses:
     tokens, mask = translate(responses.tokens, responses.mask, responses.stopped)
     unknown = jnp.zeros(tokens.shape)
     return Responses(tokens, mask, unknown, unknown, responses.stopped)
 
   def fn(params, prompts: Prompts, responses: Responses, opponents: Responses | None = None):
-    prompts = Prompts(*translate(prompts.tokens, prompts.mask), prompts.index)
-    opponents = None if opponents is None else read(opponents)
-    return judge.fn(params, prompts, read(responses), opponents)
+    tokens, mask = translate(prompts.tokens, prompts.mask)
+    prompts = Prompts(tokens, mask, prompts.index)
+    opponents = None if opponents is None else translate_responses(opponents)
+    return judge.fn(params, prompts, translate_responses(responses), opponents)
 
   return Judge(judge.params, fn)

@@ -1,4 +1,4 @@
-"""The table of algorithms: who plays, against whom, to which loss, and when copies are made.
+"""The table of algorithms: whose responses are compared, the loss, and when copies are made.
 
 Symbols are those of the papers: β weighs KL to the reference, β/η KL to the target (the prox
 centre), s is the step of a regularised mirror step. Deviations from the papers:
@@ -17,10 +17,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nash_jax.objectives import losses
+from nash_jax.types import Mean
 from nash_jax.validation import one_of
 
 AlgorithmConfig = Any  # the `algorithm` part of a run's config, an ml_collections.ConfigDict
-Copies = dict[str, str]  # by the field that is overwritten, the field it becomes a copy of
+Loss = Callable[..., Mean]  # (logp, log_ratios, verdict, role_weights=) -> Mean
+Copies = dict[str, str]  # by the field to overwrite, the field that it becomes a copy of
+
+
+def _kl_to_reference(config: AlgorithmConfig) -> losses.Weights:
+  return {"reference": config.beta}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,218 +35,205 @@ class Algorithm:
 
   Players are "policy", "reference", "target", "mixture" (of policy and reference, token-wise) and
   the names in `copies`. The fields of the state that a copy may read or write are "params",
-  "opt_state", "target", "reference" and those names.
+  "opt_state", "target", "reference" and those names. A Callable takes the algorithm's config.
 
   Attributes:
-    loss: from the algorithm's config to (logp, log_ratios, verdict, role_weights=) -> Mean.
-    role_weights: from the algorithm's config to the weight of each role's log-ratio in the loss.
+    loss: returns the loss, one of losses.py with its options set.
     paper: where the method is from, and which equation.
-    player: who plays y.
-    opponent: who plays the responses that y is compared with; None: y's own other samples.
-    on_policy: whether the loss follows the gradient of the very distribution that y is drawn from.
-    target_ema: from the algorithm's config to whether the target follows the policy at every step,
-      at rate κ.
-    copy_schedule: from the algorithm's config and the number of completed steps to the copies that
-      are due then, where a phase ends.
+    role_weights: returns the weight of each role's log-ratio in the loss; default β·KL to the
+      reference.
+    player: who samples y.
+    opponent: who samples the responses that y is compared with; None: y's other samples, from the
+      same player.
+    on_policy: whether the loss follows the gradient of the very distribution that samples y; such a
+      loss has the options centre_log_ratios and reward_to_go.
+    target_ema: returns whether the target follows the policy at every step, at rate κ.
+    copy_schedule: returns the copies that are due after a number of completed steps, where a phase
+      ends.
     copies: frozen trees beside the target, each with the field it starts as a copy of.
-    fields: fields of the algorithm's config that the method reads, see `uses`.
+    fields: fields of the algorithm's config that the method's functions read; see `uses`.
     minimum: the least value that makes sense, by field.
-    defaults: the method's own defaults, by field, where they differ from the others'.
+    defaults: this method's defaults, by field, where they differ from the others'.
     needs_rewards: whether the loss reads scalar rewards.
   """
 
-  loss: Callable[[AlgorithmConfig], Callable]
-  role_weights: Callable[[AlgorithmConfig], dict[str, float]]
+  loss: Callable[[AlgorithmConfig], Loss]
   paper: str
+  role_weights: Callable[[AlgorithmConfig], losses.Weights] = _kl_to_reference
   player: str = "policy"
   opponent: str | None = None
   on_policy: bool = True
-  target_ema: Callable[[AlgorithmConfig], bool] = lambda a: False
-  copy_schedule: Callable[[AlgorithmConfig, int], Copies] = lambda a, n: {}
+  target_ema: Callable[[AlgorithmConfig], bool] = lambda config: False
+  copy_schedule: Callable[[AlgorithmConfig, int], Copies] = lambda config, step: {}
   copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
   fields: tuple[str, ...] = ("beta",)
   minimum: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"samples": 2})
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   needs_rewards: bool = False
 
-  def keeps_target(self, a: AlgorithmConfig) -> bool:
-    """Whether a target is part of the state: somebody plays, weighs or moves it."""
-    return "target" in (self.player, self.opponent, *self.role_weights(a))
+  def keeps_target(self, config: AlgorithmConfig) -> bool:
+    """Returns whether the state has a target: as a player, or with a role in the loss."""
+    return "target" in (self.player, self.opponent, *self.role_weights(config))
 
-  def uses(self, a: AlgorithmConfig) -> set[str]:
-    """Returns the fields of the algorithm's config that matter, beside those that always do."""
+  def uses(self, config: AlgorithmConfig) -> set[str]:
+    """Returns the fields that this method reads, without those that every method reads."""
     used = {*self.fields, *(() if self.needs_rewards else ("labels",))}
-    if self.target_ema(a):
-      used |= {"kappa_schedule", "kappa" if a.kappa_schedule == "constant" else "kappa_offset"}
+    if self.on_policy:
+      used |= {"centre_log_ratios", "reward_to_go"}
+    if "mixture" in (self.player, self.opponent):
+      used.add("mixture")
+    if self.target_ema(config):
+      rate = "kappa" if config.kappa_schedule == "constant" else "kappa_offset"
+      used |= {"kappa_schedule", rate}
     elif "target_update" in used:
       used.add("target_period")
     return used
 
-  def samples(self, a: AlgorithmConfig) -> tuple[int, int]:
-    """Returns how many of a prompt's `samples` are y's and how many its opponent's."""
-    opponents = a.samples // 2 if self.opponent else 0
-    return a.samples - opponents, opponents
+  def samples(self, config: AlgorithmConfig) -> tuple[int, int]:
+    """Returns how many of a prompt's `samples` are y's and how many the opponent's."""
+    opponents = config.samples // 2 if self.opponent else 0
+    return config.samples - opponents, opponents
 
 
-_LOG_RATIO_OPTIONS = ("centre_log_ratios", "reward_to_go")
-
-
-def _policy_gradient(arms: int) -> Callable:
-  return lambda a: functools.partial(
-    losses.policy_gradient, arms=arms, centre=a.centre_log_ratios, to_go=a.reward_to_go
+def _policy_gradient(arms: int) -> Callable[[AlgorithmConfig], Loss]:
+  return lambda config: functools.partial(
+    losses.policy_gradient, arms=arms, centre=config.centre_log_ratios, to_go=config.reward_to_go
   )
 
 
-def _reinforce(a):
-  return functools.partial(losses.reinforce, centre=a.centre_log_ratios, to_go=a.reward_to_go)
+def _reinforce(config) -> Loss:
+  return functools.partial(
+    losses.reinforce, centre=config.centre_log_ratios, to_go=config.reward_to_go
+  )
 
 
-def _ipo(a):
-  return functools.partial(losses.regression, scale=1 / a.beta)
+def _ipo(config) -> Loss:
+  return functools.partial(losses.regression, scale=1 / config.beta)
 
 
-def _ratio(a):
+def _log_ratio(config) -> losses.Weights:
   return {"reference": 1.0}
 
 
-def _to_reference(a):
-  return {"reference": a.beta}
+def _kl_to_both(config) -> losses.Weights:
+  return {"reference": config.beta, "target": config.beta / config.eta}
 
 
-def _to_both(a):
-  return {"reference": a.beta, "target": a.beta / a.eta}
+def _mirror_step(config) -> losses.Weights:
+  """Weighs a regularised mirror step s from π_t: the sum of both weights is 1/s."""
+  return {"reference": config.beta, "target": 1 / config.step - config.beta}
 
 
-def _mirror(a):
-  """The roles of a regularised mirror step s from π_t: together they weigh 1/s."""
-  return {"reference": a.beta, "target": 1 / a.step - a.beta}
+def _every(period: int, step: int, **copies: str) -> Copies:
+  return copies if step % period == 0 else {}
 
 
-def _every(period: int, n: int, **copies: str) -> Copies:
-  return copies if n % period == 0 else {}
+def _copy_to_target(config, step: int) -> Copies:
+  return _every(config.target_period, step, target="params")
 
 
-def _copied(a, n):
-  return _every(a.target_period, n, target="params")
+def _copy_unless_ema(config, step: int) -> Copies:
+  return _copy_to_target(config, step) if config.target_update == "periodic" else {}
 
 
-def _halves(a, n):
-  """Two-step NashMP: the opponent is the last half's end, the prox centre the last whole's."""
-  whole = _every(2 * a.target_period, n, target="params")
-  return _every(a.target_period, n, opponent="params") | whole
+def _two_halves(config, step: int) -> Copies:
+  """Two-step NashMP: the opponent is the end of the last half, the target that of both halves."""
+  target = _every(2 * config.target_period, step, target="params")
+  return _every(config.target_period, step, opponent="params") | target
 
 
-def _extragradient(a, n):
-  """EGPO: after a half step back to its start, after a whole step the next start is here."""
-  return {"opponent": "params"} | (
-    {"params": "start", "opt_state": "start_opt_state"}
-    if n % 2
-    else {"start": "params", "start_opt_state": "opt_state"}
-  )
+def _extragradient(config, step: int) -> Copies:
+  """EGPO: the first half step ends with a return to the start, the second with a new start."""
+  back = {"params": "start", "opt_state": "start_opt_state"}
+  ahead = {"start": "params", "start_opt_state": "opt_state"}
+  return {"opponent": "params"} | (back if step % 2 else ahead)
 
 
 ALGORITHMS = {
   "nash_mp": Algorithm(
     loss=_policy_gradient(arms=2),
-    role_weights=_to_both,
-    target_ema=lambda a: a.target_update == "ema",
-    copy_schedule=lambda a, n: _copied(a, n) if a.target_update == "periodic" else {},
-    fields=("beta", "eta", "target_update", *_LOG_RATIO_OPTIONS),
+    role_weights=_kl_to_both,
+    target_ema=lambda config: config.target_update == "ema",
+    copy_schedule=_copy_unless_ema,
+    fields=("beta", "eta", "target_update"),
     paper="Nash Mirror Prox, Tiapkin et al. 2505.19731, deep version with two live responses",
   ),
   "reg_self_play": Algorithm(
     loss=_policy_gradient(arms=2),
-    role_weights=_to_reference,
-    fields=("beta", *_LOG_RATIO_OPTIONS),
     paper="Regularised self-play: NashMP without the prox term, 2505.19731 section 5",
   ),
   "nash_mp_two_step": Algorithm(
     loss=_policy_gradient(arms=1),
-    role_weights=_to_both,
+    role_weights=_kl_to_both,
     opponent="opponent",
     copies={"opponent": "params"},
-    copy_schedule=_halves,
-    fields=("beta", "eta", "target_period", *_LOG_RATIO_OPTIONS),
-    paper="Approximate NashMP, 2505.19731: T inner steps a half, opponent and centre frozen",
+    copy_schedule=_two_halves,
+    fields=("beta", "eta", "target_period"),
+    paper="Approximate NashMP, 2505.19731: T inner steps a half, opponent and target frozen",
   ),
   "nash_md": Algorithm(
-    loss=_policy_gradient(arms=1),
-    role_weights=_to_reference,
-    opponent="mixture",
-    fields=("beta", "mixture", *_LOG_RATIO_OPTIONS),
-    paper="Nash-MD-PG, Munos et al. 2312.00886",
+    loss=_policy_gradient(arms=1), opponent="mixture", paper="Nash-MD-PG, Munos et al. 2312.00886"
   ),
   "self_play": Algorithm(
-    loss=_policy_gradient(arms=1),
-    role_weights=_to_reference,
-    opponent="policy",
-    fields=("beta", *_LOG_RATIO_OPTIONS),
-    paper="Nash-MD-PG with mixture 0, 2312.00886",
+    loss=_policy_gradient(arms=1), opponent="policy", paper="Nash-MD-PG with mixture 0, 2312.00886"
   ),
   "best_response": Algorithm(
     loss=_policy_gradient(arms=1),
-    role_weights=_to_reference,
     opponent="reference",
-    fields=("beta", *_LOG_RATIO_OPTIONS),
     paper="Nash-MD-PG with mixture 1, 2312.00886",
   ),
   "nash_ema": Algorithm(
     loss=_policy_gradient(arms=1),
-    role_weights=_to_reference,
     opponent="target",
-    target_ema=lambda a: True,
-    fields=("beta", *_LOG_RATIO_OPTIONS),
-    paper="Nash-EMA-PG, 2312.00886: against an EMA of the policy's parameters",
+    target_ema=lambda config: True,
+    paper="Nash-EMA-PG, 2312.00886: the opponent is an EMA of the policy's parameters",
   ),
   "mpo": Algorithm(
     loss=_policy_gradient(arms=1),
-    role_weights=_mirror,
+    role_weights=_mirror_step,
     opponent="target",
-    copy_schedule=_copied,
+    copy_schedule=_copy_to_target,
     minimum={"samples": 2, "reference_period": 1},
     defaults={"reference_period": 50},
-    fields=("beta", "step", "target_period", *_LOG_RATIO_OPTIONS),
+    fields=("beta", "step", "target_period"),
     paper="Magnetic Preference Optimisation, Wang et al. 2410.16714: the reference is the magnet",
   ),
   "rlhf": Algorithm(
     loss=_reinforce,
-    role_weights=_to_reference,
     needs_rewards=True,
-    fields=("beta", *_LOG_RATIO_OPTIONS),
     paper="REINFORCE with leave-one-out rewards, Ahmadian et al. 2402.14740",
   ),
   "online_ipo": Algorithm(
     loss=_ipo,
-    role_weights=_ratio,
+    role_weights=_log_ratio,
     on_policy=False,
     paper="Online IPO, Calandriello et al. 2403.08635",
   ),
   "ipo_md": Algorithm(
     loss=_ipo,
-    role_weights=_ratio,
+    role_weights=_log_ratio,
     player="mixture",
     on_policy=False,
-    fields=("beta", "mixture"),
     paper="IPO-MD, Calandriello et al. 2403.08635: both responses from the mixture",
   ),
   "online_dpo": Algorithm(
-    loss=lambda a: losses.logistic,
-    role_weights=_to_reference,
-    on_policy=False,
-    paper="Online DPO, Guo et al. 2402.04792",
+    loss=lambda config: losses.logistic, on_policy=False, paper="Online DPO, Guo et al. 2402.04792"
   ),
   "inpo": Algorithm(
-    loss=lambda a: functools.partial(losses.regression, scale=a.step),
-    role_weights=lambda a: {"reference": a.step * a.beta, "target": 1 - a.step * a.beta},
+    loss=lambda config: functools.partial(losses.regression, scale=config.step),
+    role_weights=lambda config: {
+      "reference": config.step * config.beta,
+      "target": 1 - config.step * config.beta,
+    },
     player="target",
-    copy_schedule=_copied,
+    copy_schedule=_copy_to_target,
     on_policy=False,
     fields=("beta", "step", "target_period"),
     paper="INPO, Zhang et al. 2407.00617; its printed η is 1/s",
   ),
   "egpo": Algorithm(
-    loss=lambda a: functools.partial(losses.regression_to_opponent, scale=1 / a.beta),
-    role_weights=_ratio,
+    loss=lambda config: functools.partial(losses.regression_to_opponent, scale=1 / config.beta),
+    role_weights=_log_ratio,
     opponent="opponent",
     copies={"opponent": "params", "start": "params", "start_opt_state": "opt_state"},
     copy_schedule=_extragradient,
@@ -249,10 +242,10 @@ ALGORITHMS = {
     paper="EGPO, Zhou et al. 2503.08942: two half steps from the same start",
   ),
   "sppo": Algorithm(
-    loss=lambda a: functools.partial(losses.win_rate_regression, scale=a.step),
-    role_weights=lambda a: {"target": 1.0},
+    loss=lambda config: functools.partial(losses.win_rate_regression, scale=config.step),
+    role_weights=lambda config: {"target": 1.0},
     player="target",
-    copy_schedule=_copied,
+    copy_schedule=_copy_to_target,
     on_policy=False,
     fields=("step", "target_period"),
     paper="SPPO, Wu et al. 2405.00675",
@@ -266,15 +259,15 @@ def get(name: str) -> Algorithm:
   return ALGORITHMS[name]
 
 
-def fill_defaults(a: AlgorithmConfig) -> None:
-  """Sets the fields that are None to the method's own defaults, in place."""
-  method = get(a.name)
+def fill_defaults(config: AlgorithmConfig) -> None:
+  """Sets the fields that are None to the method's defaults, in place."""
+  method = get(config.name)
   defaults = {
     "samples": method.minimum["samples"],
     "reference_period": 0,
-    "step": 5.0 if 5.0 * a.beta <= 1 else 0.5 / a.beta,
+    "step": 5.0 if 5.0 * config.beta <= 1 else 0.5 / config.beta,
     **method.defaults,
   }
   for field, value in defaults.items():
-    if a[field] is None:
-      a[field] = value
+    if config[field] is None:
+      config[field] = value

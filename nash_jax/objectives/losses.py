@@ -1,9 +1,9 @@
-"""Losses of arrays, in two families; they know no model, tokenizer or config.
+"""Losses in two families, policy gradients and regressions: arrays in, a `Mean` out.
 
-Axes: B prompts, K responses to each, J responses each is compared with, L tokens. Every loss takes
-`logp` (log π_θ of each token, differentiated), `log_ratios` (by role, log π_θ − log π_role of each
-token), the judge's verdict and `role_weights` (by role, a number). Masked tokens are 0. Where
-responses are compared among themselves J = K, and the diagonal is not valid.
+Axes as in types.py. Every loss takes `logp` (log π_θ of each token, differentiated), `log_ratios`
+(by role, log π_θ − log π_role of each token), the judge's verdict and `role_weights` (by role, a
+number). Masked tokens are 0. Where responses are compared with each other J = K, and the diagonal
+is not valid.
 """
 
 import jax
@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 from nash_jax.types import Mean, Verdict
 
 Logp = Float[Array, "B K L"]
-LogRatios = dict[str, Float[Array, "B K L"]]
-Weights = dict[str, float]
+LogRatios = dict[str, Float[Array, "B K L"]]  # by role
+Weights = dict[str, float]  # by role
 
 
 def policy_gradient(
@@ -32,16 +32,16 @@ def policy_gradient(
   The gradient is the mean over prompts of (arms / K) Σ_k ∇log π(y_k)·coef(y_k), with
   coef = 1/2 − mean_j P(y_k≻y_j) + Σ_role weight_role·log_ratio_role(y_k), all under stop_gradient:
   differentiating a log-ratio through its own samples gives zero expected KL gradient. A response
-  without a valid comparison weighs nothing.
+  without a valid comparison has weight 0.
 
   Args:
     role_weights: of each role's log-ratio: β for the reference, β/η for the target.
     arms: 2 where opponents are the policy's own samples, so that both sides of every comparison
       carry a gradient (its expectation is 2·∇J); 1 otherwise.
-    centre: subtract from each log-ratio the mean over the prompt's other responses; the expectation
-      stays, the variance at large KL falls.
-    to_go: a token's coefficient holds the log-ratios of its own and later tokens only; the same
-      expectation on policy (Munos et al. 2312.00886, section 7).
+    centre: subtract from each log-ratio the mean over the prompt's other responses, which keeps the
+      expectation and lowers the variance at large KL.
+    to_go: count in a token's coefficient the log-ratios of this and later tokens only, which keeps
+      the expectation on policy (Munos et al. 2312.00886, section 7).
   """
   wins, compared = _mean_wins(verdict)
   penalty = _penalty(log_ratios, role_weights, centre, to_go)
@@ -62,9 +62,10 @@ def reinforce(
   Both arms count, as in `policy_gradient` with arms = 2: the expectation of the gradient is 2·∇ of
   −E[R] + Σ_role role_weights[role]·KL. Source: RLOO, Ahmadian et al. 2402.14740.
   """
+  assert verdict.rewards is not None, "algorithms.needs_rewards holds only judges with rewards"
   _, compared = _mean_wins(verdict)
-  rewards = jnp.where(compared, verdict.rewards, 0.0)  # NaN of what a judge could not read
-  advantage = rewards - _others(rewards)
+  rewards = jnp.where(compared, verdict.rewards, 0.0)  # NaN where the judge could not read y
+  advantage = rewards - _mean_of_others(rewards)
   penalty = _penalty(log_ratios, role_weights, centre, to_go)
   return _surrogate(logp, penalty - advantage[..., None], compared, arms=2)
 
@@ -106,48 +107,51 @@ def win_rate_regression(
 ) -> Mean:
   """Mean of (h(y_k) − scale·(mean_j P(y_k≻y_j) − 1/2))² over responses (SPPO, 2405.00675)."""
   wins, compared = _mean_wins(verdict)
-  return Mean.from_values(
-    (_weighted(log_ratios, role_weights) - scale * (wins - 0.5)) ** 2, compared
-  )
+  error = _weighted(log_ratios, role_weights) - scale * (wins - 0.5)
+  return Mean.from_values(error**2, compared)
 
 
-def _surrogate(logp, coefficient, compared, arms) -> Mean:
+def _surrogate(logp: Logp, coefficient: Array, compared: Array, arms: int) -> Mean:
   weight, samples = compared.astype(logp.dtype), logp.shape[1]
-  each = jnp.sum(jax.lax.stop_gradient(coefficient) * logp, axis=-1)
-  return Mean(jnp.sum(weight * each) * arms / samples, jnp.sum(weight) / samples)
+  terms = jnp.sum(jax.lax.stop_gradient(coefficient) * logp, axis=-1)
+  return Mean(jnp.sum(weight * terms) * arms / samples, jnp.sum(weight) / samples)
 
 
-def _penalty(log_ratios, role_weights, centre, to_go) -> Float[Array, "B K L"] | float:
+def _penalty(log_ratios: LogRatios, role_weights: Weights, centre: bool, to_go: bool):
+  """Returns Σ_role weight·log_ratio, of tokens to go or whole responses: [B K L] or [B K 1]."""
+
   def penalise(log_ratio):
-    whole = jnp.sum(log_ratio, axis=-1, keepdims=True)
-    counted = jnp.flip(jnp.cumsum(jnp.flip(log_ratio, -1), axis=-1), -1) if to_go else whole
-    return counted - _others(whole) if centre else counted
+    total = jnp.sum(log_ratio, axis=-1, keepdims=True)
+    counted = jnp.flip(jnp.cumsum(jnp.flip(log_ratio, -1), axis=-1), -1) if to_go else total
+    return counted - _mean_of_others(total) if centre else counted
 
   return sum(weight * penalise(log_ratios[role]) for role, weight in role_weights.items())
 
 
-def _others(x):
-  """Mean over the prompt's other responses, along axis 1."""
-  return (jnp.sum(x, axis=1, keepdims=True) - x) / (x.shape[1] - 1)
+def _mean_of_others(values: Float[Array, "B K *_"]) -> Float[Array, "B K *_"]:
+  """Returns the mean over the prompt's other responses, which are axis 1."""
+  return (jnp.sum(values, axis=1, keepdims=True) - values) / (values.shape[1] - 1)
 
 
 def _mean_wins(verdict: Verdict) -> tuple[Float[Array, "B K"], Bool[Array, "B K"]]:
-  """Each response's mean P over its valid comparisons, and whether it has any."""
+  """Returns each response's mean P over its valid comparisons, and whether it has any."""
   count = jnp.sum(verdict.valid, axis=-1)
   wins = jnp.sum(jnp.where(verdict.valid, verdict.p_win, 0.0), axis=-1)
   return wins / jnp.maximum(count, 1), count > 0
 
 
-def _weighted(log_ratios, role_weights) -> Float[Array, "B K"]:
-  return sum(weight * jnp.sum(log_ratios[role], axis=-1) for role, weight in role_weights.items())
+def _weighted(log_ratios: LogRatios, role_weights: Weights) -> Float[Array, "B K"]:
+  """Returns h = Σ_role weight·log_ratio of each response."""
+  terms = [weight * jnp.sum(log_ratios[role], axis=-1) for role, weight in role_weights.items()]
+  return sum(terms)  # type: ignore[return-value]  # an int only without any role
 
 
-def _differences(x: Float[Array, "B K"]) -> Float[Array, "B K K"]:
-  return x[:, :, None] - x[:, None, :]
+def _differences(values: Float[Array, "B K"]) -> Float[Array, "B K K"]:
+  return values[:, :, None] - values[:, None, :]
 
 
 def _over_pairs(values: Float[Array, "B K K"], valid: Bool[Array, "B K K"]) -> Mean:
-  """Each prompt weighs 1 where all its pairs are valid, whatever K."""
-  total = Mean.from_values(values, valid)
+  """Returns the mean over valid pairs; a prompt with all pairs valid weighs 1, whatever K."""
+  mean = Mean.from_values(values, valid)
   pairs = values.shape[1] * (values.shape[1] - 1)
-  return Mean(total.total / pairs, total.weight / pairs)
+  return Mean(mean.total / pairs, mean.weight / pairs)
