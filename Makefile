@@ -25,6 +25,7 @@ test-slow: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.decode
