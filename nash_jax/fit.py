@@ -130,19 +130,14 @@ def set_up(config: ConfigDict) -> Setup:
   step = jit(train_step, donate_argnums=1, out_shardings=(shardings, replicated))
   jit_loss = jit(loss, out_shardings=replicated)
   return Setup(
-    config,
-    model_config,
-    data,
-    held_out,
-    batch_sharding,
-    base,
+    config, model_config, data, held_out, batch_sharding, base,
     sharding.abstract(state_shapes, shardings),
     initial_state=lambda: jit(init, out_shardings=shardings)(base if adapted else load()),
     join=functools.partial(join, base),
     merge=lambda trained: lora.merge(join(load() if adapted else None, trained)),
     train_step=functools.partial(step, base),
     evaluate=functools.partial(_evaluate, jit_loss, held_out, config, batch_sharding, tokenizer),
-  )
+  )  # fmt: skip
 
 
 def _make_step(config, loss: Loss) -> tuple[Callable, Callable, Callable]:

@@ -58,15 +58,10 @@ def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig
       logprobs.response_logprobs, remat=model.remat, chunk=model.logit_chunk, **shared
     ),
     functools.partial(
-      sampler.make_sampler,
-      max_tokens=sampling.max_tokens,
-      stop_ids=tokenizer.stop_ids,
-      pad_id=tokenizer.pad_id,
-      top_k=sampling.top_k,
-      top_p=sampling.top_p,
-      **shared,
+      sampler.make_sampler, max_tokens=sampling.max_tokens, stop_ids=tokenizer.stop_ids,
+      pad_id=tokenizer.pad_id, top_k=sampling.top_k, top_p=sampling.top_p, **shared,
     ),
-  )
+  )  # fmt: skip
 
 
 def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Bool[Array, "V"]:

@@ -150,11 +150,9 @@ def make_sampler(
     assert all(c["v"].shape[2] >= prompt_columns + max_tokens for cs in caches for c in cs)
     state = {
       "tokens": jnp.full((rows, max_tokens), pad_id, jnp.int32),
-      "mask": jnp.zeros((rows, max_tokens), bool),
-      "logp": jnp.zeros((rows, max_tokens)),
-      "logp_sampling": jnp.zeros((rows, max_tokens)),
-      "stopped": jnp.zeros(rows, bool),
-    }
+      "mask": jnp.zeros((rows, max_tokens), bool), "logp": jnp.zeros((rows, max_tokens)),
+      "logp_sampling": jnp.zeros((rows, max_tokens)), "stopped": jnp.zeros(rows, bool),
+    }  # fmt: skip
     first = (jnp.int32(1), append(state, 0, hidden), caches)
     _, state, _ = jax.lax.while_loop(unfinished, step, first)
     del state["last"]

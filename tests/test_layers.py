@@ -33,7 +33,7 @@ LAYERS = (
   ("run.loop", "iteration"),
   ("train", "fit", "plan.topology", "plan.hlo_cost", "plan.memory"),
   ("plan",),
-  ("jobs.arena", "jobs.collect", "jobs.sample", "jobs.sweep", "jobs.short_game", "plan.__main__"),
+  ("jobs.arena", "jobs.collect", "jobs.sample", "jobs.sweep", "jobs.short_game"),
   ("jobs.compare", "jobs.demo"),
   ("", "main"),
 )

@@ -16,6 +16,7 @@ from jax import numpy as jnp
 from jax.sharding import AbstractMesh
 
 import nash_jax
+from benchmarks import plans
 from nash_jax import plan, train
 from nash_jax.config import resolve
 from nash_jax.configs import gemma2_2b
@@ -137,7 +138,7 @@ def test_a_plan_has_every_phase_and_field(tiny_plan):
 
 
 def test_plans_of_devices_without_published_peaks_have_their_line_too(tiny_plan):
-  _, _, line = plan.overview([tiny_plan]).splitlines()
+  _, _, line = plans.overview([tiny_plan]).splitlines()
   assert line.startswith("| local")
   assert line.count("—") == 3 + len(tiny_plan["phases"])
 
@@ -199,7 +200,7 @@ def test_a_config_of_another_job_is_refused():
 
 
 def test_several_plans_make_one_table(tiny_plan):
-  table = plan.overview(
+  table = plans.overview(
     [{**tiny_plan, "hbm_bytes": 2**34, "fits": True, "largest_batch_size": 8}] * 2
   )
   assert table.count("tiny, nash_mp, 8 x 2 responses, 12 + 12 tokens") == 2

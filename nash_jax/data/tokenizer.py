@@ -130,24 +130,12 @@ def train_tokenizer(corpus: str, output: str, vocab_size: int = 1024, held_out: 
         print(f"{ord(mark):X}", " ".join(f"{ord(c):X}" for c in spelling), sep="\t", file=file)
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=(line for text in texts for line in text.split("\n")),
-      model_prefix=output.removesuffix(".model"),
-      model_type="bpe",
-      vocab_size=vocab_size,
-      normalization_rule_tsv=str(rules),
-      remove_extra_whitespaces=False,
-      add_dummy_prefix=False,
-      character_coverage=0.9999,
-      split_digits=True,
-      pad_id=0,
-      eos_id=1,
-      bos_id=2,
-      unk_id=3,
-      pad_piece="<pad>",
-      eos_piece="<eos>",
-      bos_piece="<bos>",
-      user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\n"],
-      minloglevel=1,
-    )
+      model_prefix=output.removesuffix(".model"), model_type="bpe", vocab_size=vocab_size,
+      normalization_rule_tsv=str(rules), remove_extra_whitespaces=False, add_dummy_prefix=False,
+      character_coverage=0.9999, split_digits=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+      pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+      user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\n"], minloglevel=1,
+    )  # fmt: skip
   pathlib.Path(output).with_suffix(".vocab").unlink()
   # The model notes where it was made: without that, the same text gives the same bytes anywhere.
   model = sentencepiece_model_pb2.ModelProto.FromString(pathlib.Path(output).read_bytes())

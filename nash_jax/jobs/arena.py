@@ -188,15 +188,11 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
     else:
       bound = math.log(n) - (n - 1) / n
     out[name] = {
-      "weights": policy.weights,
-      "best_of": n,
-      "kl_to_reference": kl,
-      "kl_sigma3": sigma3,
-      "best_of_kl_bound": bound,
-      "length": lengths.mean(),
+      "weights": policy.weights, "best_of": n, "kl_to_reference": kl, "kl_sigma3": sigma3,
+      "best_of_kl_bound": bound, "length": lengths.mean(),
       "distinct2": distinct_bigrams(samples.tokens, lengths - samples.stopped),
       "stopped": samples.stopped.mean(),
-    }
+    }  # fmt: skip
   for statistics in out.values():
     for field in ("length", "distinct2"):
       statistics[f"{field}_ratio"] = statistics[field] / out[config.base][field]
@@ -247,14 +243,11 @@ def evaluate(config: ConfigDict, tokenizer: Tokenizer, judged: Judged) -> dict[s
       "metrics": {m: float(v.value()) for m, v in verdict.metrics.items() if v.weight},
     }
   result = {
-    "prompts": len(judged.prompts.tokens),
-    "samples": config.samples,
-    "base": config.base,
-    "policies": response_statistics(config, judged),
-    "judges": by_judge,
+    "prompts": len(judged.prompts.tokens), "samples": config.samples, "base": config.base,
+    "policies": response_statistics(config, judged), "judges": by_judge,
     "texts": _texts(config, tokenizer, judged.prompts, judged.responses),
     "config": describe(config),
-  }
+  }  # fmt: skip
   # Through JSON, NaN, which JSON has not, becomes null.
   text = json.dumps(result, default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
   return json.loads(text, parse_constant=lambda _: None)

@@ -65,13 +65,9 @@ def ask(config, text: str) -> float:
     ValueError: the server refuses the request itself, as with a wrong key or model.
   """
   body = {
-    "model": config.http.model,
-    "messages": [{"role": "user", "content": text}],
-    "max_tokens": 1,
-    "temperature": 0,
-    "logprobs": True,
-    "top_logprobs": 5,
-  }
+    "model": config.http.model, "messages": [{"role": "user", "content": text}], "max_tokens": 1,
+    "temperature": 0, "logprobs": True, "top_logprobs": 5,
+  }  # fmt: skip
   headers = {"Content-Type": "application/json"}
   if key := os.environ.get(KEY):
     headers["Authorization"] = f"Bearer {key}"

@@ -71,12 +71,9 @@ class GemmaConfig:
 
 _PAIR, _SIX = (LOCAL, GLOBAL), (LOCAL,) * 5 + (GLOBAL,)  # the patterns of Gemma 2 and Gemma 3
 _GEMMA3: dict[str, Any] = {
-  "final_logit_softcap": None,
-  "attn_logits_soft_cap": None,
-  "use_qk_norm": True,
-  "transpose_gating_einsum": True,
-  "global_base_frequency": 1_000_000,
-}
+  "final_logit_softcap": None, "attn_logits_soft_cap": None, "use_qk_norm": True,
+  "transpose_gating_einsum": True, "global_base_frequency": 1_000_000,
+}  # fmt: skip
 PRESETS = {  # positional: from num_embed to sliding_window_size
   "stories": GemmaConfig(1024, 128, 512, 4, 2, 32, _PAIR * 2, 128),
   "tiny": GemmaConfig(64, 16, 32, 2, 1, 8, _PAIR, 8),
@@ -144,22 +141,14 @@ def block(
   else:
     frequency, scale = model_config.global_base_frequency, model_config.global_scale_factor
   return gm.nn.Block(
-    num_heads=model_config.num_heads,
-    num_kv_heads=model_config.num_kv_heads,
-    embed_dim=model_config.embed_dim,
-    head_dim=model_config.head_dim,
-    hidden_dim=model_config.hidden_dim,
-    sliding_window_size=model_config.sliding_window_size,
-    use_post_attn_norm=True,
-    use_post_ffw_norm=True,
-    attn_logits_soft_cap=model_config.attn_logits_soft_cap,
-    attn_type=attn_type,
-    query_pre_attn_scalar=model_config.head_dim**-0.5,
-    transpose_gating_einsum=transpose_gating,
-    use_qk_norm=model_config.use_qk_norm,
-    rope_base_frequency=frequency,
-    rope_scale_factor=scale,
-  )
+    num_heads=model_config.num_heads, num_kv_heads=model_config.num_kv_heads,
+    embed_dim=model_config.embed_dim, head_dim=model_config.head_dim,
+    hidden_dim=model_config.hidden_dim, sliding_window_size=model_config.sliding_window_size,
+    use_post_attn_norm=True, use_post_ffw_norm=True,
+    attn_logits_soft_cap=model_config.attn_logits_soft_cap, attn_type=attn_type,
+    query_pre_attn_scalar=model_config.head_dim**-0.5, transpose_gating_einsum=transpose_gating,
+    use_qk_norm=model_config.use_qk_norm, rope_base_frequency=frequency, rope_scale_factor=scale,
+  )  # fmt: skip
 
 
 def init(key: Array, model_config: GemmaConfig) -> Params:

@@ -124,6 +124,10 @@ def _mirror_step(config) -> losses.Weights:
   return {"reference": config.beta, "target": 1 / config.step - config.beta}
 
 
+def _inpo_weights(config):
+  return {"reference": config.step * config.beta, "target": 1 - config.step * config.beta}
+
+
 def _every(period: int, step: int, **copies: str) -> Copies:
   return copies if step % period == 0 else {}
 
@@ -151,10 +155,8 @@ def _extragradient(config, step: int) -> Copies:
 
 ALGORITHMS = {
   "nash_mp": Algorithm(
-    loss=_policy_gradient(arms=2),
-    role_weights=_kl_to_both,
-    target_ema=lambda config: config.target_update == "ema",
-    copy_schedule=_copy_unless_ema,
+    loss=_policy_gradient(arms=2), role_weights=_kl_to_both,
+    target_ema=lambda config: config.target_update == "ema", copy_schedule=_copy_unless_ema,
     fields=("beta", "eta", "target_update"),
     paper="Nash Mirror Prox, Tiapkin et al. 2505.19731, deep version with two live responses",
   ),
@@ -163,94 +165,69 @@ ALGORITHMS = {
     paper="Regularised self-play: NashMP without the prox term, 2505.19731 section 5",
   ),
   "nash_mp_two_step": Algorithm(
-    loss=_policy_gradient(arms=1),
-    role_weights=_kl_to_both,
-    opponent="opponent",
-    copies={"opponent": "params"},
-    copy_schedule=_two_halves,
+    loss=_policy_gradient(arms=1), role_weights=_kl_to_both,
+    opponent="opponent", copies={"opponent": "params"}, copy_schedule=_two_halves,
     fields=("beta", "eta", "target_period"),
     paper="Approximate NashMP, 2505.19731: T inner steps a half, opponent and target frozen",
   ),
   "nash_md": Algorithm(
-    loss=_policy_gradient(arms=1), opponent="mixture", paper="Nash-MD-PG, Munos et al. 2312.00886"
+    loss=_policy_gradient(arms=1), opponent="mixture",
+    paper="Nash-MD-PG, Munos et al. 2312.00886",
   ),
   "self_play": Algorithm(
-    loss=_policy_gradient(arms=1), opponent="policy", paper="Nash-MD-PG with mixture 0, 2312.00886"
+    loss=_policy_gradient(arms=1), opponent="policy",
+    paper="Nash-MD-PG with mixture 0, 2312.00886",
   ),
   "best_response": Algorithm(
-    loss=_policy_gradient(arms=1),
-    opponent="reference",
+    loss=_policy_gradient(arms=1), opponent="reference",
     paper="Nash-MD-PG with mixture 1, 2312.00886",
   ),
   "nash_ema": Algorithm(
-    loss=_policy_gradient(arms=1),
-    opponent="target",
-    target_ema=lambda config: True,
+    loss=_policy_gradient(arms=1), opponent="target", target_ema=lambda config: True,
     paper="Nash-EMA-PG, 2312.00886: the opponent is an EMA of the policy's parameters",
   ),
   "mpo": Algorithm(
-    loss=_policy_gradient(arms=1),
-    role_weights=_mirror_step,
-    opponent="target",
-    copy_schedule=_copy_to_target,
-    minimum={"samples": 2, "reference_period": 1},
-    defaults={"reference_period": 50},
-    fields=("beta", "step", "target_period"),
+    loss=_policy_gradient(arms=1), role_weights=_mirror_step,
+    opponent="target", copy_schedule=_copy_to_target, fields=("beta", "step", "target_period"),
+    minimum={"samples": 2, "reference_period": 1}, defaults={"reference_period": 50},
     paper="Magnetic Preference Optimisation, Wang et al. 2410.16714: the reference is the magnet",
   ),
   "rlhf": Algorithm(
-    loss=_reinforce,
-    needs_rewards=True,
+    loss=_reinforce, needs_rewards=True,
     paper="REINFORCE with leave-one-out rewards, Ahmadian et al. 2402.14740",
   ),
   "online_ipo": Algorithm(
-    loss=_ipo,
-    role_weights=_log_ratio,
-    on_policy=False,
+    loss=_ipo, role_weights=_log_ratio, on_policy=False,
     paper="Online IPO, Calandriello et al. 2403.08635",
   ),
   "ipo_md": Algorithm(
-    loss=_ipo,
-    role_weights=_log_ratio,
-    player="mixture",
-    on_policy=False,
+    loss=_ipo, role_weights=_log_ratio, player="mixture", on_policy=False,
     paper="IPO-MD, Calandriello et al. 2403.08635: both responses from the mixture",
   ),
   "online_dpo": Algorithm(
-    loss=lambda config: losses.logistic, on_policy=False, paper="Online DPO, Guo et al. 2402.04792"
+    loss=lambda config: losses.logistic, on_policy=False,
+    paper="Online DPO, Guo et al. 2402.04792",
   ),
   "inpo": Algorithm(
     loss=lambda config: functools.partial(losses.regression, scale=config.step),
-    role_weights=lambda config: {
-      "reference": config.step * config.beta,
-      "target": 1 - config.step * config.beta,
-    },
-    player="target",
-    copy_schedule=_copy_to_target,
-    on_policy=False,
+    role_weights=_inpo_weights, player="target", copy_schedule=_copy_to_target, on_policy=False,
     fields=("beta", "step", "target_period"),
     paper="INPO, Zhang et al. 2407.00617; its printed η is 1/s",
   ),
   "egpo": Algorithm(
     loss=lambda config: functools.partial(losses.regression_to_opponent, scale=1 / config.beta),
-    role_weights=_log_ratio,
-    opponent="opponent",
+    role_weights=_log_ratio, opponent="opponent", on_policy=False, minimum={"samples": 3},
     copies={"opponent": "params", "start": "params", "start_opt_state": "opt_state"},
     copy_schedule=_extragradient,
-    on_policy=False,
-    minimum={"samples": 3},
     paper="EGPO, Zhou et al. 2503.08942: two half steps from the same start",
   ),
   "sppo": Algorithm(
     loss=lambda config: functools.partial(losses.win_rate_regression, scale=config.step),
     role_weights=lambda config: {"target": 1.0},
-    player="target",
-    copy_schedule=_copy_to_target,
-    on_policy=False,
-    fields=("step", "target_period"),
-    paper="SPPO, Wu et al. 2405.00675",
+    player="target", copy_schedule=_copy_to_target, on_policy=False,
+    fields=("step", "target_period"), paper="SPPO, Wu et al. 2405.00675",
   ),
-}
+}  # fmt: skip
 
 
 def get(name: str) -> Algorithm:

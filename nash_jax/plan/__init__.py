@@ -29,7 +29,7 @@ from nash_jax.types import Prompts
 from nash_jax.validation import asset_path, require
 
 
-class StandInTokenizer:
+class StandInTokenizer(Tokenizer):
   """What a plan needs of Gemma's tokenizer where its file is absent: lengths of texts, and ids."""
 
   pad_id, eos_id, bos_id, stop_ids = 0, 1, 2, (1, 107)
@@ -50,7 +50,7 @@ class StandInTokenizer:
     """Fits a model of any number of rows."""
 
 
-def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer | StandInTokenizer]:
+def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer]:
   """Returns the resolved config for `count` devices and its tokenizer; no file needs to exist."""
   expected, fix = (
     "an online run's, as from configs/gemma2_2b.py",
@@ -74,9 +74,7 @@ def _with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def lowerings(
-  config: ConfigDict, tokenizer: Tokenizer | StandInTokenizer, mesh: Mesh
-) -> dict[str, Any]:
+def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str, Any]:
   """Returns how to lower each phase of a run, by name: functions without arguments.
 
   Also, as "held": what lies on the devices between the phases, by name, as shapes with shardings.
@@ -189,18 +187,12 @@ def compile(config: ConfigDict, device_list: list) -> dict[str, Any]:
     "run": f"{config.model.preset}, {f'LoRA {rank}, ' if rank else ''}{algorithm.name}, "
     f"{config.prompts.batch_size} x {algorithm.samples} responses, "
     f"{config.prompts.max_tokens} + {config.sampling.max_tokens} tokens",
-    "devices": len(device_list),
-    "device_kind": device_kind,
-    "mesh": dict(mesh.shape),
+    "devices": len(device_list), "device_kind": device_kind, "mesh": dict(mesh.shape),
     "tokenizer": "a stand-in" if isinstance(tokenizer, StandInTokenizer) else tokenizer.path,
-    "hbm_bytes": chip and int(chip.hbm),
-    "resident_bytes": resident,
-    "resident": held,
-    "need_bytes": needed,
-    "fits": chip and needed <= chip.hbm,
-    "phases": phases,
+    "hbm_bytes": chip and int(chip.hbm), "resident_bytes": resident, "resident": held,
+    "need_bytes": needed, "fits": chip and needed <= chip.hbm, "phases": phases,
     "arrays": sharding.describe(trees["parameters"]),
-  }
+  }  # fmt: skip
   if chip:
     plan["largest_batch_size"] = _largest(plan, config)
     plan["advice"] = [] if plan["fits"] else memory.advice(config, plan["mesh"], needed, chip.hbm)
@@ -273,21 +265,3 @@ def run(config: ConfigDict, topology: str = "v5e:4x4", json: str = "") -> dict[s
   if json:
     pathlib.Path(json).write_text(jsonlib.dumps(plan, indent=2) + "\n", encoding="utf-8")
   return plan
-
-
-def overview(plans: list[dict[str, Any]]) -> str:
-  """Returns one table of several plans, a line each."""
-  header = ["topology", "run", "mesh", "held GiB", "at most GiB", "of GiB", "fits", "largest batch"]
-  header += [f"{name} s" for name in plans[0]["phases"]]
-  rows = []
-  for plan in plans:
-    mesh = "x".join(map(str, plan["mesh"].values()))
-    sizes = [plan[name] for name in ("resident_bytes", "need_bytes", "hbm_bytes")]
-    fits = {True: "yes", False: "no", None: "—"}[plan["fits"]]
-    bounds = [
-      f"{figures['roofline_seconds']:.2g} {figures['bound']}" if figures.get("bound") else "—"
-      for figures in plan["phases"].values()
-    ]
-    row = [plan["topology"], plan["run"], mesh, *(_gib(x, 2) if x else "—" for x in sizes)]
-    rows.append([*row, fits, plan.get("largest_batch_size", "—"), *bounds])
-  return report.markdown_table(header, rows)

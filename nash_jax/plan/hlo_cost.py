@@ -79,7 +79,7 @@ def analyse(text: str) -> Cost:
 def _xla_analysis(text: str) -> dict[str, float]:
   """Returns XLA's analysis of a module; private in jaxlib, tested with versions 0.11 and 0.12."""
   try:
-    from jaxlib import _hlo, _jax  # type: ignore[attr-defined]
+    from jaxlib import _hlo, _jax
 
     parse, analysis = _hlo.hlo_module_from_text, _jax.hlo_module_cost_analysis
   except (ImportError, AttributeError) as error:

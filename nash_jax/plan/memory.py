@@ -82,17 +82,14 @@ def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str,
   # Each device has the logits of its rows, or of its part of the vocabulary: as many.
   logits = 3 * 4 * num_scored * min(config.model.logit_chunk, length) * model_config.num_embed
   return {
-    "parameters": size(state.params),
-    "target and copies": size((state.target, state.copies)),
-    "optimiser state": size(state.opt_state),
-    "reference": size(compute_shapes),
+    "parameters": size(state.params), "target and copies": size((state.target, state.copies)),
+    "optimiser state": size(state.opt_state), "reference": size(compute_shapes),
     "judge": size(judge) if judge else 0,
     "weights for decoding": num_models * size(compute_shapes, tensor_axis),
     "cache for decoding": num_models * rows * width * column / heads,
-    "gradient and update": 2 * size(state.params),
-    "logits of a chunk": logits / mesh["tensor"],
+    "gradient and update": 2 * size(state.params), "logits of a chunk": logits / mesh["tensor"],
     "activations": num_scored * width * dtype.itemsize * inside,
-  }
+  }  # fmt: skip
 
 
 def peak(parts: dict[str, float]) -> float:

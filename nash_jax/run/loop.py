@@ -69,13 +69,9 @@ def run_loop[SetupT: Setup](
       checkpoint.verify_base(workdir, setup.reference, record=True)
     state, first_step = checkpoints.restore(setup.state_spec) or (setup.initial_state(), 0)
     log = metrics.Metrics(
-      workdir,
-      first_step=first_step,
-      total_steps=config.steps,
-      show=show,
-      progress=progress,
+      workdir, first_step=first_step, total_steps=config.steps, show=show, progress=progress,
       profile=config.profile,
-    )
+    )  # fmt: skip
     try:
       with contextlib.closing(log), signals.Stop() as stop:
         return setup, loop(setup, state, first_step, log, checkpoints, stop)

@@ -109,12 +109,9 @@ class Metrics:
         str(folder / "tensorboard"), purge_step=first_step or None, filename_suffix=suffix
       )
     self._bar = tqdm.tqdm(
-      total=total_steps,
-      initial=first_step,
-      disable=not (progress and self._writes),
-      unit="step",
+      total=total_steps, initial=first_step, disable=not (progress and self._writes), unit="step",
       mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
+    )  # fmt: skip
 
   def push(self, step: int, values: Mapping[str, Value]) -> None:
     """Takes a step's values; pushes of one step join in one line.

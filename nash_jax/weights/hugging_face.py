@@ -30,14 +30,10 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
     )
   config: dict[str, Any] = {
     "architectures": ["Gemma2ForCausalLM" if gemma2 else "Gemma3ForCausalLM"],
-    "model_type": "gemma2" if gemma2 else "gemma3_text",
-    "vocab_size": rows(model_config),
-    "hidden_size": model_config.embed_dim,
-    "intermediate_size": model_config.hidden_dim,
-    "num_hidden_layers": model_config.num_layers,
-    "num_attention_heads": model_config.num_heads,
-    "num_key_value_heads": model_config.num_kv_heads,
-    "head_dim": model_config.head_dim,
+    "model_type": "gemma2" if gemma2 else "gemma3_text", "vocab_size": rows(model_config),
+    "hidden_size": model_config.embed_dim, "intermediate_size": model_config.hidden_dim,
+    "num_hidden_layers": model_config.num_layers, "num_attention_heads": model_config.num_heads,
+    "num_key_value_heads": model_config.num_kv_heads, "head_dim": model_config.head_dim,
     "query_pre_attn_scalar": model_config.head_dim,
     "layer_types": [
       "sliding_attention" if attn_type == gemma.LOCAL else "full_attention"
@@ -47,12 +43,9 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
     "final_logit_softcapping": model_config.final_logit_softcap,
     "attn_logit_softcapping": model_config.attn_logits_soft_cap,
     "rope_theta": float(model_config.global_base_frequency),
-    "hidden_activation": "gelu_pytorch_tanh",
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "tie_word_embeddings": True,
-    "torch_dtype": dtype,
-  }
+    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "attention_bias": False,
+    "tie_word_embeddings": True, "torch_dtype": dtype,
+  }  # fmt: skip
   if gemma3:
     config["rope_local_base_freq"] = float(model_config.local_base_frequency)
     config["rope_scaling"] = None if scale == 1 else {"rope_type": "linear", "factor": scale}

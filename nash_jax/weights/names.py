@@ -78,15 +78,10 @@ _BLOCK = (
 def sizes(model_config: GemmaConfig) -> dict[str, int]:
   """Returns the length of every axis by its letter."""
   return {
-    "V": model_config.num_embed,
-    "D": model_config.embed_dim,
-    "F": model_config.hidden_dim,
-    "N": model_config.num_heads,
-    "K": model_config.num_kv_heads,
-    "H": model_config.head_dim,
-    "2": 2,
-    "3": 3,
-  }
+    "V": model_config.num_embed, "D": model_config.embed_dim, "F": model_config.hidden_dim,
+    "N": model_config.num_heads, "K": model_config.num_kv_heads, "H": model_config.head_dim,
+    "2": 2, "3": 3,
+  }  # fmt: skip
 
 
 def shape(axes: str, sizes: Mapping[str, int]) -> Shape:
