@@ -1,10 +1,12 @@
 """The sampler agrees with full forward passes of the same models."""
 
 import functools
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from gemma import gm
 from jax import numpy as jnp
 
 from nash_jax import sampler
@@ -275,7 +277,7 @@ def test_a_library_without_the_private_norms_is_named():
   with pytest.raises(
     RuntimeError, match=r"has no _query_norm or _key_norm, gemma 4\.0\.1 has both"
   ):
-    decoding._qk_norms(object())
+    decoding._qk_norms(mock.Mock(spec=gm.nn.Attention))
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
   logits = jnp.einsum("BKGH,BKHS->BKGS", q, cache["k"])
   if attn.attn_logits_soft_cap is not None:
     logits = jnp.tanh(logits / attn.attn_logits_soft_cap) * attn.attn_logits_soft_cap
-  # In the compute dtype, as the library does, so that sampler and trainer round alike.
+  # In the compute dtype, as the library does, so that sampler and trainer round identically.
   weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -2e38), axis=-1)
   attended = jnp.einsum("BKGS,BKSH->BKGH", weights, cache["v"])
   return cache, attn.attn_vec_einsum("BTNH,NHD->BTD", attended.reshape(rows, 1, heads, size))
@@ -136,7 +136,7 @@ def forward(
   Args:
     params: from `inputs_first` of `gemma.unstack(..., library_gating=False)`.
     position: the token's place in its own sequence.
-    visible: the columns it may attend to, its own included.
+    visible: the columns it may attend to, including its own.
 
   Returns:
     Hidden states, and the cache with one more column.

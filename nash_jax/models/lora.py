@@ -80,7 +80,7 @@ def init(key: Array, base: Params, rank: int) -> Params:
   return traverse_util.unflatten_dict(adapters)
 
 
-def join(base: Params, adapters: Params, scale: float) -> Params:
+def join(base: Params, adapters: Params, scale: float | Array) -> Params:
   """Returns the base with each layer's adapters beside its weights, as its "lora"; B is scaled."""
 
   def scaled(path, x):

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from nash_jax.types import Params
 from nash_jax.validation import require
@@ -37,12 +38,14 @@ RULES = (
   (r"head/w$", ()),
   (r"^(counts|cap|finish|per_token)?$", ()),  # judges that are not models
 )
+AnyMesh = Mesh | AbstractMesh
+type Sizes = Mapping[str, int] | ConfigDict  # of the axes of a mesh, by name
 BATCH = ("data", "fsdp")  # what the leading axis of every batch is split over
 
 
-def resolve_mesh(mesh: Mapping[str, int], devices: int, field: str = "mesh") -> dict[str, int]:
+def resolve_mesh(mesh: Sizes, devices: int, field: str = "mesh") -> dict[str, int]:
   """Returns the mesh's sizes with -1 filled in; ValueError where they do not make `devices`."""
-  sizes = dict(mesh)
+  sizes: dict[str, int] = dict(mesh)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
   good = len(free) <= 1 and all(size == -1 or size > 0 for size in sizes.values())
@@ -54,7 +57,7 @@ def resolve_mesh(mesh: Mapping[str, int], devices: int, field: str = "mesh") -> 
   return sizes
 
 
-def make_mesh(sizes: Mapping[str, int], like: Mesh | None = None) -> Mesh:
+def make_mesh(sizes: Sizes, like: Mesh | None = None) -> Mesh:
   """Returns the mesh of a run's config, or another of the same devices in the order of `like`."""
   sizes = resolve_mesh(sizes, jax.device_count() if like is None else like.size)
   shape, names, types = tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes)
@@ -67,13 +70,13 @@ def _name(path) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _count(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
+def _count(mesh: AnyMesh, axes: str | tuple[str, ...] | None) -> int:
   """Returns over how many devices one or several axes of the mesh split a dimension."""
   names = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[name] for name in names)
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+def _spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> P:
   # Scalars, and Adafactor's factored moments, which are vectors, are held everywhere.
   if math.prod(shape) == 1 or re.search(r"/v_(row|col)/", path):
     return P()
@@ -93,7 +96,7 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
   return P(*spec)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: AnyMesh) -> Any:
   """Returns a NamedSharding for each leaf; optimiser state, target and copies follow by path."""
   return jax.tree.map_with_path(
     lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree

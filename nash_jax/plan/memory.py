@@ -46,7 +46,7 @@ PHASES = {
 }
 
 
-def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str, float]:
+def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str, int | float]:
   """Returns the bytes of each part of a run on one device, from shapes alone.
 
   Exact except for "activations", a lower bound: what one layer of the backward pass needs, and what
@@ -92,7 +92,7 @@ def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str,
   }  # fmt: skip
 
 
-def peak(parts: dict[str, float]) -> float:
+def peak(parts: dict[str, int | float]) -> float:
   """Returns the bytes that an estimate needs at one time."""
   phases = (sum(parts[name] for name in names) for names in PHASES.values())
   return sum(parts[name] for name in HELD) + max(phases)
