@@ -351,7 +351,7 @@ def test_configs_of_true_size_resolve_for_a_slice(name, kind):
   assert config.mesh.fsdp == -1
   assert memory.estimate(config, {"data": 1, "fsdp": 8, "tensor": 1})["parameters"] > 0
   if kind != "smoke":
-    with pytest.raises(ValueError, match=r"docs/weights\.md: how to get Gemma's"):
+    with pytest.raises(ValueError, match=r"docs/weights\.md: getting Gemma's"):
       resolve(c, devices=8)
 
 

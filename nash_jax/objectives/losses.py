@@ -14,7 +14,7 @@ from nash_jax.types import Mean, Verdict
 
 Logp = Float[Array, "B K L"]
 LogRatios = dict[str, Float[Array, "B K L"]]  # by role
-Weights = dict[str, float]  # by role
+Weights = dict[str, float | Float[Array, ""]]  # traced where a sweep batches them  # by role
 
 
 def policy_gradient(
