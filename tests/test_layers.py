@@ -123,3 +123,23 @@ def test_functions_are_short():
       if isinstance(node, ast.FunctionDef) and node.name not in ("make_update", "make_sampler"):
         lines = (node.end_lineno or node.lineno) - node.lineno + 1
         assert lines <= 70, f"{name}.{node.name} has {lines} lines"
+
+
+# Words that only insiders would know, as names of functions, parameters and variables.
+PRIVATE_WORDS = {"it", "do", "against", "drawn", "moves", "rotate", "play", "told", "law", "of"}
+
+
+def test_names_are_words_of_the_field():
+  """In code, that is: an English sentence may hold any word."""
+  for name, tree in modules().items():
+    if name.startswith("games."):
+      continue
+    for node in ast.walk(tree):
+      used = {
+        ast.Name: lambda n: n.id,
+        ast.arg: lambda n: n.arg,
+        ast.FunctionDef: lambda n: n.name,
+        ast.Attribute: lambda n: n.attr,
+        ast.keyword: lambda n: n.arg or "",
+      }.get(type(node), lambda n: "")(node)
+      assert used.strip("_") not in PRIVATE_WORDS, f"{name}:{node.lineno}: {used}"

@@ -1,12 +1,15 @@
 """Supervised data: what counts towards a loss, who won, and the published sets we convert."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
+from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 import nash_jax
+from nash_jax import sampler
 from nash_jax.data import preferences
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.jobs import collect
@@ -218,6 +221,28 @@ def test_votes_of_three_annotators_under_gemmas_template(data_dir, tmp_path):
   sixths = batch["p_win"] * 6  # three annotators, halves for ties
   np.testing.assert_allclose(sixths, np.round(sixths), atol=1e-5)
   assert 0 < batch["p_win"].mean() < 1
+
+
+def test_a_collection_follows_the_configs_sampling_and_dtype(tmp_path, monkeypatch):
+  config = nash_jax.config.collect()
+  config.model.update({"preset": "tiny", "changes": {"num_embed": 1024}, "weights": ""})
+  config.model.dtype = "bfloat16"
+  config.prompts.update({"held_out": 300, "batch_size": 4})
+  allowed = tuple(range(300, 308))
+  config.sampling.update({"max_tokens": 6, "samples": 2, "tokens": allowed})
+  config.sources = {"base": {"weights": "", "temperature": 1.0}}
+  config.steps, dtypes = 2, []
+  make_sampler = sampler.make_sampler
+  monkeypatch.setattr(
+    sampler,
+    "make_sampler",
+    lambda *args, **options: dtypes.append(options["dtype"]) or make_sampler(*args, **options),
+  )
+  path = pathlib.Path(collect.run(config, tmp_path))
+  pairs = [json.loads(line) for line in path.read_text().splitlines()]
+  assert len(pairs) == 2 * 4
+  assert {token for pair in pairs for side in "ab" for token in pair[side]} == set(allowed)
+  assert dtypes == [jnp.bfloat16]
 
 
 def test_collected_votes_are_data_for_a_judge(tmp_path):

@@ -47,8 +47,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str] = "") -> None:
     tokens, mask = map(jnp.asarray, pad([ids], width, tokenizer.pad_id, left=True))
     prompts = Prompts(tokens, mask, jnp.zeros(1, jnp.int32))
     responses = sample(params, prompts, keys.key(config.seed, "sample", number))
-    drawn = jax.device_get((responses.tokens[0], responses.mask[0]))
-    for response, mask in zip(*drawn, strict=True):
+    arrays = jax.device_get((responses.tokens[0], responses.mask[0]))
+    for response, mask in zip(*arrays, strict=True):
       print(f"{text} ▸{tokenizer.decode(response[mask])}\n", flush=True)
 
 
