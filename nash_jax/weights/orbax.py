@@ -50,12 +50,12 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
     for keys, saved_shape in (saved[name] for name in parts):
       saved_sharding = _saved_sharding(sharding, place.stacked, order, len(saved_shape))
       specs[keys] = jax.ShapeDtypeStruct(saved_shape, dtype, sharding=saved_sharding)
-    item = traverse_util.unflatten_dict(specs)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     with _as_value_error(f"{path}, leaf {parts[0]}"), ocp.PyTreeCheckpointer() as checkpointer:
+      item = traverse_util.unflatten_dict(specs)
+      restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+      args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
       restored = traverse_util.flatten_dict(checkpointer.restore(folder, args=args))
-    arrays = [restored[keys] for keys in specs]
+      arrays = [restored[keys] for keys in specs]
     picks = tuple((parts.index(name), row) for name, row in sources)
     static = ("picks", "order", "stacked")
     combine = jax.jit(_combine, static_argnames=static, out_shardings=sharding)
