@@ -101,8 +101,7 @@ def make_sampler(
       params, model_config, prompts.tokens, positions, visible, cache=empty, dtype=dtype
     )
     assert cache is not None
-    cache = decoding.grow(cache, max_tokens, samples)
-    return jnp.repeat(x[:, -1], samples, axis=0), cache
+    return jnp.repeat(x[:, -1], samples, axis=0), decoding.grow(cache, max_tokens, samples)
 
   def sample(params: Params, prompts: Prompts, key: Array) -> Responses:
     models = (params,) if mixture is None else tuple(params)

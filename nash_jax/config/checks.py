@@ -45,10 +45,8 @@ def _job(config, expected: str) -> str:
 def _check_names(config, defaults, prefix: str = "") -> None:
   for name in config:
     if name not in defaults:
-      raise ValueError(
-        f"config field {prefix}{name} is unknown; fields here: {', '.join(sorted(defaults))}"
-        f"{did_you_mean(name, defaults)}"
-      )
+      choices = ", ".join(sorted(defaults)) + did_you_mean(name, defaults)
+      raise ValueError(f"config field {prefix}{name} is unknown; fields here: {choices}")
     if isinstance(defaults[name], ConfigDict) and name not in fields.OPEN_GROUPS:
       field, advice = f"config field {prefix}{name}", f"Set {prefix}{name}.<field> instead."
       is_group = isinstance(config[name], ConfigDict)
@@ -294,20 +292,15 @@ def _check_algorithm(config) -> None:
   check.positive("behaviour_temperature", "Try 1.")
   options = {"top_k": sampling.top_k, "top_p": sampling.top_p, "behaviour_temperature": temperature}
   good = not method.on_policy or options == {"top_k": 0, "top_p": 1, "behaviour_temperature": 1}
-  expected = (
-    "top_k = 0, top_p = 1 and behaviour_temperature = 1, because "
-    f"{name} follows the gradient of the distribution that it samples from"
-  )
+  reason = f"because {name} follows the gradient of the distribution that it samples from"
+  expected = f"top_k = 0, top_p = 1 and behaviour_temperature = 1, {reason}"
   fix = "Use sampling.temperature to sharpen that distribution instead."
   require(good, "sampling", expected, options, fix)
 
 
 # By job: the defaults of its fields, and its checks.
 JOBS = {
-  "train": (fields.train, _check_train),
-  "fit": (fields.fit, _check_fit),
-  "arena": (fields.arena, _check_arena),
-  "collect": (fields.collect, _check_collect),
-  "compare": (fields.compare, _check_compare),
-  "sample": (fields.sample, _check_sample),
-}
+  "train": (fields.train, _check_train), "fit": (fields.fit, _check_fit),
+  "arena": (fields.arena, _check_arena), "collect": (fields.collect, _check_collect),
+  "compare": (fields.compare, _check_compare), "sample": (fields.sample, _check_sample),
+}  # fmt: skip

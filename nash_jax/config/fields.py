@@ -38,31 +38,21 @@ def model(weights: str = "") -> ConfigDict:
 def optimizer(**changes) -> ConfigDict:
   """An optax optimiser with schedule and clipping."""
   defaults = {
-    "name": "adamw",
-    "learning_rate": 1e-4,
-    "schedule": "constant",
-    "warmup_steps": 0,
+    "name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "warmup_steps": 0,
     "final_fraction": 0.1,  # of the learning rate, where linear and cosine end
-    "b1": 0.9,
-    "b2": 0.99,
-    "eps": 1e-8,
+    "b1": 0.9, "b2": 0.99, "eps": 1e-8,
     "weight_decay": 0.0,  # towards zero, not towards the reference
-    "clip_norm": 1.0,
-    "micro_batches": 1,
-  }
+    "clip_norm": 1.0, "micro_batches": 1,
+  }  # fmt: skip
   return ConfigDict({**defaults, **changes})
 
 
 def _run(job: str, **fields) -> ConfigDict:
   return _group(
-    job=job,
-    seed=0,
-    steps=100,
+    job=job, seed=0, steps=100,
     mesh={"data": -1, "fsdp": 1, "tensor": 1},  # -1: all devices that are left
-    checkpoint={"every": 50, "keep": 2, "allow": ()},
-    profile=False,
-    **fields,
-  )
+    checkpoint={"every": 50, "keep": 2, "allow": ()}, profile=False, **fields,
+  )  # fmt: skip
 
 
 def algorithm() -> ConfigDict:
@@ -121,44 +111,28 @@ def judge() -> ConfigDict:
 def train() -> ConfigDict:
   """The fields of an online run with their defaults: NashMP on the bundled storyteller."""
   return _run(
-    "train",
-    model=model("assets:stories/policy.safetensors"),
+    "train", model=model("assets:stories/policy.safetensors"),
     prompts={
-      "task": "stories",
-      "path": "assets:stories/prompts.jsonl",
-      "held_out": 96,
-      "held_out_path": "",
-      "overflow": "drop",
-      "max_tokens": 32,
-      "batch_size": 32,
+      "task": "stories", "path": "assets:stories/prompts.jsonl", "held_out": 96,
+      "held_out_path": "", "overflow": "drop", "max_tokens": 32, "batch_size": 32,
     },
     sampling={
-      "max_tokens": 64,
-      "temperature": 1.0,
-      "top_k": 0,
-      "top_p": 1.0,
+      "max_tokens": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
       "tokens": (),  # the only ids that may be sampled; () for every piece
     },
-    algorithm=algorithm(),
-    optimizer=optimizer(),
-    judge=judge(),
+    algorithm=algorithm(), optimizer=optimizer(), judge=judge(),
     # exact: evaluate over every response, where a game of the table judge allows it.
     evaluation={"every": 25, "prompts": 64, "texts": 4, "exact": False},
-  )
+  )  # fmt: skip
 
 
 def fit() -> ConfigDict:
   """The fields of a supervised run with their defaults."""
   return _run(
-    "fit",
-    model=model(),
+    "fit", model=model(),
     loss="sft",  # next token; "judge": pairwise cross-entropy; "reward": Bradley-Terry
     data={
-      "task": "text",
-      "path": "",
-      "held_out": 600,
-      "held_out_path": "",
-      "overflow": "cut",
+      "task": "text", "path": "", "held_out": 600, "held_out_path": "", "overflow": "cut",
       "max_tokens": 129,  # of a text's windows, of prompt + response, of a preference's prompt
       "max_response_tokens": 64,  # of preferences
       "batch_size": 32,
@@ -168,7 +142,7 @@ def fit() -> ConfigDict:
     export_dtype="float16",
     optimizer=optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=100),
     evaluation={"every": 500, "batches": 1000},
-  )
+  )  # fmt: skip
 
 
 def arena() -> ConfigDict:

@@ -218,8 +218,7 @@ def _enumerated(loss, game, pull, law, opponent, judge):
 def _sampled(draws, loss, game, pull, law, opponent, judge):
   actions = pull.shape[-1]
   laws = [law, law if opponent is None else opponent] + ([] if judge is None else [judge])
-  uniform = jax.random.uniform(
-    draws.key, (len(laws), *pull.shape[:-1], draws.batch), jnp.float32)
+  uniform = jax.random.uniform(draws.key, (len(laws), *pull.shape[:-1], draws.batch), jnp.float32)
   y, other, *third = (_draw(law, u) for law, u in zip(laws, uniform, strict=True))
   flat = game.p_win.reshape(*pull.shape[:-1], actions**2)
 

@@ -65,8 +65,7 @@ def _figure(path, tables, panels, size, colorbar=None):
   from matplotlib import rc_context
   from matplotlib.figure import Figure
 
-  drawing = Figure(layout="constrained",
-                   figsize=(size[0] * len(panels[0]), size[1] * len(panels)))
+  drawing = Figure(layout="constrained", figsize=(size[0] * len(panels[0]), size[1] * len(panels)))
   axes = drawing.subplots(len(panels), len(panels[0]), squeeze=False)
   for axis, panel in zip(axes.flat, itertools.chain(*panels), strict=True):
     settings = dict(panel)

@@ -10,14 +10,10 @@ __all__ = ["JUDGES", "SCALAR", "TIE", "Answers", "Judge", "JudgeFn", "labels", "
 
 # How to make each judge, by its name in a config; see `make`.
 JUDGES = {
-  "gemma": gemma.make,
-  "gemma_text": text.make,
-  "bradley_terry": bradley_terry.make,
-  "population": population.make,
-  "table": table.make,
-  "table_reward": table.make,
+  "gemma": gemma.make, "gemma_text": text.make, "bradley_terry": bradley_terry.make,
+  "population": population.make, "table": table.make, "table_reward": table.make,
   "http": http.make,
-}
+}  # fmt: skip
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 
 

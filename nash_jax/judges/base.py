@@ -70,12 +70,9 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
     else:
       b, num_opponents = read_all(params, prompts, opponents), opponents.stopped.shape[1]
       i, j = np.indices((samples, num_opponents)).reshape(2, -1)
-    p, valid, metrics = compare(
-      params,
-      _repeat(prompts, len(i)),
-      jax.tree.map(lambda leaf: _flatten(leaf[:, i]), a),
-      jax.tree.map(lambda leaf: _flatten(leaf[:, j]), b),
-    )
+    firsts = jax.tree.map(lambda leaf: _flatten(leaf[:, i]), a)
+    seconds = jax.tree.map(lambda leaf: _flatten(leaf[:, j]), b)
+    p, valid, metrics = compare(params, _repeat(prompts, len(i)), firsts, seconds)
     metrics = {**metrics, "tie_mass": Mean.from_values(jnp.abs(p - 0.5) < TIE, valid)}
     shape = (batch, samples, num_opponents)
     p, valid = p.reshape(batch, -1), valid.reshape(batch, -1)

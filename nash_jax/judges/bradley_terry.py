@@ -31,9 +31,8 @@ def rewards(
   """
   mask = jnp.concatenate([prompts.mask, answers.mask], axis=1)
   tokens = jnp.concatenate([prompts.tokens, answers.tokens], axis=1)
-  x, _ = gemma.forward(
-    params, model_config, tokens, gemma.positions_of(mask), gemma.causal_mask(mask), **options
-  )
+  positions, visible = gemma.positions_of(mask), gemma.causal_mask(mask)
+  x, _ = gemma.forward(params, model_config, tokens, positions, visible, **options)
   last = prompts.mask.shape[1] + answers.mask.sum(axis=1) - 1
   x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
   return x.astype(jnp.float32) @ params["head"]["w"].astype(jnp.float32)

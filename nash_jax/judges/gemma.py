@@ -39,9 +39,8 @@ def answer_logits(
   # Interleaved, so that both orders of a pair stay on the device that holds its row.
   orders = zip(assemble(layout, prompts, a, b), assemble(layout, prompts, b, a), strict=True)
   tokens, mask = (jnp.stack(arrays, 1).reshape(2 * len(a.tokens), -1) for arrays in orders)
-  x, _ = gemma.forward(
-    params, model_config, tokens, gemma.positions_of(mask), gemma.causal_mask(mask), **options
-  )
+  positions, visible = gemma.positions_of(mask), gemma.causal_mask(mask)
+  x, _ = gemma.forward(params, model_config, tokens, positions, visible, **options)
   rows = params["embedder"]["input_embedding"][jnp.asarray(layout.answers)]
   logits = gemma.logits({"embedder": {"input_embedding": rows}}, model_config, x[:, -1])
   return logits.reshape(-1, 2, 2)

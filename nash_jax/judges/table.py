@@ -39,10 +39,9 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   base = config.table_tokens or table.shape[1]
   last = config.first_token + base - 1
   if config.first_token < 0 or last >= tokenizer.size:
-    raise ValueError(
-      f"judge.first_token + judge.table_tokens: expected ids within the tokenizer's "
-      f"{tokenizer.size} pieces, got {config.first_token} to {last}"
-    )
+    expected = f"ids within the tokenizer's {tokenizer.size} pieces"
+    got = f"{config.first_token} to {last}"
+    raise ValueError(f"judge.first_token + judge.table_tokens: expected {expected}, got {got}")
   build = reward_judge if config.name == "table_reward" else judge
   built = build(table, config.first_token, base)
   return Judge(sharding.shard(built.params, mesh), built.fn)

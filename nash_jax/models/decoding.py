@@ -77,9 +77,8 @@ def _qk_norms(attn: gm.nn.Attention) -> tuple[nn.Module, nn.Module]:
     return attn._query_norm, attn._key_norm
   except AttributeError as error:
     version = importlib.metadata.version("gemma")
-    raise RuntimeError(
-      f"gm.nn.Attention of gemma {version} has no _query_norm or _key_norm, gemma 4.0.1 has both"
-    ) from error
+    lacks = f"gm.nn.Attention of gemma {version} has no _query_norm or _key_norm"
+    raise RuntimeError(f"{lacks}, gemma 4.0.1 has both") from error
 
 
 def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
@@ -92,14 +91,11 @@ def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
   if attn.use_qk_norm:
     query_norm, key_norm = _qk_norms(attn)
     q, k = query_norm(q), key_norm(k)
+  frequency, scale = attn.rope_base_frequency, attn.rope_scale_factor
   rope = functools.partial(
-    gm.math.apply_rope,
-    positions=positions,
-    base_frequency=attn.rope_base_frequency,
-    scale_factor=attn.rope_scale_factor,
+    gm.math.apply_rope, positions=positions, base_frequency=frequency, scale_factor=scale
   )
   q, k = rope(q) * attn.query_pre_attn_scalar, rope(k)
-
   column = cache["end_index"][0]
   write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
   cache = {
@@ -110,7 +106,6 @@ def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
   }
   if attn.attn_type == gemma.LOCAL:
     visible &= cache["positions"][:, None] > positions[..., None] - attn.sliding_window_size
-
   rows, _, heads, size = q.shape
   q = q.reshape(rows, attn.num_kv_heads, -1, size)
   logits = jnp.einsum("BKGH,BKHS->BKGS", q, cache["k"])

@@ -163,17 +163,14 @@ def init(key: Array, model_config: GemmaConfig) -> Params:
     layer = block(model_config, model_config.attention_types[n])
     return jax.vmap(lambda key: layer.init(key, x, positions, None, visible)["params"])(keys)
 
-  layers = {str(i): stacked(i, repeats) for i in range(period)}
-  tail = {
-    str(i): jax.tree.map(lambda leaf: leaf[0], stacked(period * repeats + i, 1))
-    for i in range(rest)
-  }
+  last = [stacked(period * repeats + i, 1) for i in range(rest)]
+  tail = {str(i): jax.tree.map(lambda leaf: leaf[0], layer) for i, layer in enumerate(last)}
   embedder = gm.nn.Embedder(model_config.num_embed, model_config.embed_dim)
   embedder_key = jax.random.fold_in(key, model_config.num_layers)
   return {
     "embedder": embedder.init(embedder_key, positions, method="encode")["params"],
     "final_norm": {"scale": jnp.zeros((model_config.embed_dim,))},
-    "layers": layers,
+    "layers": {str(i): stacked(i, repeats) for i in range(period)},
     **({"tail": tail} if tail else {}),
   }
 
@@ -259,8 +256,7 @@ def forward(
 
   def run_layer(layer, attn_type, x, layer_cache, visible=attn_mask):
     x = sharding.constrain(x, sharding.BATCH)
-    module = block(model_config, attn_type)
-    return lora.apply(module, layer, x, positions, layer_cache, visible)
+    return lora.apply(block(model_config, attn_type), layer, x, positions, layer_cache, visible)
 
   if "layers" in params:
     in_window = _within_window(model_config, positions, cache)
@@ -282,7 +278,7 @@ def _stacked_layers(
 ) -> tuple[Float[Array, "N T D"], list]:
   """Scans the stacked layers, then runs those left over; see `forward`."""
   attention_types = tuple(model_config.attention_types)
-  period, repeats, rest = pattern(model_config)
+  period, repeats, _ = pattern(model_config)
   num_scanned = period * repeats
 
   def gathered(layer):
@@ -311,9 +307,8 @@ def _stacked_layers(
     cache and jax.tree.map(lambda leaf, r=n // period: leaf[r], caches[n % period])
     for n in range(num_scanned)
   ]
-  for i in range(rest):
-    n = num_scanned + i
-    layer = gathered(params["tail"][str(i)])
+  for n in range(num_scanned, len(attention_types)):
+    layer = gathered(params["tail"][str(n - num_scanned)])
     layer_cache, x = run_layer(layer, attention_types[n], x, cache and cache[n])
     new_cache.append(layer_cache)
   return x, new_cache

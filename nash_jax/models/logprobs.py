@@ -62,9 +62,8 @@ def token_logprobs(
   _, out = jax.lax.scan(
     lambda none, xs: (none, chunk_logprobs(embedder, *xs)), None, (split(x), split(labels))
   )
-  keep = mask[:, first:]
   logp, entropy = (
-    jnp.where(keep, jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_scored], 0.0)
+    jnp.where(mask[:, first:], jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_scored], 0.0)
     for a in out  # [chunks, N, size] -> [N, S]
   )
   return logp, entropy

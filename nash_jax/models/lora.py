@@ -86,15 +86,13 @@ def join(base: Params, adapters: Params, scale: float | Array) -> Params:
   def scaled(path, x):
     return x * scale if path[-1].key == "b" else x
 
-  layers = {
-    stack: {
+  joined = {**base, **adapters}
+  for stack in (name for name in _STACKS if name in base):
+    joined[stack] = {
       place: {**layer, "lora": jax.tree.map_with_path(scaled, adapters[stack][place])}
       for place, layer in base[stack].items()
     }
-    for stack in _STACKS
-    if stack in base
-  }
-  return {**base, **adapters, **layers}
+  return joined
 
 
 def merge(params: Params) -> Params:

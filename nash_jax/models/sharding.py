@@ -88,10 +88,9 @@ def _spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> P:
     name = axis and axis.rstrip("?")
     divides = size % _count(mesh, name) == 0
     if not divides and name == axis:
-      raise ValueError(
-        f"parameter {path}: dimension {size} does not divide over {name}={mesh.shape[name]};"
-        f" use mesh.{name}={math.gcd(size, mesh.shape[name])}"
-      )
+      count = mesh.shape[name]
+      split = f"{name}={count}; use mesh.{name}={math.gcd(size, count)}"
+      raise ValueError(f"parameter {path}: dimension {size} does not divide over {split}")
     spec.append(name if divides else None)
   return P(*spec)
 
@@ -135,12 +134,10 @@ def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
   spec: list[str | tuple[str, ...] | None] = []
   for size, axis in zip(x.shape, axes, strict=False):
     name = axis.rstrip("?") if isinstance(axis, str) else axis
-    if size % _count(mesh, name) == 0:
-      spec.append(name)
-    elif name != axis:
-      spec.append(None)
-    else:
+    divides = size % _count(mesh, name) == 0
+    if not divides and name == axis:
       return x
+    spec.append(name if divides else None)
   return jax.lax.with_sharding_constraint(x, P(*spec))
 
 

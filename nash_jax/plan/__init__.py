@@ -52,10 +52,8 @@ class StandInTokenizer(Tokenizer):
 
 def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer]:
   """Returns the resolved config for `count` devices and its tokenizer; no file needs to exist."""
-  expected, fix = (
-    "an online run's, as from configs/gemma2_2b.py",
-    "Plan a config of `nash-jax train`.",
-  )
+  expected = "an online run's, as from configs/gemma2_2b.py"
+  fix = "Plan a config of `nash-jax train`."
   require("algorithm" in config, "config", expected, sorted(config), fix)
   config = config.copy_and_resolve_references()
   model_config = gemma.preset(config.model.preset, **config.model.changes)
@@ -86,11 +84,10 @@ def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str,
   state = sharding.abstract(jax.eval_shape(programs.init, base), shardings.state)
   reference = sharding.abstract(memory.as_type(base, config.model.dtype), shardings.reference)
   judge_params = sharding.abstract(judge.params, shardings.judge)
-  size, shape = config.prompts.batch_size, (config.prompts.batch_size, config.prompts.max_tokens)
 
   def empty() -> Prompts:
-    tokens, mask = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
-    return Prompts(tokens, mask, index=jnp.zeros(size, jnp.int32))
+    tokens = jnp.zeros((config.prompts.batch_size, config.prompts.max_tokens), jnp.int32)
+    return Prompts(tokens, tokens.astype(bool), index=tokens[:, 0])
 
   batched = functools.partial(_with_sharding, sharding=shardings.batch)
   prompts = batched(jax.eval_shape(empty))
@@ -99,22 +96,18 @@ def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str,
   responses, opponents = batched((responses, opponents))
   verdict = jax.eval_shape(programs.judge, judge_params, prompts, responses, opponents, key)
   batch = update.Batch.create(prompts, responses, batched(verdict.replace(metrics={})))
-  frozen = sharding.jit(
-    mesh, _frozen_logprobs(config, tokenizer, model_config), out_shardings=shardings.batch
-  )
+  passes = _frozen_logprobs(config, tokenizer, model_config)
+  frozen = sharding.jit(mesh, passes, out_shardings=shardings.batch)
   return {
     "held": {
-      "parameters": state.params,
-      "target and copies": (state.target, state.copies),
-      "optimiser state": state.opt_state,
-      "reference": reference,
-      "judge": judge_params,
+      "parameters": state.params, "target and copies": (state.target, state.copies),
+      "optimiser state": state.opt_state, "reference": reference, "judge": judge_params,
     },
     "sample": lambda: programs.sample.lower(state, reference, prompts, key),
     "judge": lambda: programs.judge.lower(judge_params, prompts, responses, opponents, key),
     "log_probabilities": lambda: frozen.lower(state, reference, batch),
     "update": lambda: programs.train_step.lower(state, reference, batch),
-  }
+  }  # fmt: skip
 
 
 def _frozen_logprobs(config: ConfigDict, tokenizer, model_config: gemma.GemmaConfig) -> Callable:
@@ -161,12 +154,9 @@ def phase(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
     "temp_bytes": memory_used.temp_size_in_bytes,
     # What a donated argument becomes takes no further memory.
     "output_bytes": memory_used.output_size_in_bytes - memory_used.alias_size_in_bytes,
-    "flops": work.flops,
-    "bytes_accessed": work.bytes,
-    "roofline_seconds": roofline_seconds,
-    "bound": bound,
-    "compile_seconds": round(seconds, 1),
-  }
+    "flops": work.flops, "bytes_accessed": work.bytes, "roofline_seconds": roofline_seconds,
+    "bound": bound, "compile_seconds": round(seconds, 1),
+  }  # fmt: skip
 
 
 def compile(config: ConfigDict, device_list: list) -> dict[str, Any]:

@@ -143,17 +143,16 @@ def _trips(line: str, condition: list[str], body: list[str]) -> int:
   """Returns how often a loop runs: a counter from 0 to the condition's bound, in body's steps."""
   if stated := _COUNT.search(line):
     return int(stated[1])
-  constants = _constants(condition)
   comparison = " ".join(text for text in condition if "direction=LT" in text)
-  compared = [constants[name] for name in _OPERAND.findall(comparison) if name in constants]
-  bounds = compared or list(constants.values())
+  bounds = _constants(condition, comparison) or _constants(condition, " ".join(condition))
   if not bounds:
     raise ValueError("a loop of the compiled program has no constant bound: " + line.strip()[:200])
   return -(-max(bounds) // _step(condition, body))
 
 
-def _constants(lines: list[str]) -> dict[str, int]:
-  return {match[1]: int(match[2]) for match in map(_CONSTANT.match, lines) if match}
+def _constants(lines: list[str], names: str) -> list[int]:
+  values = {match[1]: int(match[2]) for match in map(_CONSTANT.match, lines) if match}
+  return [values[name] for name in _OPERAND.findall(names) if name in values]
 
 
 def _step(condition: list[str], body: list[str]) -> int:
@@ -165,6 +164,5 @@ def _step(condition: list[str], body: list[str]) -> int:
   if len(place) != 1 or len(results) <= place[0]:
     return 1
   added = lines.get(results[place[0]], "").partition(" add(")[2].partition(")")[0]
-  constants = _constants(body)
-  steps = [constants[name] for name in _OPERAND.findall(added) if name in constants]
+  steps = _constants(body, added)
   return steps[0] if len(steps) == 1 else 1

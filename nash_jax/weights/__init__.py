@@ -115,9 +115,7 @@ def export(
   if folder.is_file() or any(folder.glob("*.safetensors*")):
     raise ValueError(f"export {path}: expected a folder without weights; move them away")
   if "head" in params:
-    raise ValueError(
-      f"export {path}: Hugging Face has no place for a reward model's head: use save"
-    )
+    raise ValueError(f"export {path}: Hugging Face has no room for a reward model's head: use save")
   rows, dtype = hugging_face.rows(model_config), jnp.dtype(dtype)
   fields = hugging_face.config_json(model_config, dtype.name)
   stream = safetensors.tensors(params, model_config, names.hugging_face, dtype, rows)

@@ -50,8 +50,12 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
     for keys, saved_shape in (saved[name] for name in parts):
       saved_sharding = _saved_sharding(sharding, place.stacked, order, len(saved_shape))
       specs[keys] = jax.ShapeDtypeStruct(saved_shape, dtype, sharding=saved_sharding)
-    with _as_value_error(f"{path}, leaf {parts[0]}"):
-      arrays = _restore(folder, specs)
+    with _as_value_error(f"{path}, leaf {parts[0]}"), ocp.PyTreeCheckpointer() as checkpointer:
+      item = traverse_util.unflatten_dict(specs)
+      restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+      args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+      restored = traverse_util.flatten_dict(checkpointer.restore(folder, args=args))
+      arrays = [restored[keys] for keys in specs]
     picks = tuple((parts.index(name), row) for name, row in sources)
     static = ("picks", "order", "stacked")
     combine = jax.jit(_combine, static_argnames=static, out_shardings=sharding)
@@ -111,17 +115,6 @@ def _saved_sharding(sharding: Sharding, stacked: bool, order: tuple, rank: int) 
   for axis, name in zip(order, (*sharding.spec, *padding)[stacked:], strict=True):
     spec[axis] = name
   return NamedSharding(sharding.mesh, PartitionSpec(*[None] * (rank - len(order)), *spec))
-
-
-def _restore(folder: epath.Path, specs: dict[tuple, jax.ShapeDtypeStruct]) -> list[jax.Array]:
-  import orbax.checkpoint as ocp
-
-  item = traverse_util.unflatten_dict(specs)
-  restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-  args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    restored = traverse_util.flatten_dict(checkpointer.restore(folder, args=args))
-  return [restored[keys] for keys in specs]
 
 
 def _combine(arrays, picks, order, stacked: bool) -> jax.Array:

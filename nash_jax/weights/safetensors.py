@@ -76,10 +76,8 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
   slices = {name: tensors.get_slice(name) for name in tensors.offset_keys()}
   for name, tensor in slices.items():
     if tensor.get_dtype() not in ("F32", "BF16", "F16"):
-      raise ValueError(
-        f"weights {path}: tensor {name} expected F32, BF16 or F16, got {tensor.get_dtype()}; "
-        "quantised files are not read"
-      )
+      got = f"{tensor.get_dtype()}; quantised files are not read"
+      raise ValueError(f"weights {path}: tensor {name} expected F32, BF16 or F16, got {got}")
   return slices
 
 
@@ -135,10 +133,8 @@ def _prefix(path: str, slices: dict[str, Any]) -> str:
   """Returns what precedes Hugging Face's names of the text model."""
   embeddings = [name for name in slices if name.endswith("embed_tokens.weight")]
   if len(embeddings) != 1:
-    raise ValueError(
-      f"weights {path}: expected the tensors of a Gemma text model, got {len(slices)} others"
-      f" ({next(iter(sorted(slices)), 'none')}, ...)"
-    )
+    got = f"{len(slices)} others ({min(slices, default='none')}, ...)"
+    raise ValueError(f"weights {path}: expected the tensors of a Gemma text model, got {got}")
   return embeddings[0].removesuffix("embed_tokens.weight")
 
 
