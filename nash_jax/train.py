@@ -26,11 +26,8 @@ from nash_jax.validation import require
 
 # What the progress bar shows.
 PROGRESS_METRICS = (
-  "kl_to_reference",
-  "eval/win_rate_vs_reference",
-  "response_length",
-  "seconds/sample",
-)
+  "kl_to_reference", "eval/win_rate_vs_reference", "response_length", "seconds/sample",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +71,12 @@ def set_up(config: ConfigDict) -> Setup:
   )
   state_shapes = jax.eval_shape(programs.init, gemma.shapes(model_config))
   return Setup(
-    config,
-    tokenizer,
-    train_prompts,
-    held_out,
-    judge,
-    reference,
+    config, tokenizer, train_prompts, held_out, judge, reference,
     sharding.abstract(state_shapes, shardings.state),
     # Adapters need only the base's shapes; a full policy is read again, in float32.
     initial_state=lambda: programs.init(reference if config.model.lora.rank else load()),
-    programs=programs,
-    shardings=shardings,
-  )
+    programs=programs, shardings=shardings,
+  )  # fmt: skip
 
 
 class Done(NamedTuple):
@@ -109,9 +100,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str], progress: bool = Tr
   """
   config = resolve(config, "train")
   advice = "Lower optimizer.learning_rate or raise algorithm.beta."
-  setup, state = run_loop(
-    config, workdir, set_up, _loop, show=PROGRESS_METRICS, progress=progress, advice=advice
-  )
+  setup, state = run_loop(config, workdir, set_up, _loop, PROGRESS_METRICS, progress, advice)
   stopped = int(state.step) < config.steps
   return Done(state, stopped, sharding.compilations(setup.programs.train_step))
 
