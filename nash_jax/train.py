@@ -12,11 +12,12 @@ from jax import numpy as jnp
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from nash_jax import exact, iteration, judges, keys
+from nash_jax import exact, judges, keys
 from nash_jax.config import resolve
 from nash_jax.data.corpus import Examples
 from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.iteration import Programs, Shardings, judge_mesh, make_programs
 from nash_jax.models import gemma, sharding
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
 from nash_jax.run.loop import run_loop
@@ -47,8 +48,8 @@ class Setup:
   reference: Params
   state_spec: TrainState
   initial_state: Callable[[], TrainState]
-  programs: iteration.Programs
-  shardings: iteration.Shardings
+  programs: Programs
+  shardings: Shardings
 
 
 def set_up(config: ConfigDict) -> Setup:
@@ -59,16 +60,14 @@ def set_up(config: ConfigDict) -> Setup:
   fix = "Lower it, or raise prompts.held_out."
   require(size <= len(held_out), "evaluation.prompts", expected, size, fix)
   mesh = sharding.make_mesh(config.mesh)
-  judge = judges.make(config.judge, tokenizer, mesh=iteration.judge_mesh(config, mesh))
+  judge = judges.make(config.judge, tokenizer, mesh=judge_mesh(config, mesh))
   load = functools.partial(load_weights, config.model.weights, model_config, config.seed, mesh=mesh)
   # All computation with the reference is in this dtype, so holding it in this dtype loses nothing.
   reference, exact_metrics = load(dtype=jnp.dtype(config.model.dtype)), None
   if config.evaluation.exact:
     policy = make_policy(config.model, config.sampling, tokenizer, model_config)
     exact_metrics = exact.make_metrics(config, policy.logprobs, held_out, reference)
-  programs, shardings = iteration.make_programs(
-    config, tokenizer, model_config, judge, mesh, exact_metrics
-  )
+  programs, shardings = make_programs(config, tokenizer, model_config, judge, mesh, exact_metrics)
   state_shapes = jax.eval_shape(programs.init, gemma.shapes(model_config))
   return Setup(
     config, tokenizer, train_prompts, held_out, judge, reference,

@@ -95,9 +95,7 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
     tuned = run_all((name, rate, config.tuning_seed) for name in changes for rate in rates)
     for (name, rate, seed), c in tuned.items():
       scores[name][rate] = _score(c, folder / _folder(name, rate, seed))
-  best = {
-    name: max(tried, key=tried.__getitem__, default=rates[0]) for name, tried in scores.items()
-  }
+  best = {run: max(tried, key=tried.__getitem__, default=rates[0]) for run, tried in scores.items()}
   configs = run_all((name, best[name], seed) for name in changes for seed in seeds)
   return {
     name: {

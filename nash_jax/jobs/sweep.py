@@ -134,9 +134,7 @@ def _run_batched(group: dict[str, ConfigDict], folder: pathlib.Path, policy_name
   }
   judge = judges.make(config.judge, tokenizer)
   contexts = jax.tree.map(jnp.asarray, contexts)
-  program = functools.partial(
-    _train_and_evaluate, config, policy, params, judge, game, contexts, log_ref
-  )
+  program = functools.partial(_single_run, config, policy, params, judge, game, contexts, log_ref)
   curves = jax.device_get(jax.jit(jax.vmap(program))(batched))
   for i, (name, c) in enumerate(group.items()):
     _write_record(folder / name, c, {metric: values[i] for metric, values in curves.items()})
@@ -155,7 +153,7 @@ def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _train_and_evaluate(
+def _single_run(
   config, policy: Policy, reference, judge: judges.Judge, game: Game, contexts, log_ref, batched
 ) -> dict[str, jax.Array]:
   """One run from start to end: exact metrics at every evaluation, as train.run would give them."""
