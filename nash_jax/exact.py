@@ -52,13 +52,10 @@ class Game(NamedTuple):
     """
     sampling, p_win = config.sampling, table.load(asset_path(config.judge.table))
     num_tokens, length, actions = len(sampling.tokens), sampling.max_tokens, p_win.shape[1]
-    require(
-      num_tokens**length == actions,
-      "evaluation.exact",
-      f"len(sampling.tokens) ** sampling.max_tokens to be the {actions} actions of judge.table",
-      f"{num_tokens} ** {length}",
-      "Set the three together.",
-    )
+    product, fix = "len(sampling.tokens) ** sampling.max_tokens", "Set the three together."
+    fits, got = num_tokens**length == actions, f"{num_tokens} ** {length}"
+    expected = f"{product} to be the {actions} actions of judge.table"
+    require(fits, "evaluation.exact", expected, got, fix)
     prompts = jax.tree.map(jnp.asarray, held_out.all())
     responses = enumerate_responses(sampling.tokens, length)
     return cls(prompts, jnp.asarray(p_win)[prompts.index % len(p_win)], responses)

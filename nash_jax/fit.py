@@ -69,9 +69,7 @@ def run(config: ConfigDict, workdir: checkpoint.Workdir, progress: bool = True) 
     FloatingPointError: a loss that is not finite.
   """
   config, advice = resolve(config, "fit"), "Lower optimizer.learning_rate."
-  setup, state = run_loop(
-    config, workdir, set_up, _loop, show=PROGRESS_METRICS, progress=progress, advice=advice
-  )
+  setup, state = run_loop(config, workdir, set_up, _loop, PROGRESS_METRICS, progress, advice)
   if int(state.step) < config.steps:
     return {}
   if not config.export:
@@ -122,9 +120,8 @@ def set_up(config: ConfigDict) -> Setup:
   state_shapes, jit = jax.eval_shape(init, base_shapes), functools.partial(sharding.jit, mesh)
   shardings = sharding.shardings(state_shapes, mesh)
   adapted, head = config.model.lora.rank > 0, config.loss == "reward"
-  load = functools.partial(
-    load_weights, config.model.weights, model_config, config.seed, mesh=mesh, head=head
-  )
+  path, seed = config.model.weights, config.seed
+  load = functools.partial(load_weights, path, model_config, seed, mesh=mesh, head=head)
   # All computation with it is in this dtype, as with the reference of an online run.
   base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
   step = jit(train_step, donate_argnums=1, out_shardings=(shardings, replicated))
@@ -160,8 +157,7 @@ def _make_step(config, loss: Loss) -> tuple[Callable, Callable, Callable]:
     grads, means = update.gradients(joined_loss, state.params, batch, micro_batches)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {
-      **means,
+    metrics = means | {
       "gradient_norm": optax.tree.norm(grads),
       "learning_rate": learning_rate(state.step),
       "tokens": means["loss"].weight,
@@ -239,7 +235,5 @@ def _rows(batch: Any, rows: slice) -> Any:
 
 
 def _floats(values: dict[str, Any]) -> dict[str, float]:
-  return {
-    name: float(value.value() if isinstance(value, Mean) else value)
-    for name, value in jax.device_get(values).items()
-  }
+  host = jax.device_get(values)
+  return {name: float(x.value() if isinstance(x, Mean) else x) for name, x in host.items()}

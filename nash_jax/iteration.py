@@ -140,15 +140,14 @@ def _make_evaluate(
     responses = sample(params, prompts, jax.random.fold_in(key, 0))
     opponents = sample(reference, prompts, jax.random.fold_in(key, 1))
     verdict = judge_fn(judge_params, prompts, responses, opponents)
-    reference_logp, _ = policy.logprobs(
-      reference, prompts=prompts, tokens=responses.tokens, mask=responses.mask
-    )
+    tokens, mask = responses.tokens, responses.mask
+    reference_logp, _ = policy.logprobs(reference, prompts=prompts, tokens=tokens, mask=mask)
     log_ratio = jnp.sum(responses.logp - reference_logp, axis=-1)
     metrics = {
       "eval/win_rate_vs_reference": Mean.from_values(verdict.p_win, verdict.valid),
       "eval/kl_to_reference": Mean.from_values(log_ratio),
-      "eval/response_length": Mean.from_values(jnp.sum(responses.mask, axis=-1)),
+      "eval/response_length": Mean.from_values(jnp.sum(mask, axis=-1)),
     }
-    return metrics | (exact_metrics(params) if exact_metrics else {}), responses.tokens
+    return metrics | (exact_metrics(params) if exact_metrics else {}), tokens
 
   return evaluate

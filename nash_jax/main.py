@@ -34,11 +34,9 @@ CONFIG_OF = {"sweep": "compare", "plan": "train", "short_game": "train", "demo":
 
 # Flags of a job instead of --workdir, since it writes nothing there: (default, help).
 FLAGS = {
-  "plan": {
-    "topology": ("v5e:4x4", "A TPU topology, v5e:4x4 or v5e-16; local for this machine."),
-    "json": ("", "File for the plan as JSON."),
-  }
-}
+  "plan": {"topology": ("v5e:4x4", "A TPU topology, v5e:4x4 or v5e-16; local for this machine."),
+           "json": ("", "File for the plan as JSON.")},
+}  # fmt: skip
 
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
 SHORT_FLAGS = {"sample": ("prompt", "file", "realign")}

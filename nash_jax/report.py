@@ -36,11 +36,8 @@ def number(value: float | None, digits: int = 3) -> str:
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
   """Returns a Markdown table whose columns also line up on a terminal."""
   table = [[str(cell) for cell in row] for row in (header, *rows)]
-  widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-  lines = [
-    "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-    for row in table
-  ]
+  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+  lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
   rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
   return "\n".join([lines[0], rule, *lines[1:]])
 
@@ -95,9 +92,8 @@ def arena(result: dict[str, Any]) -> str:
     kl = f"{number(statistics['kl_to_reference'], 2)} ± {number(statistics['kl_sigma3'], 2)}"
     if statistics["best_of"] > 1:
       kl = f"≤ {number(statistics['best_of_kl_bound'], 2)} (bound)"
-    rows.append(
-      [name, kl, *(number(statistics[field], digits) for field, digits in columns.items())]
-    )
+    figures = (number(statistics[field], digits) for field, digits in columns.items())
+    rows.append([name, kl, *figures])
   out += [
     "## The policies",
     markdown_table(header, rows),
@@ -160,8 +156,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], 
   path = pathlib.Path(workdir) / "metrics.jsonl"
   if not path.is_file():
     raise ValueError(f"{path}: no such file; give the workdir of a run that has made a step")
-  series: dict[str, tuple[list[int], list[float]]]
-  series = collections.defaultdict(lambda: ([], []))
+  series: dict[str, tuple[list[int], list[float]]] = collections.defaultdict(lambda: ([], []))
   lines = path.read_text().split("\n")[:-1]  # a line without its end is still being written
   for line_number, line in enumerate(lines, 1):
     try:

@@ -12,11 +12,12 @@ from jax import numpy as jnp
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from nash_jax import exact, iteration, judges, keys
+from nash_jax import exact, judges, keys
 from nash_jax.config import resolve
 from nash_jax.data.corpus import Examples
 from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.iteration import Programs, Shardings, judge_mesh, make_programs
 from nash_jax.models import gemma, sharding
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
 from nash_jax.run.loop import run_loop
@@ -26,11 +27,8 @@ from nash_jax.validation import require
 
 # What the progress bar shows.
 PROGRESS_METRICS = (
-  "kl_to_reference",
-  "eval/win_rate_vs_reference",
-  "response_length",
-  "seconds/sample",
-)
+  "kl_to_reference", "eval/win_rate_vs_reference", "response_length", "seconds/sample",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +48,8 @@ class Setup:
   reference: Params
   state_spec: TrainState
   initial_state: Callable[[], TrainState]
-  programs: iteration.Programs
-  shardings: iteration.Shardings
+  programs: Programs
+  shardings: Shardings
 
 
 def set_up(config: ConfigDict) -> Setup:
@@ -62,30 +60,22 @@ def set_up(config: ConfigDict) -> Setup:
   fix = "Lower it, or raise prompts.held_out."
   require(size <= len(held_out), "evaluation.prompts", expected, size, fix)
   mesh = sharding.make_mesh(config.mesh)
-  judge = judges.make(config.judge, tokenizer, mesh=iteration.judge_mesh(config, mesh))
+  judge = judges.make(config.judge, tokenizer, mesh=judge_mesh(config, mesh))
   load = functools.partial(load_weights, config.model.weights, model_config, config.seed, mesh=mesh)
   # All computation with the reference is in this dtype, so holding it in this dtype loses nothing.
   reference, exact_metrics = load(dtype=jnp.dtype(config.model.dtype)), None
   if config.evaluation.exact:
     policy = make_policy(config.model, config.sampling, tokenizer, model_config)
     exact_metrics = exact.make_metrics(config, policy.logprobs, held_out, reference)
-  programs, shardings = iteration.make_programs(
-    config, tokenizer, model_config, judge, mesh, exact_metrics
-  )
+  programs, shardings = make_programs(config, tokenizer, model_config, judge, mesh, exact_metrics)
   state_shapes = jax.eval_shape(programs.init, gemma.shapes(model_config))
   return Setup(
-    config,
-    tokenizer,
-    train_prompts,
-    held_out,
-    judge,
-    reference,
+    config, tokenizer, train_prompts, held_out, judge, reference,
     sharding.abstract(state_shapes, shardings.state),
     # Adapters need only the base's shapes; a full policy is read again, in float32.
     initial_state=lambda: programs.init(reference if config.model.lora.rank else load()),
-    programs=programs,
-    shardings=shardings,
-  )
+    programs=programs, shardings=shardings,
+  )  # fmt: skip
 
 
 class Done(NamedTuple):
@@ -109,9 +99,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str], progress: bool = Tr
   """
   config = resolve(config, "train")
   advice = "Lower optimizer.learning_rate or raise algorithm.beta."
-  setup, state = run_loop(
-    config, workdir, set_up, _loop, show=PROGRESS_METRICS, progress=progress, advice=advice
-  )
+  setup, state = run_loop(config, workdir, set_up, _loop, PROGRESS_METRICS, progress, advice)
   stopped = int(state.step) < config.steps
   return Done(state, stopped, sharding.compilations(setup.programs.train_step))
 

@@ -49,10 +49,8 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
     return {"tokens": tokens, "mask": mask, "loss_mask": loss_mask}
 
   def pairs(columns: corpus.Columns) -> dict[str, Any]:
-    batch = {
-      "prompts": corpus.pad_prompts(columns, width, pad_id),
-      "p_win": np.array(columns["p_win"], np.float32),
-    }
+    batch: dict[str, Any] = {"prompts": corpus.pad_prompts(columns, width, pad_id)}
+    batch["p_win"] = np.array(columns["p_win"], np.float32)
     for side in responses:
       batch[f"{side}_tokens"], batch[f"{side}_mask"] = corpus.pad(columns[side], length, pad_id)
     return batch

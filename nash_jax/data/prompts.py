@@ -28,7 +28,12 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
 
   def read(path: str) -> corpus.Columns:
     if config.task not in TASKS:
-      return {"inputs": _read_registered(config.task, seed)["inputs"]}
+      corpus.import_tensorflow()
+      import seqio
+
+      registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+      one_of("prompts.task", config.task, {*TASKS, *registered})
+      return {"inputs": corpus.read_task(config.task, seed)["inputs"]}
     parse = (lambda line: {"prompt": line}) if config.task == "text" else json.loads
     return corpus.read_files(config.task, path, encode, seed, parse)
 
@@ -38,12 +43,3 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   width = config.max_tokens
   arrange = functools.partial(corpus.pad_prompts, width=width, pad_id=tokenizer.pad_id)
   return corpus.load_examples(config, read, {"inputs": width}, arrange, seed)
-
-
-def _read_registered(task: str, seed: int) -> corpus.Columns:
-  corpus.import_tensorflow()
-  import seqio
-
-  registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-  one_of("prompts.task", task, {*TASKS, *registered})
-  return corpus.read_task(task, seed)

@@ -6,6 +6,7 @@ spread is the cell's error; the pairs of one prompt are not.
 """
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -61,13 +62,9 @@ def win_rates(
   ends = np.nanquantile(np.where(n > 0, means, 0), [TAIL, 1 - TAIL], axis=0)
   low, high = np.where(n > 0, ends, np.nan)
   return {
-    "mean": mean,
-    "sigma3": 3 * sigma,
-    "n": n.astype(int),
-    "low": low,
-    "high": high,
+    "mean": mean, "sigma3": 3 * sigma, "n": n.astype(int), "low": low, "high": high,
     "significant": np.abs(mean - 0.5) > 3 * sigma,  # never, where either is NaN
-  }
+  }  # fmt: skip
 
 
 def length_matched(lengths: Int[np.ndarray, "N P S"]) -> Bool[np.ndarray, "N P S P S"]:
@@ -104,9 +101,8 @@ def _make_best_of(policy: Policy, samples: int, best_of: int, judge_fn: judges.J
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), prompts)
     verdict = judge_fn(judge_params, repeated, groups, None)
     best = choose_best(verdict.p_win, verdict.valid)
-    return jax.tree.map(
-      lambda leaf: leaf[jnp.arange(len(best)), best].reshape(-1, samples, *leaf.shape[2:]), groups
-    )
+    rows = jnp.arange(len(best))
+    return jax.tree.map(lambda x: x[rows, best].reshape(-1, samples, *x.shape[2:]), groups)
 
   return jax.jit(sample_best)
 
@@ -203,15 +199,12 @@ def _texts(config, tokenizer: Tokenizer, prompts: Prompts, responses: Responses)
   def text(batch, *index):
     return tokenizer.decode(batch.tokens[index][batch.mask[index]]).strip()
 
-  return [
-    {
-      "prompt": text(prompts, i),
-      "continuations": {
-        name: text(responses, i, p * config.samples) for p, name in enumerate(config.policies)
-      },
-    }
-    for i in range(min(config.texts, len(prompts.tokens)))
-  ]
+  first_samples = {name: p * config.samples for p, name in enumerate(config.policies)}
+  texts = []
+  for i in range(min(config.texts, len(prompts.tokens))):
+    continuations = {name: text(responses, i, first) for name, first in first_samples.items()}
+    texts.append({"prompt": text(prompts, i), "continuations": continuations})
+  return texts
 
 
 def evaluate(config: ConfigDict, tokenizer: Tokenizer, judged: Judged) -> dict[str, Any]:
@@ -226,13 +219,10 @@ def evaluate(config: ConfigDict, tokenizer: Tokenizer, judged: Judged) -> dict[s
 
   def cells(p_win, valid):
     rates = win_rates(p_win, valid, config.resamples, config.seed)
-    return {
-      row: {
-        column: {name: table[i, j].item() for name, table in rates.items()}
-        for j, column in enumerate(config.policies)
-      }
-      for i, row in enumerate(config.policies)
-    }
+    result: report.Cells = {row: {} for row in config.policies}
+    for (i, row), (j, column) in itertools.product(enumerate(config.policies), repeat=2):
+      result[row][column] = {name: table[i, j].item() for name, table in rates.items()}
+    return result
 
   by_judge = {}
   for name, verdict in judged.verdicts.items():

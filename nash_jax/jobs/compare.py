@@ -7,7 +7,6 @@ workdir/arena/seed_<s>                     who beats whom, where responses are t
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -18,19 +17,17 @@ from ml_collections import ConfigDict
 from nash_jax import report
 from nash_jax.config import describe, resolve
 from nash_jax.jobs import arena, sweep
-from nash_jax.run.checkpoint import differences
+from nash_jax.run.checkpoint import Workdir, differences
 
 SUBOPT, KL_TO_EQUILIBRIUM = "exact/suboptimality", "exact/kl_to_equilibrium"
 WIN, KL = "eval/win_rate_vs_reference", "eval/kl_to_reference"
 
 Result = dict[str, Any]  # of a run's seeds: "learning_rate", "beta", "tuning", "seeds"
 Setting = tuple[str, float | None, int]  # of a run: name, learning rate, seed
-Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
+Table = tuple[str, list[str], dict[str, list[str]]]  # title, columns, cells by run
 
 
-def run(
-  config: ConfigDict, workdir: str | os.PathLike[str], progress: bool = True
-) -> dict[str, dict[str, Any]]:
+def run(config: ConfigDict, workdir: Workdir, progress: bool = True) -> dict[str, dict[str, Any]]:
   """Tunes, runs and evaluates what `config` (see config.compare) lists; resumes if interrupted.
 
   Where `learning_rates` names several, each run takes the one that is best with `tuning_seed`: by
@@ -44,11 +41,7 @@ def run(
     ValueError: a bad config, or a workdir that holds runs of another.
   """
   config, folder = resolve(config, "compare"), pathlib.Path(workdir)
-  changes = {label(item): dict(item) for item in config.runs}
-  results = {
-    policy: _tune_and_run(config, changes, folder / policy, policy, progress)
-    for policy in config.kinds
-  }
+  results = {policy: _tune_and_run(config, folder, policy, progress) for policy in config.kinds}
   if config.arena.judges:
     results["arena"] = _hold_arenas(config, results["network"], folder / "arena")
   (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -84,10 +77,9 @@ def _folder(name: str, rate: float | None, seed: int) -> str:
   return f"{name.replace(' ', '').replace(',', '_')}/{rate_folder}seed_{seed}"
 
 
-def _tune_and_run(
-  config, changes: dict[str, dict], folder: pathlib.Path, policy: str, progress: bool
-) -> dict[str, Result]:
+def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> dict[str, Result]:
   """Returns {run: {"learning_rate", "beta", "tuning": {rate: score}, "seeds": [their records]}}."""
+  changes, folder = {label(item): dict(item) for item in config.runs}, folder / policy
   rates, seeds = tuple(config.learning_rates) or (None,), range(config.seeds)
 
   def run_all(settings: Iterable[Setting]) -> dict[Setting, ConfigDict]:
@@ -103,10 +95,7 @@ def _tune_and_run(
     tuned = run_all((name, rate, config.tuning_seed) for name in changes for rate in rates)
     for (name, rate, seed), c in tuned.items():
       scores[name][rate] = _score(c, folder / _folder(name, rate, seed))
-  best = {
-    name: max(by_rate, key=by_rate.__getitem__, default=rates[0])
-    for name, by_rate in scores.items()
-  }
+  best = {run: max(tried, key=tried.__getitem__, default=rates[0]) for run, tried in scores.items()}
   configs = run_all((name, best[name], seed) for name in changes for seed in seeds)
   return {
     name: {
@@ -168,8 +157,10 @@ def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
   steps_and_seeds = f"Steps: {config.base.steps}, seeds: {config.seeds}."
   out = []
   for policy in config.kinds:
-    title, header, rows = make_table(results[policy])
-    table = report.markdown_table(header, rows)
+    title, columns, cells_by_run = make_table(results[policy])
+    rates = {name: f"{result['learning_rate']:g}" for name, result in results[policy].items()}
+    rows = [[name, rates[name], *cells] for name, cells in cells_by_run.items()]
+    table = report.markdown_table(["run", "learning rate", *columns], rows)
     out.append(f"## {policy}: {title}\n\n{steps_and_seeds}\n\n{table}")
   for judge, tables in results.get("arena", {}).items():
     for name, cells in tables.items():
@@ -182,29 +173,26 @@ def _exact_table(results: dict[str, Result]) -> Table:
   """Returns the table of the runs by SubOpt_β of their last iterate."""
   starts = {name: result["seeds"][0][SUBOPT][0] for name, result in results.items()}  # β moves it
   ends = " to ".join(dict.fromkeys(f"{end(starts.values()):.2e}" for end in (min, max)))
-  rows = []
+  cells = {}
   for name, result in _sorted(results, SUBOPT, 1):
     subopt = _median_and_range(result, SUBOPT)
     kl = _median_and_range(result, KL_TO_EQUILIBRIUM)[0]
     share = report.number(subopt[0] / starts[name])
-    rate = f"{result['learning_rate']:g}"
-    rows.append([name, rate, *map(_scientific, subopt), share, _scientific(kl)])
-  header = ["run", "learning rate", "SubOpt, median", "least", "greatest", "of reference's"]
-  title = f"SubOpt_β of the last iterate; the reference's is {ends}"
-  return title, [*header, "KL(π*‖π)"], rows
+    cells[name] = [*map(_scientific, subopt), share, _scientific(kl)]
+  columns = ["SubOpt, median", "least", "greatest", "of reference's", "KL(π*‖π)"]
+  return f"SubOpt_β of the last iterate; the reference's is {ends}", columns, cells
 
 
 def _win_rate_table(results: dict[str, Result]) -> Table:
   """Returns the table of the runs by their last win rate against the reference."""
-  rows = []
+  cells = {}
   for name, result in _sorted(results, WIN, -1):
     kl = report.number(_median_and_range(result, KL)[0], 2)
     regularised = report.number(float(np.median(_regularised_win_rate(result))))
-    rate = f"{result['learning_rate']:g}"
     win_rates = map(report.number, _median_and_range(result, WIN))
-    rows.append([name, rate, *win_rates, kl, regularised])
-  header = ["run", "learning rate", "win rate, median", "least", "greatest", "KL, nats"]
-  return "Against the reference, under the training judge", [*header, "win rate − β·KL"], rows
+    cells[name] = [*win_rates, kl, regularised]
+  columns = ["win rate, median", "least", "greatest", "KL, nats", "win rate − β·KL"]
+  return "Against the reference, under the training judge", columns, cells
 
 
 def _hold_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dict[str, dict]:

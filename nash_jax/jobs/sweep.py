@@ -10,9 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,7 +27,7 @@ from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
-from nash_jax.run.checkpoint import differences, read_config
+from nash_jax.run.checkpoint import Workdir, differences, read_config
 from nash_jax.update import Batch, make_update
 from nash_jax.validation import one_of, require
 
@@ -43,10 +41,7 @@ POLICIES = ("network", "tabular")
 
 
 def run(
-  runs: dict[str, ConfigDict],
-  workdir: str | os.PathLike[str],
-  policy: str = "network",
-  progress: bool = True,
+  runs: dict[str, ConfigDict], workdir: Workdir, policy: str = "network", progress: bool = True
 ) -> None:
   """Runs every config in its own folder of the workdir; those that are complete are left alone.
 
@@ -64,10 +59,15 @@ def run(
   groups: dict[str, dict[str, ConfigDict]] = {}
   for name, config in waiting.items():
     if config.evaluation.exact:
-      groups.setdefault(_shared_fields(config), {})[name] = config
+      # The runs of one program agree in these.
+      shared = {field: x for field, x in _flat(config).items() if field not in BATCHED_FIELDS}
+      groups.setdefault(json.dumps(shared, sort_keys=True, default=str), {})[name] = config
   complete = len(runs) - len(waiting)
   bar = tqdm.tqdm(total=len(runs), initial=complete, unit="run", desc="runs", disable=not progress)
-  with _quiet(), bar:
+  with contextlib.ExitStack() as on_exit, bar:
+    # The log messages of single runs stay out of the one progress line.
+    on_exit.callback(logging.set_verbosity, logging.get_verbosity())
+    logging.set_verbosity(logging.WARNING)
     for group in groups.values():
       bar.set_postfix_str(f"{next(iter(group.values())).algorithm.name} x {len(group)}")
       _run_batched(group, folder, policy)
@@ -84,17 +84,6 @@ def run(
       bar.update()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keeps the log messages of single runs out of the one progress line."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.WARNING)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(verbosity)
-
-
 def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
   path = folder / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.is_file() else []
@@ -109,12 +98,6 @@ def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
 def _flat(config: ConfigDict) -> dict[str, Any]:
   """Returns the values of a config by dotted field."""
   return traverse_util.flatten_dict(describe(config), keep_empty_nodes=True, sep=".")
-
-
-def _shared_fields(config: ConfigDict) -> str:
-  """Returns the fields in which the runs of one program agree, as text."""
-  shared = {name: x for name, x in _flat(config).items() if name not in BATCHED_FIELDS}
-  return json.dumps(shared, sort_keys=True, default=str)
 
 
 def _run_batched(group: dict[str, ConfigDict], folder: pathlib.Path, policy_name: str) -> None:
@@ -151,9 +134,7 @@ def _run_batched(group: dict[str, ConfigDict], folder: pathlib.Path, policy_name
   }
   judge = judges.make(config.judge, tokenizer)
   contexts = jax.tree.map(jnp.asarray, contexts)
-  program = functools.partial(
-    _train_and_evaluate, config, policy, params, judge, game, contexts, log_ref
-  )
+  program = functools.partial(_single_run, config, policy, params, judge, game, contexts, log_ref)
   curves = jax.device_get(jax.jit(jax.vmap(program))(batched))
   for i, (name, c) in enumerate(group.items()):
     _write_record(folder / name, c, {metric: values[i] for metric, values in curves.items()})
@@ -172,7 +153,7 @@ def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _train_and_evaluate(
+def _single_run(
   config, policy: Policy, reference, judge: judges.Judge, game: Game, contexts, log_ref, batched
 ) -> dict[str, jax.Array]:
   """One run from start to end: exact metrics at every evaluation, as train.run would give them."""

@@ -232,11 +232,10 @@ class Checkpoints:
       path.mkdir(parents=True, exist_ok=True)
       saved = read_config(path)
       if lines := differences(saved, self._config, allow) if saved else {}:
+        listed, fix = "\n".join(lines.values()), f"set checkpoint.allow={(*allow, *lines)!r}."
         raise ValueError(
-          f"workdir {path} was made with another config:\n"
-          + "\n".join(lines.values())
-          + "\nUse another workdir, or, where a resumed run may differ in these, set "
-          f"checkpoint.allow={(*allow, *lines)!r}."
+          f"workdir {path} was made with another config:\n{listed}\nUse another workdir, or, where"
+          f" a resumed run may differ in these, {fix}"
         )
       _sync("every process has read the workdir's config")
       if jax.process_index() == 0:

@@ -39,7 +39,6 @@ def run_loop[SetupT: Setup](
   workdir: checkpoint.Workdir,
   set_up: Callable[[Any], SetupT],
   loop: Loop[SetupT],
-  *,
   show: tuple[str, ...],
   progress: bool,
   advice: str,
@@ -59,10 +58,8 @@ def run_loop[SetupT: Setup](
     ValueError: a workdir of another run, or one that cannot be written.
     FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
   """
-  workdir, keep, allow = epath.Path(workdir), config.checkpoint.keep, config.checkpoint.allow
-  checkpoints = checkpoint.Checkpoints(
-    workdir, keep=keep, config=describe(config), allow=tuple(allow)
-  )
+  workdir, keep, allow = epath.Path(workdir), config.checkpoint.keep, tuple(config.checkpoint.allow)
+  checkpoints = checkpoint.Checkpoints(workdir, keep=keep, config=describe(config), allow=allow)
   with contextlib.closing(checkpoints):
     setup = set_up(config)
     if setup.reference is not None:
