@@ -1,7 +1,7 @@
 """Games of short responses: all of them are enumerated, and a policy's SubOpt_β is exact.
 
 A response is L tokens out of a few, so there are A = tokens^L of them, in the order of the table
-judge: digits, the most significant first. The game is contextual: prompt i plays in context i % X.
+judge: digits, the most significant first. The game is contextual: prompt i has context i % X.
 """
 
 import itertools
@@ -32,7 +32,7 @@ def enumerate_responses(tokens: tuple[int, ...], length: int) -> Int[np.ndarray,
 
 
 class Game(NamedTuple):
-  """The game that a run plays, with all its contexts (the prompts) and all its responses.
+  """The game that a run trains on, with all its contexts (the prompts) and all its responses.
 
   Attributes:
     p_win: P(y≻y'|x) of all pairs of responses.

@@ -171,17 +171,17 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
   config, size = setup.config, setup.config.data.batch_size
   for step in itertools.count(first_step):
     final = step == config.steps
-    leaving = stop.before(step) or final
+    stopping = stop.before(step) or final
     evaluating = len(setup.held_out) > 0 and (step % config.evaluation.every == 0 or final)
     if evaluating:
       metrics = setup.evaluate(setup.join(state.params))
       log.push(step, metrics)
       log.clock(step, "evaluate", metrics)
-    if step > first_step and (step % config.checkpoint.every == 0 or leaving):
+    if step > first_step and (step % config.checkpoint.every == 0 or stopping):
       log.flush(step)
       checkpoints.save(step, state, -log.value(step, "eval/loss") if evaluating else None)
       log.clock(step, "save", ())
-    if leaving:
+    if stopping:
       return state
     read_rows = functools.partial(setup.data.batch, step, size)
     batch = sharding.global_batch(setup.batch_sharding, size, read_rows)

@@ -25,7 +25,7 @@ JOBS = {
   "plan": ("plan", "gemma2_2b", "memory and time of a run on TPUs that you need not have"),
   "short_game": ("jobs.short_game", "short_game", "draw the short games and their reference"),
   "games": ("games.study", "games/theorem", "exact games: solvers, rates, figures"),
-  "demo": ("jobs.demo", "stories", "train the bundled storyteller, then hold the arena"),
+  "demo": ("jobs.demo", "stories", "train the bundled storyteller, then run the arena"),
 }
 
 MULTI_PROCESS = ("train", "fit")  # jobs that several processes do together

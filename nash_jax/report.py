@@ -42,11 +42,11 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
   return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def win_rate_cell(cell: dict[str, Any], self_play: bool = False, with_n: bool = False) -> str:
-  """Returns "**.717 ± .081**", bold where clear of one half; ".5 —" for play against itself."""
+def win_rate_cell(cell: dict[str, Any], diagonal: bool = False, with_n: bool = False) -> str:
+  """Returns "**.717 ± .081**", bold where clear of one half; ".5 —" for a policy and itself."""
   if cell["mean"] is None:
     return "—"
-  if self_play:
+  if diagonal:
     return f"{number(cell['mean']).rstrip('0')} —"
   text = f"{number(cell['mean'])} ± {number(cell['sigma3'])}"
   text = f"**{text}**" if cell["significant"] else text

@@ -1,4 +1,4 @@
-"""The online loop: prompts, responses, a verdict, a train step, and the target follows."""
+"""The online loop: prompts, responses, a verdict, a train step with its target, copies."""
 
 import dataclasses
 import functools
@@ -110,10 +110,11 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
   evaluated_prompts = sharding.global_batch(
     setup.shardings.batch, len(evaluated), lambda rows: setup.held_out.all(evaluated[rows])
   )
+  # One key for all evaluations, which so share their noise.
   evaluation_key = keys.key(config.seed, "evaluate")
   for step in itertools.count(first_step):
     final = step == config.steps
-    leaving = stop.before(step) or final
+    stopping = stop.before(step) or final
     key = functools.partial(keys.key, config.seed, step=step)
     if evaluating := step % config.evaluation.every == 0 or final:
       metrics, tokens = programs.evaluate(
@@ -122,12 +123,12 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
       log.push(step, metrics)
       log.text(step, "held out", *_texts(setup, tokens))
       log.clock(step, "evaluate", tokens)
-    if step > first_step and (step % config.checkpoint.every == 0 or leaving):
+    if step > first_step and (step % config.checkpoint.every == 0 or stopping):
       log.flush(step)
       score = log.value(step, "eval/win_rate_vs_reference") if evaluating else None
       checkpoints.save(step, state, score)
       log.clock(step, "save", ())
-    if leaving:
+    if stopping:
       return state
 
     read_rows = functools.partial(setup.train_prompts.batch, step, size)

@@ -19,7 +19,7 @@ LAYERS = (
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),
   ("data.prompts", "data.preferences", "data.rlhflow", "models.decoding", "models.logprobs"),
-  ("sampler", "weights.names", "weights.hugging_face"),
+  ("sampler", "weights.names", "weights.hf_config"),
   ("weights.safetensors",),
   ("weights.orbax",),
   ("weights",),

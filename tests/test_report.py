@@ -20,7 +20,7 @@ CELLS = {
 def test_cells_are_printed_as_the_paper_prints_them():
   assert report.win_rate_cell(cell(0.7171)) == "**.717 ± .081**"
   assert report.win_rate_cell(cell(0.52, significant=False)) == ".520 ± .081"
-  assert report.win_rate_cell(cell(0.5000001, 0.0, False), self_play=True) == ".5 —"
+  assert report.win_rate_cell(cell(0.5000001, 0.0, False), diagonal=True) == ".5 —"
   assert report.win_rate_cell(cell(0.7, n=12), with_n=True) == "**.700 ± .081** (12)"
   assert report.win_rate_cell(cell(None, None, False, 0)) == "—"
   assert report.number(-0.25, 2) == "-.25"
@@ -29,7 +29,7 @@ def test_cells_are_printed_as_the_paper_prints_them():
 
 
 def test_a_self_cell_that_is_not_one_half_shows():
-  assert report.win_rate_cell(cell(0.51, 0.0, False), self_play=True) == ".51 —"
+  assert report.win_rate_cell(cell(0.51, 0.0, False), diagonal=True) == ".51 —"
 
 
 def test_tables_line_up_and_rows_beat_columns():

@@ -15,7 +15,7 @@ from weight_files import FIXTURES, MODELS, L, half, hugging_face_model, random, 
 
 from nash_jax import weights
 from nash_jax.models import gemma
-from nash_jax.weights import hugging_face, safetensors
+from nash_jax.weights import hf_config, safetensors
 
 
 def logits(params, config, tokens):
@@ -60,7 +60,7 @@ def test_export_of_an_import_is_the_file_that_transformers_wrote(from_transforme
   same(weights.load(str(tmp_path / "out"), config), params)
   # What config.json says of the architecture is what transformers says; it spells rope otherwise.
   ours, theirs = (
-    hugging_face.fields(json.loads((at / "config.json").read_text()))
+    hf_config.fields(json.loads((at / "config.json").read_text()))
     for at in (tmp_path / "out", folder)
   )
   assert ours.pop("torch_dtype") == theirs.pop("dtype")
@@ -70,7 +70,7 @@ def test_export_of_an_import_is_the_file_that_transformers_wrote(from_transforme
 def test_large_exports_come_in_files_with_an_index(from_transformers, tmp_path):
   _, config, params = from_transformers
   weights.export(str(tmp_path), params, config, "bfloat16", shard_bytes=20_000)
-  index = json.loads((tmp_path / hugging_face.INDEX).read_text())
+  index = json.loads((tmp_path / hf_config.INDEX).read_text())
   files = {name: load_file(tmp_path / name) for name in set(index["weight_map"].values())}
   assert len(files) > 3
   assert sorted(files) == sorted(p.name for p in tmp_path.glob("*.safetensors"))
@@ -80,7 +80,7 @@ def test_large_exports_come_in_files_with_an_index(from_transformers, tmp_path):
   assert index["weight_map"] == {n: name for name, found in files.items() for n in found}
   same(weights.load(str(tmp_path), config, jnp.bfloat16), half(params))
   # The index alone names the folder too.
-  got = weights.load(str(tmp_path / hugging_face.INDEX), config, jnp.bfloat16)
+  got = weights.load(str(tmp_path / hf_config.INDEX), config, jnp.bfloat16)
   same(got, half(params))
 
 
@@ -143,7 +143,7 @@ def _rewrite(path, change):
 
 def _damage(where, how):
   shard = where / "model-00002-of-00003.safetensors"
-  index = where / hugging_face.INDEX
+  index = where / hf_config.INDEX
   config = json.loads((where / "config.json").read_text())
   if how == "shard missing":
     shard.unlink()
@@ -240,13 +240,13 @@ PUBLISHED = {
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_presets_are_what_published_configs_say(tmp_path, preset):
   (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[preset]))
-  hugging_face.check_config(str(tmp_path), gemma.preset(preset))
+  hf_config.check_config(str(tmp_path), gemma.preset(preset))
   for other in PUBLISHED.keys() - {preset}:
     with pytest.raises(ValueError, match=r"config.json: \w+ is .* but model.preset"):
-      hugging_face.check_config(str(tmp_path), gemma.preset(other))
+      hf_config.check_config(str(tmp_path), gemma.preset(other))
   changed = gemma.preset(preset, global_scale_factor=2.0, local_scale_factor=2.0)
   with pytest.raises(ValueError, match="expected an architecture of Gemma 2"):
-    hugging_face.check_config(str(tmp_path), changed)
+    hf_config.check_config(str(tmp_path), changed)
 
 
 def test_a_tensor_that_does_not_fit_is_named(folder):

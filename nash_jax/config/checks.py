@@ -1,4 +1,4 @@
-"""Every check on a config, before anything heavy loads."""
+"""The checks on a config that need no data, weights or tokenizer."""
 
 import functools
 import math
@@ -272,7 +272,7 @@ def _check_algorithm(config) -> None:
   check_used.positive("kappa_offset", "10 gives 10 / (k + 10).")
   check_used.positive("target_period", "Try 10.", "a positive number of steps")
   check_used("mixture", 0 <= algorithm.mixture <= 1, "a weight in [0, 1]", "Try 0.25.")
-  most = 1 / algorithm.beta if "beta" in uses else math.inf
+  most = 1 / algorithm.beta if "beta" in method.fields else math.inf
   in_range, expected = 0 < algorithm.step <= most, f"in (0, 1 / beta = {most:g}]"
   check_used("step", in_range, expected, "Lower it, or algorithm.beta.")
 

@@ -1,4 +1,4 @@
-"""Text files read once through seqio, tokenised, kept in memory; batches by step.
+"""Text files read once through seqio, tokenised, cut to budgets, padded; batches by step.
 
 The order of a data set is the order in which seqio yields it, unshuffled and unrepeated. The batch
 of step n is cut from one seeded permutation an epoch, so it depends on the seed and the step alone:

@@ -75,12 +75,12 @@ def read(name: str) -> str:
   """
   path, field = pathlib.Path(asset_path(name)), f"judge template {name!r}"
   if name in TEMPLATES or not path.is_file():
-    one_of("judge template, where it is no text file,", name, TEMPLATES)
+    one_of("judge.template (a name or a text file)", name, TEMPLATES)
     return TEMPLATES[name]
   text = path.read_text("utf-8")
   counts = {slot: text.count(slot) for slot in SLOTS}
-  require(set(counts.values()) == {1}, field, "each slot once", counts, "Mend the file.")
-  require("<bos>" not in text, field, "a text without <bos>", "<bos>", "It is added anyway.")
+  require(set(counts.values()) == {1}, field, "each slot once", counts, "Fix the file.")
+  require("<bos>" not in text, field, "a text without <bos>", "<bos>", "Remove it: <bos> is added.")
   between = "|".join(("\n", *_CONTROL))
   separate = re.findall(f"(?:^|{between})({_SLOT})(?={between})", text)
   require(

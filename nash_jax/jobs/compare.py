@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Workdir, progress: bool = True) -> dict[str
   config, folder = resolve(config, "compare"), pathlib.Path(workdir)
   results = {policy: _tune_and_run(config, folder, policy, progress) for policy in config.kinds}
   if config.arena.judges:
-    results["arena"] = _hold_arenas(config, results["network"], folder / "arena")
+    results["arena"] = _run_arenas(config, results["network"], folder / "arena")
   (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
   text = "\n\n".join(_tables(config, results))
   (folder / "compare.md").write_text(text + "\n")
@@ -171,7 +171,7 @@ def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
 
 def _exact_table(results: dict[str, Result]) -> Table:
   """Returns the table of the runs by SubOpt_β of their last iterate."""
-  starts = {name: result["seeds"][0][SUBOPT][0] for name, result in results.items()}  # β moves it
+  starts = {name: result["seeds"][0][SUBOPT][0] for name, result in results.items()}  # depends on β
   ends = " to ".join(dict.fromkeys(f"{end(starts.values()):.2e}" for end in (min, max)))
   cells = {}
   for name, result in _sorted(results, SUBOPT, 1):
@@ -195,7 +195,7 @@ def _win_rate_table(results: dict[str, Result]) -> Table:
   return "Against the reference, under the training judge", columns, cells
 
 
-def _hold_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dict[str, dict]:
+def _run_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dict[str, dict]:
   """Holds an arena of all runs and the base for every seed; returns the tables' means by judge."""
   arenas = []
   for seed in range(config.seeds):

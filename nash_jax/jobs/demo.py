@@ -1,4 +1,4 @@
-"""The main job on bundled files: train the storyteller, then hold the arena."""
+"""The main job on bundled files: train the storyteller, then run the arena."""
 
 import json
 import os

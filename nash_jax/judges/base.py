@@ -1,7 +1,7 @@
 """The judge interface: parameters and a pure function, and how responses are paired for it.
 
 A bundled judge reads each response once (`read`) and compares two readings (`compare`); `pairwise`
-makes its function from these two.
+makes its function from these two. A new judge is a module here and an entry of judges.JUDGES.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ centre), s is the step of a regularised mirror step. Deviations from the papers:
    policy worse; the estimator's sign is used.
 2. The EMA target moves towards the parameters after the optimiser's step.
 3. Log-probabilities are summed over a response, never divided by its length.
-4. Mixtures are token-wise, and their KL is that of the policy, over whole responses.
+4. Mixtures are token-wise; the KL penalty is the policy's, summed over whole responses.
 5. The second half of nash_mp_two_step starts where the first half ended.
 """
 
@@ -45,11 +45,10 @@ class Algorithm:
     player: who samples y.
     opponent: who samples the responses that y is compared with; None: y's other samples, from the
       same player.
-    on_policy: whether the loss follows the gradient of the very distribution that samples y; such a
+    on_policy: whether the loss is a policy gradient, right only for the policy's own samples; such a
       loss has the options centre_log_ratios and reward_to_go.
     target_ema: returns whether the target follows the policy at every step, at rate κ.
-    copy_schedule: returns the copies that are due after a number of completed steps, where a phase
-      ends.
+    copy_schedule: returns the copies that are due after so many completed steps.
     copies: frozen trees beside the target, each with the field it starts as a copy of.
     fields: fields of the algorithm's config that the method's functions read; see `uses`.
     minimum: the least value that makes sense, by field.
@@ -239,10 +238,11 @@ def get(name: str) -> Algorithm:
 def fill_defaults(config: AlgorithmConfig) -> None:
   """Sets the fields that are None to the method's defaults, in place."""
   method = get(config.name)
+  bounded = "beta" in method.fields and 5.0 * config.beta > 1  # s is at most 1 / beta
   defaults = {
     "samples": method.minimum["samples"],
     "reference_period": 0,
-    "step": 5.0 if 5.0 * config.beta <= 1 else 0.5 / config.beta,
+    "step": 0.5 / config.beta if bounded else 5.0,
     **method.defaults,
   }
   for field, value in defaults.items():

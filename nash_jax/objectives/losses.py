@@ -14,7 +14,7 @@ from nash_jax.types import Mean, Verdict
 
 Logp = Float[Array, "B K L"]
 LogRatios = dict[str, Float[Array, "B K L"]]  # by role
-Weights = dict[str, float | Float[Array, ""]]  # traced where a sweep batches them  # by role
+Weights = dict[str, float | Float[Array, ""]]  # by role; traced in a sweep
 
 
 def policy_gradient(
@@ -30,14 +30,14 @@ def policy_gradient(
   """Surrogate whose gradient is NashMP's estimator and its relatives' (2505.19731, section 5).
 
   The gradient is the mean over prompts of (arms / K) Σ_k ∇log π(y_k)·coef(y_k), with
-  coef = 1/2 − mean_j P(y_k≻y_j) + Σ_role weight_role·log_ratio_role(y_k), all under stop_gradient:
-  differentiating a log-ratio through its own samples gives zero expected KL gradient. A response
+  coef = 1/2 − mean_j P(y_k≻y'_j) + Σ_role weight_role·log_ratio_role(y_k), all under stop_gradient: the
+  gradient of log π_θ(y) by itself has expectation 0, so it would add no KL gradient. A response
   without a valid comparison has weight 0.
 
   Args:
     role_weights: of each role's log-ratio: β for the reference, β/η for the target.
     arms: 2 where opponents are the policy's own samples, so that both sides of every comparison
-      carry a gradient (its expectation is 2·∇J); 1 otherwise.
+      carry a gradient, in expectation twice the objective's; 1 otherwise.
     centre: subtract from each log-ratio the mean over the prompt's other responses, which keeps the
       expectation and lowers the variance at large KL.
     to_go: count in a token's coefficient the log-ratios of this and later tokens only, which keeps
@@ -75,7 +75,7 @@ def regression(
 ) -> Mean:
   """Mean of (h(y) − h(y') − scale·(P(y≻y') − 1/2))² over pairs, h = Σ weight·log_ratio.
 
-  Online IPO and IPO-MD (2403.08635): h = r, scale = 1/β. INPO (2407.00617): h = log π_θ
+  Online IPO and IPO-MD (2403.08635): h = log π_θ/π_ref, scale = 1/β. INPO (2407.00617): h = log π_θ
   − sβ log π_ref − (1 − sβ) log π_t, scale = s.
   """
   h = _weighted(log_ratios, role_weights)

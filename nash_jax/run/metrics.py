@@ -22,7 +22,8 @@ from nash_jax.types import Mean
 
 Value = Mean | jax.Array | float
 PHASES = ("sample", "judge", "update", "evaluate", "save")
-# What each name means, its unit and its healthy range: docs/metrics.md, which a test holds to this.
+# Meaning, unit and healthy range of each: docs/metrics.md, which a test compares. The values are
+# made in update.py, iteration.py, fit.py, exact.py and judges/.
 GLOSSARY = (
   "loss", "p_win", "kl_to_reference", "kl_to_target", "entropy",
   "response_length", "stopped", "truncated", "flip_rate", "tie_mass", "valid",

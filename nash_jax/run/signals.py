@@ -30,7 +30,7 @@ class Stop:
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)  # to the service's handler
     # No logging here: its lock may be held by the very code that was interrupted.
-    os.write(2, b"\nstopping after this step, then saving; Ctrl-C once more leaves at once\n")
+    os.write(2, b"\nstopping after this step, then saving; press Ctrl-C again to quit at once\n")
 
   def before(self, step: int) -> bool:
     """Returns whether to stop before `step`; every process calls it once at every step."""

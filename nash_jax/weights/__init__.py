@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from nash_jax.models import gemma
 from nash_jax.types import Params
-from nash_jax.weights import hugging_face, names, orbax, safetensors
+from nash_jax.weights import hf_config, names, orbax, safetensors
 
 
 def kind(path: str) -> str:
@@ -29,7 +29,7 @@ def kind(path: str) -> str:
     return ""
   if orbax.is_checkpoint(path):
     return "orbax"
-  files = folder.is_file() or (folder / hugging_face.INDEX).exists()
+  files = folder.is_file() or (folder / hf_config.INDEX).exists()
   return "safetensors" if files or any(folder.glob("*.safetensors")) else ""
 
 
@@ -116,8 +116,8 @@ def export(
     raise ValueError(f"export {path}: expected a folder without weights; move them away")
   if "head" in params:
     raise ValueError(f"export {path}: Hugging Face has no room for a reward model's head: use save")
-  rows, dtype = hugging_face.rows(model_config), jnp.dtype(dtype)
-  fields = hugging_face.config_json(model_config, dtype.name)
+  rows, dtype = hf_config.rows(model_config), jnp.dtype(dtype)
+  fields = hf_config.config_json(model_config, dtype.name)
   stream = safetensors.tensors(params, model_config, names.hugging_face, dtype, rows)
   counts = _counts(model_config, rows, dtype.itemsize, shard_bytes)
   folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def export(
   if jax.process_index() == 0:
     if len(counts) > 1:
       index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-      (folder / hugging_face.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+      (folder / hf_config.INDEX).write_text(json.dumps(index, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 

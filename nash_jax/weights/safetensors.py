@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from nash_jax.models import gemma
 from nash_jax.types import Params
-from nash_jax.weights import hugging_face, names
+from nash_jax.weights import hf_config, names
 
 _SPARE_ROWS = 128  # most by which a published Gemma's embedding differs from its tokenizer
 # What a multimodal Gemma 3 has besides its text model.
@@ -31,7 +31,7 @@ def open_all(path: str) -> dict[str, Any]:
     ValueError: a file that is missing, damaged or no safetensors file, or a shard without one of
       the tensors that the index says it has.
   """
-  folder, index_name = pathlib.Path(path), hugging_face.INDEX
+  folder, index_name = pathlib.Path(path), hf_config.INDEX
   if folder.name == index_name:
     folder = folder.parent
   if folder.is_file() or not folder.exists():
@@ -92,7 +92,7 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
   prefix = ""
   if names.EMBEDDING.name not in slices:
     scheme, prefix = names.hugging_face, _prefix(path, slices)
-    hugging_face.check_config(path, model_config)
+    hf_config.check_config(path, model_config)
   expected = {
     prefix + part: names.shape(axes, sizes)
     for *_, parts, axes in names.sources(model_config, scheme)
