@@ -14,7 +14,8 @@ from nash_jax.types import Mean, Verdict
 
 Logp = Float[Array, "B K L"]
 LogRatios = dict[str, Float[Array, "B K L"]]  # by role
-Weights = dict[str, float]  # by role
+Number = float | Float[Array, ""]  # an array where the config's numbers are traced
+Weights = dict[str, Number]  # by role
 
 
 def policy_gradient(
@@ -71,7 +72,7 @@ def reinforce(
 
 
 def regression(
-  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: Number
 ) -> Mean:
   """Mean of (h(y) − h(y') − scale·(P(y≻y') − 1/2))² over pairs, h = Σ weight·log_ratio.
 
@@ -83,7 +84,7 @@ def regression(
 
 
 def regression_to_opponent(
-  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: Number
 ) -> Mean:
   """Mean of (h(y) − h(y') − scale·[P(y≻y'') − P(y'≻y'')])² over pairs; y'' is the opponent's.
 
@@ -103,7 +104,7 @@ def logistic(logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weight
 
 
 def win_rate_regression(
-  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: Number
 ) -> Mean:
   """Mean of (h(y_k) − scale·(mean_j P(y_k≻y_j) − 1/2))² over responses (SPPO, 2405.00675)."""
   wins, compared = _mean_wins(verdict)
