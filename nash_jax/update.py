@@ -177,11 +177,11 @@ def make_update(config, logprobs: Logprobs) -> Update:
     return tuple(sorted((method.copy_schedule(algorithm, step) | refresh).items()))
 
   def apply_copies(state, copies):
-    trained = {"params": state.params, "target": state.target, "opt_state": state.opt_state}
-    fields = {**state.copies, **trained}
+    core = {"params": state.params, "target": state.target, "opt_state": state.opt_state}
+    fields = {**state.copies, **core}
     fields |= {field: _copy(fields[source]) for field, source in copies}
-    trained = {name: fields.pop(name) for name in trained}
-    return TrainState(state.step, **trained, copies=fields)
+    core = {name: fields.pop(name) for name in core}
+    return TrainState(state.step, **core, copies=fields)
 
   return Update(init, players, train_step, copies_due, apply_copies)
 

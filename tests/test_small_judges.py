@@ -107,10 +107,13 @@ def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
     p[change] = value
     return p
 
+  outside = broken((1, 0, 2), 1 + 5e-7)
+  outside[1, 2, 0] = -5e-7
   for wrong, message in (
     (broken((1, 2, 3), 1.5), r"must hold probabilities .* worst entry: p_win\[1, 2, 3\] = 1.5"),
     (broken((2, 1, 1), 0.7), r"worst entry: p_win\[2, 1, 1\] = 0.7"),
     (broken((0, 3, 1), np.nan), r"worst entry: .*p_win\[0, 3, 1\] = nan"),
+    (outside, r"must hold probabilities, got -.* to 1.0000005"),
     (game()[0], r"\[X A A\], got .*p.npy': got shape \(4, 4\)"),
   ):
     np.save(tmp_path / "p.npy", wrong)

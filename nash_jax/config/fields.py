@@ -66,7 +66,7 @@ def algorithm() -> ConfigDict:
     kappa_offset=10.0,
     target_update="ema",  # or "periodic": a copy every target_period steps
     target_period=10,
-    # s of sppo, mpo and inpo; of these two at most 1 / beta. None: 5, or half of that if it is less.
+    # s of sppo, mpo and inpo, of the last two at most 1 / beta. None: 5, or half of that if less.
     step=placeholder(float),
     mixture=0.25,  # weight of the reference in nash_md and ipo_md
     # The reference becomes the policy every so many steps, 0: never. None: 50 for mpo, else 0.

@@ -5,7 +5,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.judges.base import Comparison, Judge, pairwise
+from nash_jax.judges.base import Judge, pairwise
 from nash_jax.judges.gemma import architecture, load
 from nash_jax.models import gemma
 from nash_jax.types import Answers, Mean, Params, Prompts
@@ -57,7 +57,7 @@ def reward_loss(
   return {"loss": Mean.from_values(-soft), "accuracy": Mean.from_values(right, p_win != 0.5)}
 
 
-def compare(params, prompts, a: Array, b: Array) -> Comparison:
+def compare(params, prompts, a: Array, b: Array) -> tuple[Array, Array, dict[str, Mean]]:
   """Returns P(a ≻ b) = σ(a - b) of rewards a and b, valid and metrics; see base.pairwise."""
   return jax.nn.sigmoid(a - b), jnp.ones(a.shape, bool), {}
 

@@ -27,6 +27,8 @@ def load(path: str) -> Float[np.ndarray, "X A A"]:
     table = preference.validate(np.load(path), atol=1e-6)
     if table.ndim != 3:
       raise ValueError(f"got shape {table.shape}")
+    if table.min() < 0 or table.max() > 1:
+      raise ValueError(f"p_win must hold probabilities, got {table.min()} to {table.max()}")
   except (OSError, ValueError) as error:
     expected = "an .npy file of preferences [X A A]"
     raise ValueError(f"judge.table: expected {expected}, got {path!r}: {error}") from error

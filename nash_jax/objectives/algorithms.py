@@ -45,8 +45,8 @@ class Algorithm:
     player: who samples y.
     opponent: who samples the responses that y is compared with; None: y's other samples, from the
       same player.
-    on_policy: whether the loss is a policy gradient, right only for the policy's own samples; such a
-      loss has the options centre_log_ratios and reward_to_go.
+    on_policy: whether the loss is a policy gradient, right only for samples of the policy, with the
+      options centre_log_ratios and reward_to_go.
     target_ema: returns whether the target follows the policy at every step, at rate κ.
     copy_schedule: returns the copies that are due after so many completed steps.
     copies: frozen trees beside the target, each with the field it starts as a copy of.

@@ -14,7 +14,8 @@ from nash_jax.types import Mean, Verdict
 
 Logp = Float[Array, "B K L"]
 LogRatios = dict[str, Float[Array, "B K L"]]  # by role
-Weights = dict[str, float | Float[Array, ""]]  # by role; traced in a sweep
+Number = float | Float[Array, ""]  # an array where the config's numbers are traced
+Weights = dict[str, Number]  # by role
 
 
 def policy_gradient(
@@ -30,9 +31,9 @@ def policy_gradient(
   """Surrogate whose gradient is NashMP's estimator and its relatives' (2505.19731, section 5).
 
   The gradient is the mean over prompts of (arms / K) Σ_k ∇log π(y_k)·coef(y_k), with
-  coef = 1/2 − mean_j P(y_k≻y'_j) + Σ_role weight_role·log_ratio_role(y_k), all under stop_gradient: the
-  gradient of log π_θ(y) by itself has expectation 0, so it would add no KL gradient. A response
-  without a valid comparison has weight 0.
+  coef = 1/2 − mean_j P(y_k≻y'_j) + Σ_role weight_role·log_ratio_role(y_k), all under stop_gradient.
+  The gradient of log π_θ(y) alone has expectation 0, so a coefficient's own would add no KL
+  gradient. A response without a valid comparison has weight 0.
 
   Args:
     role_weights: of each role's log-ratio: β for the reference, β/η for the target.
@@ -71,7 +72,7 @@ def reinforce(
 
 
 def regression(
-  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: Number
 ) -> Mean:
   """Mean of (h(y) − h(y') − scale·(P(y≻y') − 1/2))² over pairs, h = Σ weight·log_ratio.
 
@@ -83,7 +84,7 @@ def regression(
 
 
 def regression_to_opponent(
-  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: Number
 ) -> Mean:
   """Mean of (h(y) − h(y') − scale·[P(y≻y'') − P(y'≻y'')])² over pairs; y'' is the opponent's.
 
@@ -103,7 +104,7 @@ def logistic(logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weight
 
 
 def win_rate_regression(
-  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: float
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: Number
 ) -> Mean:
   """Mean of (h(y_k) − scale·(mean_j P(y_k≻y_j) − 1/2))² over responses (SPPO, 2405.00675)."""
   wins, compared = _mean_wins(verdict)
