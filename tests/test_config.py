@@ -209,6 +209,22 @@ def test_every_method_runs_by_its_name_alone(name, beta):
   assert a.step == (0.5 / beta if bounded else 5.0)
 
 
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("sampling.samples", 1, "sampling.samples: expected at least two responses a prompt, got 1"),
+    ("sampling.top_k", -1, r"sampling.top_k: expected 0 \(off\) or a number of tokens, got -1"),
+    ("sources.base.temperature", 0.0, "sources.base.temperature: expected a positive number"),
+    ("sources.base.temprature", 1.0, "config field sources.base.temprature is unknown; fields"),
+  ],
+)
+def test_a_collection_is_checked_before_weights_load(field, value, message):
+  config = nash_jax.config.collect()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    resolve(config)
+
+
 def test_a_config_of_another_job_is_refused():
   with pytest.raises(ValueError, match=r"config.job: expected fit, got 'train'. .*nash-jax train"):
     resolve(tiny.train(), "fit")

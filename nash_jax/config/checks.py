@@ -216,6 +216,10 @@ def _check_collect(config) -> None:
   check.positive("steps", "Set --config.steps.")
   fix = "A comparison needs two."
   check("sampling.samples", samples >= 2, "at least two responses a prompt", fix)
+  for name, source in config.sources.items():
+    _check_names(source, fields.collect().sources.base, f"sources.{name}.")
+    _Checker(source, f"sources.{name}").positive("temperature", "Try 1.")
+  _check_sampling(ConfigDict({**config.sampling, "temperature": 1.0}))  # each source has its own
   _check_judge(config.judge, "judge")
 
 
