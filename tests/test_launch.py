@@ -208,7 +208,7 @@ def test_a_run_from_create_to_delete(cloud):
   # Every word arrives as it was typed, on every worker.
   words = "".join(f" <{word}>" for word in (*JOB[1:], "auto"))
   for number in (0, 1):
-    until(lambda n=number: "called:" in worker(cloud, n, "log"))
+    until(lambda n=number: "<auto>\n" in worker(cloud, n, "log"))  # the end of the line
     assert f"called:{words}\n" in worker(cloud, number, "log")
   again = cloud("start", *AT, *JOB)
   assert again.returncode == 1
@@ -242,7 +242,7 @@ def test_resume_does_what_is_needed(cloud, node, queue, made):
   assert done.returncode == 0, done.stderr
   asked = [call[3] for call in cloud.calls if call[2] == "queued-resources" and call[3] != "list"]
   assert asked == made
-  until(lambda: "called:" in worker(cloud, 1, "log"))
+  until(lambda: "<auto>\n" in worker(cloud, 1, "log"))
   assert [call[3] for call in cloud.calls][-3:] == ["scp", "ssh", "ssh"]
   assert cloud("stop", *AT).returncode == 0
 
