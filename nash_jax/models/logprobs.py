@@ -30,17 +30,17 @@ def token_logprobs(
 
   Args:
     mask: False on padding, which is never attended to; its entries are returned as 0.
-    first: column of the first scored token, at least 1; S = T - first.
+    first: column of the first evaluated token, at least 1; S = T - first.
     forbidden: ids of probability 0.
     temperature: divides the logits.
-    chunk: scored columns whose logits exist at one time.
+    chunk: evaluated columns whose logits exist at one time.
   """
   input_mask, inputs = mask[:, :-1], tokens[:, :-1]
   positions, visible = gemma.positions_of(input_mask), gemma.causal_mask(input_mask)
   x, _ = gemma.forward(params, model_config, inputs, positions, visible, dtype=dtype, remat=remat)
   x, labels = x[:, first - 1 :], tokens[:, first:]
-  num_scored = labels.shape[1]
-  size = min(chunk, num_scored)
+  num_labels = labels.shape[1]
+  size = min(chunk, num_labels)
 
   @functools.partial(jax.checkpoint, prevent_cse=False)
   def chunk_logprobs(embedder, x, labels):
@@ -52,7 +52,7 @@ def token_logprobs(
     return logp, -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)
 
   def split(a):  # [N, S, ...] -> [chunks, N, size, ...], the last chunk filled with zeros
-    a = jnp.pad(a, [(0, 0), (0, -num_scored % size)] + [(0, 0)] * (a.ndim - 2))
+    a = jnp.pad(a, [(0, 0), (0, -num_labels % size)] + [(0, 0)] * (a.ndim - 2))
     return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
 
   # Each device has its part of the vocabulary for all rows: the table is gathered nowhere.
@@ -63,7 +63,7 @@ def token_logprobs(
     lambda none, xs: (none, chunk_logprobs(embedder, *xs)), None, (split(x), split(labels))
   )
   logp, entropy = (
-    jnp.where(mask[:, first:], jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_scored], 0.0)
+    jnp.where(mask[:, first:], jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_labels], 0.0)
     for a in out  # [chunks, N, size] -> [N, S]
   )
   return logp, entropy

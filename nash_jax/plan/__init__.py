@@ -119,8 +119,8 @@ def _frozen_logprobs(config: ConfigDict, tokenizer, model_config: gemma.GemmaCon
 
   def frozen(state, reference, batch):
     players, responses = rule.players(state, reference), batch.responses
-    scored = {"prompts": batch.prompts, "tokens": responses.tokens, "mask": responses.mask}
-    return {role: policy.logprobs(players[role], **scored)[0] for role in roles}
+    evaluated = {"prompts": batch.prompts, "tokens": responses.tokens, "mask": responses.mask}
+    return {role: policy.logprobs(players[role], **evaluated)[0] for role in roles}
 
   return frozen
 

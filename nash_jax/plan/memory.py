@@ -77,10 +77,10 @@ def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str,
   heads = mesh["tensor"] if model_config.num_kv_heads % mesh["tensor"] == 0 else 1
   cache = jax.eval_shape(lambda: gemma.init_cache(model_config, 1, 1, dtype))
   column = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
-  num_scored = rows / config.optimizer.micro_batches
+  micro_batch = rows / config.optimizer.micro_batches
   inside = _activations(model_config, config.model.remat, width)
   # Each device has the logits of its rows, or of its part of the vocabulary: as many.
-  logits = 3 * 4 * num_scored * min(config.model.logit_chunk, length) * model_config.num_embed
+  logits = 3 * 4 * micro_batch * min(config.model.logit_chunk, length) * model_config.num_embed
   return {
     "parameters": size(state.params), "target and copies": size((state.target, state.copies)),
     "optimiser state": size(state.opt_state), "reference": size(compute_shapes),
@@ -88,7 +88,7 @@ def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str,
     "weights for decoding": num_models * size(compute_shapes, tensor_axis),
     "cache for decoding": num_models * rows * width * column / heads,
     "gradient and update": 2 * size(state.params), "logits of a chunk": logits / mesh["tensor"],
-    "activations": num_scored * width * dtype.itemsize * inside,
+    "activations": micro_batch * width * dtype.itemsize * inside,
   }  # fmt: skip
 
 
