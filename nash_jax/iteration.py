@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import judges, update
 from nash_jax.config.checks import judge_mesh_sizes
+from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.policy import Policy, make_policy
@@ -27,7 +28,7 @@ class Programs(NamedTuple):
   Attributes:
     init: base -> TrainState.
     sample: (state, reference, prompts, key) -> (responses, the opponent's responses or None,
-      number of tokens drawn).
+      number of tokens sampled).
     judge: (judge's params, prompts, responses, opponents, key) -> Verdict.
     train_step: (state, reference, Batch) -> (state, metrics); the state is donated.
     copies_due: number of completed steps -> the copies to make then, mostly ().
@@ -56,7 +57,7 @@ class Shardings(NamedTuple):
 
 def make_programs(
   config: ConfigDict,
-  tokenizer: Any,  # a Tokenizer, or what a plan has in its place
+  tokenizer: Tokenizer,
   model_config: gemma.GemmaConfig,
   judge: judges.Judge,
   mesh: jax.sharding.Mesh,
@@ -102,7 +103,7 @@ def judge_mesh(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh
 def make_sample(
   algorithm: ConfigDict, players: Players, policy: Policy
 ) -> Callable[..., tuple[Responses, Responses | None, Int[Array, ""]]]:
-  """Returns (state, reference, prompts, key) -> (responses, opponents or None, tokens drawn).
+  """Returns (state, reference, prompts, key) -> (responses, opponents or None, tokens sampled).
 
   Args:
     players: (state, reference) -> parameters by player, as update.Update.players.
@@ -121,7 +122,7 @@ def make_sample(
   def sample(state, reference, prompts, key):
     params = players(state, reference)
     responses = sample_player(params[method.player], prompts, key)
-    if not opponent or not sample_opponent:
+    if opponent is None or sample_opponent is None:
       return responses, None, jnp.sum(responses.mask)
     opponents = sample_opponent(params[opponent], prompts, jax.random.fold_in(key, 1))
     return responses, opponents, jnp.sum(responses.mask) + jnp.sum(opponents.mask)

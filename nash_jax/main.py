@@ -44,7 +44,8 @@ SHORT_FLAGS = {"sample": ("prompt", "file", "realign")}
 
 def _config_folder() -> pathlib.Path:
   spec = importlib.util.find_spec("nash_jax.configs")
-  assert spec, "nash_jax is installed without its configs"
+  if spec is None:
+    raise ValueError("configs: expected nash_jax installed with them; pip install --editable .")
   return pathlib.Path(str(spec.origin)).parent
 
 

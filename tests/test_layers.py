@@ -5,6 +5,7 @@ Every import counts: those inside functions, by importlib, and modules named in 
 
 import ast
 import functools
+import tomllib
 
 import pytest
 from tiny import ROOT
@@ -110,6 +111,16 @@ def test_nothing_is_imported_but_by_name():
         for alias in node.names:
           module = named(f"{node.module}.{alias.name}")
           assert not (module and alias.asname), f"{name}:{node.lineno} renames {alias.name}"
+
+
+def test_every_package_is_installed():
+  """Those of pyproject.toml, which a wheel is made of, are the folders that hold modules."""
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+  folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("*.py")}
+  configs = {path.parent.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py")}
+  packages = {".".join(folder.parts) for folder in folders}
+  packages |= {".".join(("nash_jax", *folder.parts)) for folder in configs}
+  assert set(project["tool"]["setuptools"]["packages"]) == packages
 
 
 def test_few_files_lie_flat():
