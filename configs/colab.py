@@ -18,14 +18,13 @@ def get_config(kind="stories,T4"):
     # Without native bfloat16 a T4 is slower in it; Gemma's activations overflow float16.
     part.update(
       preset=model,
-      template="gemma",
-      remat=True,
       dtype="float32" if device == "T4" else "bfloat16",
       weights=f"weights/{model}",
       tokenizer=f"weights/{model}/tokenizer.model",
     )
   c.judge.template = "gemma"  # the model itself, asked for A or B
-  c.model.logit_chunk = 8  # of 256 thousand logits a column
+  # Of 256 thousand logits a column.
+  c.model.update(template="gemma", remat=True, logit_chunk=8)
   c.prompts.batch_size = 16
   c.evaluation.prompts = 16
   c.optimizer.update(name="adafactor", learning_rate=2e-6, micro_batches=4)

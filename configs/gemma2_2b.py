@@ -31,12 +31,10 @@ def experiment(policy, weights, judge, judge_weights, kind):
     part.update(
       preset=preset,
       weights=f"weights/{name}",
-      template="gemma",
       dtype="bfloat16",
-      remat=True,
       tokenizer=f"weights/{weights}/tokenizer.model",
-      logit_chunk=16,
     )
+  c.model.update(template="gemma", remat=True, logit_chunk=16)
   c.judge.template = "gemma"
   c.prompts.update(
     task="rlhflow", path="data/rlhflow.jsonl", held_out=512, max_tokens=256, batch_size=32
@@ -74,5 +72,6 @@ def smoke(c):
     overflow="cut",
   )
   c.sampling.max_tokens, c.steps, c.checkpoint.every = 16, 2, 2
+  c.optimizer.warmup_steps = 0
   c.evaluation.update(every=2, prompts=8)
   return c

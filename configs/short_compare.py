@@ -30,11 +30,11 @@ def get_config(kind="mild"):
   runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in algorithms.ALGORITHMS]
   c = config.compare(b, runs, kinds=("tabular",))
   # Plain gradient descent, as in the games: Adam's division would hide what the losses do.
-  b.optimizer.name, b.optimizer.clip_norm = "sgd", 1e9
+  b.optimizer = config.optimizer(name="sgd", clip_norm=1e9)
   c.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
   c.seeds = 5
   if "network" in rest:
-    b.optimizer.name = "adamw"
+    b.optimizer = config.optimizer(b1=0.0, clip_norm=1e9)
     c.kinds, c.learning_rates, c.seeds = ("network", "tabular"), (1e-3,), 1
   if strength == "smoke":
     b.steps, b.evaluation.every = 20, 10

@@ -48,6 +48,7 @@ def get_config(size="all"):
     c.seeds, c.learning_rates = 1, (1e-4,)
   for part in ("model", "prompts", "sampling"):
     c.arena[part] = b[part].copy_and_resolve_references()
+  c.arena.model.weights = ""  # each policy has its own
   c.arena.prompts.held_out, c.arena.prompts.batch_size = 96, 4
   if size == "smoke":
     c.arena.max_prompts = 8

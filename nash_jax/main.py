@@ -183,10 +183,15 @@ def _run_job(job: str, arguments: list[str]) -> None:
   from absl import app, flags, logging
   from ml_collections import config_flags
 
+  from nash_jax.config import refuse_unread
+  from nash_jax.config.fields import DECLARED
+
   module, default, description = JOBS[job]
   with _as_value_error(job):
     text, argv = f"Name or file of the run's config (default {default}).", ["nash-jax", *arguments]
-    config = config_flags.DEFINE_config_file("config", config_file(default), text, sys_argv=argv)
+    config = config_flags.DEFINE_config_file(
+      "config", config_file(default), text, lock_config=False, sys_argv=argv
+    )
   workdir = {"workdir": (f"runs/{job}", "Folder for everything the job writes.")}
   others = [flags.DEFINE_string(name, *rest) for name, rest in FLAGS.get(job, workdir).items()]
 
@@ -208,6 +213,9 @@ def _run_job(job: str, arguments: list[str]) -> None:
     got = config.value.job if "job" in config.value else expected
     require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
     with _leave_at_once(job):
+      if expected in DECLARED:
+        given = config_flags.get_override_values(flags.FLAGS["config"])
+        refuse_unread(config.value, expected, [*given])
       importlib.import_module(f"nash_jax.{module}").run(config.value, *(f.value for f in others))
 
   if {"-h", "--help"} & {*arguments}:

@@ -39,7 +39,8 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     "adafactor": lambda: optax.adafactor(learning_rate),
     "sgd": lambda: optax.sgd(learning_rate),
   }[config.name]()
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+  return optax.chain(clip, optimizer)
 
 
 def make_kappa(config) -> optax.Schedule:

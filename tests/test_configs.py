@@ -29,8 +29,10 @@ def local_files(config: ConfigDict) -> set[str]:
   """Returns the files of the user's own that a config names, or the folders they lie in."""
   files = set()
   for value in config.values():
-    if isinstance(value, ConfigDict):
+    if isinstance(value, ConfigDict | dict):
       files |= local_files(value)
+    elif isinstance(value, tuple):
+      files |= local_files(dict(enumerate(value)))
     elif isinstance(value, str) and value.startswith(("weights/", "runs/")):
       files.add(value.split("@")[0])
   return files

@@ -27,7 +27,7 @@ def base(game):
     c.steps = 40  # as in the comparison of methods
     return c
   c = short_game.get_config("mild" if game == "smoke" else game)
-  c.optimizer.name, c.optimizer.clip_norm, c.optimizer.learning_rate = "sgd", 1e9, 10.0
+  c.optimizer = config.optimizer(name="sgd", clip_norm=1e9, learning_rate=10.0)
   if game == "smoke":
     c.steps, c.evaluation.every = 20, 10
   return c

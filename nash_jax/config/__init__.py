@@ -1,6 +1,7 @@
 """Configs: the fields of each job with their defaults, and every check on them."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -8,8 +9,8 @@ from ml_collections import ConfigDict
 from nash_jax.config.fields import arena, collect, compare, fit, model, optimizer, sample, train
 
 __all__ = [
-  "arena", "collect", "compare", "describe", "fit", "model", "optimizer", "resolve", "sample",
-  "train",
+  "arena", "collect", "compare", "describe", "fit", "model", "optimizer", "refuse_unread",
+  "resolve", "sample", "train",
 ]  # fmt: skip
 
 
@@ -20,12 +21,22 @@ def resolve(config: ConfigDict, job: str = "", devices: int | None = None) -> Co
     job: the job that is to run it; default the one that `config.job` names.
     devices: number of devices of an online run, where it is planned for other than those here.
 
+  One line names the fields that are set and that nothing reads, unless the config is locked: then
+  it was said when it was resolved.
+
   Raises:
     ValueError: what, expected, got and how to fix it, before any weights load.
   """
   from nash_jax.config import checks  # imports jax and the gemma library; fields does not
 
   return checks.resolve(config, job, devices)
+
+
+def refuse_unread(config: ConfigDict, job: str, given: Collection[str]) -> None:
+  """Raises ValueError where nothing reads one of the `given` fields, "optimizer.b1"."""
+  from nash_jax.config import checks
+
+  checks.refuse_unread(config, job, given)
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:

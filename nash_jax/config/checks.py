@@ -2,17 +2,21 @@
 
 import functools
 import math
+import numbers
 import operator
 import os
 from collections.abc import Collection
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from nash_jax.config import fields
+from nash_jax.config.unread import changed, unread, unread_and_set
 from nash_jax.data import judge_template
 from nash_jax.data.chat_template import TEMPLATES
+from nash_jax.data.preferences import TASKS
 from nash_jax.judges import JUDGES, SCALAR
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
@@ -21,65 +25,120 @@ from nash_jax.validation import asset_path, did_you_mean, one_of, require
 
 def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigDict:
   """See config.resolve."""
-  job = _job(config, job)
-  defaults, check_fields = JOBS[job]
+  job, is_new = _job(config, job), not config.is_locked
   config = config.copy_and_resolve_references().unlock()
   config.job = job
-  _check_names(config, defaults())
-  if "model" in config:
-    _check_model(config.model, "model")
-  check_fields(config, *([devices] if devices else []))
+  _check_fields(config, fields.DECLARED[job]())
+  as_given = config.copy_and_resolve_references()
+  CHECKS[job](config, *([devices] if devices else []))
+  if is_new and (unused := unread_and_set(as_given, job)):
+    logging.warning("set, but not read by this run: %s", ", ".join(unused))
   return config.lock()
+
+
+def refuse_unread(config: ConfigDict, job: str, given: Collection[str]) -> None:
+  """See config.refuse_unread."""
+  config = config.copy_and_resolve_references().unlock()
+  _check_fields(config, fields.DECLARED[job]())
+  _refuse_unread(config, job, given)
+
+
+def _refuse_unread(config: ConfigDict, job: str, given: Collection[str]) -> None:
+  reasons = unread(config, job)
+  for field in given:
+    reason, fix = reasons.get(field), "Leave it out, or choose what reads it."
+    value = functools.reduce(operator.getitem, field.split("."), config)
+    require(reason is None, field, f"no value, for {reason} does not read it", value, fix)
 
 
 def _job(config, expected: str) -> str:
   """Returns the name of a config's job; one that names none is taken for the expected job's."""
   got = config.job if "job" in config else expected
-  jobs, advice = f"one of {', '.join(JOBS)}", "Start from nash_jax.config."
-  require(got in JOBS, "config.job", jobs, got, advice)
+  jobs, advice = f"one of {', '.join(CHECKS)}", "Start from nash_jax.config."
+  require(got in CHECKS, "config.job", jobs, got, advice)
   advice = f"Run it with `nash-jax {got}`, or start from nash_jax.config.{expected}()."
   require(expected in ("", got), "config.job", expected, got, advice)
   return got
 
 
-def _check_names(config, defaults, prefix: str = "") -> None:
-  for name in config:
-    if name not in defaults:
-      choices = ", ".join(sorted(defaults)) + did_you_mean(name, defaults)
+def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> None:
+  """Checks each field by its declaration; numbers become Python's own, and -0 becomes 0."""
+  for name in group:
+    if name not in declared:
+      choices = ", ".join(sorted(declared)) + did_you_mean(name, declared)
       raise ValueError(f"config field {prefix}{name} is unknown; fields here: {choices}")
-    if isinstance(defaults[name], ConfigDict) and name not in fields.OPEN_GROUPS:
-      field, advice = f"config field {prefix}{name}", f"Set {prefix}{name}.<field> instead."
-      is_group = isinstance(config[name], ConfigDict)
-      require(is_group, field, "a group of fields", config[name], advice)
-      _check_names(config[name], defaults[name], f"{prefix}{name}.")
-  missing = [name for name in defaults if name not in config]
+    value, field, path = group[name], declared[name], f"{prefix}{name}"
+    if isinstance(field, ConfigDict):
+      advice = f"Set {path}.<field> instead."
+      is_group = isinstance(value, ConfigDict)
+      require(is_group, f"config field {path}", "a group of fields", value, advice)
+      if name == "changes":
+        _check_changes(value, path)
+      elif name in fields.ENTRIES:
+        for entry in value:
+          entry_path, is_group = f"{path}.{entry}", isinstance(value[entry], ConfigDict)
+          require(is_group, f"config field {entry_path}", "a group of fields", value[entry], advice)
+          _check_fields(value[entry], fields.ENTRIES[name](), f"{entry_path}.")
+      else:
+        _check_fields(value, field, f"{path}.")
+    else:
+      checked = _checked(field, value, path)
+      if checked is not value:
+        with group.ignore_type():
+          group[name] = checked
+  missing = [name for name in declared if name not in group]
   if missing:
     raise ValueError(f"config field {prefix}{missing[0]} is missing; start from nash_jax.config")
 
 
-class _Checker:
-  """Checks the fields of a group, or `only` some; errors name each by its path in the config."""
+def _checked(field: Any, value: Any, path: str) -> Any:
+  """Returns the value of a declared field that is no group; ValueError if it may not hold it."""
+  if isinstance(field, fields.Choice):
+    one_of(path, value, field.choices)
+  elif isinstance(field, fields.Number):
+    if not field.many:
+      return _checked_number(field, value, path)
+    require(isinstance(value, tuple | list), path, field.describe(), value, "Give a tuple.")
+    return tuple(_checked_number(field, item, path) for item in value)
+  else:
+    kinds = (tuple, list) if isinstance(field, tuple) else type(field)
+    expected = {bool: "True or False", str: "text", tuple: "a tuple"}[type(field)]
+    require(isinstance(value, kinds), path, expected, value, f"The default is {field!r}.")
+  return value
 
-  def __init__(self, group: ConfigDict, path: str = "", only: Collection[str] | None = None):
-    self.group, self.prefix, self.only = group, f"{path}." if path else "", only
+
+def _checked_number(field: fields.Number, value: Any, path: str) -> float | int | None:
+  kind = numbers.Integral if field.kind is int else numbers.Real
+  is_number = isinstance(value, kind) and not isinstance(value, bool)
+  good = field.holds(value) if is_number else False
+  special = (value is None or is_number) and value in field.special
+  require(good or special, path, field.describe(), value, field.advice())
+  if value is None or (type(value) is field.kind and math.copysign(1, value) > 0):
+    return value
+  return field.kind(value) + 0
+
+
+def _check_changes(changes: ConfigDict, path: str) -> None:
+  for name in changes:
+    one_of(path, name, fields.CHANGES)
+    changes[name] = _checked(fields.CHANGES[name], changes[name], f"{path}.{name}")
+
+
+class _Checker:
+  """Checks fields of a group against each other; errors name each by its path in the config."""
+
+  def __init__(self, group: ConfigDict, path: str = ""):
+    self.group, self.prefix = group, f"{path}." if path else ""
 
   def __call__(self, field: str, good: bool, expected: str, fix: str) -> None:
-    skipped = self.only is not None and field not in self.only
-    require(skipped or good, self.prefix + field, expected, self.value(field), fix)
+    require(good, self.prefix + field, expected, self.value(field), fix)
 
   def value(self, field: str) -> Any:
     """Returns the value of a field of the group, or of a group in it: "lora.rank"."""
     return functools.reduce(operator.getitem, field.split("."), self.group)
 
-  def positive(self, field: str, fix: str, expected: str = "a positive number") -> None:
-    self(field, self.value(field) > 0, expected, fix)
-
-  def at_least(self, field: str, least: float, purpose: str = "") -> None:
-    self(field, self.value(field) >= least, f"at least {least}{purpose}", f"Set {least} or more.")
-
   def one_of(self, field: str, choices: Collection[str]) -> None:
-    if self.only is None or field in self.only:
-      one_of(self.prefix + field, self.value(field), choices)
+    one_of(self.prefix + field, self.value(field), choices)
 
   def file(self, field: str, expected: str, fix: str, optional: bool = False) -> None:
     """Checks that there is the file or folder of a field, which may name a part of it after @."""
@@ -88,11 +147,14 @@ class _Checker:
 
 
 def _check_model(model, path: str) -> None:
-  gemma.preset(model.preset, **model.changes)
-  check = _Checker(model, path)
-  check.one_of("dtype", fields.DTYPES)
-  check("lora.rank", model.lora.rank >= 0, "0 (all parameters are trained) or a rank", "Try 16.")
-  check.positive("lora.alpha", "Try 32.")
+  check, layers = _Checker(model, path), model.changes.get("num_layers", 1)
+  check.one_of("preset", gemma.PRESETS)
+  full = gemma.preset(model.preset)
+  check("changes", layers <= full.num_layers, f"at most {full.num_layers} layers", "Lower it.")
+  config = gemma.preset(model.preset, **model.changes)
+  heads, expected = config.num_heads % config.num_kv_heads == 0, "num_kv_heads to divide num_heads"
+  check("changes", heads, expected, "Change either.")
+  check("changes", config.head_dim % 2 == 0, "an even head_dim, which is rotated", "Change it.")
   check.one_of("template", TEMPLATES)
   fix = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
   check.file("tokenizer", "a file that exists", fix)
@@ -102,14 +164,10 @@ def _check_model(model, path: str) -> None:
 def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
   """Returns over how many of the devices, by default those there are, a batch is split."""
   check = _Checker(config)
-  check.positive("steps", "Set --config.steps.")
-  check.positive("checkpoint.every", "Try 50.", "a positive number of steps")
-  check.positive("evaluation.every", "Try 50.", "a positive number of steps")
-  check.one_of("optimizer.name", fields.OPTIMIZERS)
-  check.one_of("optimizer.schedule", fields.SCHEDULES)
-  check.positive(batch_field, "Try 32.")
+  warmup, expected = config.optimizer.warmup_steps, f"at most steps = {config.steps}"
+  check("optimizer.warmup_steps", warmup <= config.steps, expected, "Lower it: 0 is no warm-up.")
   batch_size, parts = check.value(batch_field), config.optimizer.micro_batches
-  divides, divisor = parts > 0 and batch_size % parts == 0, f"a divisor of {batch_field}"
+  divides, divisor = batch_size % parts == 0, f"a divisor of {batch_field}"
   check("optimizer.micro_batches", divides, f"{divisor} = {batch_size}", "Change one of the two.")
   mesh = sharding.resolve_mesh(config.mesh, devices or jax.device_count())
   split, micro_batch = mesh["data"] * mesh["fsdp"], batch_size // parts
@@ -119,14 +177,15 @@ def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
   return split
 
 
-def _check_sampling(sampling) -> None:
+def _check_sampling(config) -> None:
+  sampling, rows = config.sampling, gemma.preset(config.model.preset, **config.model.changes)
   check, top_k, top_p = _Checker(sampling, "sampling"), sampling.top_k, sampling.top_p
-  check.positive("temperature", "Try 1.")
-  check.positive("max_tokens", "Try 64.")
-  check("top_k", top_k >= 0, "0 (off) or a number of tokens", "Set 0.")
-  check("top_p", 0 < top_p <= 1, "a probability in (0, 1]", "Set 1.")
+  expected = f"at most the model's {rows.num_embed} rows"
+  check("top_k", top_k <= rows.num_embed, expected, "Set 0 for all.")
   expected = "a number of tokens where top_p < 1"
   check("top_k", top_p == 1 or top_k > 0, expected, "top-p works within it: try top_k=64.")
+  tokens = sampling.tokens
+  check("tokens", len({*tokens}) == len(tokens), "different ids", "Leave the doubles out.")
 
 
 def _check_judge(judge, path: str, remote: bool = False) -> None:
@@ -140,12 +199,12 @@ def _check_judge(judge, path: str, remote: bool = False) -> None:
     _check_http(judge, check, remote)
   if judge.name in ("gemma", "gemma_text", "http"):
     judge_template.read(judge.template)
-    distinct = len(judge.answers) == len({*judge.answers}) == 2
+    texts = all(isinstance(answer, str) for answer in judge.answers)
+    distinct = texts and len(judge.answers) == len({*judge.answers}) == 2
     check("answers", distinct, "two different pieces", "Try ('A', 'B').")
-    check.positive("micro_batches", "Set 1.")
     expected = "a budget in the judge's tokens; 0, for none, is gemma's alone"
-    least = 1 if judge.name == "gemma_text" else 0
-    check("max_tokens", judge.max_tokens >= least, expected, "Try 2048.")
+    good = judge.max_tokens > 0 or judge.name != "gemma_text"
+    check("max_tokens", good, expected, "Try 2048.")
 
 
 def _check_http(judge, check: _Checker, remote: bool) -> None:
@@ -156,17 +215,13 @@ def _check_http(judge, check: _Checker, remote: bool) -> None:
   is_url = judge.http.url.startswith(("http://", "https://"))
   check("http.url", is_url, "an http(s) address", "It ends in /v1/chat/completions.")
   check("http.model", judge.http.model != "", "a name the server knows", "Set it.")
-  for field, least in (("timeout", 0.001), ("retries", 0), ("backoff", 0), ("workers", 1)):
-    check.at_least(f"http.{field}", least)
 
 
 def _check_arena(config) -> None:
-  check, defaults = _Checker(config), fields.arena()
-  entry_fields = {"policies": defaults.policies.base, "judges": defaults.judges.judge}
-  for group, entry_defaults in entry_fields.items():
+  check = _Checker(config)
+  for group in ("policies", "judges"):
     require(len(config[group]) > 0, group, "at least one", [], f"Set --config.{group}.<name>.")
-    for name, entry in config[group].items():
-      _check_names(entry, entry_defaults, f"{group}.{name}.")
+  _check_model(config.model, "model")
   for name, judge in config.judges.items():
     _check_judge(judge, f"judges.{name}", remote=True)
   for name, policy in config.policies.items():
@@ -175,11 +230,7 @@ def _check_arena(config) -> None:
   single = config.policies[config.base].best_of == 1
   check("base", single, "a policy with best_of = 1", "Best-of-n has no log-probabilities for KL.")
   check.one_of("select_judge", config.judges)
-  for field, least in (("samples", 2), ("resamples", 1), ("max_prompts", 0), ("texts", 0)):
-    check.at_least(field, least)
-  check.positive("prompts.batch_size", "Try 16.")
-  check.one_of("prompts.overflow", ("drop", "cut"))
-  _check_sampling(config.sampling)
+  _check_sampling(config)
 
 
 def _check_arena_policy(policy, path: str) -> None:
@@ -189,7 +240,6 @@ def _check_arena_policy(policy, path: str) -> None:
   one_of(f"{path}.weights, after @", field or "params", ("params", "target"))
   valid, fix = step in ("", "best") or step.isdigit(), "Leave it out for the newest checkpoint."
   require(valid, f"{path}.weights, after :", "a step or best", step, fix)
-  check("best_of", policy.best_of >= 1, "1, or n of best-of-n", "Set 1.")
 
 
 def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
@@ -202,52 +252,79 @@ def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
   return sharding.resolve_mesh(sizes, devices, "judge.mesh")
 
 
+def _check_best(config) -> None:
+  """Checks that evaluations and checkpoints meet: the best checkpoint is one with a score."""
+  every, save = config.evaluation.every, config.checkpoint.every
+  expected = f"a divisor or a multiple of checkpoint.every = {save}, for the best checkpoint"
+  meet = every % save == 0 or save % every == 0 or min(every, save) >= config.steps
+  _Checker(config)("evaluation.every", meet, expected, f"Set {save}, or both to the same.")
+  if save % every == 0 and every < min(save, config.steps):
+    logging.info(
+      "best checkpoints are those of the evaluations every %d steps, not of all every %d: lower"
+      " checkpoint.every to evaluation.every for these", save, every,
+    )  # fmt: skip
+
+
 def _check_fit(config) -> None:
   check = _Checker(config)
-  check.one_of("loss", ("sft", "judge", "reward"))
+  _check_model(config.model, "model")
+  check.one_of("data.task", TASKS)
+  pairs = [name for name, (_, responses) in TASKS.items() if len(responses) > 1]
+  good, needed = (config.data.task in pairs) == (config.loss != "sft"), {*TASKS} - {*pairs}
+  tasks = " or ".join(sorted(needed if config.loss == "sft" else pairs))
+  fix = "Set --config.loss or --config.data.task."
+  check("data.task", good, f"{tasks} for loss = {config.loss}", fix)
   if config.loss == "judge":
     judge_template.read(config.template)
-  check.one_of("export_dtype", fields.DTYPES)
+  if config.data.task == "text":
+    width, expected = config.data.max_tokens, "at least 2, a token and the next one"
+    check("data.max_tokens", width > 1, expected, "Try 129.")
   _check_steps(config, "data.batch_size")
+  if config.data.held_out or config.data.held_out_path:
+    _check_best(config)
 
 
 def _check_collect(config) -> None:
-  check, samples = _Checker(config), config.sampling.samples
-  check.positive("steps", "Set --config.steps.")
-  fix = "A comparison needs two."
-  check("sampling.samples", samples >= 2, "at least two responses a prompt", fix)
-  for name, source in config.sources.items():
-    _check_names(source, fields.collect().sources.base, f"sources.{name}.")
-    _Checker(source, f"sources.{name}").positive("temperature", "Try 1.")
-  _check_sampling(ConfigDict({**config.sampling, "temperature": 1.0}))  # each source has its own
+  require(len(config.sources) > 0, "sources", "at least one", [], "Set --config.sources.<name>.")
+  _check_model(config.model, "model")
+  _check_sampling(config)
   _check_judge(config.judge, "judge")
 
 
 def _check_compare(config) -> None:
   require(len(config.runs) > 0, "runs", "at least one", [], "Give each run's changes.")
-  _Checker(config).positive("seeds", "Try 3.")
-  resolve(config.base, "train")
+  resolve(config.base.copy_and_resolve_references().lock(), "train")
+  for run in config.runs:
+    fix = 'Give {"algorithm.name": "egpo", …}.'
+    require(isinstance(run, dict | ConfigDict), "runs", "changes by field", run, fix)
+    try:
+      run_config = changed(config.base, run)
+      resolve(run_config.lock(), "train")
+      _refuse_unread(run_config, "train", [field for field in run if field != "label"])
+    except ValueError as error:
+      raise ValueError(f"runs, {dict(run)}: {error}") from None
   for kind in config.kinds:
     one_of("kinds", kind, ("network", "tabular"))
     good = kind == "network" or config.base.evaluation.exact
     require(good, "kinds", "network alone, for texts", kind, "Leave tabular out.")
+  rates = config.learning_rates
+  good = len({*rates}) == len(rates)
+  require(good, "learning_rates", "different rates", rates, "Leave the doubles out.")
 
 
 def _check_sample(config) -> None:
-  _check_sampling(config.sampling)
-  check = _Checker(config)
-  expected = "a number of at least 0, 1 for the policy itself"
-  check("realign", 0 <= config.realign < math.inf, expected, "Try 1.5.")
+  _check_model(config.model, "model")
+  _check_sampling(config)
   if config.realign != 1:
     fix = "Give what the policy was trained from, such as assets:stories/policy.safetensors."
-    check.file("reference", "a weights file or a run's workdir", fix)
+    _Checker(config).file("reference", "a weights file or a run's workdir", fix)
 
 
 def _check_train(config, devices: int | None = None) -> None:
   devices, check = devices or jax.device_count(), _Checker(config)
+  _check_model(config.model, "model")
   _check_algorithm(config)
-  _check_sampling(config.sampling)
-  check.one_of("prompts.overflow", ("drop", "cut"))
+  _check_sampling(config)
   _check_judge(config.judge, "judge")
   split = _check_steps(config, "prompts.batch_size", devices)
   judge_mesh_sizes(config, devices)
@@ -256,35 +333,26 @@ def _check_train(config, devices: int | None = None) -> None:
     expected = f"a divisor of prompts.batch_size / {split} devices"
     check("judge.micro_batches", divides, expected, "Lower it.")
   num_prompts, multiple = config.evaluation.prompts, f"a multiple of data x fsdp = {split} devices"
-  divides = num_prompts > 0 and num_prompts % split == 0
-  check("evaluation.prompts", divides, multiple, f"Try {64 * split}.")
+  check("evaluation.prompts", num_prompts % split == 0, multiple, f"Try {64 * split}.")
+  expected = f"at most evaluation.prompts = {num_prompts}"
+  check("evaluation.texts", config.evaluation.texts <= num_prompts, expected, "Lower it.")
+  _check_best(config)
 
 
 def _check_algorithm(config) -> None:
-  """Fills in the method's defaults, and checks the fields that the method uses, but no others."""
+  """Fills in the method's defaults, and checks what only this method asks for."""
   algorithm, sampling = config.algorithm, config.sampling
   algorithms.fill_defaults(algorithm)
   method = algorithms.get(algorithm.name)
-  uses = method.uses(algorithm) | ({"beta"} if config.evaluation.exact else set())
-  check_used = _Checker(algorithm, "algorithm", only=uses)
-  check_used.one_of("kappa_schedule", ("constant", "harmonic"))
-  check_used.one_of("target_update", ("ema", "periodic"))
-  check_used.one_of("labels", ("soft", "sampled"))
-  check_used.positive("beta", "Try 0.1.", "a positive KL weight")
-  check_used.positive("eta", "Try 1.0.", "a positive prox step")
-  check_used("kappa", 0 <= algorithm.kappa <= 1, "a rate in [0, 1]", "Try 0.1.")
-  check_used.positive("kappa_offset", "10 gives 10 / (k + 10).")
-  check_used.positive("target_period", "Try 10.", "a positive number of steps")
-  check_used("mixture", 0 <= algorithm.mixture <= 1, "a weight in [0, 1]", "Try 0.25.")
-  most = 1 / algorithm.beta if "beta" in method.fields else math.inf
-  in_range, expected = 0 < algorithm.step <= most, f"in (0, 1 / beta = {most:g}]"
-  check_used("step", in_range, expected, "Lower it, or algorithm.beta.")
-
+  uses = method.uses(algorithm)
   check, name = _Checker(algorithm, "algorithm"), algorithm.name
-  period, temperature = algorithm.reference_period, algorithm.behaviour_temperature
-  check("reference_period", period >= 0, "0 (never) or a number of steps", "Set 0.")
+  temperature = algorithm.behaviour_temperature
+  most = 1 / algorithm.beta if "beta" in method.fields else math.inf
+  in_range, expected = algorithm.step <= most, f"in (0, 1 / beta = {most:g}]"
+  check("step", in_range or "step" not in uses, expected, "Lower it, or algorithm.beta.")
   for field, least in method.minimum.items():
-    check.at_least(field, least, f" for {name}")
+    expected = f"at least {least} for {name}"
+    check(field, algorithm[field] >= least, expected, f"Set {least} or more.")
   centred = "centre_log_ratios" in uses and algorithm.centre_log_ratios
   good = not centred or method.samples(algorithm)[0] > 1
   expected = f"two or more of {name}'s own, for centre_log_ratios takes the mean of the others"
@@ -293,7 +361,6 @@ def _check_algorithm(config) -> None:
   expected = f"a judge with scalar rewards, {' or '.join(SCALAR)}, for {name}"
   fix = "Fit one with `nash-jax fit --config.loss=reward`."
   require(good, "judge.name", expected, config.judge.name, fix)
-  check.positive("behaviour_temperature", "Try 1.")
   options = {"top_k": sampling.top_k, "top_p": sampling.top_p, "behaviour_temperature": temperature}
   good = not method.on_policy or options == {"top_k": 0, "top_p": 1, "behaviour_temperature": 1}
   reason = f"because {name} follows the gradient of the distribution that it samples from"
@@ -302,9 +369,8 @@ def _check_algorithm(config) -> None:
   require(good, "sampling", expected, options, fix)
 
 
-# By job: the defaults of its fields, and its checks.
-JOBS = {
-  "train": (fields.train, _check_train), "fit": (fields.fit, _check_fit),
-  "arena": (fields.arena, _check_arena), "collect": (fields.collect, _check_collect),
-  "compare": (fields.compare, _check_compare), "sample": (fields.sample, _check_sample),
+# By job: what its fields must be together.
+CHECKS = {
+  "train": _check_train, "fit": _check_fit, "arena": _check_arena, "collect": _check_collect,
+  "compare": _check_compare, "sample": _check_sample,
 }  # fmt: skip

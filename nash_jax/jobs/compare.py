@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import report
 from nash_jax.config import describe, resolve
+from nash_jax.config.unread import changed
 from nash_jax.jobs import arena, sweep
 from nash_jax.run.checkpoint import Workdir, differences
 
@@ -64,12 +65,11 @@ def run_config(
   config: ConfigDict, changes: dict[str, Any], rate: float | None, seed: int
 ) -> ConfigDict:
   """Returns the base config with a run's changes, learning rate and seed."""
-  c = config.base.copy_and_resolve_references().unlock()
-  c.update_from_flattened_dict({k: v for k, v in changes.items() if k != "label"})
+  c = changed(config.base, changes)
   c.seed = seed
   if rate is not None:
     c.optimizer.learning_rate = rate
-  return c
+  return c.lock()  # what no run reads is said once, of the whole comparison
 
 
 def _folder(name: str, rate: float | None, seed: int) -> str:

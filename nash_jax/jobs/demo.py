@@ -45,15 +45,15 @@ def _arena_config(run_config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
   c.seed = run_config.seed
   for part in ("model", "prompts", "sampling"):
     c[part] = run_config[part].copy_and_resolve_references()  # the original stays as it is
+  c.model.weights = ""  # each policy has its own
   c.prompts.batch_size = 8  # all pairs of eight responses to each are judged at once
-  base, judge = run_config.model.weights, run_config.judge.to_dict()
+  base, c.judges.judge = run_config.model.weights, run_config.judge.to_dict()
   c.policies = {
     "trained": {"weights": f"{folder}@params", "best_of": 1},
     "target": {"weights": f"{folder}@target", "best_of": 1},
     "base": {"weights": base, "best_of": 1},
     "best_of_4": {"weights": base, "best_of": 4},
   }
-  c.judges = {"judge": judge, "population": {**judge, "name": "population"}}
   return c
 
 

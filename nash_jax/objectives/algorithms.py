@@ -22,6 +22,8 @@ from nash_jax.validation import one_of
 
 AlgorithmConfig = Any  # the `algorithm` part of a run's config, an ml_collections.ConfigDict
 Loss = Callable[..., Mean]  # (logp, log_ratios, verdict, role_weights=) -> Mean
+# The fields of it that every method reads; see Algorithm.uses.
+ALWAYS_READ = {"name", "samples", "reference_period", "behaviour_temperature"}
 Copies = dict[str, str]  # by the field to overwrite, the field that it becomes a copy of
 
 

@@ -1,0 +1,147 @@
+"""Which fields of a config nothing reads, by what was chosen in others."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from nash_jax.config import fields
+from nash_jax.data.preferences import TASKS
+from nash_jax.objectives import algorithms
+
+# Of `model` these jobs read nothing else; of `judge.model` fields.JUDGES has it.
+_SAMPLED = ("preset", "changes", "tokenizer", "template", "dtype")
+MODEL = {
+  "arena": (*_SAMPLED, "remat", "logit_chunk"), "collect": _SAMPLED,
+  "sample": (*_SAMPLED, "weights"),
+}  # fmt: skip
+
+
+def changed(base: ConfigDict, changes: ConfigDict | dict[str, Any]) -> ConfigDict:
+  """Returns a comparison's base with the changes of one of its runs, {"algorithm.beta": 0.2}."""
+  config = base.copy_and_resolve_references().unlock()
+  config.update_from_flattened_dict({k: v for k, v in changes.items() if k != "label"})
+  return config
+
+
+def unread(config: ConfigDict, job: str) -> dict[str, str]:
+  """Returns the fields that a run does not read, by dotted name, each with the reason.
+
+  Args:
+    config: all fields are there, and names are known.
+  """
+  if job == "compare":
+    return _unread_of_compare(config)
+  reasons = [*_groups(config, job)]
+  return {
+    field: reason
+    for field in _flat(config)
+    for path, reason in reversed(reasons)
+    if f"{field}.".startswith(f"{path}.")
+  }
+
+
+def unread_and_set(config: ConfigDict, job: str) -> list[str]:
+  """Returns the fields that a run does not read and that are not what they are by default."""
+  values, found = _flat(config), unread(config, job)
+  return [field for field in found if values[field] != _default(job, field)]
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+  return traverse_util.flatten_dict(config.to_dict(), sep=".")
+
+
+def _default(job: str, field: str) -> Any:
+  declared, group = fields.DECLARED[job](), ""
+  for name in field.split("."):
+    declared = fields.ENTRIES[group]() if group in fields.ENTRIES else declared.get(name)
+    group = name
+  return fields.default(declared)
+
+
+def _groups(config: ConfigDict, job: str) -> Iterator[tuple[str, str]]:
+  """Yields fields, or groups of them, that are not read, with the reason."""
+  if "optimizer" in config:
+    for choice, table in (("name", fields.OPTIMIZERS), ("schedule", fields.SCHEDULES)):
+      chosen = config.optimizer[choice]
+      yield from _others("optimizer", table, chosen, f"optimizer.{choice} = {chosen}")
+  if job in MODEL:
+    known = [name for name in config.model if name not in MODEL[job]]
+    yield from ((f"model.{name}", f"the job {job}") for name in known)
+  elif not config.model.lora.rank:
+    yield "model.lora.alpha", "model.lora.rank = 0"
+  data = "data" if job == "fit" else "prompts"
+  if data in config and config[data].held_out_path:
+    yield f"{data}.held_out", f"{data}.held_out_path"
+  judges = {f"judges.{name}": judge for name, judge in config.get("judges", {}).items()}
+  for path, judge in judges.items() or [("judge", config.get("judge"))]:
+    if judge is not None:
+      yield from _judge(judge, path, job)
+  yield from _OF_JOB.get(job, lambda config: ())(config)
+
+
+def _others(group: str, table: dict[str, tuple[str, ...]], chosen: str, reason: str):
+  """Yields the fields of a table that what was chosen does not read."""
+  names = {name for read in table.values() for name in read}
+  yield from ((f"{group}.{name}", reason) for name in sorted(names - {*table[chosen]}))
+
+
+def _judge(judge: ConfigDict, path: str, job: str) -> Iterator[tuple[str, str]]:
+  if job != "train":
+    yield f"{path}.mesh", f"the job {job}"
+  read = fields.JUDGES.get(judge.name)
+  if read is None:  # a judge of one's own
+    return
+  for field in _flat(judge):
+    if field != "name" and not any(f"{field}.".startswith(f"{name}.") for name in read):
+      yield f"{path}.{field}", f"{path}.name = {judge.name}"
+
+
+def _train(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  method = algorithms.get(config.algorithm.name)
+  used = method.uses(config.algorithm) | ({"beta"} if config.evaluation.exact else set())
+  reason = f"algorithm.name = {config.algorithm.name}"
+  for name in sorted({*config.algorithm} - used - algorithms.ALWAYS_READ):
+    yield f"algorithm.{name}", reason
+
+
+def _fit(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  if config.loss != "judge":
+    yield "template", f"loss = {config.loss}"
+  if config.loss != "sft":
+    yield "model.logit_chunk", f"loss = {config.loss}"
+  if config.data.task in TASKS and not TASKS[config.data.task][1]:
+    yield "data.max_response_tokens", f"data.task = {config.data.task}"
+  if not config.export:
+    yield "export_dtype", "export = ''"
+  if not config.data.held_out and not config.data.held_out_path:
+    yield "evaluation", "data.held_out = 0"
+
+
+def _sample(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  if config.realign == 1:
+    yield "reference", "realign = 1"
+  if config.prompt:
+    yield "file", "prompt"
+
+
+_OF_JOB = {"train": _train, "fit": _fit, "sample": _sample}
+
+
+def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
+  """Of the base, what no run reads; a run may leave unread what another one reads."""
+  runs = [unread(changed(config.base, run), "train") for run in config.runs]
+  everywhere = set.intersection(*({*run} for run in runs)) if runs else set()
+  found = {f"base.{field}": runs[0][field] for field in sorted(everywhere)}
+  found["base.seed"] = "the job compare, which counts seeds from 0"
+  if config.learning_rates:
+    found["base.optimizer.learning_rate"] = "learning_rates"
+  if len(config.learning_rates) < 2:
+    found["tuning_seed"] = "learning_rates, of which there is nothing to choose"
+  arena = _flat(config.arena)
+  if not config.arena.judges:
+    return found | {f"arena.{field}": "arena.judges, of which there are none" for field in arena}
+  ours = dict.fromkeys(("seed", "base"), "the job compare")
+  theirs = unread(config.arena, "arena") | ours
+  return found | {f"arena.{field}": reason for field, reason in theirs.items()}
