@@ -207,7 +207,7 @@ def test_fields_that_a_method_does_not_use_are_unread_and_ask_nothing_of_others(
   assert found & {*BAD} == unused
   config.algorithm.update({"beta": 0.5, "step": 2.5})
   if "step" not in unused and name != "sppo":
-    with pytest.raises(ValueError, match="algorithm.step: expected in .0, 1 / beta = 2"):
+    with pytest.raises(ValueError, match=r"algorithm.step: expected in \(0, 1 / beta = 2\]"):
       resolve(config)
   else:
     resolve(config)

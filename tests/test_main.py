@@ -68,7 +68,7 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
 @pytest.mark.parametrize(
   ("argument", "message"),
   [
-    ("--config.algorithm.beta=-1", "algorithm.beta: expected a positive KL weight, got -1.0"),
+    ("--config.algorithm.beta=-1", "algorithm.beta: expected a number in [1e-9, 1e6], got -1.0"),
     ("--config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),
     ("--config.algorithm.beta=much", "could not convert string to float: 'much'"),
     ("--config=none.py", "No such file or directory: 'none.py'"),

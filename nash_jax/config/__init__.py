@@ -1,6 +1,7 @@
 """Configs: the fields of each job with their defaults, and every check on them."""
 
 import dataclasses
+import enum
 from collections.abc import Collection
 from typing import Any
 
@@ -47,6 +48,8 @@ def describe(config: ConfigDict) -> dict[str, Any]:
       return {name: plain(value[name]) for name in value}
     if isinstance(value, list | tuple):
       return [plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+      return value.name
     is_record = dataclasses.is_dataclass(value) and not isinstance(value, type)
     return dataclasses.asdict(value) if is_record else value
 

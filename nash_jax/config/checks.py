@@ -107,21 +107,28 @@ def _checked(field: Any, value: Any, path: str) -> Any:
   return value
 
 
-def _checked_number(field: fields.Number, value: Any, path: str) -> float | int | None:
-  kind = numbers.Integral if field.kind is int else numbers.Real
+def _checked_number(field: fields.Number, value: Any, path: str) -> Any:
+  kind: type = numbers.Integral if field.kind is int else numbers.Real
   is_number = isinstance(value, kind) and not isinstance(value, bool)
   good = field.holds(value) if is_number else False
   special = (value is None or is_number) and value in field.special
   require(good or special, path, field.describe(), value, field.advice())
-  if value is None or (type(value) is field.kind and math.copysign(1, value) > 0):
+  if value is None or (isinstance(value, field.kind) and repr(value) != "-0.0"):
     return value
   return field.kind(value) + 0
 
 
 def _check_changes(changes: ConfigDict, path: str) -> None:
   for name in changes:
-    one_of(path, name, fields.CHANGES)
-    changes[name] = _checked(fields.CHANGES[name], changes[name], f"{path}.{name}")
+    one_of(path, name, [*fields.CHANGES, "attention_types"])
+    if name in fields.CHANGES:
+      changes[name] = _checked(fields.CHANGES[name], changes[name], f"{path}.{name}")
+    else:
+      kinds = (gemma.LOCAL, gemma.GLOBAL)
+      good = isinstance(changes[name], tuple) and {*changes[name]} <= {*kinds}
+      expected = f"a tuple of {kinds}, one a layer"
+      fix = "Set num_layers to keep the first layers."
+      require(good and len(changes[name]) > 0, f"{path}.{name}", expected, changes[name], fix)
 
 
 class _Checker:
