@@ -220,7 +220,7 @@ def test_a_comparison_shows_what_diverged_as_such(tmp_path, capsys):
       "optimizer.clip_norm": 0.0,
     },
   )
-  c.base.steps = c.base.evaluation.every = 8
+  c.base.steps = c.base.evaluation.every = 12
   c.learning_rates = ()
   result = compare.run(c, tmp_path, progress=False)["tabular"]
   assert [seed["exact/suboptimality"][-1] for seed in result["wild"]["seeds"]] == [None, None]

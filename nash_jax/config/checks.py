@@ -113,7 +113,7 @@ def _checked_number(field: fields.Number, value: Any, path: str) -> Any:
   good = field.holds(value) if is_number else False
   special = (value is None or is_number) and value in field.special
   require(good or special, path, field.describe(), value, field.advice())
-  if value is None or (isinstance(value, field.kind) and repr(value) != "-0.0"):
+  if value is None or (type(value) is field.kind and repr(value) != "-0.0"):
     return value
   return field.kind(value) + 0
 
