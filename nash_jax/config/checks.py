@@ -300,12 +300,16 @@ def _check_collect(config) -> None:
 
 def _check_compare(config) -> None:
   require(len(config.runs) > 0, "runs", "at least one", [], "Give each run's changes.")
+  rates = config.learning_rates
+  good, fix = len({*rates}) == len(rates), "Leave the doubles out."
+  require(good, "learning_rates", "different rates", rates, fix)
   resolve(config.base.copy_and_resolve_references().lock(), "train")
+  ours = {"seed": "seeds", **({"optimizer.learning_rate": "learning_rates"} if rates else {})}
   for run in config.runs:
-    fix = 'Give {"algorithm.name": "egpo", …}.'
-    require(isinstance(run, dict | ConfigDict), "runs", "changes by field", run, fix)
+    run_config = changed(config.base, run)
+    for field in ours.keys() & run.keys():
+      require(False, "runs", f"no {field}, which {ours[field]} sets", dict(run), "Leave it out.")
     try:
-      run_config = changed(config.base, run)
       resolve(run_config.lock(), "train")
       _refuse_unread(run_config, "train", [field for field in run if field != "label"])
     except ValueError as error:
@@ -314,9 +318,6 @@ def _check_compare(config) -> None:
     one_of("kinds", kind, ("network", "tabular"))
     good = kind == "network" or config.base.evaluation.exact
     require(good, "kinds", "network alone, for texts", kind, "Leave tabular out.")
-  rates = config.learning_rates
-  good = len({*rates}) == len(rates)
-  require(good, "learning_rates", "different rates", rates, "Leave the doubles out.")
 
 
 def _check_sample(config) -> None:

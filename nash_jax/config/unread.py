@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from nash_jax.config import fields
 from nash_jax.data.preferences import TASKS
 from nash_jax.objectives import algorithms
+from nash_jax.validation import require
 
 # Of `model` these jobs read nothing else; of `judge.model` fields.JUDGES has it.
 _SAMPLED = ("preset", "changes", "tokenizer", "template", "dtype")
@@ -20,8 +21,13 @@ MODEL = {
 
 def changed(base: ConfigDict, changes: ConfigDict | dict[str, Any]) -> ConfigDict:
   """Returns a comparison's base with the changes of one of its runs, {"algorithm.beta": 0.2}."""
+  fix = 'Give {"algorithm.name": "egpo", …}.'
+  require(isinstance(changes, dict | ConfigDict), "runs", "changes by field", changes, fix)
   config = base.copy_and_resolve_references().unlock()
-  config.update_from_flattened_dict({k: v for k, v in changes.items() if k != "label"})
+  try:
+    config.update_from_flattened_dict({k: v for k, v in changes.items() if k != "label"})
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"runs, {dict(changes)}: expected changes by field: {error}") from error
   return config
 
 
