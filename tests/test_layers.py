@@ -29,7 +29,7 @@ LAYERS = (
   ("judges.text", "judges.bradley_terry"),
   ("judges", "exact"),
   ("config.fields",),
-  ("config.unread", "update"),
+  ("config.unread", "config.page", "update"),
   ("config.checks",),
   ("config",),
   ("run.loop", "iteration"),

@@ -3,14 +3,21 @@
 import functools
 import json
 import math
+import pathlib
 
+import jax
 import numpy as np
 import pytest
+import test_fit
 import tiny
 from ml_collections import ConfigDict
 
 from nash_jax import config as configs
-from nash_jax.config import fields, resolve
+from nash_jax import fit, train
+from nash_jax.config import fields, page, resolve
+from nash_jax.config.unread import unread
+from nash_jax.configs import short_game
+from nash_jax.jobs import arena, collect, compare, sample
 
 ODD = (0, -1, math.nan, math.inf, 1e30)
 
@@ -96,6 +103,11 @@ def test_a_number_out_of_its_range_is_refused_by_name_whatever_else_is_chosen(jo
   assert refused > 3 * len(found)
 
 
+def test_the_page_of_fields_is_what_the_table_says():
+  expected = "python -m nash_jax.config.page > docs/fields.md writes it anew"
+  assert (tiny.ROOT / "docs" / "fields.md").read_text(encoding="utf-8") == page.page(), expected
+
+
 WRONG = (True, "1", 10**400, -(10**400), 2**63, (1,), b"1", 1j, np.bool_(True), np.float32(np.nan))
 
 
@@ -161,3 +173,121 @@ def test_other_values_that_cannot_work_are_refused(field, value, message):
   config = tiny.train({"judge.name": "gemma", "algorithm.name": "online_dpo"})
   with pytest.raises(ValueError, match=message):
     resolve(with_value(config, field, value))
+
+
+# What makes a run read a field, by the beginning of its name; of what is left nothing reads it.
+READ_WITH = {
+  "algorithm.mixture": {"algorithm.name": "nash_md"},
+  "algorithm.step": {"algorithm.name": "sppo"},
+  "algorithm.kappa_offset": {"algorithm.kappa_schedule": "harmonic"},
+  "algorithm.target_period": {"algorithm.target_update": "periodic"},
+  "algorithm.behaviour_temperature": {"algorithm.name": "online_dpo"},
+  "sampling.top": {"algorithm.name": "online_dpo", "sampling.top_k": 4},
+  "optimizer.final_fraction": {"optimizer.schedule": "cosine"},
+  "model.lora.alpha": {"model.lora.rank": 2},
+  "judge.max_tokens": {"judge.name": "gemma"},
+  "judge.micro_batches": {"judge.name": "gemma"},
+  "judge.mesh": {"judge.name": "gemma"},
+  "judges.judge.max_tokens": {"judges.judge.name": "gemma"},
+  "realign": {"realign": 0.5},
+  "tuning_seed": {"learning_rates": (0.1, 0.2)},
+}
+QUICKLY = {
+  "jax_disable_most_optimizations": True,
+  "jax_persistent_cache_min_compile_time_secs": 0.0,
+}
+RUNS = {
+  "train": train.run, "fit": fit.run, "arena": arena.run, "collect": collect.run,
+  "compare": compare.run, "sample": sample.run,
+}  # fmt: skip
+
+
+def small(job: str, folder: pathlib.Path, field: str) -> ConfigDict:
+  """Returns the short game as a run of two steps, one that reads the field if any does."""
+  game = short_game.get_config()
+  game.update_from_flattened_dict({
+    "steps": 2, "prompts.batch_size": 2, "evaluation.every": 2, "checkpoint.every": 2,
+    "evaluation.prompts": 2, "evaluation.texts": 2, "evaluation.exact": False,
+  })  # fmt: skip
+  c, weights = getattr(configs, job)(), game.model.weights
+  if job == "train":
+    c = game
+  elif job == "compare":
+    c.base, c.runs, c.seeds = game, ({"algorithm.name": "nash_mp"},), 1
+    if field.startswith("arena."):
+      c.arena = small("arena", folder, "")
+  elif job == "fit":
+    c = test_fit.settings(folder, "sft")
+    c.steps = c.checkpoint.every = c.evaluation.every = 2
+  else:
+    for part in ("model", "prompts") if job != "sample" else ("model",):
+      c[part] = game[part]
+    c.model.weights = weights if job == "sample" else ""
+    c.sampling.max_tokens, c.sampling.tokens = 3, game.sampling.tokens
+  if job == "arena":
+    c.policies = {"base": {"weights": weights, "best_of": 1}}
+    c.judges = {"judge": game.judge}
+  elif job == "collect":
+    c.judge, c.steps = game.judge, 2
+    c.sources = {"base": {"weights": weights, "temperature": 1.0}}
+  elif job == "sample":
+    c.prompt, c.reference = "e", weights
+  for start, changes in READ_WITH.items():
+    if field.startswith(start):
+      c.update_from_flattened_dict({k: v for k, v in changes.items() if k.split(".")[0] in c})
+  if "gemma" in (judge.name for judge in (c.get("judge"), *c.get("judges", {}).values()) if judge):
+    for judge in (c.get("judge"), *c.get("judges", {}).values()):
+      if judge:
+        judge.model.update(preset="tiny", weights="", tokenizer=game.model.tokenizer)
+        judge.template, judge.model.changes = "gemma", game.model.changes
+  return c
+
+
+def cases(job: str, folder: pathlib.Path) -> list[tuple[str, float]]:
+  """Returns (field, value) of what is odd, or an interval's end in train, passes, and is read."""
+  found = []
+  for field, number in numbers(fields.DECLARED[job](), small(job, folder, "")).items():
+    if number.many or field.startswith("base."):  # ids of one's own; as in train
+      continue
+    config = small(job, folder, field)
+    low, high = map(float, number.interval[1:-1].split(","))
+    ends = (number.kind(low), *((high,) if number.kind is float else ()))
+    for value in {*ODD, *ends} if job == "train" else ODD:
+      try:
+        changed = resolve(with_value(config, field, value).lock())
+      except ValueError:
+        continue
+      if field not in unread(changed, job):
+        found.append((field, value))
+  return found
+
+
+@pytest.fixture
+def compiled_quickly():
+  """Compiles without optimisation, and programs that are the same but once."""
+  before = {option: jax.config.read(option) for option in QUICKLY}
+  for option, value in QUICKLY.items():
+    jax.config.update(option, value)
+  yield
+  for option, value in before.items():
+    jax.config.update(option, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", fields.DECLARED)
+def test_what_passes_runs_to_its_end(job, tmp_path, compiled_quickly):
+  done, failed = cases(job, tmp_path), {}
+  for i, (field, value) in enumerate(done):
+    folder = tmp_path / str(i)
+    try:
+      config = with_value(small(job, tmp_path, field), field, value)
+      RUNS[job](config, folder)
+      if job in ("train", "fit"):
+        steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps[-1]["step"] == config.steps
+        for name in ("loss", "gradient_norm"):
+          assert all(math.isfinite(line[name]) for line in steps if name in line), name
+    except Exception as error:
+      failed[field, value] = repr(error)[:300]
+    print(job, f"{i + 1}/{len(done)}", field, value, failed.get((field, value), ""), flush=True)
+  assert not failed

@@ -233,6 +233,10 @@ def _check_arena(config) -> None:
     _check_judge(judge, f"judges.{name}", remote=True)
   for name, policy in config.policies.items():
     _check_arena_policy(policy, f"policies.{name}")
+  count = config.prompts.held_out
+  enough = bool(config.prompts.held_out_path) or count > 1
+  fix = "Set prompts.held_out, or prompts.held_out_path."
+  require(enough, "held-out prompts", "at least two, for an interval", count, fix)
   check.one_of("base", config.policies)
   single = config.policies[config.base].best_of == 1
   check("base", single, "a policy with best_of = 1", "Best-of-n has no log-probabilities for KL.")
@@ -318,6 +322,19 @@ def _check_compare(config) -> None:
     one_of("kinds", kind, ("network", "tabular"))
     good = kind == "network" or config.base.evaluation.exact
     require(good, "kinds", "network alone, for texts", kind, "Leave tabular out.")
+  if config.arena.judges:
+    _check_contest(config)
+
+
+def _check_contest(config) -> None:
+  """Checks the arena that a comparison ends with, as it will be held."""
+  contest = config.arena.copy_and_resolve_references().unlock()
+  contest.policies = {"reference": {"weights": config.base.model.weights, "best_of": 1}}
+  contest.base = "reference"
+  try:
+    resolve(contest.lock(), "arena")
+  except ValueError as error:
+    raise ValueError(f"arena: {error}") from None
 
 
 def _check_sample(config) -> None:
@@ -342,6 +359,10 @@ def _check_train(config, devices: int | None = None) -> None:
     check("judge.micro_batches", divides, expected, "Lower it.")
   num_prompts, multiple = config.evaluation.prompts, f"a multiple of data x fsdp = {split} devices"
   check("evaluation.prompts", num_prompts % split == 0, multiple, f"Try {64 * split}.")
+  if not config.prompts.held_out_path:
+    held_out, fix = config.prompts.held_out, "Lower it, or raise prompts.held_out."
+    expected = f"at most the {held_out} held-out prompts"
+    check("evaluation.prompts", num_prompts <= held_out, expected, fix)
   expected = f"at most evaluation.prompts = {num_prompts}"
   check("evaluation.texts", config.evaluation.texts <= num_prompts, expected, "Lower it.")
   _check_best(config)
