@@ -26,7 +26,7 @@ def base(job: str) -> ConfigDict:
   """Returns a config of the job in which all groups have an entry, as plain as can be."""
   c = getattr(configs, job)()
   if job == "compare":
-    c.base, c.runs = tiny.train(), ({"algorithm.name": "nash_mp"},)
+    c.base, c.runs = configs.train(), ({"algorithm.name": "nash_mp"},)
     c.arena.judges = {"judge": fields.judge()}
     c.arena.policies = {"base": fields.ENTRIES["policies"]().copy_and_resolve_references()}
     c.arena.policies.base = {"weights": "", "best_of": 1}
@@ -265,7 +265,7 @@ def cases(job: str, folder: pathlib.Path) -> list[tuple[str, float]]:
 @pytest.fixture
 def compiled_quickly():
   """Compiles without optimisation, and programs that are the same but once."""
-  before = {option: jax.config.read(option) for option in QUICKLY}
+  before = {option: jax.config.values[option] for option in QUICKLY}
   for option, value in QUICKLY.items():
     jax.config.update(option, value)
   yield
