@@ -1,6 +1,7 @@
 """The checks on a config that need no data, weights or tokenizer."""
 
 import functools
+import itertools
 import math
 import operator
 import os
@@ -10,13 +11,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from nash_jax.config import fields
+from nash_jax.config import comparison, fields
 from nash_jax.data import judge_template
 from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.judges import JUDGES, SCALAR
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
-from nash_jax.validation import asset_path, did_you_mean, one_of, require
+from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
 
 
 def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigDict:
@@ -166,11 +167,13 @@ def _check_arena(config) -> None:
   for group, entry_defaults in entry_fields.items():
     require(len(config[group]) > 0, group, "at least one", [], f"Set --config.{group}.<name>.")
     for name, entry in config[group].items():
-      _check_names(entry, entry_defaults, f"{group}.{name}.")
+      named = isinstance(name, str) and name != ""
+      require(named, f"{group}, a name", "a text of at least one character", name, "Rename it.")
+      _check_names(entry, entry_defaults, f"{group}.{printable(name)}.")
   for name, judge in config.judges.items():
-    _check_judge(judge, f"judges.{name}", remote=True)
+    _check_judge(judge, f"judges.{printable(name)}", remote=True)
   for name, policy in config.policies.items():
-    _check_arena_policy(policy, f"policies.{name}")
+    _check_arena_policy(policy, f"policies.{printable(name)}")
   check.one_of("base", config.policies)
   single = config.policies[config.base].best_of == 1
   check("base", single, "a policy with best_of = 1", "Best-of-n has no log-probabilities for KL.")
@@ -225,12 +228,78 @@ def _check_collect(config) -> None:
 
 def _check_compare(config) -> None:
   require(len(config.runs) > 0, "runs", "at least one", [], "Give each run's changes.")
-  _Checker(config).positive("seeds", "Try 3.")
+  check, runs, seeds = _Checker(config), comparison.name_runs(config.runs), config.seeds
+  whole = isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0
+  check("seeds", whole, "a positive number of seeds", "Try 3.")
   resolve(config.base, "train")
+  check("kinds", len(config.kinds) > 0, "at least one", "Set ('network',).")
   for kind in config.kinds:
     one_of("kinds", kind, ("network", "tabular"))
     good = kind == "network" or config.base.evaluation.exact
     require(good, "kinds", "network alone, for texts", kind, "Leave tabular out.")
+  _check_rates(config)
+  resolved = [_resolve_run(config, run) for run in runs]
+  for (one, first), (two, second) in itertools.combinations(zip(runs, resolved, strict=True), 2):
+    what = f"runs {printable(one.name)!r} and {printable(two.name)!r}"
+    fix = "Leave one out: a label changes nothing, nor does a value that the base has."
+    require(first != second, what, "runs that differ", "one config", fix)
+  if config.arena.judges:
+    _check_arena_of_runs(config, runs, resolved)
+
+
+def _check_rates(config) -> None:
+  check, rates = _Checker(config), tuple(config.learning_rates)
+  numbers = (isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
+  check("learning_rates", all(numbers), "positive numbers", "Write (1e-4, 1e-3).")
+  distinct = len({*map(float, rates)}) == len(rates)
+  check("learning_rates", distinct, "numbers that differ", "Leave out what is there twice.")
+  for rate in rates:
+    resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed), "train")
+  own = len(rates) < 2 or config.tuning_seed not in range(config.seeds)
+  expected = f"a seed of its own, none of 0 to {config.seeds - 1}: its runs choose the rate"
+  check("tuning_seed", own, expected, "Set 100.")
+
+
+def _resolve_run(config, run: comparison.Run) -> ConfigDict:
+  """Returns the config of a run with its first seed, checked as a run of this comparison."""
+  taken = {"job": "a comparison is of runs of train", "seed": "`seeds` and `tuning_seed` set it"}
+  if config.learning_rates:
+    taken["optimizer.learning_rate"] = "`learning_rates` set it; empty that to set it here"
+  try:
+    for field, reason in taken.items():
+      require(field not in run.changes, field, "no change", run.changes.get(field), f"{reason}.")
+    c = resolve(comparison.run_config(config.base, run.changes, None, 0), "train")
+    same = c.evaluation.exact == config.base.evaluation.exact
+    fix = "Compare the two kinds of runs in two comparisons."
+    require(same, "evaluation.exact", "the base's", c.evaluation.exact, fix)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"run {printable(run.name)!r}: {error}") from None
+  return c
+
+
+def _check_arena_of_runs(config, runs: list[comparison.Run], resolved: list[ConfigDict]) -> None:
+  """Checks the arena of a comparison before its runs, after which it is held."""
+  exact, advice = config.base.evaluation.exact, "Set arena.judges = {}."
+  good = "network" in config.kinds and not exact
+  require(good, "arena.judges", "none where no run leaves weights", [*config.arena.judges], advice)
+  given, fix = [*config.arena.policies], "The runs and what they start from are its policies."
+  require(not given, "arena.policies", "none", given, fix)
+  names = [run.name for run in runs]
+  expected = f"another than {comparison.REFERENCE!r}, which is what the runs start from"
+  require(comparison.REFERENCE not in names, "run's label", expected, names, "Set its label.")
+  c = config.arena.copy_and_resolve_references().unlock()
+  c.base = comparison.REFERENCE
+  c.policies = {c.base: {"weights": config.base.model.weights, "best_of": 1}}
+  try:
+    c = resolve(c, "arena")
+  except ValueError as error:
+    raise ValueError(f"arena: {error}") from None
+  for run, run_config in zip(runs, resolved, strict=True):
+    for field in ("preset", "changes", "tokenizer"):
+      (got, expected), what = (x.model[field] for x in (run_config, c)), f"model.{field}"
+      fix = "In an arena all have one architecture and tokenizer: set arena.model as base.model."
+      where = f"run {printable(run.name)!r}: {what}"
+      require(got == expected, where, f"arena.{what}, {expected!r}", got, fix)
 
 
 def _check_sample(config) -> None:

@@ -1,6 +1,5 @@
 """The main job on bundled files: train the storyteller, then run the arena."""
 
-import json
 import os
 import pathlib
 import time
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import config, report, train
 from nash_jax.jobs import arena
+from nash_jax.run import files
 
 
 def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
   Returns:
     What workdir/summary.json holds.
   """
-  start, folder = time.perf_counter(), pathlib.Path(workdir)
+  start, folder = time.perf_counter(), files.make_folder(workdir)
   done = train.run(run_config, workdir)
   if done.stopped:
     print(f"stopped at step {int(done.state.step)}; the same command goes on from there")
@@ -35,7 +35,7 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
     "compilations": done.compilations,
     **arena.summary(result, trained="trained", target="target", best_of="best_of_4", base="base"),
   }
-  (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+  files.write_json(folder / "summary.json", summary)
   print(_epilogue(result, summary, folder))
   return summary
 
