@@ -62,22 +62,23 @@ def _as_cell(markdown: str) -> str:
   return re.sub(r"\\.|\|", lambda m: "\\|" if m[0] == "|" else m[0], printable(markdown))
 
 
-def figure_labels(names: Iterable[str]) -> list[str]:
-  """Returns the names as a figure can show them: short, in letters of its font, no two alike."""
+def _drawable(text: str) -> str:
+  """Returns a text on one line, with escapes for what the font of figures lacks."""
   from matplotlib import font_manager
 
   font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+  return "".join(
+    c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode()
+    for c in printable(text)
+  )
 
-  def in_font(letter: str) -> str:
-    known = font.get_char_index(ord(letter))
-    return letter if known else letter.encode("unicode_escape").decode()
 
-  labels = []
-  for name in map(printable, names):
-    short = name if len(name) <= 40 else f"{name[:24]}…{name[-15:]}"
-    labels.append("".join(map(in_font, short)))
-  alike = collections.Counter(labels)
-  return [f"{label} ({i})" if alike[label] > 1 else label for i, label in enumerate(labels, 1)]
+def figure_labels(names: Iterable[str]) -> list[str]:
+  """Returns the names as a figure can show them: short, in letters of its font, no two alike."""
+  shown = map(printable, names)
+  labels = [_drawable(x if len(x) <= 40 else f"{x[:24]}…{x[-15:]}") for x in shown]
+  alike = len({*labels}) < len(labels)
+  return [f"{label} ({i})" for i, label in enumerate(labels, 1)] if alike else labels
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> pathlib.Path:
@@ -190,7 +191,7 @@ def heat_map(cells: Cells, title: str, path: str | os.PathLike[str]) -> pathlib.
   axes.set_xticks(range(len(names)), labels, parse_math=False, **turned)
   axes.set_yticks(range(len(names)), labels, parse_math=False)
   axes.set(xlabel="against", ylabel="policy")
-  axes.set_title(title, parse_math=False)
+  axes.set_title(_drawable(title), parse_math=False)
   axes.tick_params(length=0)
   axes.spines[:].set_visible(False)
   figure.colorbar(image, ax=axes, label="win probability of the row", shrink=0.8)
