@@ -302,6 +302,22 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   return result
 
 
+def recorded_result(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the result of this arena, {} where it was not held; one of another config is removed.
+
+  For jobs whose own folder this is: what they made of other runs, they make again.
+
+  Args:
+    config: resolved.
+  """
+  path = folder / "arena.json"
+  previous = files.read_json(path)
+  if differences(previous.get("config", {}), describe(config)):
+    path.unlink(missing_ok=True)
+    return {}
+  return previous
+
+
 def _check_previous(config: ConfigDict, path: pathlib.Path) -> None:
   """Raises ValueError if there is the result of an arena of another config."""
   previous = files.read_json(path)

@@ -14,11 +14,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nash_jax import report
-from nash_jax.config import describe, resolve
+from nash_jax.config import resolve
 from nash_jax.config.comparison import REFERENCE, Run, label, name_runs, rate_name, run_config
 from nash_jax.jobs import arena, sweep
 from nash_jax.run import files
-from nash_jax.run.checkpoint import Workdir, differences
+from nash_jax.run.checkpoint import Workdir
 from nash_jax.validation import require
 
 __all__ = ["label", "run", "run_config"]
@@ -215,7 +215,8 @@ def _run_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dic
       weights = f"{end['folder']}@params:{end['steps'][-1]}"
       c.policies[policies[name]] = {"weights": weights, "best_of": 1}
     c.policies[REFERENCE] = {"weights": config.base.model.weights, "best_of": 1}
-    arenas.append(_held(c, folder / f"seed_{seed}") or arena.run(c, folder / f"seed_{seed}"))
+    place = folder / f"seed_{seed}"
+    arenas.append(arena.recorded_result(resolve(c), place) or arena.run(c, place))
   names = {policy: name for name, policy in policies.items()} | {REFERENCE: REFERENCE}
   return {
     judge: {
@@ -239,16 +240,6 @@ def _policy_names(names: list[str]) -> dict[str, str]:
 
 def _renamed(cells: report.Cells, names: dict[str, str]) -> report.Cells:
   return {names[row]: {names[c]: cell for c, cell in line.items()} for row, line in cells.items()}
-
-
-def _held(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
-  """Returns the result of an arena that was held; one of other runs is removed, {} for none."""
-  path = folder / "arena.json"
-  previous = files.read_json(path)
-  if previous and differences(previous.get("config", {}), describe(resolve(config))):
-    path.unlink()
-    return {}
-  return previous
 
 
 def _mean_cells(tables: list[report.Cells]) -> report.Cells:

@@ -23,11 +23,15 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
     What workdir/summary.json holds.
   """
   start, folder = time.perf_counter(), files.make_folder(workdir)
+  base = run_config.model.weights
+  config.resolve(_arena_config(run_config, base, base))  # before the run, after which it is held
   done = train.run(run_config, workdir)
   if done.stopped:
     print(f"stopped at step {int(done.state.step)}; the same command goes on from there")
     return {}
-  result = arena.run(_arena_config(run_config, folder), folder / "arena")
+  arena_config = _arena_config(run_config, f"{folder}@params", f"{folder}@target")
+  arena.recorded_result(config.resolve(arena_config), folder / "arena")  # an older one gives way
+  result = arena.run(arena_config, folder / "arena")
   report.curves(folder)
   summary = {
     "seconds": round(time.perf_counter() - start, 1),
@@ -40,7 +44,7 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
   return summary
 
 
-def _arena_config(run_config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
+def _arena_config(run_config: ConfigDict, trained: str, target: str) -> ConfigDict:
   c = config.arena()
   c.seed = run_config.seed
   for part in ("model", "prompts", "sampling"):
@@ -48,8 +52,8 @@ def _arena_config(run_config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
   c.prompts.batch_size = 8  # all pairs of eight responses to each are judged at once
   base, judge = run_config.model.weights, run_config.judge.to_dict()
   c.policies = {
-    "trained": {"weights": f"{folder}@params", "best_of": 1},
-    "target": {"weights": f"{folder}@target", "best_of": 1},
+    "trained": {"weights": trained, "best_of": 1},
+    "target": {"weights": target, "best_of": 1},
     "base": {"weights": base, "best_of": 1},
     "best_of_4": {"weights": base, "best_of": 4},
   }
