@@ -45,6 +45,11 @@ def printable(text: str) -> str:
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def is_file_name(name: str) -> bool:
+  """Returns whether a name is safe as a file's, such as those that `file_name` returns."""
+  return bool(_PLAIN_NAME.fullmatch(name)) and not _DEVICE.match(name)
+
+
 def file_name(name: str) -> str:
   """Returns the name of a file or folder for a name that may be anything; two never share one.
 
@@ -52,7 +57,7 @@ def file_name(name: str) -> str:
   them for one, a folder for its parent, or a file for an option. A name that is all of this stays
   as it is; another is cut to what can stay of it and ends in a digest.
   """
-  if _PLAIN_NAME.fullmatch(name) and not _DIGEST.search(name) and not _DEVICE.match(name):
+  if is_file_name(name) and not _DIGEST.search(name):
     return name
   digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
   letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()

@@ -25,7 +25,7 @@ def calls(monkeypatch):
 
   def run(named, workdir, policy, progress):
     for name, config in named.items():
-      folder = workdir / name
+      folder = workdir / sweep._folder(name)
       if folder.exists():
         continue
       calls["runs"].append(name)

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from nash_jax import keys, report
 from nash_jax.config import comparison
 from nash_jax.run import files
-from nash_jax.validation import file_name, printable
+from nash_jax.validation import file_name, is_file_name, printable
 
 # What has broken a path, a table, a picture or a terminal somewhere.
 NASTY = (
@@ -65,6 +65,7 @@ def test_two_names_never_share_a_file_and_none_leaves_its_folder(given_names):
   assert len({on_a_mac(file_name(name)) for name in every}) == len(every)
   for name in every:
     check_is_safe(file_name(name))
+    assert is_file_name(file_name(name))
 
 
 def test_names_that_are_files_already_stay():

@@ -10,6 +10,7 @@ from nash_jax import train
 from nash_jax.config import describe, resolve
 from nash_jax.configs import short_compare
 from nash_jax.jobs import short_game, sweep
+from nash_jax.validation import file_name
 
 
 @pytest.fixture
@@ -146,3 +147,16 @@ def test_a_bucket_is_refused(job, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="workdir: expected a folder of this machine"):
     job({} if job is sweep.run else exact(), "gs://bucket/x")
   assert not list(tmp_path.iterdir())
+
+
+def test_two_names_of_one_folder_are_refused(trained, tmp_path):
+  names = ["A", file_name("A")]
+  with pytest.raises(ValueError, match="names of runs: expected a folder for each"):
+    sweep.run(dict.fromkeys(names, tiny.train()), tmp_path, progress=False)
+  assert not trained.folders
+
+
+def test_folders_of_a_comparison_stay(trained, tmp_path):
+  folder = f"{file_name('../../x')}/rate_1e-05/seed_0"
+  sweep.run({folder: tiny.train()}, tmp_path, progress=False)
+  assert trained.folders == [tmp_path / folder]

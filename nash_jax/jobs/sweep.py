@@ -6,6 +6,7 @@ program. A batched run draws the prompts and keys that `train.run` would, and le
 metrics.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -30,7 +31,7 @@ from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_mod
 from nash_jax.run import files
 from nash_jax.run.checkpoint import Workdir, differences, read_config, saved_steps
 from nash_jax.update import Batch, make_update
-from nash_jax.validation import file_name, one_of, require
+from nash_jax.validation import file_name, is_file_name, one_of, require
 
 # In these fields the runs of one program may differ.
 BATCHED_FIELDS = (
@@ -61,8 +62,9 @@ def run(
     every, expected = config.evaluation.every, f"a divisor of steps = {config.steps}"
     require(config.steps % every == 0, "evaluation.every", expected, every, "Change either.")
   workdir = files.make_folder(workdir)
-  # A part that is no name of a file, such as "..", becomes one.
-  folders = {name: workdir.joinpath(*map(file_name, name.split("/"))) for name in runs}
+  folders = {name: workdir / _folder(name) for name in runs}
+  shared = [str(path) for path, n in collections.Counter(folders.values()).items() if n > 1]
+  require(not shared, "names of runs", "a folder for each", shared, "Rename one.")
   waiting = {name: c for name, c in runs.items() if not _is_complete(c, folders[name])}
   groups: dict[str, dict[str, ConfigDict]] = {}
   for name, config in waiting.items():
@@ -92,6 +94,11 @@ def run(
         if done.stopped:
           raise KeyboardInterrupt(f"stopped in {name}; the same command goes on from there")
       bar.update()
+
+
+def _folder(name: str) -> str:
+  """Returns a run's folder; a part that cannot be the name of one, such as "..", becomes one."""
+  return "/".join(part if is_file_name(part) else file_name(part) for part in name.split("/"))
 
 
 def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
