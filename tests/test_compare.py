@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from nash_jax import train
 from nash_jax.config import comparison, describe, resolve
 from nash_jax.configs import stories_compare
 from nash_jax.jobs import arena, compare, sweep
@@ -302,3 +303,24 @@ def test_results_are_json_where_every_rate_diverged(calls, tmp_path, monkeypatch
   text = (tmp_path / "results.json").read_text()
   assert json.loads(text, parse_constant=pytest.fail) == result
   assert result["network"]["nash_mp"]["tuning"]["0.0003"] is None
+
+
+def test_a_run_that_diverged_is_a_result_and_is_not_made_again(tmp_path, monkeypatch):
+  """What is looked for is its config as it was resolved, with the defaults of the method."""
+  folders = []
+
+  def diverge(config, workdir, progress):
+    folders.append(workdir)
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(json.dumps(describe(config)))
+    line = {"step": 0, compare.WIN: 0.5, compare.KL: 0.0}
+    (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    raise FloatingPointError("metric 'loss' is nan at step 1")
+
+  monkeypatch.setattr(train, "run", diverge)
+  c = stories_compare.get_config("smoke")
+  c.runs, c.arena.judges = ({"algorithm.name": "sppo"},), {}
+  for _ in range(2):
+    result = compare.run(c, tmp_path, progress=False)
+    assert result["network"]["sppo"]["seeds"][0][compare.WIN] == [0.5, None]
+  assert len(folders) == 1

@@ -69,7 +69,7 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
 
   def run_all(settings: Iterable[Setting]) -> dict[Setting, ConfigDict]:
     configs = {
-      (name, rate, seed): run_config(config.base, runs[name].changes, rate, seed)
+      (name, rate, seed): resolve(run_config(config.base, runs[name].changes, rate, seed), "train")
       for name, rate, seed in settings
     }
     folders = {_folder(runs[name], rate, seed): c for (name, rate, seed), c in configs.items()}

@@ -63,8 +63,8 @@ def run(
     require(config.steps % every == 0, "evaluation.every", expected, every, "Change either.")
   workdir = files.make_folder(workdir)
   folders = {name: workdir / _folder(name) for name in runs}
-  shared = [str(path) for path, n in collections.Counter(folders.values()).items() if n > 1]
-  require(not shared, "names of runs", "a folder for each", shared, "Rename one.")
+  twice = [str(path) for path, n in collections.Counter(folders.values()).items() if n > 1]
+  require(not twice, "names of runs", "a folder for each", twice, "Rename one.")
   waiting = {name: c for name, c in runs.items() if not _is_complete(c, folders[name])}
   groups: dict[str, dict[str, ConfigDict]] = {}
   for name, config in waiting.items():
