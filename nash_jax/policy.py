@@ -86,7 +86,20 @@ def load_weights(
   *,
   head: bool = False,
 ) -> Params:
-  """Returns parameters from a file or a run, or random ones for "".
+  """Returns parameters from a file or a run, or random ones for ""; see load_weights_and_step."""
+  return load_weights_and_step(spec, model_config, seed, dtype, mesh, head=head)[0]
+
+
+def load_weights_and_step(
+  spec: str,
+  model_config: GemmaConfig,
+  seed: int = 0,
+  dtype: DTypeLike = jnp.float32,
+  mesh: Mesh | None = None,
+  *,
+  head: bool = False,
+) -> tuple[Params, int | None]:
+  """Returns parameters from a file or a run, or random ones for "", and the step of a run's.
 
   Args:
     spec: what weights.load takes, "assets:...", or a run's workdir: "runs/x" (its newest params),
@@ -105,17 +118,17 @@ def load_weights(
     return gemma.cast(gemma.init(key, model_config), dtype)
 
   if not spec:
-    return jax.jit(init, out_shardings=shardings)(keys.key(seed, "init"))
+    return jax.jit(init, out_shardings=shardings)(keys.key(seed, "init")), None
   path, _, field_and_step = asset_path(spec).partition("@")
   if os.path.isdir(path) and not weights.kind(path):
     return _load_from_run(path, field_and_step, model_config, dtype, mesh, shardings)
   params = weights.load(path, model_config, dtype, shardings)
-  return params if head else {name: leaf for name, leaf in params.items() if name != "head"}
+  return params if head else {n: leaf for n, leaf in params.items() if n != "head"}, None
 
 
 def _load_from_run(
   path: str, field_and_step: str, model_config: GemmaConfig, dtype, mesh, shardings
-) -> Params:
+) -> tuple[Params, int]:
   field, _, step = field_and_step.partition(":")
   run_config, shapes = checkpoint.read_config(path), gemma.shapes(model_config)
   adapted = bool(run_config.get("model", {}).get("lora", {}).get("rank"))
@@ -126,13 +139,13 @@ def _load_from_run(
     checkpoint.verify_base(path, gemma.cast(base, run_config["model"]["dtype"]))
   if mesh is not None:
     shapes = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
-  trained, _ = checkpoint.restore_part(
+  trained, number = checkpoint.restore_part(
     path, field or "params", shapes, int(step) if step.isdigit() else None, step == "best"
   )
   if not adapted:
-    return gemma.cast(trained, dtype)
+    return gemma.cast(trained, dtype), number
 
   def merge(base: Params, trained: Params) -> Params:
     return gemma.cast(lora.merge(join(base, trained)), dtype)
 
-  return jax.jit(merge, out_shardings=shardings)(base, trained)
+  return jax.jit(merge, out_shardings=shardings)(base, trained), number

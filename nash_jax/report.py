@@ -5,7 +5,12 @@ import json
 import math
 import os
 import pathlib
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from nash_jax.run import files
+from nash_jax.validation import printable, require
 
 Cells = dict[str, dict[str, dict[str, Any]]]  # {row: {column: a cell of jobs.arena}}
 # A panel for each quantity: (title, label of the axis, {metric: its label}, line to compare with).
@@ -23,6 +28,8 @@ PANELS = (
 # Curves of held-out and of training metrics; the colours are safe for the colour-blind.
 HELD_OUT: dict[str, Any] = {"color": "#d55e00", "linewidth": 2, "marker": "o", "markersize": 4}
 TRAINING: dict[str, Any] = {"color": "#7fa7c9", "linewidth": 1}
+# What Markdown would act on; _ within a word it leaves alone.
+_MARKUP = re.compile(r"[\\`*|\[\]<>~#$&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -34,12 +41,51 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-  """Returns a Markdown table whose columns also line up on a terminal."""
-  table = [[str(cell) for cell in row] for row in (header, *rows)]
+  """Returns a Markdown table whose columns also line up on a terminal.
+
+  Cells are Markdown (names go through `escaped`); none can end its cell or its line.
+  """
+  table = [[_as_cell(str(cell)) for cell in row] for row in (header, *rows)]
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]
   lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
   rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
   return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def escaped(name: str) -> str:
+  """Returns Markdown that shows a name as it is, on one line."""
+  return _MARKUP.sub(r"\\\g<0>", printable(name))
+
+
+def _as_cell(markdown: str) -> str:
+  # From left to right, so that what is escaped already stays.
+  return re.sub(r"\\.|\|", lambda m: "\\|" if m[0] == "|" else m[0], printable(markdown))
+
+
+def _drawable(text: str) -> str:
+  """Returns a text on one line, with escapes for what the font of figures lacks."""
+  from matplotlib import font_manager
+
+  font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+  return "".join(
+    c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode()
+    for c in printable(text)
+  )
+
+
+def figure_labels(names: Iterable[str]) -> list[str]:
+  """Returns the names as a figure can show them: short, in letters of its font, no two alike."""
+  shown = map(printable, names)
+  labels = [_drawable(x if len(x) <= 40 else f"{x[:24]}…{x[-15:]}") for x in shown]
+  alike = len({*labels}) < len(labels)
+  return [f"{label} ({i})" for i, label in enumerate(labels, 1)] if alike else labels
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes a figure as a PNG, whole or not at all, and returns its path."""
+  with files.replacing(path) as part:
+    figure.savefig(part, format="png", dpi=150)
+  return pathlib.Path(path)
 
 
 def win_rate_cell(cell: dict[str, Any], diagonal: bool = False, with_n: bool = False) -> str:
@@ -56,10 +102,10 @@ def win_rate_cell(cell: dict[str, Any], diagonal: bool = False, with_n: bool = F
 def win_rate_table(cells: Cells, with_n: bool = False) -> str:
   """Returns the Markdown table of win rates, rows beating columns; `with_n` adds n to each cell."""
   rows = [
-    [row, *(win_rate_cell(cell, row == column, with_n) for column, cell in line.items())]
+    [escaped(row), *(win_rate_cell(cell, row == column, with_n) for column, cell in line.items())]
     for row, line in cells.items()
   ]
-  return markdown_table(["row beats column", *cells], rows)
+  return markdown_table(["row beats column", *map(escaped, cells)], rows)
 
 
 def arena(result: dict[str, Any]) -> str:
@@ -79,7 +125,7 @@ def arena(result: dict[str, Any]) -> str:
     gap = number(max(gaps, default=None))
     notes = [f"{metric.replace('_', ' ')} {number(x)}" for metric, x in judge["metrics"].items()]
     out += [
-      f"## Judge: {name}",
+      f"## Judge: {escaped(name)}",
       win_rate_table(judge["win_rate"]),
       "; ".join([*notes, f"the bootstrap's 99.7% intervals end within {gap} of ± 3σ"]) + ".",
       "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
@@ -93,13 +139,16 @@ def arena(result: dict[str, Any]) -> str:
     if statistics["best_of"] > 1:
       kl = f"≤ {number(statistics['best_of_kl_bound'], 2)} (bound)"
     figures = (number(statistics[field], digits) for field, digits in columns.items())
-    rows.append([name, kl, *figures])
+    rows.append([escaped(name), kl, *figures])
   out += [
     "## The policies",
     markdown_table(header, rows),
-    f"KL a response and ratios to {result['base']}; best-of-n: log n − (n−1)/n from what it picks "
-    "from. Length in tokens.",
+    f"KL a response and ratios to {escaped(result['base'])}; best-of-n: log n − (n−1)/n from what "
+    "it picks from. Length in tokens.",
   ]
+  steps = {name: statistics.get("step") for name, statistics in result["policies"].items()}
+  read = [f"{escaped(name)} {step}" for name, step in steps.items() if step is not None]
+  out += [f"Steps of the runs that were read: {', '.join(read)}."] if read else []
   return "\n\n".join(out) + "\n"
 
 
@@ -108,7 +157,7 @@ def side_by_side(texts: list[dict[str, Any]]) -> str:
   out = ["\n## Side by side"]
   for item in texts:
     # Line breaks of a text must end neither its item nor its quote.
-    lines = [f"* **{name}**: {text}" for name, text in item["continuations"].items()]
+    lines = [f"* **{escaped(name)}**: {text}" for name, text in item["continuations"].items()]
     prompt = item["prompt"].replace("\n", "\n> ")
     out += [f"> {prompt}", "\n".join(line.replace("\n", "\n  ") for line in lines)]
   return "\n\n".join(out) + "\n"
@@ -125,8 +174,10 @@ def heat_map(cells: Cells, title: str, path: str | os.PathLike[str]) -> pathlib.
   # Symmetric about one half, never so narrow that noise looks like a result, and short of the
   # map's ends, which are both nearly black.
   reach = np.max(distances, where=np.isfinite(means), initial=0.0).clip(0.25, 0.5)
-  side = 1.15 * len(names)
-  figure = Figure(figsize=(side + 3.2, side + 1.5), layout="constrained")
+  labels, side = figure_labels(names), 1.15 * len(names)
+  longest = max(map(len, labels), default=0)
+  size = (side + max(3.2, 2 + 0.1 * longest), side + max(1.5, 0.8 + 0.06 * longest))
+  figure = Figure(figsize=size, layout="constrained")
   axes = figure.subplots()
   image = axes.imshow(means, cmap="PuOr", vmin=0.5 - reach, vmax=0.5 + reach)
   for i, row in enumerate(names):
@@ -136,15 +187,38 @@ def heat_map(cells: Cells, title: str, path: str | os.PathLike[str]) -> pathlib.
       colour = "white" if distances[i, j] > 0.5 * reach else "black"  # black where there is no mean
       weight = "bold" if cell["significant"] else "normal"
       axes.text(j, i, text, ha="center", va="center", fontsize=11, color=colour, fontweight=weight)
-  labels = [name.replace("_", " ") for name in names]
-  axes.set_xticks(range(len(names)), labels, rotation=30, ha="right", rotation_mode="anchor")
-  axes.set_yticks(range(len(names)), labels)
-  axes.set(xlabel="against", ylabel="policy", title=title)
+  turned: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+  axes.set_xticks(range(len(names)), labels, parse_math=False, **turned)
+  axes.set_yticks(range(len(names)), labels, parse_math=False)
+  axes.set(xlabel="against", ylabel="policy")
+  axes.set_title(_drawable(title), parse_math=False)
   axes.tick_params(length=0)
   axes.spines[:].set_visible(False)
   figure.colorbar(image, ax=axes, label="win probability of the row", shrink=0.8)
-  figure.savefig(path, dpi=150)
-  return pathlib.Path(path)
+  return save(figure, path)
+
+
+def read_rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+  """Yields the lines of workdir/metrics.jsonl: a step and its metrics.
+
+  Raises:
+    ValueError: no such file, or a line that does not parse (file and line named).
+  """
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  if not path.is_file():
+    raise ValueError(f"{path}: no such file; give the workdir of a run that has made a step")
+  text = path.read_text(encoding="utf-8", errors="replace")
+  # A line without its end is still being written.
+  for line_number, line in enumerate(text.split("\n")[:-1], 1):
+    where, expected = f"{path}:{line_number}", "a step and its metrics"
+    try:
+      row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+      raise ValueError(f"{where}: not JSON ({error})") from None
+    good = isinstance(row, dict) and isinstance(row.get("step"), int)
+    good = good and all(x is None or isinstance(x, int | float) for x in row.values())
+    require(good, where, expected, line[:80], "Restore the file, or move the run away.")
+    yield row
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
@@ -153,16 +227,8 @@ def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], 
   Raises:
     ValueError: no such file, or a line that does not parse (file and line named).
   """
-  path = pathlib.Path(workdir) / "metrics.jsonl"
-  if not path.is_file():
-    raise ValueError(f"{path}: no such file; give the workdir of a run that has made a step")
   series: dict[str, tuple[list[int], list[float]]] = collections.defaultdict(lambda: ([], []))
-  lines = path.read_text().split("\n")[:-1]  # a line without its end is still being written
-  for line_number, line in enumerate(lines, 1):
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f"{path}:{line_number}: not JSON ({error})") from None
+  for row in read_rows(workdir):
     for name, value in row.items():
       if name != "step" and value is not None:
         series[name][0].append(row["step"])
@@ -199,6 +265,4 @@ def curves(workdir: str | os.PathLike[str]) -> pathlib.Path:
     axes.spines[["top", "right"]].set_visible(False)
     if len(recorded) > 1:
       axes.legend(frameon=False)
-  path = pathlib.Path(workdir) / "curves.png"
-  figure.savefig(path, dpi=150)
-  return path
+  return save(figure, pathlib.Path(workdir) / "curves.png")

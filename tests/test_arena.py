@@ -1,9 +1,11 @@
 """The arena: its statistics as functions of arrays, and a small one from end to end."""
 
 import json
+import resource
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from gemma import gm
 from jax import numpy as jnp
@@ -14,7 +16,7 @@ from nash_jax.config import resolve
 from nash_jax.jobs import arena
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
-from nash_jax.types import TrainState
+from nash_jax.types import Responses, TrainState, Verdict
 
 SMALL = {"num_embed": 1024, "attention_types": (gm.nn.AttentionType.GLOBAL,)}
 
@@ -266,3 +268,162 @@ def test_bad_parts_fields_and_workdirs_are_named(files, tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=r"workdir .*/file/x: expected a folder"):
     arena.run(small(files), tmp_path / "file" / "x")
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+  """Makes the arena's responses and verdicts up; `before_end` is called when they are there."""
+  calls = {"sampled": 0, "before_end": lambda: None}
+
+  def sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy):
+    calls["sampled"] += 1
+    rng, k = np.random.default_rng(0), len(params_by_name) * config.samples
+    mask = np.ones((count, k, 6), bool)
+    tokens = rng.integers(5, 200, mask.shape).astype(np.int32)
+    logp = np.zeros(mask.shape, np.float32)
+    responses = Responses(tokens, mask, logp, logp, mask[..., 0])
+    p_win, valid = (a.reshape(count, k, k) for a in verdicts(count, k, 1))
+    ratios = {name: np.zeros((count, config.samples)) for name in params_by_name}
+    calls["before_end"]()
+    prompts = held_out.all(np.arange(count))
+    judged = {name: Verdict(p_win, valid) for name in judges_by_name}
+    return arena.Judged(prompts, responses, judged, ratios)
+
+  monkeypatch.setattr(arena, "_sample_and_judge", sample_and_judge)
+  return calls
+
+
+def renamed(config, policies=("base", "other"), judges=("judge",)):
+  """The same arena with two policies, and one judge under several names."""
+  entries, judge = list(config.policies.values()), config.judges.judge
+  config.policies = {
+    name: {"weights": entry.weights, "best_of": 1}
+    for name, entry in zip(policies, (entries[0], entries[2]), strict=True)
+  }
+  config.base, config.judges = policies[0], dict.fromkeys(judges, judge)
+  config.select_judge, config.max_prompts, config.resamples = judges[0], 4, 20
+  return config
+
+
+def test_judges_and_policies_may_have_any_name(files, made_up, tmp_path, capsys):
+  policies = ("$\\frac{$ _x", "a|b\n**c**\x1b[31m")
+  judges = ("a/b", "x" * 300)
+  workdir = tmp_path / "in" / "work"
+  result = arena.run(renamed(small(files), policies, judges), workdir)
+  assert set(result["policies"]) == {*policies}
+  assert set(result["judges"]) == {*judges}
+  assert json.loads((workdir / "arena.json").read_text()) == result
+  pictures = list(workdir.glob("arena_*.png"))
+  assert len({path.name.casefold() for path in pictures}) == len(judges)
+  assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != workdir] == []
+  page, printed = (workdir / "arena.md").read_text(), capsys.readouterr().out
+  for text in (page, printed):
+    assert r"a\|b\\n\*\*c\*\*\\x1b" in text
+    assert all(c.isprintable() for c in text.replace("\n", ""))
+
+
+def test_an_arena_is_not_overwritten_by_one_of_another_config(files, made_up, tmp_path):
+  config = renamed(small(files))
+  arena.run(config, tmp_path)
+  before = (tmp_path / "arena.json").read_bytes()
+  config.samples = 3
+  with pytest.raises(ValueError, match=r"arena.json: expected an arena of this config.*samples"):
+    arena.run(config, tmp_path)
+  assert (tmp_path / "arena.json").read_bytes() == before
+  assert made_up["sampled"] == 1, "it is refused before anything is sampled"
+  config.samples = 2
+  arena.run(config, tmp_path)
+  assert made_up["sampled"] == 2, "the same one may be held again"
+
+
+def test_a_damaged_result_is_named(files, made_up, tmp_path):
+  (tmp_path / "arena.json").write_text('{"prompts": 4, "sam')
+  with pytest.raises(ValueError, match=r"arena.json: does not parse .*move it away"):
+    arena.run(renamed(small(files)), tmp_path)
+  assert not made_up["sampled"]
+
+
+def test_a_full_disk_leaves_the_last_whole_result(files, made_up, tmp_path):
+  config = renamed(small(files))
+  arena.run(config, tmp_path)
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  made_up["before_end"] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(ValueError, match=r"arena.json: expected a file that can be written"):
+      arena.run(config, tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/x", "file:///tmp/x"])
+def test_an_arena_in_a_bucket_is_refused(files, made_up, workdir, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="workdir: expected a folder of this machine"):
+    arena.run(renamed(small(files)), workdir)
+  assert list(tmp_path.iterdir()) == [], "least of all as a folder of that name"
+
+
+def run_that_goes_on(files, folder, keep):
+  """Returns a run's checkpoints, and a function that saves its next step."""
+  one = weights.load(str(files / "one.safetensors"), gemma.preset("tiny", **SMALL))
+  run, steps = checkpoint.Checkpoints(folder, keep=keep, config={}), iter(range(1, 100))
+
+  def go_on():
+    step = next(steps)
+    params = jax.tree.map(lambda x: x * step, one)
+    run.save(step, TrainState(jnp.int32(step), params, params, {}, {}))
+    run.wait()
+
+  go_on()
+  return run, go_on
+
+
+def test_an_arena_records_the_steps_that_it_read(files, made_up, tmp_path):
+  run, go_on = run_that_goes_on(files, tmp_path / "run", keep=2)
+  go_on()
+  config, where = renamed(small(files)), str(tmp_path / "run")
+  one, two = config.policies.base, config.policies.other
+  config.policies = {"base": one, "new": {**one, "weights": where}}
+  config.policies.old = {**two, "weights": f"{where}@target:1"}
+  # The run goes on while the arena is held: what was read is what counts.
+  made_up["before_end"] = go_on
+  result = arena.run(config, tmp_path / "arena")
+  run.close()
+  steps = {name: policy["step"] for name, policy in result["policies"].items()}
+  assert steps == {"base": None, "new": 2, "old": 1}
+  assert json.loads((tmp_path / "arena" / "arena.json").read_text()) == result
+  page = (tmp_path / "arena" / "arena.md").read_text()
+  assert "Steps of the runs that were read: new 2, old 1." in page
+
+
+@pytest.mark.parametrize("saves", [1, 3])
+def test_a_checkpoint_that_a_run_replaces_meanwhile_is_read_anew(
+  files, tmp_path, monkeypatch, saves
+):
+  run, go_on = run_that_goes_on(files, tmp_path / "run", keep=1)
+  left, restore = [saves], ocp.Checkpointer.restore
+
+  def replaced(self, *args, **options):
+    if left[0]:
+      left[0] -= 1
+      go_on()
+    return restore(self, *args, **options)
+
+  monkeypatch.setattr(ocp.Checkpointer, "restore", replaced)
+  model = gemma.preset("tiny", **SMALL)
+  params = policy.load_weights(str(tmp_path / "run"), model)
+  run.close()
+  one = weights.load(str(files / "one.safetensors"), model)["embedder"]["input_embedding"]
+  newest = (saves + 1) * one
+  np.testing.assert_allclose(params["embedder"]["input_embedding"], newest, rtol=1e-6)
+
+
+def test_a_run_that_is_always_faster_is_named(files, tmp_path, monkeypatch):
+  run, go_on = run_that_goes_on(files, tmp_path / "run", keep=1)
+  restore = ocp.Checkpointer.restore
+  monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *a, **k: (go_on(), restore(*a, **k)))
+  with pytest.raises(ValueError, match=r"run/checkpoints: a run replaced .* checkpoint.keep"):
+    policy.load_weights(str(tmp_path / "run"), gemma.preset("tiny", **SMALL))
+  run.close()

@@ -1,10 +1,12 @@
 """Comparisons of runs on texts: what is chosen and reported of made-up records."""
 
 import json
+import pathlib
 
 import pytest
 
-from nash_jax.config import describe
+from nash_jax import train
+from nash_jax.config import comparison, describe, resolve
 from nash_jax.configs import stories_compare
 from nash_jax.jobs import arena, compare, sweep
 
@@ -24,7 +26,7 @@ def calls(monkeypatch):
 
   def run(named, workdir, policy, progress):
     for name, config in named.items():
-      folder = workdir / name
+      folder = workdir / sweep._folder(name)
       if folder.exists():
         continue
       calls["runs"].append(name)
@@ -99,3 +101,226 @@ def test_an_added_run_is_trained_alone_and_meets_all_others(calls, tmp_path):
   assert calls["arenas"][3:] == [{"nash_mp", "reg_self_play", "reference"}] * 3
   assert len(calls["runs"]) == len(set(calls["runs"])) == 10
   assert set(result["arena"]["population"]["win_rate"]) == {"nash_mp", "reg_self_play", "reference"}
+
+
+def labelled(*runs):
+  c = config()
+  c.runs = tuple({"algorithm.name": "nash_mp", **run} for run in runs)
+  c.learning_rates = ()
+  c.base.optimizer.learning_rate = 1e-4
+  return c
+
+
+def rows(page):
+  return [line.split(" | ")[0].strip("| ") for line in page.splitlines() if line.startswith("| ")]
+
+
+def test_two_runs_of_one_algorithm_are_two_rows_told_apart_by_what_they_change(calls, tmp_path):
+  c = labelled({"algorithm.kappa": 0.1, "algorithm.eta": 2.0}, {"algorithm.kappa": 0.9}, {})
+  c.runs[1]["algorithm.eta"] = 2.0
+  result = compare.run(c, tmp_path, progress=False)
+  names = ["nash_mp, kappa = 0.1, eta = 2.0", "nash_mp, kappa = 0.9, eta = 2.0", "nash_mp"]
+  assert list(result["network"]) == names
+  assert calls["arenas"][0] == {name.replace(".", "_") for name in names} | {"reference"}
+  assert set(result["arena"]["population"]["win_rate"]) == {*names, "reference"}
+  folders = [run["seeds"][0]["folder"] for run in result["network"].values()]
+  assert len(set(folders)) == 3
+  assert len(calls["runs"]) == 9
+  page = (tmp_path / "compare.md").read_text()
+  assert set(names) <= set(rows(page))
+
+
+def test_fields_whose_last_words_are_alike_are_named_in_full():
+  found = comparison.name_runs([{"model.weights": "a"}, {"judge.model.weights": "a"}, {}])
+  assert [run.name for run in found] == ["model.weights = a", "judge.model.weights = a", "base"]
+
+
+def test_labels_of_any_kind_stay_in_the_workdir_and_keep_their_names(calls, tmp_path):
+  outside = tmp_path / "outside"
+  labels = ["../../x", str(outside), "a|b\n$c$", "_x", "a.b", "a_b", "A_B", "l" * 300, "$\\frac{$"]
+  workdir = tmp_path / "in" / "work"
+  # Each changes something, though the made-up runs do not read it.
+  runs = [{"label": name, "algorithm.eta": i + 2.0} for i, name in enumerate(labels)]
+  result = compare.run(labelled(*runs), workdir, progress=False)
+  assert list(result["network"]) == labels
+  assert set(result["arena"]["population"]["win_rate"]) == {*labels, "reference"}
+  assert len(calls["arenas"][0]) == len(labels) + 1, "none takes another's place"
+  assert len(calls["runs"]) == len(set(calls["runs"])) == 3 * len(labels)
+  files = [path for path in tmp_path.rglob("*") if path.is_file()]
+  assert all(workdir in path.parents for path in files)
+  page = (workdir / "compare.md").read_text()
+  assert all(c.isprintable() for c in page.replace("\n", ""))
+  assert r"| a\|b\\n\$c\$ " in page
+
+
+@pytest.mark.parametrize(
+  ("runs", "message"),
+  [
+    (({}, {}), "run 2, 'nash_mp': expected a name of its own.* run 1, 'nash_mp' has it"),
+    (
+      ({"label": "a"}, {"label": "a", "algorithm.kappa": 0.9}),
+      "run 2, 'a': expected a name of its own.* run 1, 'a' has it",
+    ),
+    (({"label": "a"}, {"label": "b"}), "runs 'a' and 'b': expected runs that differ"),
+    (({"label": "a", "algorithm.kappa": 0.1}, {}), "runs 'a' and 'nash_mp': expected .* differ"),
+    (({"label": "reference"},), "run's label: expected another than 'reference'"),
+    (({"label": ""},), "run 1: label: expected a text, got ''"),
+    (({"label": 7},), "run 1: label: expected a text, got 7"),
+    (
+      ({"algorithm.mixtur": 0.1},),
+      "run 'nash_mp': config field algorithm.mixtur.*did you mean 'mixture'",
+    ),
+    (({"algoritm.mixture": 0.1},), "run 'nash_mp': .*did you mean 'algorithm'"),
+    (({"algorithm.mixture": "x"},), "run 'nash_mp': .*expected a value like 0.25, got 'x'"),
+    (({"algorithm.kappa": True},), "run 'nash_mp': .*expected a value like 0.1, got True"),
+    (({"algorithm": {"kappa": 0.2}},), "run 'nash_mp': .*algorithm: expected one field"),
+    (({"algorithm.name.x": 1},), "run 'nash_mp': .*algorithm.name is a value, not a group"),
+    (({"algorithm.beta": -1.0},), "run 'nash_mp': algorithm.beta: expected a positive"),
+    (({"job": "fit"},), "run 'nash_mp': job: expected no change"),
+    (({"seed": 3},), "run 'nash_mp': seed: expected no change, got 3"),
+    (({"workdir": "/etc"},), "run 'nash_mp': config field workdir"),
+    (({"evaluation.exact": True},), "run 'nash_mp': evaluation.exact: expected the base's"),
+    (({"model.preset": "tiny"},), "run 'nash_mp': model.preset: expected arena.model.preset"),
+  ],
+)
+def test_runs_that_cannot_be_compared_are_refused_by_name(runs, message):
+  with pytest.raises(ValueError, match=message):
+    resolve(labelled(*runs))
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("learning_rates", (0.1, 0.1), "learning_rates: expected numbers that differ"),
+    ("learning_rates", (0.1, float("nan")), "learning_rates: expected positive numbers"),
+    ("tuning_seed", 1, "tuning_seed: expected a seed of its own"),
+    ("seeds", 0, "seeds: expected a positive number"),
+    ("kinds", (), "kinds: expected at least one"),
+    ("kinds", ("tabular",), "kinds: expected network alone"),
+    ("arena.select_judge", "popultion", "arena: select_judge: got 'popultion'.*did you mean"),
+    ("arena.samples", 1, "arena: samples: expected at least 2"),
+    (
+      "arena.policies",
+      {"mine": {"weights": "runs/mine", "best_of": 1}},
+      r"arena.policies: expected none, got \['mine'\]",
+    ),
+  ],
+)
+def test_a_comparison_is_checked_before_its_first_run(field, value, message):
+  c = config("nash_mp")
+  c.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    resolve(c)
+
+
+def test_a_rate_of_its_own_beside_learning_rates_is_refused():
+  c = labelled({"optimizer.learning_rate": 1.0})
+  resolve(c)
+  c.learning_rates = (1e-4, 1e-3)
+  with pytest.raises(ValueError, match=r"optimizer.learning_rate: expected no change, got 1.0"):
+    resolve(c)
+
+
+def test_rates_that_look_alike_are_two(calls, tmp_path, monkeypatch):
+  near = 1.0000001e-4
+  monkeypatch.setitem(ENDS, ("nash_mp", near), (0.8, 0.0))
+  c = config("nash_mp")
+  c.learning_rates = (1e-4, near)
+  found = compare.run(c, tmp_path, progress=False)["network"]["nash_mp"]
+  assert found["learning_rate"] == near
+  assert list(found["tuning"]) == ["0.0001", "0.00010000001"]
+
+
+def test_a_run_of_another_length_is_read_at_its_own_end(calls, tmp_path):
+  c = labelled({"label": "short", "steps": 20}, {"label": "long"})
+  found = compare.run(c, tmp_path, progress=False)["network"]
+  assert found["short"]["seeds"][0]["steps"] == [0, 20]
+  assert found["short"]["seeds"][0][compare.WIN][-1] == pytest.approx(0.74)
+  assert "Steps: 20, 40, seeds: 3." in (tmp_path / "compare.md").read_text()
+
+
+def edit_metrics(result, name, edit):
+  path = pathlib.Path(result["network"][name]["seeds"][0]["folder"]) / "metrics.jsonl"
+  path.write_text("".join(f"{line}\n" for line in edit(path.read_text().splitlines())))
+
+
+@pytest.mark.parametrize(
+  ("edit", "message"),
+  [
+    (
+      lambda lines: lines[:1] + lines[2:],
+      r"nash_mp/.*seed_0/metrics.jsonl: .* got 'none at \[20\]",
+    ),
+    (lambda lines: [], r"nash_mp/.*seed_0/metrics.jsonl: .*none at \[0, 20, 40\]"),
+    (lambda lines: [*lines[:1], "{}", *lines[1:]], r"nash_mp/.*metrics.jsonl:2: expected a step"),
+    (lambda lines: [*lines[:1], '{"st', *lines[1:]], r"nash_mp/.*metrics.jsonl:2: not JSON"),
+  ],
+)
+def test_a_damaged_run_is_named(calls, tmp_path, edit, message):
+  c = config("nash_mp", "reg_self_play")
+  edit_metrics(compare.run(c, tmp_path, progress=False), "nash_mp", edit)
+  with pytest.raises(ValueError, match=message):
+    compare.run(c, tmp_path, progress=False)
+
+
+def test_a_run_that_diverged_is_not_in_the_arena(calls, tmp_path):
+  c = config("nash_mp", "reg_self_play")
+
+  def diverge(lines):
+    return [*lines[:2], json.dumps({"step": 40, compare.WIN: None, compare.KL: None})]
+
+  first = compare.run(c, tmp_path, progress=False)
+  edit_metrics(first, "nash_mp", diverge)
+  result = compare.run(c, tmp_path, progress=False)
+  assert calls["arenas"][3:] == [{"reg_self_play", "reference"}] * 3
+  assert set(result["arena"]["population"]["win_rate"]) == {"reg_self_play", "reference"}
+  page = (tmp_path / "compare.md").read_text()
+  assert "Not in the arena, since a seed's last evaluation is not finite: nash_mp." in page
+  edit_metrics(first, "reg_self_play", diverge)
+  assert compare.run(c, tmp_path, progress=False)["arena"] == {}, "nobody is left"
+
+
+def test_the_arena_reads_the_last_step_of_every_run(calls, tmp_path, monkeypatch):
+  seen, hold = [], arena.run
+  monkeypatch.setattr(arena, "run", lambda c, workdir: seen.append(c) or hold(c, workdir))
+  compare.run(labelled({"label": "short", "steps": 20}, {"label": "long"}), tmp_path, False)
+  for seed, c in enumerate(seen):
+    for name, step in (("short", 20), ("long", 40)):
+      assert c.policies[name].weights == f"{tmp_path}/network/{name}/seed_{seed}@params:{step}"
+
+
+def test_a_damaged_arena_is_named(calls, tmp_path):
+  compare.run(config("nash_mp"), tmp_path, progress=False)
+  (tmp_path / "arena" / "seed_1" / "arena.json").write_text('{"judges": {"popu')
+  with pytest.raises(ValueError, match=r"seed_1/arena.json: does not parse"):
+    compare.run(config("nash_mp"), tmp_path, progress=False)
+
+
+def test_results_are_json_where_every_rate_diverged(calls, tmp_path, monkeypatch):
+  monkeypatch.setitem(ENDS, ("nash_mp", 3e-4), (float("nan"), 0.0))
+  c = config("nash_mp")
+  result = compare.run(c, tmp_path, progress=False)
+  text = (tmp_path / "results.json").read_text()
+  assert json.loads(text, parse_constant=pytest.fail) == result
+  assert result["network"]["nash_mp"]["tuning"]["0.0003"] is None
+
+
+def test_a_run_that_diverged_is_a_result_and_is_not_made_again(tmp_path, monkeypatch):
+  """What is looked for is its config as it was resolved, with the defaults of the method."""
+  folders = []
+
+  def diverge(config, workdir, progress):
+    folders.append(workdir)
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(json.dumps(describe(config)))
+    line = {"step": 0, compare.WIN: 0.5, compare.KL: 0.0}
+    (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    raise FloatingPointError("metric 'loss' is nan at step 1")
+
+  monkeypatch.setattr(train, "run", diverge)
+  c = stories_compare.get_config("smoke")
+  c.runs, c.arena.judges = ({"algorithm.name": "sppo"},), {}
+  for _ in range(2):
+    result = compare.run(c, tmp_path, progress=False)
+    assert result["network"]["sppo"]["seeds"][0][compare.WIN] == [0.5, None]
+  assert len(folders) == 1

@@ -14,9 +14,9 @@ PACKAGE = ROOT / "nash_jax"
 
 # From bottom to top. A module imports only modules of the layers below its own.
 LAYERS = (
-  ("validation", "types", "keys", "report"),
-  ("games.preference", "run.metrics", "run.signals", "run.checkpoint"),
-  ("games.zoo", "games.solvers", "data.chat_template", "models.sharding"),
+  ("validation", "types", "keys"),
+  ("games.preference", "run.files", "run.metrics", "run.signals", "run.checkpoint"),
+  ("games.zoo", "games.solvers", "data.chat_template", "models.sharding", "report"),
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),
   ("data.prompts", "data.preferences", "data.rlhflow", "models.decoding", "models.logprobs"),
@@ -29,6 +29,7 @@ LAYERS = (
   ("judges.text", "judges.bradley_terry"),
   ("judges", "exact"),
   ("config.fields",),
+  ("config.comparison",),
   ("config.unread", "config.page", "update"),
   ("config.checks",),
   ("config",),

@@ -1,6 +1,7 @@
 """The checks on a config that need no data, weights or tokenizer."""
 
 import functools
+import itertools
 import math
 import numbers
 import operator
@@ -12,15 +13,15 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from nash_jax.config import fields
-from nash_jax.config.unread import changed, unread, unread_and_set
+from nash_jax.config import comparison, fields
+from nash_jax.config.unread import unread, unread_and_set
 from nash_jax.data import judge_template
 from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.preferences import TASKS
 from nash_jax.judges import JUDGES, SCALAR
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
-from nash_jax.validation import asset_path, did_you_mean, one_of, require
+from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
 
 
 def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigDict:
@@ -76,7 +77,9 @@ def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> 
         _check_changes(value, path)
       elif name in fields.ENTRIES:
         for entry in value:
-          entry_path, is_group = f"{path}.{entry}", isinstance(value[entry], ConfigDict)
+          named = isinstance(entry, str) and entry != ""
+          require(named, f"{path}, a name", "a text of at least one character", entry, "Rename it.")
+          entry_path, is_group = f"{path}.{printable(entry)}", isinstance(value[entry], ConfigDict)
           require(is_group, f"config field {entry_path}", "a group of fields", value[entry], advice)
           _check_fields(value[entry], fields.ENTRIES[name](), f"{entry_path}.")
       else:
@@ -230,9 +233,9 @@ def _check_arena(config) -> None:
     require(len(config[group]) > 0, group, "at least one", [], f"Set --config.{group}.<name>.")
   _check_model(config.model, "model")
   for name, judge in config.judges.items():
-    _check_judge(judge, f"judges.{name}", remote=True)
+    _check_judge(judge, f"judges.{printable(name)}", remote=True)
   for name, policy in config.policies.items():
-    _check_arena_policy(policy, f"policies.{name}")
+    _check_arena_policy(policy, f"policies.{printable(name)}")
   count = config.prompts.held_out
   enough = bool(config.prompts.held_out_path) or count > 1
   fix = "Set prompts.held_out, or prompts.held_out_path."
@@ -304,37 +307,76 @@ def _check_collect(config) -> None:
 
 def _check_compare(config) -> None:
   require(len(config.runs) > 0, "runs", "at least one", [], "Give each run's changes.")
-  rates = config.learning_rates
-  good, fix = len({*rates}) == len(rates), "Leave the doubles out."
-  require(good, "learning_rates", "different rates", rates, fix)
+  check, runs = _Checker(config), comparison.name_runs(config.runs)
   resolve(config.base.copy_and_resolve_references().lock(), "train")
-  ours = {"seed": "seeds", **({"optimizer.learning_rate": "learning_rates"} if rates else {})}
-  for run in config.runs:
-    run_config = changed(config.base, run)
-    for field in ours.keys() & run.keys():
-      require(False, "runs", f"no {field}, which {ours[field]} sets", dict(run), "Leave it out.")
-    try:
-      resolve(run_config.lock(), "train")
-      _refuse_unread(run_config, "train", [field for field in run if field != "label"])
-    except ValueError as error:
-      raise ValueError(f"runs, {dict(run)}: {error}") from None
+  check("kinds", len(config.kinds) > 0, "at least one", "Set ('network',).")
   for kind in config.kinds:
     one_of("kinds", kind, ("network", "tabular"))
     good = kind == "network" or config.base.evaluation.exact
     require(good, "kinds", "network alone, for texts", kind, "Leave tabular out.")
+  _check_rates(config)
+  resolved = [_resolve_run(config, run) for run in runs]
+  for (one, first), (two, second) in itertools.combinations(zip(runs, resolved, strict=True), 2):
+    what = f"runs {printable(one.name)!r} and {printable(two.name)!r}"
+    fix = "Leave one out: a label changes nothing, nor does a value that the base has."
+    require(first != second, what, "runs that differ", "one config", fix)
   if config.arena.judges:
-    _check_contest(config)
+    _check_arena_of_runs(config, runs, resolved)
 
 
-def _check_contest(config) -> None:
-  """Checks the arena that a comparison ends with, as it will be held."""
-  contest = config.arena.copy_and_resolve_references().unlock()
-  contest.policies = {"reference": {"weights": config.base.model.weights, "best_of": 1}}
-  contest.base = "reference"
+def _check_rates(config) -> None:
+  check, rates = _Checker(config), tuple(config.learning_rates)
+  distinct = len({*rates}) == len(rates)
+  check("learning_rates", distinct, "numbers that differ", "Leave out what is there twice.")
+  for rate in rates:
+    resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed), "train")
+  own = len(rates) < 2 or config.tuning_seed not in range(config.seeds)
+  expected = f"a seed of its own, none of 0 to {config.seeds - 1}: its runs choose the rate"
+  check("tuning_seed", own, expected, "Set 100.")
+
+
+def _resolve_run(config, run: comparison.Run) -> ConfigDict:
+  """Returns the config of a run with its first seed, checked as a run of this comparison."""
+  taken = {"job": "a comparison is of runs of train", "seed": "`seeds` and `tuning_seed` set it"}
+  if config.learning_rates:
+    taken["optimizer.learning_rate"] = "`learning_rates` set it; empty that to set it here"
   try:
-    resolve(contest.lock(), "arena")
+    for field, reason in taken.items():
+      require(field not in run.changes, field, "no change", run.changes.get(field), f"{reason}.")
+    changed = comparison.run_config(config.base, run.changes, None, 0)
+    c = resolve(changed, "train")
+    _refuse_unread(changed, "train", [field for field in run.changes if field != "label"])
+    same = c.evaluation.exact == config.base.evaluation.exact
+    fix = "Compare the two kinds of runs in two comparisons."
+    require(same, "evaluation.exact", "the base's", c.evaluation.exact, fix)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"run {printable(run.name)!r}: {error}") from None
+  return c
+
+
+def _check_arena_of_runs(config, runs: list[comparison.Run], resolved: list[ConfigDict]) -> None:
+  """Checks the arena of a comparison before its runs, after which it is held."""
+  exact, advice = config.base.evaluation.exact, "Set arena.judges = {}."
+  good = "network" in config.kinds and not exact
+  require(good, "arena.judges", "none where no run leaves weights", [*config.arena.judges], advice)
+  given, fix = [*config.arena.policies], "The runs and what they start from are its policies."
+  require(not given, "arena.policies", "none", given, fix)
+  names = [run.name for run in runs]
+  expected = f"another than {comparison.REFERENCE!r}, which is what the runs start from"
+  require(comparison.REFERENCE not in names, "run's label", expected, names, "Set its label.")
+  c = config.arena.copy_and_resolve_references().unlock()
+  c.base = comparison.REFERENCE
+  c.policies = {c.base: {"weights": config.base.model.weights, "best_of": 1}}
+  try:
+    c = resolve(c.lock(), "arena")
   except ValueError as error:
     raise ValueError(f"arena: {error}") from None
+  for run, run_config in zip(runs, resolved, strict=True):
+    for field in ("preset", "changes", "tokenizer"):
+      (got, expected), what = (x.model[field] for x in (run_config, c)), f"model.{field}"
+      fix = "In an arena all have one architecture and tokenizer: set arena.model as base.model."
+      where = f"run {printable(run.name)!r}: {what}"
+      require(got == expected, where, f"arena.{what}, {expected!r}", got, fix)
 
 
 def _check_sample(config) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from nash_jax.config import fields
+from nash_jax.config import comparison, fields
 from nash_jax.data.preferences import TASKS
 from nash_jax.objectives import algorithms
-from nash_jax.validation import require
 
 # Of `model` these jobs read nothing else; of `judge.model` fields.JUDGES has it.
 _SAMPLED = ("preset", "changes", "tokenizer", "template", "dtype")
@@ -17,18 +16,6 @@ MODEL = {
   "arena": (*_SAMPLED, "remat", "logit_chunk"), "collect": _SAMPLED,
   "sample": (*_SAMPLED, "weights"),
 }  # fmt: skip
-
-
-def changed(base: ConfigDict, changes: ConfigDict | dict[str, Any]) -> ConfigDict:
-  """Returns a comparison's base with the changes of one of its runs, {"algorithm.beta": 0.2}."""
-  fix = 'Give {"algorithm.name": "egpo", …}.'
-  require(isinstance(changes, dict | ConfigDict), "runs", "changes by field", changes, fix)
-  config = base.copy_and_resolve_references().unlock()
-  try:
-    config.update_from_flattened_dict({k: v for k, v in changes.items() if k != "label"})
-  except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"runs, {dict(changes)}: expected changes by field: {error}") from error
-  return config
 
 
 def unread(config: ConfigDict, job: str) -> dict[str, str]:
@@ -137,7 +124,10 @@ _OF_JOB = {"train": _train, "fit": _fit, "sample": _sample}
 
 def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
   """Of the base, what no run reads; a run may leave unread what another one reads."""
-  runs = [unread(changed(config.base, run), "train") for run in config.runs]
+  runs = [
+    unread(comparison.run_config(config.base, run.changes, None, 0), "train")
+    for run in comparison.name_runs(config.runs)
+  ]
   everywhere = set.intersection(*({*run} for run in runs)) if runs else set()
   found = {f"base.{field}": runs[0][field] for field in sorted(everywhere)}
   found["base.seed"] = "the job compare, which counts seeds from 0"

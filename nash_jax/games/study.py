@@ -15,6 +15,7 @@ import numpy as np
 import tqdm
 
 from nash_jax.games import contextual, preference, solvers, zoo
+from nash_jax.validation import file_name
 
 QUERIES = {  # of P(·≻π) an iteration, where it is not one
   "nash_mp": 2, "egpo": 2, "proximal_point": 60, "nash_mp_approximate": 20}
@@ -35,9 +36,9 @@ def run(config, workdir):
   with jax.enable_x64(True):
     tables = studies[config.study](config)
   for name, rows in tables.items():
-    _write(folder / f"{name}.csv", rows)
+    _write(folder / f"{file_name(name)}.csv", rows)
   for name, settings in config.figures.items():
-    _figure(folder / name, tables, **settings)
+    _figure(folder / file_name(name), tables, **settings)
   print(f"wrote the tables {', '.join(tables)} and figures {', '.join(config.figures)} to {folder}")
 
 

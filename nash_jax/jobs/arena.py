@@ -27,9 +27,11 @@ from nash_jax.config import describe, resolve
 from nash_jax.data.corpus import Examples
 from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
+from nash_jax.policy import Policy, load_weights_and_step, make_policy, tokenizer_and_model
+from nash_jax.run import files
+from nash_jax.run.checkpoint import differences
 from nash_jax.types import Prompts, Responses, Verdict
-from nash_jax.validation import require
+from nash_jax.validation import file_name, require
 
 TAIL = 0.0015  # what the bootstrap's interval leaves on each side: 99.7% are within 3σ
 
@@ -271,31 +273,54 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     ValueError: a bad config, weights that do not fit, fewer than two held-out prompts, a workdir
-      that cannot be written.
+      that cannot be written or holds an arena of another config.
   """
-  config, folder = resolve(config, "arena"), pathlib.Path(workdir)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "arena.md").touch()
-  except OSError as error:
-    raise ValueError(f"workdir {folder}: expected a folder that can be written: {error}") from None
+  config, folder = resolve(config, "arena"), files.make_folder(workdir)
+  _check_previous(config, folder / "arena.json")
   tokenizer, model_config = tokenizer_and_model(config.model)
   _, held_out = load_prompts(config.prompts, tokenizer, config.seed)
   count = min(len(held_out), config.max_prompts or len(held_out))
   fix = "Set prompts.held_out, or prompts.held_out_path."
   require(count > 1, "held-out prompts", "at least two, for an interval", count, fix)
   specs = {entry.weights for entry in config.policies.values()}
-  loaded = {spec: load_weights(spec, model_config) for spec in specs}
-  params_by_name = {name: loaded[entry.weights] for name, entry in config.policies.items()}
+  loaded = {spec: load_weights_and_step(spec, model_config) for spec in specs}
+  params_by_name = {name: loaded[entry.weights][0] for name, entry in config.policies.items()}
   judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   judged = _sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy)
   result = evaluate(config, tokenizer, judged)
+  for statistics in result["policies"].values():
+    statistics["step"] = loaded[statistics["weights"]][1]  # a run may have gone on meanwhile
   tables = report.arena(result)
-  (folder / "arena.json").write_text(json.dumps(result, indent=1) + "\n")
-  (folder / "arena.md").write_text(tables + report.side_by_side(result["texts"]))
-  for name, judge in result["judges"].items():
-    title = f"Row beats column: {count} held-out prompts, judge: {name.replace('_', ' ')}"
-    report.heat_map(judge["win_rate"], title, folder / f"arena_{name}.png")
+  files.write_json(folder / "arena.json", result)
+  files.write_text(folder / "arena.md", tables + report.side_by_side(result["texts"]))
+  labels = report.figure_labels(result["judges"])
+  for label, (name, judge) in zip(labels, result["judges"].items(), strict=True):
+    title = f"Row beats column: {count} held-out prompts, judge: {label}"
+    report.heat_map(judge["win_rate"], title, folder / f"arena_{file_name(name)}.png")
   print(tables)
   return result
+
+
+def recorded_result(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the result of this arena, {} where it was not held; one of another config is removed.
+
+  For jobs whose own folder this is: what they made of other runs, they make again.
+
+  Args:
+    config: resolved.
+  """
+  path = folder / "arena.json"
+  previous = files.read_json(path)
+  if differences(previous.get("config", {}), describe(config)):
+    path.unlink(missing_ok=True)
+    return {}
+  return previous
+
+
+def _check_previous(config: ConfigDict, path: pathlib.Path) -> None:
+  """Raises ValueError if there is the result of an arena of another config."""
+  previous = files.read_json(path)
+  changes = differences(previous.get("config", {}), describe(config)) if previous else {}
+  fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that file away."
+  require(not changes, str(path), "an arena of this config", "one of another config", fix)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from nash_jax import judges, keys
 from nash_jax.config import resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
+from nash_jax.run import files
 from nash_jax.types import Params, Prompts, Responses
 
 
@@ -30,7 +30,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
   Raises:
     ValueError: a bad config, data or weights.
   """
-  config = resolve(config, "collect")
+  config, path = resolve(config, "collect"), files.make_folder(workdir) / "pairs.jsonl"
   tokenizer, model_config = tokenizer_and_model(config.model)
   data, _ = load_prompts(config.prompts, tokenizer, config.seed)
   judge = judges.make(config.judge, tokenizer)
@@ -44,8 +44,6 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
     return load_weights(source.weights, model_config), sample
 
   sources = [make_source(source) for source in config.sources.values()]
-  path = pathlib.Path(workdir) / "pairs.jsonl"
-  path.parent.mkdir(parents=True, exist_ok=True)
   strengths = []
   with path.open("w") as lines:
     for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):

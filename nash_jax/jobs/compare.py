@@ -1,11 +1,10 @@
 """Runs side by side: methods, each at its own tuned learning rate, or the values of an ablation.
 
-workdir/<policy>/<run>/rate_<r>/seed_<s>   the record of every run
+workdir/<kind>/<run>/rate_<r>/seed_<s>     the record of every run of a kind of policies
 workdir/results.json, compare.md           the results and their tables; figures beside them
 workdir/arena/seed_<s>                     who beats whom, where responses are texts
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Iterable
@@ -15,10 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nash_jax import report
-from nash_jax.config import describe, resolve
-from nash_jax.config.unread import changed
+from nash_jax.config import resolve
+from nash_jax.config.comparison import REFERENCE, Run, label, name_runs, rate_name, run_config
 from nash_jax.jobs import arena, sweep
-from nash_jax.run.checkpoint import Workdir, differences
+from nash_jax.run import files
+from nash_jax.run.checkpoint import Workdir
+from nash_jax.validation import require
+
+__all__ = ["label", "run", "run_config"]
 
 SUBOPT, KL_TO_EQUILIBRIUM = "exact/suboptimality", "exact/kl_to_equilibrium"
 WIN, KL = "eval/win_rate_vs_reference", "eval/kl_to_reference"
@@ -39,88 +42,82 @@ def run(config: ConfigDict, workdir: Workdir, progress: bool = True) -> dict[str
     What workdir/results.json holds: figures by policy and run, and the tables of the arena.
 
   Raises:
-    ValueError: a bad config, or a workdir that holds runs of another.
+    ValueError: a bad config, or a workdir that holds runs of another, or damaged ones.
   """
-  config, folder = resolve(config, "compare"), pathlib.Path(workdir)
+  config, folder = resolve(config, "compare"), files.make_folder(workdir)
   results = {policy: _tune_and_run(config, folder, policy, progress) for policy in config.kinds}
   if config.arena.judges:
     results["arena"] = _run_arenas(config, results["network"], folder / "arena")
-  (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+  files.write_json(folder / "results.json", results)
   text = "\n\n".join(_tables(config, results))
-  (folder / "compare.md").write_text(text + "\n")
+  files.write_text(folder / "compare.md", text + "\n")
   for policy in config.kinds:
     _figure(config, results[policy], folder / f"curves_{policy}.png")
   print(f"{text}\n\ntables: {folder}/compare.md, figures: {folder}/curves_*.png")
-  return results
+  return files.without_nan(results)
 
 
-def label(changes: ConfigDict | dict[str, Any]) -> str:
-  """Returns the name of a run: its "label", its algorithm, or its changes."""
-  fields: dict[str, Any] = dict(changes)
-  values = (f"{k.rpartition('.')[2]} = {v}" for k, v in fields.items() if k != "label")
-  return fields.get("label", fields.get("algorithm.name") or ", ".join(values))
-
-
-def run_config(
-  config: ConfigDict, changes: dict[str, Any], rate: float | None, seed: int
-) -> ConfigDict:
-  """Returns the base config with a run's changes, learning rate and seed."""
-  c = changed(config.base, changes)
-  c.seed = seed
-  if rate is not None:
-    c.optimizer.learning_rate = rate
-  return c.lock()  # what no run reads is said once, of the whole comparison
-
-
-def _folder(name: str, rate: float | None, seed: int) -> str:
-  rate_folder = "" if rate is None else f"rate_{rate:g}/"
-  return f"{name.replace(' ', '').replace(',', '_')}/{rate_folder}seed_{seed}"
+def _folder(run: Run, rate: float | None, seed: int) -> str:
+  rate_folder = "" if rate is None else f"rate_{rate_name(rate)}/"
+  return f"{run.folder}/{rate_folder}seed_{seed}"
 
 
 def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> dict[str, Result]:
   """Returns {run: {"learning_rate", "beta", "tuning": {rate: score}, "seeds": [their records]}}."""
-  changes, folder = {label(item): dict(item) for item in config.runs}, folder / policy
+  runs, folder = {run.name: run for run in name_runs(config.runs)}, folder / policy
   rates, seeds = tuple(config.learning_rates) or (None,), range(config.seeds)
 
   def run_all(settings: Iterable[Setting]) -> dict[Setting, ConfigDict]:
     configs = {
-      (name, rate, seed): run_config(config, changes[name], rate, seed)
+      (name, rate, seed): resolve(run_config(config.base, runs[name].changes, rate, seed), "train")
       for name, rate, seed in settings
     }
-    sweep.run({_folder(*key): c for key, c in configs.items()}, folder, policy, progress)
+    folders = {_folder(runs[name], rate, seed): c for (name, rate, seed), c in configs.items()}
+    sweep.run(folders, folder, policy, progress)
     return configs
 
-  scores: dict[str, dict[float | None, float]] = {name: {} for name in changes}
+  def record(name: str, rate: float | None, seed: int, c: ConfigDict) -> dict[str, Any]:
+    return _record(c, folder / _folder(runs[name], rate, seed))
+
+  scores: dict[str, dict[float | None, float]] = {name: {} for name in runs}
   if len(rates) > 1:
-    tuned = run_all((name, rate, config.tuning_seed) for name in changes for rate in rates)
+    tuned = run_all((name, rate, config.tuning_seed) for name in runs for rate in rates)
     for (name, rate, seed), c in tuned.items():
-      scores[name][rate] = _score(c, folder / _folder(name, rate, seed))
+      scores[name][rate] = _score(c, record(name, rate, seed, c))
   best = {run: max(tried, key=tried.__getitem__, default=rates[0]) for run, tried in scores.items()}
-  configs = run_all((name, best[name], seed) for name in changes for seed in seeds)
+  configs = run_all((name, best[name], seed) for name in runs for seed in seeds)
   return {
     name: {
       "learning_rate": configs[name, rate, 0].optimizer.learning_rate,
       "beta": configs[name, rate, 0].algorithm.beta,
-      "tuning": {f"{rate:g}": score for rate, score in scores[name].items()},
-      "seeds": [_record(config.base, folder / _folder(name, rate, seed)) for seed in seeds],
+      "tuning": {rate_name(tried): score for tried, score in scores[name].items() if tried},
+      "seeds": [record(name, rate, seed, configs[name, rate, seed]) for seed in seeds],
     }
     for name, rate in best.items()
   }
 
 
 def _record(config, folder: pathlib.Path) -> dict[str, Any]:
-  """Returns {"steps": …, metric: values} of one run, None from where it was no longer finite."""
+  """Returns {"steps": …, metric: values} of one run, None from where it was no longer finite.
+
+  Raises:
+    ValueError: an evaluation that is not there, though the run did not diverge.
+  """
   metrics = (SUBOPT, KL_TO_EQUILIBRIUM) if config.evaluation.exact else (WIN, KL)
-  series = report.read_metrics(folder)
+  rows = {row["step"]: row for row in report.read_rows(folder)}
   steps = sorted({*range(0, config.steps, config.evaluation.every), config.steps})
-  by_step = {metric: dict(zip(*series[metric], strict=True)) for metric in metrics}
-  values = {metric: [by_step[metric].get(step) for step in steps] for metric in metrics}
+  absent = [step for step in steps if not rows.get(step, {}).keys() & {*metrics}]
+  whole = not absent or sweep.diverged(config, folder)
+  fix = "It is damaged: restore it, or move the run's folder away to make it again."
+  expected, got = "every evaluation of the run", f"none at {absent}"
+  require(whole, f"{folder}/metrics.jsonl", expected, got, fix)
+  values = {metric: [rows.get(step, {}).get(metric) for step in steps] for metric in metrics}
   return {"steps": steps, **values, "folder": str(folder)}
 
 
-def _score(config, folder: pathlib.Path) -> float:
+def _score(config, record: dict[str, Any]) -> float:
   """Returns what the tuning maximises; -inf for a run that was not finite at its end."""
-  result = {"seeds": [_record(config, folder)], "beta": config.algorithm.beta}
+  result = {"seeds": [record], "beta": config.algorithm.beta}
   exact = config.evaluation.exact
   score = -_values(result, SUBOPT)[0, -1] if exact else _regularised_win_rate(result)[0]
   return -math.inf if np.isnan(score) else float(score)
@@ -154,18 +151,23 @@ def _scientific(value: float) -> str:
 
 def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
   make_table = _exact_table if config.base.evaluation.exact else _win_rate_table
-  steps_and_seeds = f"Steps: {config.base.steps}, seeds: {config.seeds}."
   out = []
   for policy in config.kinds:
     title, columns, cells_by_run = make_table(results[policy])
-    rates = {name: f"{result['learning_rate']:g}" for name, result in results[policy].items()}
-    rows = [[name, rates[name], *cells] for name, cells in cells_by_run.items()]
+    rates = {name: rate_name(result["learning_rate"]) for name, result in results[policy].items()}
+    rows = [[report.escaped(run), rates[run], *cells] for run, cells in cells_by_run.items()]
     table = report.markdown_table(["run", "learning rate", *columns], rows)
+    ends = sorted({result["seeds"][0]["steps"][-1] for result in results[policy].values()})
+    steps_and_seeds = f"Steps: {', '.join(map(str, ends))}, seeds: {config.seeds}."
     out.append(f"## {policy}: {title}\n\n{steps_and_seeds}\n\n{table}")
   for judge, tables in results.get("arena", {}).items():
     for name, cells in tables.items():
-      title = f"Arena, judge {judge}: {name.replace('_', ' ')}, mean over seeds of mean ± 3σ"
+      title = f"judge {report.escaped(judge)}: {name.replace('_', ' ')}"
+      title = f"Arena, {title}, mean over seeds of mean ± 3σ"
       out.append(f"## {title}\n\n{report.win_rate_table(cells)}")
+      if absent := results["network"].keys() - cells.keys():
+        names = ", ".join(sorted(map(report.escaped, absent)))
+        out.append(f"Not in the arena, since a seed's last evaluation is not finite: {names}.")
   return out
 
 
@@ -196,28 +198,48 @@ def _win_rate_table(results: dict[str, Result]) -> Table:
 
 
 def _run_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dict[str, dict]:
-  """Holds an arena of all runs and the base for every seed; returns the tables' means by judge."""
+  """Holds an arena of the runs that ended well and the base for every seed.
+
+  Returns:
+    The tables' means by judge.
+  """
+  ended = [name for name, r in results.items() if np.isfinite(_values(r, WIN)[:, -1]).all()]
+  policies = _policy_names(ended)
   arenas = []
-  for seed in range(config.seeds):
+  for seed in range(config.seeds if ended else 0):
     c = config.arena.copy_and_resolve_references().unlock()
-    c.seed, c.base = seed, "reference"
-    c.policies = {
-      name.replace(".", "_"): {"weights": result["seeds"][seed]["folder"], "best_of": 1}
-      for name, result in results.items()
-    }
-    c.policies.reference = {"weights": config.base.model.weights, "best_of": 1}
-    path = folder / f"seed_{seed}" / "arena.json"
-    previous: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    # One that was held before there were other runs is held again.
-    keep = previous and not differences(previous["config"], describe(resolve(c)))
-    arenas.append(previous if keep else arena.run(c, path.parent))
+    c.seed, c.base, c.policies = seed, REFERENCE, {}
+    for name in ended:
+      end = results[name]["seeds"][seed]
+      # By its last step: another one in its place would be another run's result.
+      weights = f"{end['folder']}@params:{end['steps'][-1]}"
+      c.policies[policies[name]] = {"weights": weights, "best_of": 1}
+    c.policies[REFERENCE] = {"weights": config.base.model.weights, "best_of": 1}
+    place = folder / f"seed_{seed}"
+    arenas.append(arena.recorded_result(resolve(c), place) or arena.run(c, place))
+  names = {policy: name for name, policy in policies.items()} | {REFERENCE: REFERENCE}
   return {
     judge: {
-      table: _mean_cells([result["judges"][judge][table] for result in arenas])
+      table: _mean_cells([_renamed(result["judges"][judge][table], names) for result in arenas])
       for table in ("win_rate", "length_matched")
     }
-    for judge in arenas[0]["judges"]
+    for judge in (arenas[0]["judges"] if arenas else ())
   }
+
+
+def _policy_names(names: list[str]) -> dict[str, str]:
+  """Returns by run what it is called in an arena's config, whose names have no dots."""
+  policies = {name: name for name in names if "." not in name}
+  for name in names:
+    policy = name.replace(".", "_")
+    while name not in policies and policy in {*policies.values(), REFERENCE}:
+      policy += "_"
+    policies.setdefault(name, policy)
+  return policies
+
+
+def _renamed(cells: report.Cells, names: dict[str, str]) -> report.Cells:
+  return {names[row]: {names[c]: cell for c, cell in line.items()} for row, line in cells.items()}
 
 
 def _mean_cells(tables: list[report.Cells]) -> report.Cells:
@@ -243,21 +265,26 @@ def _figure(config, results: dict[str, Result], path: pathlib.Path) -> None:
   figure = Figure(figsize=(7.5, 4.6), layout="constrained")
   axes = figure.subplots()
   colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(results)))
+  lines = []
   for colour, (name, result) in zip(colours, results.items(), strict=True):
-    width = 2.5 if name == "nash_mp" else 1.2
-    style: dict[str, Any] = {"color": colour, "label": name, "linewidth": width}
+    style: dict[str, Any] = {"color": colour, "linewidth": 2.5 if name == "nash_mp" else 1.2}
     if exact:
       steps, values = result["seeds"][0]["steps"], _values(result, SUBOPT)
       axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
-      axes.plot(steps, np.median(values, axis=0), **style)
+      lines += axes.plot(steps, np.median(values, axis=0), **style)
     else:
       kl, win_rate = (np.median(_values(result, metric), axis=0) for metric in (KL, WIN))
-      axes.plot(kl, win_rate, marker="o", markersize=3, **style)
+      lines += axes.plot(kl, win_rate, marker="o", markersize=3, **style)
   if exact:
     axes.set(yscale="log", xlabel="step", ylabel="SubOpt_β")
   else:
     axes.axhline(0.5, color="0.6", linewidth=1, linestyle="--")
     axes.set(xlabel="KL to the reference (nats a response)", ylabel="win rate, training judge")
   axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-  figure.savefig(path, dpi=150)
+  labels = report.figure_labels(results)
+  place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+  # A label with _ before it would be left out, one with $ read as TeX: texts are set afterwards.
+  legend = axes.legend(lines, [""] * len(lines), frameon=False, fontsize=7, **place)
+  for text, name in zip(legend.get_texts(), labels, strict=True):
+    text.set(text=name, parse_math=False)
+  report.save(figure, path)

@@ -1,6 +1,5 @@
 """The main job on bundled files: train the storyteller, then run the arena."""
 
-import json
 import os
 import pathlib
 import time
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import config, report, train
 from nash_jax.jobs import arena
+from nash_jax.run import files
 
 
 def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -22,12 +22,16 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
   Returns:
     What workdir/summary.json holds.
   """
-  start, folder = time.perf_counter(), pathlib.Path(workdir)
+  start, folder = time.perf_counter(), files.make_folder(workdir)
+  base = run_config.model.weights
+  config.resolve(_arena_config(run_config, base, base))  # before the run, after which it is held
   done = train.run(run_config, workdir)
   if done.stopped:
     print(f"stopped at step {int(done.state.step)}; the same command goes on from there")
     return {}
-  result = arena.run(_arena_config(run_config, folder), folder / "arena")
+  arena_config = _arena_config(run_config, f"{folder}@params", f"{folder}@target")
+  arena.recorded_result(config.resolve(arena_config), folder / "arena")  # an older one gives way
+  result = arena.run(arena_config, folder / "arena")
   report.curves(folder)
   summary = {
     "seconds": round(time.perf_counter() - start, 1),
@@ -35,12 +39,12 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
     "compilations": done.compilations,
     **arena.summary(result, trained="trained", target="target", best_of="best_of_4", base="base"),
   }
-  (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+  files.write_json(folder / "summary.json", summary)
   print(_epilogue(result, summary, folder))
   return summary
 
 
-def _arena_config(run_config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
+def _arena_config(run_config: ConfigDict, trained: str, target: str) -> ConfigDict:
   c = config.arena()
   c.seed = run_config.seed
   for part in ("model", "prompts", "sampling"):
@@ -49,8 +53,8 @@ def _arena_config(run_config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
   c.prompts.batch_size = 8  # all pairs of eight responses to each are judged at once
   base, c.judges.judge = run_config.model.weights, run_config.judge.to_dict()
   c.policies = {
-    "trained": {"weights": f"{folder}@params", "best_of": 1},
-    "target": {"weights": f"{folder}@target", "best_of": 1},
+    "trained": {"weights": trained, "best_of": 1},
+    "target": {"weights": target, "best_of": 1},
     "base": {"weights": base, "best_of": 1},
     "best_of_4": {"weights": base, "best_of": 4},
   }
@@ -67,12 +71,16 @@ def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.P
   lines = [
     *texts,
     f"{summary['steps']} steps in all, {summary['seconds']} s this time. Trained beats base with"
-    f" {unseen['mean']:.3f} ± {unseen['sigma3']:.3f} under the population it never saw,"
-    f" {judged['mean']:.3f} under its judge,"
-    f" at KL {summary['kl_to_reference']:.1f} nats a response.",
+    f" {_number(unseen['mean'])} ± {_number(unseen['sigma3'])} under the population it never saw,"
+    f" {_number(judged['mean'])} under its judge,"
+    f" at KL {_number(summary['kl_to_reference'], 1)} nats a response.",
     f"figures:     {folder}/curves.png, {folder}/arena/arena_population.png",
     f"tables:      {folder}/arena/arena.md, {folder}/summary.json",
     f"curves live: .venv/bin/tensorboard --logdir {folder}/tensorboard",
     f"ask it:      .venv/bin/nash-jax sample --config.model.weights={folder}@params",
   ]
   return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+  return "—" if value is None else f"{value:.{digits}f}"

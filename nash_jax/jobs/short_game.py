@@ -22,6 +22,7 @@ from nash_jax.exact import Game
 from nash_jax.games import preference
 from nash_jax.models import gemma
 from nash_jax.policy import make_policy, tokenizer_and_model
+from nash_jax.run import files
 from nash_jax.types import Params
 
 
@@ -66,7 +67,7 @@ def _write_language(folder: pathlib.Path) -> None:
     corpus.flush()
     train_tokenizer(corpus.name, str(folder / "tokenizer.model"), vocab_size=15, held_out=0)
   prompts = [json.dumps({"prompt": letter}) + "\n" for letter in "efgh"]
-  (folder / "prompts.jsonl").write_text("".join(prompts))
+  files.write_text(folder / "prompts.jsonl", "".join(prompts))
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
@@ -75,10 +76,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
   Args:
     config: of a run on the game; its `model.weights` are not read.
   """
-  folder = pathlib.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
+  folder = files.make_folder(workdir)
   for name, strength in (("mild", 4.0), ("strong", 8.0)):
-    np.save(folder / f"{name}.npy", random_game(0, strength))
+    with files.replacing(folder / f"{name}.npy") as part, part.open("wb") as file:
+      np.save(file, random_game(0, strength))
   _write_language(folder)
   description, config = describe(config), config.copy_and_resolve_references()
   config.model.update({"weights": "", "tokenizer": str(folder / "tokenizer.model")})

@@ -6,6 +6,7 @@ program. A batched run draws the prompts and keys that `train.run` would, and le
 metrics.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -27,9 +28,10 @@ from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
-from nash_jax.run.checkpoint import Workdir, differences, read_config
+from nash_jax.run import files
+from nash_jax.run.checkpoint import Workdir, differences, read_config, saved_steps
 from nash_jax.update import Batch, make_update
-from nash_jax.validation import one_of, require
+from nash_jax.validation import file_name, is_file_name, one_of, require
 
 # In these fields the runs of one program may differ.
 BATCHED_FIELDS = (
@@ -38,6 +40,8 @@ BATCHED_FIELDS = (
   *(f"algorithm.{n}" for n in ("beta", "eta", "kappa", "kappa_offset", "step", "mixture")),
 )
 POLICIES = ("network", "tabular")
+# What a single run that diverged leaves in its folder: it is not tried again.
+DIVERGED = "diverged.txt"
 
 
 def run(
@@ -46,16 +50,22 @@ def run(
   """Runs every config in its own folder of the workdir; those that are complete are left alone.
 
   Args:
-    runs: configs by folder name.
+    runs: configs by name; a folder for each, and one in another where a name has a slash.
     policy: "network", or "tabular" in games whose responses can be enumerated.
 
   Raises:
-    ValueError: a bad config, or a folder that holds a run of another config.
+    ValueError: a bad config, or a folder that holds a run of another config, or a damaged one.
   """
   one_of("policy", policy, POLICIES)
-  folder = pathlib.Path(workdir)
   runs = {name: resolve(config, "train") for name, config in runs.items()}
-  waiting = {name: c for name, c in runs.items() if not _is_complete(c, folder / name)}
+  for config in (c for c in runs.values() if c.evaluation.exact):
+    every, expected = config.evaluation.every, f"a divisor of steps = {config.steps}"
+    require(config.steps % every == 0, "evaluation.every", expected, every, "Change either.")
+  workdir = files.make_folder(workdir)
+  folders = {name: workdir / _folder(name) for name in runs}
+  twice = [str(path) for path, n in collections.Counter(folders.values()).items() if n > 1]
+  require(not twice, "names of runs", "a folder for each", twice, "Rename one.")
+  waiting = {name: c for name, c in runs.items() if not _is_complete(c, folders[name])}
   groups: dict[str, dict[str, ConfigDict]] = {}
   for name, config in waiting.items():
     if config.evaluation.exact:
@@ -70,29 +80,65 @@ def run(
     logging.set_verbosity(logging.WARNING)
     for group in groups.values():
       bar.set_postfix_str(f"{next(iter(group.values())).algorithm.name} x {len(group)}")
-      _run_batched(group, folder, policy)
+      _run_batched({folders[name]: c for name, c in group.items()}, policy)
       bar.update(len(group))
     for name in (name for name, config in waiting.items() if not config.evaluation.exact):
       bar.set_postfix_str(name)
       try:
-        done = train.run(waiting[name], folder / name, progress=False)
+        (folders[name] / DIVERGED).unlink(missing_ok=True)
+        done = train.run(waiting[name], folders[name], progress=False)
       except FloatingPointError as error:  # a step too large is a result, not an accident
         logging.warning("%s: %s", name, error)
+        files.write_text(folders[name] / DIVERGED, f"{error}\n")
       else:
         if done.stopped:
           raise KeyboardInterrupt(f"stopped in {name}; the same command goes on from there")
       bar.update()
 
 
+def _folder(name: str) -> str:
+  """Returns a run's folder; a part that cannot be the name of one, such as "..", becomes one."""
+  return "/".join(part if is_file_name(part) else file_name(part) for part in name.split("/"))
+
+
 def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
-  path = folder / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.is_file() else []
-  if not lines or json.loads(lines[-1])["step"] != config.steps:
-    return False
-  changes = differences(read_config(folder), describe(config))
-  fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that folder away."
-  require(not changes, str(folder), "a run of this config", "one of another config", fix)
-  return True
+  """Returns whether a run has nothing left to do; one that was stopped has.
+
+  Raises:
+    ValueError: the folder holds a run of another config, or a damaged one.
+  """
+  exact, last = config.evaluation.exact, _last_step(folder / "metrics.jsonl", config)
+  changes = differences(read_config(folder), describe(config)) if last is not None else {}
+  if diverged(config, folder):
+    return True
+  if exact or last == config.steps:
+    fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that folder away."
+    require(not changes, str(folder), "a run of this config", "one of another config", fix)
+  # The line of the last step is there before its checkpoint is. A run without any was finished:
+  # somebody has removed them.
+  saved = exact or last in saved_steps(folder) or not (folder / "checkpoints").exists()
+  return last == config.steps and saved
+
+
+def diverged(config: ConfigDict, folder: pathlib.Path) -> bool:
+  """Returns whether the single run of this config in a folder came to a loss that is not finite."""
+  marked = (folder / DIVERGED).is_file()
+  return marked and not differences(read_config(folder), describe(config))
+
+
+def _last_step(path: pathlib.Path, config: ConfigDict) -> int | None:
+  """Returns the step of the last whole line of a run's metrics, if there is one."""
+  text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+  lines = text.split("\n")[:-1]
+  if not lines:
+    return None
+  try:
+    return int(json.loads(lines[-1])["step"])
+  except (KeyError, RecursionError, TypeError, ValueError):
+    # train.run, which goes on from a checkpoint, writes its last lines again.
+    where, fix = f"{path}:{len(lines)}", "Move the run's folder away to make it again."
+    require(not config.evaluation.exact, where, "a step and its metrics", lines[-1][:80], fix)
+    return None
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:
@@ -100,12 +146,10 @@ def _flat(config: ConfigDict) -> dict[str, Any]:
   return traverse_util.flatten_dict(describe(config), keep_empty_nodes=True, sep=".")
 
 
-def _run_batched(group: dict[str, ConfigDict], folder: pathlib.Path, policy_name: str) -> None:
-  """Runs configs that share a program, all at once, and writes their metrics."""
+def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> None:
+  """Runs configs that share a program, all at once, and writes their metrics to their folders."""
   configs = list(group.values())
   config = configs[0]
-  every, expected = config.evaluation.every, f"a divisor of steps = {config.steps}"
-  require(config.steps % every == 0, "evaluation.every", expected, every, "Change either.")
   tokenizer, model_config = tokenizer_and_model(config.model)
   train_prompts, held_out = load_prompts(config.prompts, tokenizer, config.seed)
   contexts = train_prompts.all()
@@ -136,21 +180,21 @@ def _run_batched(group: dict[str, ConfigDict], folder: pathlib.Path, policy_name
   contexts = jax.tree.map(jnp.asarray, contexts)
   program = functools.partial(_single_run, config, policy, params, judge, game, contexts, log_ref)
   curves = jax.device_get(jax.jit(jax.vmap(program))(batched))
-  for i, (name, c) in enumerate(group.items()):
-    _write_record(folder / name, c, {metric: values[i] for metric, values in curves.items()})
+  for i, (folder, c) in enumerate(group.items()):
+    _write_record(folder, c, {metric: values[i] for metric, values in curves.items()})
 
 
 def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -> None:
   """Writes config.json and metrics.jsonl of one run; what is not finite becomes null."""
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "config.json").write_text(json.dumps(describe(config), indent=2))
+  files.write_text(folder / "config.json", json.dumps(describe(config), indent=2))
   every = config.evaluation.every
   lines = [
     {"step": i * every}
     | {name: float(x[i]) if np.isfinite(x[i]) else None for name, x in curves.items()}
     for i in range(config.steps // every + 1)
   ]
-  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  files.write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _single_run(

@@ -4,7 +4,6 @@ import functools
 import json as jsonlib
 import math
 import os
-import pathlib
 import re
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from nash_jax.objectives import algorithms
 from nash_jax.plan import hlo_cost, memory
 from nash_jax.plan.topology import devices
 from nash_jax.policy import make_policy
+from nash_jax.run import files
 from nash_jax.types import Prompts
 from nash_jax.validation import asset_path, require
 
@@ -253,5 +253,5 @@ def run(config: ConfigDict, topology: str = "v5e:4x4", json: str = "") -> dict[s
   plan = {"topology": topology, **compile(config, devices(topology))}
   print(text(plan))
   if json:
-    pathlib.Path(json).write_text(jsonlib.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    files.write_text(json, jsonlib.dumps(plan, indent=2) + "\n")
   return plan

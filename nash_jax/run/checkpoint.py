@@ -30,6 +30,7 @@ from nash_jax.validation import require
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("nash_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gemma")
+ATTEMPTS = 5  # to read a checkpoint of a run that replaces it meanwhile
 Workdir = str | os.PathLike[str]
 State = Any  # a dataclass or dict whose fields are pytrees of arrays, None or {}
 
@@ -330,17 +331,33 @@ def restore_part(
   Raises:
     ValueError: no such checkpoint, a damaged one, or a leaf that differs (the first is named).
   """
-  folder = _folder(workdir)
-  steps = _steps(folder)
-  if best and step is None:
-    step = _best(_scores(folder))
-  if not steps or step not in (None, *steps) or (best and step is None):
-    expected = "the best by a score" if step is None and best else "one" if step is None else step
-    raise ValueError(f"checkpoint in {folder}: expected {expected}, found {steps or 'none'}")
-  candidates = steps if step is None else [step]
-  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-    state, restored_step, _ = _restore_newest(reader, folder, candidates, {field: spec}, field)
-  return state[field], restored_step
+  folder, given = _folder(workdir), step
+  for _ in range(ATTEMPTS):
+    steps = _steps(folder)
+    step = _best(_scores(folder)) if best and given is None else given
+    if not steps or step not in (None, *steps) or (best and step is None):
+      expected = "the best by a score" if step is None and best else "one" if step is None else step
+      raise ValueError(f"checkpoint in {folder}: expected {expected}, found {steps or 'none'}")
+    candidates = steps if step is None else [step]
+    try:
+      with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        state, restored_step, _ = _restore_newest(reader, folder, candidates, {field: spec}, field)
+      return state[field], restored_step
+    except (OSError, ValueError) as error:
+      # A run that goes on saves newer ones and deletes those that are being read.
+      changed = np.any(multihost_utils.process_allgather(np.array(_steps(folder) != steps)))
+      if not changed:
+        raise
+      log.info("checkpoints in %s changed while they were read: %s", folder, error)
+  raise ValueError(
+    f"checkpoint in {folder}: a run replaced what was there each of {ATTEMPTS} times that it was"
+    " read. Give that run a greater checkpoint.keep or checkpoint.every, or stop it."
+  )
+
+
+def saved_steps(workdir: Workdir) -> list[int]:
+  """Returns the steps of the checkpoints in a workdir, in order, whether good or damaged."""
+  return _steps(_folder(workdir))
 
 
 def verify_base(workdir: Workdir, base: Params, record: bool = False) -> None:

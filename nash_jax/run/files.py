@@ -1,0 +1,85 @@
+"""Files that are there whole or not at all, in folders of this machine."""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from nash_jax.validation import require
+
+
+def make_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Makes a folder for a job's results, unless it is there, and returns it.
+
+  Raises:
+    ValueError: not on this machine, or nothing can be written there.
+  """
+  folder = pathlib.Path(path)
+  fix = "Buckets are for train and fit; give a local folder."
+  require("://" not in str(path), "workdir", "a folder of this machine", str(path), fix)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise ValueError(f"workdir {folder}: expected a folder that can be written: {error}") from None
+  return folder
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """Yields a file beside `path` to write to, which takes the place of `path` once it is whole.
+
+  Raises:
+    ValueError: it cannot be written; what was there before is still there.
+  """
+  path = pathlib.Path(path)
+  part = path.with_name(f"{path.name}.{os.getpid()}.part")
+  try:
+    yield part
+    with part.open("rb+") as file:  # on the disk before its name is: a crash leaves either file
+      os.fsync(file.fileno())
+    part.replace(path)
+  except OSError as error:
+    raise ValueError(f"{path}: expected a file that can be written: {error}") from error
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Replaces a text file; see `replacing`."""
+  with replacing(path) as part:
+    part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Replaces a JSON file; see `replacing`. What is not finite, which JSON has not, becomes null."""
+  write_text(path, json.dumps(without_nan(value), indent=1) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+  """Returns a value as JSON holds it: plain types, and None for what is not finite."""
+  return json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+
+
+def _plain(value: Any) -> Any:
+  return value.item() if hasattr(value, "item") else str(value)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns the object in a JSON file; {} where there is no such file.
+
+  Raises:
+    ValueError: it does not parse, or holds something else.
+  """
+  try:
+    value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: does not parse ({error}): restore it or move it away") from error
+  fix = "Restore it, or move it away."
+  require(isinstance(value, dict), str(path), "a JSON object", type(value).__name__, fix)
+  return value
