@@ -25,6 +25,7 @@ from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.policy import load_weights, tokenizer_and_model
 from nash_jax.run import checkpoint
 from nash_jax.run.loop import run_loop
+from nash_jax.run.metrics import number
 from nash_jax.types import Mean, Params, TrainState
 from nash_jax.validation import asset_path
 
@@ -55,7 +56,9 @@ def _make_loss(config, model_config: gemma.GemmaConfig, tokenizer: Tokenizer) ->
   return functools.partial(loss, model_config=model_config, options=options)
 
 
-def run(config: ConfigDict, workdir: checkpoint.Workdir, progress: bool = True) -> dict[str, float]:
+def run(
+  config: ConfigDict, workdir: checkpoint.Workdir, progress: bool = True
+) -> dict[str, float | None]:
   """Fits a model to texts, responses or preferences; resumes where the workdir left off.
 
   The best checkpoint by held-out loss is kept, and exported to `config.export` if that is set.
@@ -194,7 +197,7 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
     log.push(step, metrics)
 
 
-def _export(setup: Setup, workdir: checkpoint.Workdir) -> dict[str, float]:
+def _export(setup: Setup, workdir: checkpoint.Workdir) -> dict[str, float | None]:
   config, path, held_out = setup.config, asset_path(setup.config.export), len(setup.held_out) > 0
   spec = setup.state_spec.params
   params, step = checkpoint.restore_part(workdir, "params", spec, best=held_out)
@@ -239,6 +242,5 @@ def _rows(batch: Any, rows: slice) -> Any:
   return jax.tree.map(lambda leaf: leaf[rows], batch)
 
 
-def _floats(values: dict[str, Any]) -> dict[str, float]:
-  host = jax.device_get(values)
-  return {name: float(x.value() if isinstance(x, Mean) else x) for name, x in host.items()}
+def _floats(values: dict[str, Any]) -> dict[str, float | None]:
+  return {name: number(x) for name, x in jax.device_get(values).items()}

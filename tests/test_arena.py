@@ -282,12 +282,16 @@ def test_an_arena_under_top_k_calls_its_mean_log_ratio_no_kl():
 
 
 def test_an_error_of_kl_takes_more_than_a_few_prompts():
+  def tie(params, prompts, a, b):
+    shape = len(prompts.index)
+    return jnp.full(shape, 0.5), jnp.ones(shape, bool), {}
+
   config, held_out, params, drawn = made_up(2, 2)
-  judge = {
-    "judge": judges.Judge(jnp.zeros(()), judges.pairwise(lambda *_: (jnp.zeros(12), True, {})))
-  }
+  judge = {"judge": judges.Judge(jnp.zeros(()), judges.pairwise(tie))}
   judged = arena._sample_and_judge(config, held_out, 2, params, judge, drawn)
-  assert arena.response_statistics(config, judged)["other"]["kl_sigma3"] is None
+  statistics = arena.response_statistics(config, judged)["other"]
+  assert statistics["kl_to_reference"] > 0
+  assert statistics["kl_sigma3"] is None
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,8 @@ def test_every_held_out_pair_counts_once_whatever_the_batch_size(tmp_path, count
   asked = []
 
   def loss(params, batch):
-    index, counted = (np.asarray(x) for x in (batch["prompts"].index, batch["counted"]))
+    index = np.asarray(batch["prompts"].index)
+    counted = np.asarray(batch.get("counted", np.ones(size, bool)))
     asked.extend(index[counted].tolist())
     assert len(index) == size, "one shape, compiled once"
     return {"loss": Mean(jnp.float32(index[counted].sum()), jnp.float32(counted.sum()))}
@@ -225,12 +226,12 @@ def test_a_batch_in_which_nothing_counts_changes_nothing(sft):
 
 def test_an_evaluation_of_nothing_is_null_and_never_the_best(sft, start, tmp_path):
   _, setup, _ = sft
-  weights = iter([1, 1, 0, 1])
+  weights = iter([1, 1, 0, 0])
 
   def scripted(params):
     return {"eval/loss": Mean(jnp.float32(0), jnp.float32(next(weights)))}
 
-  start(tmp_path, evaluate=scripted)
+  assert start(tmp_path, evaluate=scripted) == {"eval/loss": None}, "of the exported weights"
   assert [x["eval/loss"] for x in lines(tmp_path) if "eval/loss" in x] == [0, 0, None]
   _, step = checkpoint.restore_part(tmp_path, "params", setup.state_spec.params, best=True)
   assert step == 12

@@ -118,3 +118,14 @@ def test_the_panels_are_metrics_that_exist():
   from nash_jax.run import metrics
 
   assert {name for panel in report.PANELS for name in panel[2]} <= set(metrics.GLOSSARY)
+
+
+def test_a_demo_without_a_verdict_or_a_kl_ends_with_a_dash():
+  from nash_jax.jobs import demo
+
+  nothing = {"mean": None, "sigma3": None, "n": 0}
+  rates = {"trained": {"judge": nothing, "population": nothing}}
+  summary = {"steps": 2, "seconds": 1.0, "kl_to_reference": None, "win_rate": rates}
+  told = demo._epilogue({"texts": []}, summary, "runs/demo")
+  assert "Trained beats base with — ± — under" in told
+  assert "at KL — nats" in told

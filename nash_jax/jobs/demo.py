@@ -57,6 +57,10 @@ def _arena_config(run_config: ConfigDict, folder: pathlib.Path) -> ConfigDict:
   return c
 
 
+def _number(value: float | None, digits: int = 3) -> str:
+  return "—" if value is None else f"{value:.{digits}f}"
+
+
 def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.Path) -> str:
   judged, unseen = (summary["win_rate"]["trained"][judge] for judge in ("judge", "population"))
   texts = [
@@ -67,9 +71,9 @@ def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.P
   lines = [
     *texts,
     f"{summary['steps']} steps in all, {summary['seconds']} s this time. Trained beats base with"
-    f" {unseen['mean']:.3f} ± {unseen['sigma3']:.3f} under the population it never saw,"
-    f" {judged['mean']:.3f} under its judge,"
-    f" at KL {summary['kl_to_reference']:.1f} nats a response.",
+    f" {_number(unseen['mean'])} ± {_number(unseen['sigma3'])} under the population it never saw,"
+    f" {_number(judged['mean'])} under its judge,"
+    f" at KL {_number(summary['kl_to_reference'], 1)} nats a response.",
     f"figures:     {folder}/curves.png, {folder}/arena/arena_population.png",
     f"tables:      {folder}/arena/arena.md, {folder}/summary.json",
     f"curves live: .venv/bin/tensorboard --logdir {folder}/tensorboard",

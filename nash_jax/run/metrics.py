@@ -39,8 +39,8 @@ GLOSSARY = (
 )  # fmt: skip
 
 
-def _number(x: Value) -> float | None:
-  """Returns a host value as a float; None for a mean of nothing."""
+def number(x: Value) -> float | None:
+  """Returns a host value as a float; None for a mean over nothing."""
   if isinstance(x, Mean):
     return float(x.total) / float(x.weight) if x.weight else None
   return float(x)
@@ -160,7 +160,7 @@ class Metrics:
 
   def read(self, step: int, values: dict[str, Value]) -> dict[str, float | None]:
     """Waits for a step's values and returns them as floats: the loop's only device read."""
-    return {name: _number(x) for name, x in jax.device_get(values).items()}
+    return {name: number(x) for name, x in jax.device_get(values).items()}
 
   def clock(self, step: int, phase: str, arrays: Any, tokens: Value | None = None) -> None:
     """Times a phase of a step without waiting: a thread waits for `arrays`, in order.
