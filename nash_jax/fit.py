@@ -25,8 +25,9 @@ from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.policy import load_weights, tokenizer_and_model
 from nash_jax.run import checkpoint
 from nash_jax.run.loop import run_loop
+from nash_jax.run.metrics import number
 from nash_jax.types import Mean, Params, TrainState
-from nash_jax.validation import asset_path, require
+from nash_jax.validation import asset_path
 
 PROGRESS_METRICS = ("loss", "eval/loss", "eval/accuracy")
 
@@ -55,7 +56,9 @@ def _make_loss(config, model_config: gemma.GemmaConfig, tokenizer: Tokenizer) ->
   return functools.partial(loss, model_config=model_config, options=options)
 
 
-def run(config: ConfigDict, workdir: checkpoint.Workdir, progress: bool = True) -> dict[str, float]:
+def run(
+  config: ConfigDict, workdir: checkpoint.Workdir, progress: bool = True
+) -> dict[str, float | None]:
   """Fits a model to texts, responses or preferences; resumes where the workdir left off.
 
   The best checkpoint by held-out loss is kept, and exported to `config.export` if that is set.
@@ -109,10 +112,6 @@ def set_up(config: ConfigDict) -> Setup:
   """Sets up a fit from its resolved config: first the data, then weights, then functions."""
   tokenizer, model_config = tokenizer_and_model(config.model)
   data, held_out = load_preferences(config.data, tokenizer, config.seed)
-  count, size = len(held_out), config.data.batch_size
-  enough, expected = count == 0 or count >= size, f"0, or pairs for a batch of {size}"
-  fix = "Hold out more, or lower data.batch_size."
-  require(config.loss == "sft" or enough, "data.held_out", expected, count, fix)
   mesh, base_shapes = sharding.make_mesh(config.mesh), gemma.shapes(model_config)
   batch_sharding, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   loss = _make_loss(config, model_config, tokenizer)
@@ -155,16 +154,23 @@ def _make_step(config, loss: Loss) -> tuple[Callable, Callable, Callable]:
 
     micro_batches = config.optimizer.micro_batches
     grads, means = update.gradients(joined_loss, state.params, batch, micro_batches)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = update.apply_gradients(tx, grads, state, means["loss"])
     metrics = means | {
       "gradient_norm": optax.tree.norm(grads),
       "learning_rate": learning_rate(state.step),
-      "tokens": means["loss"].weight,
+      "tokens": _tokens(batch),
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return init, join, train_step
+
+
+def _tokens(batch: dict[str, Any]) -> jax.Array:
+  """Returns how many tokens a batch has: those that are predicted, or all of pairs and prompts."""
+  if "loss_mask" in batch:
+    return jnp.sum(batch["loss_mask"][:, 1:])
+  masks = (batch["prompts"].mask, batch["a_mask"], batch["b_mask"])
+  return sum((jnp.sum(mask) for mask in masks), start=jnp.int32(0))
 
 
 def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, stop):
@@ -179,7 +185,8 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
       log.clock(step, "evaluate", metrics)
     if step > first_step and (step % config.checkpoint.every == 0 or stopping):
       log.flush(step)
-      checkpoints.save(step, state, -log.value(step, "eval/loss") if evaluating else None)
+      loss = log.value(step, "eval/loss") if evaluating else None
+      checkpoints.save(step, state, None if loss is None else -loss)
       log.clock(step, "save", ())
     if stopping:
       return state
@@ -190,7 +197,7 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
     log.push(step, metrics)
 
 
-def _export(setup: Setup, workdir: checkpoint.Workdir) -> dict[str, float]:
+def _export(setup: Setup, workdir: checkpoint.Workdir) -> dict[str, float | None]:
   config, path, held_out = setup.config, asset_path(setup.config.export), len(setup.held_out) > 0
   spec = setup.state_spec.params
   params, step = checkpoint.restore_part(workdir, "params", spec, best=held_out)
@@ -211,7 +218,8 @@ def _evaluate(
   total: dict[str, Mean] = {}
   num_bytes = 0
   for i in range(min(math.ceil(len(held_out) / size), config.evaluation.batches)):
-    # The last batch is filled with the first examples again, in the shape that is compiled.
+    # The last batch is filled with the first examples again, in the shape that is compiled; they
+    # do not count.
     places = np.arange(i * size, (i + 1) * size)
     batch = held_out.all(places % len(held_out))
     real = places < len(held_out)
@@ -219,8 +227,8 @@ def _evaluate(
       batch["loss_mask"] = batch["loss_mask"] & real[:, None]
       texts = [batch["tokens"][row][batch["loss_mask"][row]] for row in range(size)]
       num_bytes += sum(len(tokenizer.decode(text).encode()) for text in texts)
-    elif not real.all():
-      break  # pairs are weighted equally: the few of a part batch are left out
+    else:
+      batch["counted"] = real
     read_rows = functools.partial(_rows, batch)
     means = loss(params, sharding.global_batch(batch_sharding, size, read_rows))
     total = jax.tree.map(jnp.add, total, means) if total else means
@@ -234,6 +242,5 @@ def _rows(batch: Any, rows: slice) -> Any:
   return jax.tree.map(lambda leaf: leaf[rows], batch)
 
 
-def _floats(values: dict[str, Any]) -> dict[str, float]:
-  host = jax.device_get(values)
-  return {name: float(x.value() if isinstance(x, Mean) else x) for name, x in host.items()}
+def _floats(values: dict[str, Any]) -> dict[str, float | None]:
+  return {name: number(x) for name, x in jax.device_get(values).items()}

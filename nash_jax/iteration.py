@@ -10,7 +10,7 @@ from jax.stages import Wrapped
 from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
-from nash_jax import judges, update
+from nash_jax import judges, sampler, update
 from nash_jax.config.checks import judge_mesh_sizes
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, sharding
@@ -81,7 +81,8 @@ def make_programs(
   jit = functools.partial(sharding.jit, mesh)
   sample = make_sample(config.algorithm, rule.players, policy)
   label = functools.partial(judges.labels, judge.fn, config.algorithm.labels)
-  evaluate = _make_evaluate(policy, rule.players, judge.fn, exact_metrics)
+  distance = "log_ratio" if sampler.truncates(config.sampling) else "kl"
+  evaluate = _make_evaluate(policy, rule.players, judge.fn, exact_metrics, distance)
   programs = Programs(
     init=jit(rule.init, out_shardings=state),
     sample=jit(sample, out_shardings=(batch, batch, replicated)),
@@ -131,7 +132,11 @@ def make_sample(
 
 
 def _make_evaluate(
-  policy: Policy, players: Players, judge_fn: judges.JudgeFn, exact_metrics: ExactMetrics | None
+  policy: Policy,
+  players: Players,
+  judge_fn: judges.JudgeFn,
+  exact_metrics: ExactMetrics | None,
+  distance: str,
 ) -> Callable:
   """Returns (state, reference, judge's params, prompts, key) -> (metrics, response tokens)."""
   sample = policy.make_sampler(samples=1)
@@ -140,13 +145,13 @@ def _make_evaluate(
     params = players(state, reference)["policy"]
     responses = sample(params, prompts, jax.random.fold_in(key, 0))
     opponents = sample(reference, prompts, jax.random.fold_in(key, 1))
-    verdict = judge_fn(judge_params, prompts, responses, opponents)
+    verdict = judge_fn(judge_params, prompts, responses, opponents).checked()
     tokens, mask = responses.tokens, responses.mask
     reference_logp, _ = policy.logprobs(reference, prompts=prompts, tokens=tokens, mask=mask)
     log_ratio = jnp.sum(responses.logp - reference_logp, axis=-1)
     metrics = {
       "eval/win_rate_vs_reference": Mean.from_values(verdict.p_win, verdict.valid),
-      "eval/kl_to_reference": Mean.from_values(log_ratio),
+      f"eval/{distance}_to_reference": Mean.from_values(log_ratio),
       "eval/response_length": Mean.from_values(jnp.sum(mask, axis=-1)),
     }
     return metrics | (exact_metrics(params) if exact_metrics else {}), tokens

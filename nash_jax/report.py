@@ -12,6 +12,7 @@ from typing import Any
 from nash_jax.run import files
 from nash_jax.validation import printable, require
 
+FEW = 10  # prompts below which a win rate cannot be clear of one half at 99.7%: 2 / 2^9 > .003
 Cells = dict[str, dict[str, dict[str, Any]]]  # {row: {column: a cell of jobs.arena}}
 # A panel for each quantity: (title, label of the axis, {metric: its label}, line to compare with).
 PANELS = (
@@ -89,13 +90,18 @@ def save(figure: Any, path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def win_rate_cell(cell: dict[str, Any], diagonal: bool = False, with_n: bool = False) -> str:
-  """Returns "**.717 ± .081**", bold where clear of one half; ".5 —" for a policy and itself."""
+  """Returns "**.717 ± .081**", bold where clear of one half; ".5 —" for a policy and itself.
+
+  A cell of fewer than FEW prompts says so, and how many.
+  """
   if cell["mean"] is None:
     return "—"
   if diagonal:
     return f"{number(cell['mean']).rstrip('0')} —"
   text = f"{number(cell['mean'])} ± {number(cell['sigma3'])}"
   text = f"**{text}**" if cell["significant"] else text
+  if cell["n"] < FEW:
+    return f"{text} (too few: {cell['n']})"
   return f"{text} ({cell['n']})" if with_n else text
 
 
@@ -112,22 +118,15 @@ def arena(result: dict[str, Any]) -> str:
   """Returns the tables of a result of `nash_jax.arena`, as Markdown."""
   out = [
     f"# Arena\n\n{result['prompts']} held-out prompts, {result['samples']} responses a policy to "
-    "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where clear of one half."
+    "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where the 99.7% interval is "
+    "clear of one half."
   ]
   for name, judge in result["judges"].items():
-    cells = [cell for line in judge["win_rate"].values() for cell in line.values()]
-    gaps = [
-      abs(cell[end] - cell["mean"] - sign * cell["sigma3"])
-      for cell in cells
-      if cell["sigma3"] is not None
-      for end, sign in (("low", -1), ("high", 1))
-    ]
-    gap = number(max(gaps, default=None))
     notes = [f"{metric.replace('_', ' ')} {number(x)}" for metric, x in judge["metrics"].items()]
     out += [
       f"## Judge: {escaped(name)}",
       win_rate_table(judge["win_rate"]),
-      "; ".join([*notes, f"the bootstrap's 99.7% intervals end within {gap} of ± 3σ"]) + ".",
+      "; ".join([*notes, *_bootstrap_note(judge["win_rate"])]) + ".",
       "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
       win_rate_table(judge["length_matched"], with_n=True),
     ]
@@ -136,6 +135,8 @@ def arena(result: dict[str, Any]) -> str:
   rows = []
   for name, statistics in result["policies"].items():
     kl = f"{number(statistics['kl_to_reference'], 2)} ± {number(statistics['kl_sigma3'], 2)}"
+    if statistics["log_ratio_to_reference"] is not None:
+      kl = f"{number(statistics['log_ratio_to_reference'], 2)} (log-ratio)"
     if statistics["best_of"] > 1:
       kl = f"≤ {number(statistics['best_of_kl_bound'], 2)} (bound)"
     figures = (number(statistics[field], digits) for field, digits in columns.items())
@@ -144,12 +145,27 @@ def arena(result: dict[str, Any]) -> str:
     "## The policies",
     markdown_table(header, rows),
     f"KL a response and ratios to {escaped(result['base'])}; best-of-n: log n − (n−1)/n from what "
-    "it picks from. Length in tokens.",
+    "it picks from. Under top-k or top-p: the mean log-ratio of what was drawn, which is no KL. "
+    "Length in tokens.",
   ]
   steps = {name: statistics.get("step") for name, statistics in result["policies"].items()}
   read = [f"{escaped(name)} {step}" for name, step in steps.items() if step is not None]
   out += [f"Steps of the runs that were read: {', '.join(read)}."] if read else []
   return "\n\n".join(out) + "\n"
+
+
+def _bootstrap_note(cells: Cells) -> list[str]:
+  """Returns how far the bootstrap's intervals end from ± 3σ at most; nothing without any."""
+  gaps = [
+    abs(cell[f"bootstrap_{end}"] - cell["mean"] - sign * cell["sigma3"])
+    for row, line in cells.items()
+    for column, cell in line.items()
+    if row != column and cell["bootstrap_low"] != cell["bootstrap_high"]  # else it has no width
+    for end, sign in (("low", -1), ("high", 1))
+  ]
+  if not gaps:
+    return [f"no bootstrap: it takes {FEW} prompts"]
+  return [f"the bootstrap's 99.7% intervals end within {number(max(gaps))} of ± 3σ"]
 
 
 def side_by_side(texts: list[dict[str, Any]]) -> str:
@@ -183,7 +199,8 @@ def heat_map(cells: Cells, title: str, path: str | os.PathLike[str]) -> pathlib.
   for i, row in enumerate(names):
     for j, column in enumerate(names):
       cell = cells[row][column]
-      text = win_rate_cell({**cell, "significant": False}, i == j).replace(" ± ", "\n± ")
+      text = win_rate_cell({**cell, "significant": False}, i == j)
+      text = text.replace(" ± ", "\n± ").replace(" (", "\n(")
       colour = "white" if distances[i, j] > 0.5 * reach else "black"  # black where there is no mean
       weight = "bold" if cell["significant"] else "normal"
       axes.text(j, i, text, ha="center", va="center", fontsize=11, color=colour, fontweight=weight)

@@ -161,6 +161,11 @@ def make_sampler(
   return sample
 
 
+def truncates(sampling) -> bool:
+  """Returns whether a config's `sampling` leaves out part of the trained distribution."""
+  return sampling.top_k > 0 or sampling.top_p < 1
+
+
 def _decoding_weights(params: Params, model_config: gemma.GemmaConfig, dtype: DTypeLike) -> Params:
   """Returns what decoding reads: cast, unstacked and gathered once, so that its loop does not."""
   # Merged while stacked: layer by layer, a TPU's compiler held the gathered weights in two layouts.

@@ -12,6 +12,8 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+ROUNDING = 1e-6  # by which a probability of float32 sums may lie outside of [0, 1]
+
 Params = Any  # a pytree of arrays
 # (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each token: nats,
 # 0 where masked. So is models.logprobs.response_logprobs.
@@ -70,6 +72,24 @@ class Verdict:
   valid: Bool[Array, "B K J"]
   rewards: Float[Array, "B K"] | None = None
   metrics: dict[str, "Mean"] = flax.struct.field(default_factory=dict)
+
+  def checked(self) -> "Verdict":
+    """Returns it with every comparison not valid that has no probability or no finite reward.
+
+    Their P becomes 1/2: a NaN that a mask hides would still be one in the gradient.
+    """
+    p_win, valid = checked_probability(self.p_win, self.valid)
+    if self.rewards is not None:
+      valid &= jnp.isfinite(self.rewards)[..., None]
+    return self.replace(p_win=p_win, valid=valid)  # type: ignore[attr-defined]
+
+
+def checked_probability(
+  p: Float[Array, "*n"], valid: Bool[Array, "*n"]
+) -> tuple[Float[Array, "*n"], Bool[Array, "*n"]]:
+  """Returns P and what of it is valid: nothing but [0, 1], to rounding; P is 1/2 elsewhere."""
+  valid = valid & (p >= -ROUNDING) & (p <= 1 + ROUNDING)  # False for NaN
+  return jnp.where(valid, jnp.clip(p, 0, 1), 0.5), valid
 
 
 @flax.struct.dataclass

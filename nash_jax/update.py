@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax
+import numpy as np
 import optax
 from jax import numpy as jnp
 
+from nash_jax import sampler
 from nash_jax.models import lora
 from nash_jax.objectives import algorithms
 from nash_jax.types import Logprobs, Mean, Params, Prompts, Responses, TrainState, Verdict
@@ -57,7 +59,8 @@ def gradients(
 
   Args:
     loss: from (params, part of the batch) to Means, "loss" among them. Sums and weights are added
-      over the parts, so the result does not depend on how the batch is split.
+      over the parts, so the result does not depend on how the batch is split. Where nothing in the
+      whole batch counts, the gradient is 0.
     micro_batches: parts; each takes every n-th row, so that no row changes its device.
   """
 
@@ -76,7 +79,27 @@ def gradients(
   metric_shapes = jax.eval_shape(loss, params, jax.tree.map(lambda leaf: leaf[0], parts))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (params, metric_shapes))
   (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
-  return jax.tree.map(lambda grad: grad / metrics["loss"].weight, grads), metrics
+  weight = jnp.where(metrics["loss"].weight > 0, metrics["loss"].weight, 1.0)
+  return jax.tree.map(lambda grad: grad / weight, grads), metrics
+
+
+def apply_gradients(
+  optimizer: optax.GradientTransformation, grads: Params, state: TrainState, loss: Mean
+) -> tuple[Params, Any]:
+  """Returns parameters and optimiser state after a step at the learning rate of `state.step`.
+
+  Where the loss is a mean over nothing both stay as they are: with a gradient of 0, momentum and
+  weight decay would still move them. The rate goes by the state's own step, because the count that
+  the optimiser keeps is put back with it where an algorithm returns to an earlier state.
+  """
+  scheduled = optax.tree.set(state.opt_state, _is_schedule, count=state.step)
+  updates, opt_state = optimizer.update(grads, scheduled, state.params)
+  stepped = optax.apply_updates(state.params, updates), opt_state
+  return optax.tree.where(loss.weight > 0, stepped, (state.params, state.opt_state))
+
+
+def _is_schedule(path, value) -> bool:
+  return getattr(path[-1], "tuple_name", "") == optax.ScaleByScheduleState.__name__
 
 
 @flax.struct.dataclass
@@ -125,6 +148,9 @@ def make_update(config, logprobs: Logprobs) -> Update:
   target_ema, kappa = method.target_ema(algorithm), make_kappa(algorithm)
   optimizer = make_optimizer(config.optimizer, config.steps)
   learning_rate = make_schedule(config.optimizer, config.steps)
+  undistorted = algorithm.behaviour_temperature == 1 and not sampler.truncates(config.sampling)
+  # Only over the policy's own samples is a mean log-ratio a KL.
+  distance = "kl" if method.player == "policy" and undistorted else "log_ratio"
   init_params, join = lora.init_and_join(config)
 
   def init(base):
@@ -144,13 +170,16 @@ def make_update(config, logprobs: Logprobs) -> Update:
     return {**params, "mixture": (params["policy"], params["reference"])}
 
   def loss(policy, part, frozen):
-    responses, verdict = part.responses, jax.lax.stop_gradient(part.verdict)
+    responses, verdict = part.responses, jax.lax.stop_gradient(part.verdict.checked())
     evaluate = functools.partial(
       logprobs, prompts=part.prompts, tokens=responses.tokens, mask=responses.mask
     )
     logp, entropy = evaluate(policy)
     log_ratios = {role: logp - jax.lax.stop_gradient(evaluate(frozen[role])[0]) for role in roles}
-    metrics = _batch_metrics(responses, verdict, entropy, log_ratios)
+    metrics = _batch_metrics(responses, verdict, method.opponent is None)
+    metrics["entropy"] = Mean.from_values(entropy, responses.mask)
+    for role, log_ratio in log_ratios.items():
+      metrics[f"{distance}_to_{role}"] = Mean.from_values(jnp.sum(log_ratio, axis=-1))
     if method.player == "policy":  # else y is no sample of the policy
       metrics["logp_gap"] = Mean.from_values(jnp.abs(logp - responses.logp), responses.mask)
     return {"loss": objective(logp, log_ratios, verdict, role_weights=role_weights), **metrics}
@@ -162,8 +191,7 @@ def make_update(config, logprobs: Logprobs) -> Update:
       return loss(join(reference, params), part, frozen)
 
     grads, metrics = gradients(part_loss, state.params, batch, config.optimizer.micro_batches)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = apply_gradients(optimizer, grads, state, metrics["loss"])
     target = move_target(params, state.target, kappa(state.step))
     rates = {"learning_rate": learning_rate(state.step), "kappa": kappa(state.step)}
     metrics |= {"gradient_norm": optax.tree.norm(grads), **rates}
@@ -191,14 +219,15 @@ def _copy(tree: Params) -> Params:
   return jax.tree.map(jnp.copy, tree)
 
 
-def _batch_metrics(responses: Responses, verdict: Verdict, entropy, log_ratios) -> dict[str, Mean]:
-  sums = {f"kl_to_{role}": jnp.sum(ratio, axis=-1) for role, ratio in log_ratios.items()}
+def _batch_metrics(responses: Responses, verdict: Verdict, among: bool) -> dict[str, Mean]:
+  """Returns the means over pairs, each once where responses are compared `among` themselves."""
+  shape = verdict.p_win.shape[1:]
+  i, j = np.triu_indices(shape[0], 1) if among else np.indices(shape).reshape(2, -1)
+  p_win, valid = verdict.p_win[:, i, j], verdict.valid[:, i, j]
   return {
-    "p_win": Mean.from_values(verdict.p_win[:, 0, -1], verdict.valid[:, 0, -1]),
-    "valid": Mean.from_values(jnp.any(verdict.valid, axis=-1)),
-    "entropy": Mean.from_values(entropy, responses.mask),
+    "p_win": Mean.from_values(p_win, valid),
+    "valid": Mean.from_values(valid),
     "response_length": Mean.from_values(jnp.sum(responses.mask, axis=-1)),
     "stopped": Mean.from_values(responses.stopped),
     "truncated": Mean.from_values(~responses.stopped),
-    **{name: Mean.from_values(log_ratio) for name, log_ratio in sums.items()},
   }

@@ -1,22 +1,25 @@
 """The arena: its statistics as functions of arrays, and a small one from end to end."""
 
 import json
+import math
 import resource
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import scipy
 from gemma import gm
 from jax import numpy as jnp
 
 import nash_jax
-from nash_jax import judges, policy, weights
+from nash_jax import judges, policy, report, weights
 from nash_jax.config import resolve
+from nash_jax.data import corpus
 from nash_jax.jobs import arena
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
-from nash_jax.types import Responses, TrainState, Verdict
+from nash_jax.types import Mean, Responses, TrainState, Verdict
 
 SMALL = {"num_embed": 1024, "attention_types": (gm.nn.AttentionType.GLOBAL,)}
 
@@ -61,8 +64,9 @@ def test_more_samples_of_the_same_prompt_are_no_more_prompts():
 
 def test_the_bootstrap_agrees_with_three_sigma():
   rates = arena.win_rates(*verdicts(400, 2, 2))
-  width = (rates["high"] - rates["low"])[0, 1] / 2
-  np.testing.assert_allclose(width, rates["sigma3"][0, 1], rtol=0.15)
+  for ends in (("low", "high"), ("bootstrap_low", "bootstrap_high")):
+    low, high = (rates[end][0, 1] for end in ends)
+    np.testing.assert_allclose((high - low) / 2, rates["sigma3"][0, 1], rtol=0.15)
 
 
 def test_what_is_not_valid_does_not_count():
@@ -119,6 +123,179 @@ def test_the_best_response_wins_most_of_the_comparisons_that_count():
   np.testing.assert_array_equal(choose(np.where(valid, p, 1.0), valid), second)
 
 
+def rates_of(*values):
+  """The cell of one pair of policies, given its prompts' means."""
+  p = np.array(values, float)[:, None, None, None, None]
+  return {name: table.item() for name, table in arena.win_rates(p, p >= 0).items()}
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    [1] * 5, [0] * 5, [1] * 9, [1, 1, 1, 1, 0.999], [0.51] * 2, [0.51, 0.51001], [0.9] * 3,
+    [1] * 9 + [0], [1] * 11 + [0], [0.5] * 2, [0.5] * 40, [0.5 + 6e-8, 0.5] * 20, [1, 0] * 20,
+  ],
+)  # fmt: skip
+def test_what_so_few_or_such_prompts_cannot_show_is_not_significant(values):
+  """Fewer than ten never are: 2 / 2^9 > .003; nor are ties, nor what rounding tells apart."""
+  cell = rates_of(*values)
+  assert not cell["significant"]
+  assert cell["low"] <= 0.5 <= cell["high"]
+  assert 0 <= cell["low"] <= cell["mean"] <= cell["high"] <= 1
+  assert cell["high"] - cell["low"] > 0.1
+  assert cell["sigma3"] > 0.1
+
+
+@pytest.mark.parametrize("n", [10, 20, 96])
+def test_unanimous_prompts_have_the_exact_interval(n):
+  """A rate p is possible while n wins of n are: p^n is the tail (Clopper and Pearson)."""
+  won, lost = rates_of(*[1] * n), rates_of(*[0] * n)
+  np.testing.assert_allclose(won["low"] ** n, arena.TAIL, rtol=1e-6)
+  np.testing.assert_allclose([lost["low"], lost["high"]], [0, 1 - won["low"]], atol=1e-9)
+  assert won["high"] == 1
+  assert won["significant"]
+  assert lost["significant"]
+  np.testing.assert_allclose(won["sigma3"], 1 - won["low"])
+  # A judge whose certainty is not quite 1 knows no more.
+  nearly = rates_of(*np.linspace(0.9999, 1, n))
+  np.testing.assert_allclose(nearly["low"], won["low"], atol=1e-3)
+  assert nearly["sigma3"] > 2.9 / (n + 1)
+
+
+@pytest.mark.parametrize("n", [2, 5, 9, 10, 12, 15, 30])
+def test_the_interval_covers_the_rate_of_every_coin(n):
+  """By enumeration: 99.7% of all draws of n coins, whatever their rate."""
+  cells = [rates_of(*[1] * wins, *[0] * (n - wins)) for wins in range(n + 1)]
+  low, high = (np.array([cell[end] for cell in cells]) for end in ("low", "high"))
+  for rate in np.linspace(0.02, 0.98, 49):
+    covered = (low <= rate) & (rate <= high)
+    chance = scipy.stats.binom.pmf(np.arange(n + 1), n, rate)
+    assert chance[covered].sum() > 0.997
+  significant = np.array([cell["significant"] for cell in cells])
+  assert scipy.stats.binom.pmf(np.arange(n + 1), n, 0.5)[significant].sum() < 0.003
+
+
+def test_a_spread_that_was_seen_is_three_sigma_as_ever():
+  values = np.random.default_rng(0).normal(0.758, 0.13, 96).clip(0, 1)
+  cell = rates_of(*values)
+  np.testing.assert_allclose(cell["sigma3"], 3 * values.std(ddof=1) / np.sqrt(96))
+  np.testing.assert_allclose(cell["mean"] - cell["low"], cell["sigma3"], rtol=0.1)
+
+
+def test_what_is_no_probability_does_not_count():
+  p, valid = (a.copy() for a in verdicts(12, 2, 1))
+  p[:3, 0, 0, 1, 0] = [np.nan, np.inf, 1.5]
+  rates = arena.win_rates(p, valid)
+  assert rates["n"][0, 1] == 9
+  assert rates["mean"][0, 1] == pytest.approx(p[3:, 0, 0, 1, 0].mean())
+
+
+def test_no_response_that_could_not_be_compared_is_the_best():
+  """Not even against one that lost every comparison."""
+  p_win = np.array([[[0.5, 0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 1.0, 0.5]]], np.float32)
+  valid = np.zeros((1, 3, 3), bool)
+  valid[0, 1, 2] = True  # as where the other order could not be read
+  assert jax.jit(arena.choose_best)(p_win, valid).item() == 1
+
+
+@pytest.mark.parametrize(
+  ("count", "most", "expected"), [(96, 8, 12), (3, 2, 3), (25, 8, 5), (97, 16, 7), (5, 8, 1)]
+)
+def test_batches_are_equal_where_that_takes_at_most_twice_as_many(count, most, expected):
+  assert arena._num_batches(count, most) == expected
+
+
+def made_up(count, batch_size, **changes):
+  """An arena's config, its held-out part, and policies that draw without a model."""
+  config = nash_jax.config.arena()
+  config.policies = {"base": {"weights": "", "best_of": 1}, "other": {"weights": "", "best_of": 1}}
+  config.judges, config.select_judge = {"judge": config.judges.population}, "judge"
+  config.prompts.batch_size, config.resamples, config.texts = batch_size, 20, 0
+  config.update_from_flattened_dict(changes)
+  columns = {"inputs": [[n + 3] for n in range(count)], "index": list(range(count))}
+  held_out = corpus.Examples(columns, lambda x: corpus.pad_prompts(x, 2, 0), 0, {})
+
+  def make_sampler(*, samples):
+    def sample(params, prompts, key):
+      shape = (len(prompts.index), samples, 3)
+      tokens = jax.random.randint(key, shape, 3, 60)
+      zeros = jnp.zeros(shape)
+      return Responses(tokens, jnp.ones(shape, bool), zeros, zeros, jnp.ones(shape[:2], bool))
+
+    return sample
+
+  def logprobs(params, *, prompts, tokens, mask):
+    logp = jnp.where(mask, params * tokens, 0.0)
+    return logp, logp
+
+  params = {"base": jnp.float32(0.1), "other": jnp.float32(0.2)}
+  return config, held_out, params, policy.Policy(logprobs, make_sampler)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(3, 2), (7, 3), (11, 4)])
+def test_every_prompt_is_judged_once_and_counts_once_in_the_judges_metrics(count, batch_size):
+  asked = []
+
+  def compare(params, prompts, a, b):
+    jax.debug.callback(lambda index: asked.extend(index.tolist()), prompts.index)
+    seen = jnp.ones(len(prompts.index), bool)
+    return jnp.full(len(seen), 0.5), seen, {"flip_rate": Mean.from_values(seen)}
+
+  config, held_out, params, drawn = made_up(count, batch_size)
+  judge = {"judge": judges.Judge(jnp.zeros(()), judges.pairwise(compare))}
+  judged = arena._sample_and_judge(config, held_out, count, params, judge, drawn)
+  jax.effects_barrier()
+  pairs = math.comb(2 * config.samples, 2)
+  metrics = judged.verdicts["judge"].metrics
+  assert {name: mean.weight for name, mean in metrics.items()} == dict.fromkeys(
+    ("flip_rate", "tie_mass"), count * pairs
+  )
+  assert sorted(asked) == sorted(list(range(count)) * pairs)
+  assert judged.responses.tokens.shape[0] == len(judged.verdicts["judge"].p_win) == count
+
+
+def test_an_arena_under_top_k_calls_its_mean_log_ratio_no_kl():
+  def statistics(**changes):
+    config, held_out, params, drawn = made_up(12, 12, **changes)
+    judge = {"judge": judges.Judge(jnp.zeros(()), judges.pairwise(unread))}
+    judged = arena._sample_and_judge(config, held_out, 12, params, judge, drawn)
+    return config, judged, arena.response_statistics(config, judged)["other"]
+
+  def unread(params, prompts, a, b):
+    return jnp.full(len(prompts.index), jnp.nan), jnp.ones(len(prompts.index), bool), {}
+
+  _, judged, full = statistics()
+  expected = 0.1 * judged.responses.tokens[:, 2:].sum(-1).mean()
+  np.testing.assert_allclose(full["kl_to_reference"], expected, rtol=1e-5)
+  assert full["log_ratio_to_reference"] is None
+  config, judged, narrow = statistics(**{"sampling.top_k": 5})
+  assert narrow["kl_to_reference"] is None
+  np.testing.assert_allclose(narrow["log_ratio_to_reference"], expected, rtol=1e-5)
+
+  # And where no verdict could be read, no number stands for one.
+  result = arena.evaluate(config, None, judged)
+  tables = result["judges"]["judge"]
+  assert tables["metrics"] == {"tie_mass": None, "valid": 0.0}
+  assert tables["win_rate"]["other"]["base"]["mean"] is None
+  assert tables["win_rate"]["other"]["base"]["n"] == 0
+  page = report.arena(result)
+  assert "(log-ratio)" in page
+  assert "tie mass —; valid .000" in page
+
+
+def test_an_error_of_kl_takes_more_than_a_few_prompts():
+  def tie(params, prompts, a, b):
+    shape = len(prompts.index)
+    return jnp.full(shape, 0.5), jnp.ones(shape, bool), {}
+
+  config, held_out, params, drawn = made_up(2, 2)
+  judge = {"judge": judges.Judge(jnp.zeros(()), judges.pairwise(tie))}
+  judged = arena._sample_and_judge(config, held_out, 2, params, judge, drawn)
+  statistics = arena.response_statistics(config, judged)["other"]
+  assert statistics["kl_to_reference"] > 0
+  assert statistics["kl_sigma3"] is None
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
   """Two random policies as weights files, and story openings."""
@@ -165,11 +342,11 @@ def test_an_arena_of_twins_another_policy_and_the_best_of_four(
   monkeypatch.setattr(judges, "make", lambda config, tokenizer: judge)
   result = arena.run(small(files), tmp_path)
 
-  assert len(traced) == 2, "one compilation to choose the best, one to compare, in four batches"
+  assert len(traced) == 2, "one compilation to choose the best, one to compare, in five batches"
   cells = result["judges"]["judge"]["win_rate"]
   for name, cell in cells.items():
     np.testing.assert_allclose(cell[name]["mean"], 0.5, atol=1e-6)
-    assert cell["base"]["n"] == 25, "places filled up in the last batch count for nothing"
+    assert cell["base"]["n"] == 25, "every prompt counts once"
   for name, expected in (("twin", 0.5), ("best_of_4", 0.8)):
     cell = cells[name]["base"]
     assert abs(cell["mean"] - expected) < cell["sigma3"]

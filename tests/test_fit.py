@@ -13,8 +13,9 @@ from jax import numpy as jnp
 import nash_jax
 from nash_jax import fit, weights
 from nash_jax.config import resolve
+from nash_jax.data.preferences import load_preferences
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
-from nash_jax.models import gemma
+from nash_jax.models import gemma, sharding
 from nash_jax.run import checkpoint
 from nash_jax.types import Mean
 
@@ -173,14 +174,67 @@ def test_preferences_are_learned(loss, tmp_path):
   assert {"loss", "gradient_norm", "learning_rate", "accuracy"} <= set(first)
 
 
-def test_fewer_held_out_pairs_than_a_batch_are_refused(tmp_path):
-  config = settings(tmp_path, "reward", held_out=3)
-  with pytest.raises(
-    ValueError,
-    match=r"data.held_out: expected 0, or pairs for a batch of 4, "
-    r"got 3. Hold out more",
-  ):
-    fit.run(config, tmp_path / "run")
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 8])
+@pytest.mark.parametrize("count", [3, 6])
+def test_every_held_out_pair_counts_once_whatever_the_batch_size(tmp_path, count, size):
+  """Also where they are fewer than a batch."""
+  config = resolve(settings(tmp_path, "reward", held_out=count, batch_size=size))
+  tokenizer = Tokenizer(config.model.tokenizer, "plain")
+  _, held_out = load_preferences(config.data, tokenizer, config.seed)
+  asked = []
+
+  def loss(params, batch):
+    index = np.asarray(batch["prompts"].index)
+    counted = np.asarray(batch.get("counted", np.ones(size, bool)))
+    asked.extend(index[counted].tolist())
+    assert len(index) == size, "one shape, compiled once"
+    return {"loss": Mean(jnp.float32(index[counted].sum()), jnp.float32(counted.sum()))}
+
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  metrics = fit._evaluate(loss, held_out, config, place, tokenizer, {})
+  index = held_out.all()["prompts"].index
+  assert sorted(asked) == sorted(index.tolist())
+  assert metrics["eval/loss"].value() == pytest.approx(index.mean())
+
+
+def test_pairs_train_on_their_own_tokens_and_texts_on_those_predicted(tmp_path):
+  for loss in ("reward", "sft"):
+    config = resolve(settings(tmp_path, loss))
+    tokenizer = Tokenizer(config.model.tokenizer, "plain")
+    batch = load_preferences(config.data, tokenizer, config.seed)[0].batch(0, 4)
+    if loss == "sft":
+      expected = batch["loss_mask"].sum()
+    else:
+      expected = sum(x.sum() for x in (batch["prompts"].mask, batch["a_mask"], batch["b_mask"]))
+    assert fit._tokens(batch) == expected > 20
+
+
+def test_a_batch_in_which_nothing_counts_changes_nothing(sft):
+  _, setup, _ = sft
+  batch = setup.data.batch(0, 4)
+  empty = {**batch, "loss_mask": np.zeros_like(batch["loss_mask"])}
+  batch, empty = (
+    sharding.global_batch(setup.batch_sharding, 4, lambda rows, x=x: {k: x[k][rows] for k in x})
+    for x in (batch, empty)
+  )
+  before, _ = setup.train_step(setup.initial_state(), batch)
+  kept = jax.tree.map(np.array, (before.params, before.opt_state))
+  after, values = setup.train_step(before, empty)
+  jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), kept)
+  assert values["loss"].weight == values["gradient_norm"] == values["tokens"] == 0
+
+
+def test_an_evaluation_of_nothing_is_null_and_never_the_best(sft, start, tmp_path):
+  _, setup, _ = sft
+  weights = iter([1, 1, 0, 0])
+
+  def scripted(params):
+    return {"eval/loss": Mean(jnp.float32(0), jnp.float32(next(weights)))}
+
+  assert start(tmp_path, evaluate=scripted) == {"eval/loss": None}, "of the exported weights"
+  assert [x["eval/loss"] for x in lines(tmp_path) if "eval/loss" in x] == [0, 0, None]
+  _, step = checkpoint.restore_part(tmp_path, "params", setup.state_spec.params, best=True)
+  assert step == 12
 
 
 @pytest.mark.parametrize(

@@ -368,3 +368,73 @@ def test_a_one_token_gemma_has_the_exact_games_gradient():
   sampled, exact = (jax.tree.map(lambda g, i=i: g[i], grads) for i in (0, 1))
   assert max(np.max(np.abs(g)) for g in jax.tree.leaves(exact)) > 1e-3
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sampled, exact)
+
+
+def only(*pairs, samples=3):
+  valid = np.zeros((1, samples, samples), bool)
+  for i, j in pairs:
+    valid[0, i, j] = valid[0, j, i] = True
+  return valid
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_the_mean_of_the_other_rewards_leaves_out_what_could_not_be_read(missing):
+  """By hand: rewards 10 and 11 of three responses are advantages −1 and 1, whatever the offset."""
+  zero = np.zeros((1, 3, 1), np.float32)
+
+  @jax.jit
+  def slope(rewards, valid):
+    verdict = Verdict(np.full((1, 3, 3), 0.5, np.float32), valid, rewards)
+    return jax.grad(
+      lambda logp: (
+        losses.reinforce(logp, {"reference": zero}, verdict, role_weights={"reference": 0.1}).total
+      )
+    )(zero)[0, :, 0]
+
+  for offset in (0.0, 1000.0):
+    rewards = np.array([[10.0, 11.0, missing]], np.float32) + np.float32(offset)
+    for valid in (only((0, 1)), only((0, 1), (0, 2), (1, 2))):
+      np.testing.assert_allclose(slope(rewards, valid), [2 / 3, -2 / 3, 0], rtol=1e-5)
+  # One response alone has no others to be compared with.
+  alone = np.array([[10.0, missing, missing]], np.float32)
+  np.testing.assert_array_equal(slope(alone, only((0, 1), (0, 2))), 0)
+
+
+def test_centring_takes_the_mean_of_the_others_that_have_a_verdict():
+  """By hand: log-ratios 2, 4 and an unreadable response's 100."""
+  ratios = {"reference": np.array([[[2.0], [4.0], [100.0]]], np.float32)}
+  verdict = Verdict(np.full((1, 3, 3), 0.5, np.float32), only((0, 1)))
+  grad = jax.jit(
+    jax.grad(
+      lambda logp: (
+        losses.policy_gradient(
+          logp, ratios, verdict, role_weights={"reference": 1.0}, arms=1, centre=True
+        ).total
+      )
+    )
+  )(np.zeros((1, 3, 1), np.float32))
+  np.testing.assert_allclose(grad[0, :, 0], [(2 - 4) / 3, (4 - 2) / 3, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sppo", "nash_md", "egpo"])
+def test_a_win_rate_is_the_mean_over_the_verdicts_that_are_valid(name):
+  """Three opponents, of which one or two were read, are as those alone."""
+  method, logp = algorithms.get(name), np.log([[[0.3], [0.4]]], dtype=np.float32)
+  roles = dict.fromkeys(method.role_weights(CONFIG), logp + 0.5)
+  p_win = np.array([[[0.9, 0.7, 0.1], [0.2, 0.6, 0.3]]], np.float32)
+  valid = np.array([[[True, True, False], [False, True, False]]])
+  means = np.array([[[0.8], [0.6]]], np.float32)
+
+  @jax.jit
+  def slope(p_win, valid):
+    def loss(logp):
+      log_ratios = {role: logp - other for role, other in roles.items()}
+      weights = method.role_weights(CONFIG)
+      mean = method.loss(CONFIG)(logp, log_ratios, Verdict(p_win, valid), role_weights=weights)
+      return mean.total / mean.weight
+
+    return jax.grad(loss)(logp)
+
+  got, expected = slope(p_win, valid), slope(means, np.ones(means.shape, bool))
+  assert np.max(np.abs(expected)) > 1e-2
+  np.testing.assert_allclose(got, expected, rtol=1e-5)

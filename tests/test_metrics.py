@@ -202,3 +202,28 @@ def test_the_glossary_page_and_the_glossary_agree():
   rows = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \| (.+?) \|$", page, re.MULTILINE)
   assert sorted(name for name, *_ in rows) == sorted(metrics.GLOSSARY), "each explained once"
   assert all(text.strip() for row in rows for text in row)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_stops_with_its_step(tmp_path, bad):
+  """Its clipped updates are 0 or NaN: a run would learn nothing, without a word."""
+  m = start(tmp_path)
+  m.push(0, {"loss": jnp.float32(1), "gradient_norm": jnp.float32(bad)})
+  with pytest.raises(FloatingPointError, match=r"'gradient_norm' is (nan|inf) at step 0"):
+    m.push(1, {"loss": jnp.float32(1)})
+  m.close()
+  assert lines(tmp_path)[0] == {"step": 0, "loss": 1, "gradient_norm": None}
+
+
+def test_steps_without_a_verdict_are_null_and_nought_and_told_once(tmp_path, caplog):
+  nothing = Mean(jnp.float32(0), jnp.float32(0))
+  m = start(tmp_path)
+  for step in range(3):
+    values = {"loss": nothing, "p_win": nothing, "gradient_norm": jnp.float32(0)}
+    m.push(step, {**values, "valid": Mean(jnp.float32(0), jnp.float32(8))})
+  m.close()
+  line = {"loss": None, "p_win": None, "gradient_norm": 0, "valid": 0}
+  assert [{name: x[name] for name in line} for x in lines(tmp_path)] == [line] * 3
+  told = [record.message for record in caplog.records if "no verdict" in record.message]
+  assert len(told) == 1
+  assert told[0].startswith("step 0: no verdict could be read")

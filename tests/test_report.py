@@ -28,6 +28,33 @@ def test_cells_are_printed_as_the_paper_prints_them():
   assert report.number(float("nan")) == "—"
 
 
+def test_a_cell_of_too_few_prompts_says_so():
+  few = cell(1.0, 0.728, False, 5)
+  assert report.win_rate_cell(few) == "1.000 ± .728 (too few: 5)"
+  assert report.win_rate_cell(few, with_n=True) == "1.000 ± .728 (too few: 5)"
+  assert report.win_rate_cell(cell(0.6, None, False, 1)) == ".600 ± — (too few: 1)"
+  assert report.win_rate_cell(few, diagonal=True) == "1. —"
+
+
+def test_the_bootstrap_is_compared_where_it_has_a_width():
+  def ends(low, high):
+    return {"bootstrap_low": low, "bootstrap_high": high}
+
+  own = {**cell(0.5, 0.3, False), **ends(0.5, 0.5)}
+  table = {
+    "a": {
+      "a": own,
+      "b": {**cell(0.7, 0.08), **ends(0.61, 0.79)},
+      "c": {**cell(1.0, 0.3), **ends(1.0, 1.0)},
+    },
+    "b": {"b": own, "c": {**cell(1.0, 0.7, False, 5), **ends(None, None)}},
+  }
+  assert report._bootstrap_note(table) == [
+    "the bootstrap's 99.7% intervals end within .010 of ± 3σ"
+  ]
+  assert report._bootstrap_note({"b": table["b"]}) == ["no bootstrap: it takes 10 prompts"]
+
+
 def test_a_self_cell_that_is_not_one_half_shows():
   assert report.win_rate_cell(cell(0.51, 0.0, False), diagonal=True) == ".51 —"
 
@@ -91,3 +118,14 @@ def test_the_panels_are_metrics_that_exist():
   from nash_jax.run import metrics
 
   assert {name for panel in report.PANELS for name in panel[2]} <= set(metrics.GLOSSARY)
+
+
+def test_a_demo_without_a_verdict_or_a_kl_ends_with_a_dash():
+  from nash_jax.jobs import demo
+
+  nothing = {"mean": None, "sigma3": None, "n": 0}
+  rates = {"trained": {"judge": nothing, "population": nothing}}
+  summary = {"steps": 2, "seconds": 1.0, "kl_to_reference": None, "win_rate": rates}
+  told = demo._epilogue({"texts": []}, summary, "runs/demo")
+  assert "Trained beats base with — ± — under" in told
+  assert "at KL — nats" in told

@@ -1,6 +1,7 @@
 """Judges without a network: the population of annotators, and tables of preferences."""
 
 import math
+from unittest import mock
 
 import jax
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from judge_examples import make_judge, prompts_of, responses_of, settings, verdict_of
 
 from nash_jax import judges
+from nash_jax.data import judge_template
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
-from nash_jax.judges import bradley_terry, population, table
-from nash_jax.types import Answers
+from nash_jax.judges import bradley_terry, gemma, population, table
+from nash_jax.models import gemma as gemma_model
+from nash_jax.types import Answers, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,82 @@ def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
   np.save(tmp_path / "p.npy", game())
   with pytest.raises(ValueError, match="1024 pieces, got 1022 to 1025"):
     judges.make(settings("table", table=str(tmp_path / "p.npy"), first_token=1022), tokenizer)
+
+
+BAD = (np.nan, np.inf, -np.inf, -0.1, 1.1)
+
+
+def a_few(prompts, samples=2):
+  rows = [[[k + 1] for k in range(samples)]] * prompts
+  return prompts_of([[3]] * prompts, 2), responses_of(rows, 3)
+
+
+def test_a_judge_of_ones_own_that_gives_no_probability_is_not_valid_and_counted():
+  values = np.array([*BAD, 0.9], np.float32)
+
+  def compare(params, prompts, a, b):
+    return params, np.ones(values.shape, bool), {}
+
+  def bare(params, prompts, responses, opponents=None):
+    p_win = np.full((len(values), 2, 2), 0.5, np.float32)
+    p_win[:, 0, 1] = values
+    p_win[:, 1, 0] = 1 - values
+    return Verdict(p_win, np.tile(~np.eye(2, dtype=bool), (len(values), 1, 1)))
+
+  for fn in (judges.pairwise(compare), bare):
+    for form in ("soft", "sampled"):
+      verdict = judges.labels(fn, form, values, *a_few(len(values)), None, jax.random.key(0))
+      assert verdict.valid[:, 0, 1].tolist() == [False] * len(BAD) + [True]
+      assert verdict.valid[:, 1, 0].tolist() == verdict.valid[:, 0, 1].tolist()
+      assert np.isfinite(verdict.p_win).all()
+    assert all(mean.weight == 1 for mean in verdict.metrics.values())
+  exact = judges.labels(bare, "soft", values, *a_few(len(values)), None, jax.random.key(0))
+  np.testing.assert_array_equal(exact.p_win[-1, 0, 1], values[-1])
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_a_reward_that_is_not_finite_makes_no_comparison(missing):
+  """σ(∞) would be a certain win."""
+  rewards = jax.device_put(np.array([1.0, 3.0, missing], np.float32))
+  fn = judges.pairwise(bradley_terry.compare, lambda *_: rewards, scalar=True)
+  verdict = judges.labels(fn, "soft", None, *a_few(1, 3), None, jax.random.key(0))
+  assert verdict.valid[0].tolist() == [[False, True, False], [True, False, False], [False] * 3]
+  np.testing.assert_allclose(verdict.p_win[0, 1, 0], 1 / (1 + np.exp(-2)), rtol=1e-6)
+  assert verdict.metrics["tie_mass"].weight == 1
+  opposed = fn(None, *a_few(1, 3), a_few(1, 3)[1])
+  assert opposed.valid[0].tolist() == [[True, True, False]] * 2 + [[False] * 3]
+
+
+def test_logits_that_are_not_finite_are_no_verdict_and_no_agreement(tokenizer):
+  """As of a judge whose numbers overflow."""
+  first, second = (np.array(x, np.float32) for x in ([2.0, np.nan, np.inf], [1.0, 1.0, 1.0]))
+  config = settings("gemma")
+  judge = gemma.make(config, tokenizer, params={})
+  with mock.patch.object(gemma, "_margins", return_value=(first, second)):
+    verdict = judge.fn({}, *a_few(3))
+  assert verdict.valid[:, 0, 1].tolist() == [True, False, False]
+  assert verdict.metrics["flip_rate"].weight == 1
+  assert np.isfinite(verdict.p_win).all()
+
+
+def test_pairs_of_a_preference_batch_that_do_not_count_weigh_nothing(tokenizer):
+  model = gemma_model.preset("tiny")
+  margin = np.array([2.0, -1.0, 3.0, 0.5], np.float32)
+  counted = np.array([True, True, False, True])
+  p_win = np.array([1.0, 0.0, 0.2, 0.5], np.float32)
+  word = np.ones((4, 1), bool)
+  batch = {"prompts": None, "p_win": p_win, "a_tokens": word, "a_mask": word, "counted": counted}
+  batch |= {"b_tokens": word, "b_mask": word}
+  each = -(
+    p_win * np.log(1 / (1 + np.exp(-margin))) + (1 - p_win) * np.log(1 / (1 + np.exp(margin)))
+  )
+  rewards = np.stack([margin, np.zeros(4, np.float32)], 1).reshape(-1)
+  with mock.patch.object(bradley_terry, "rewards", return_value=rewards):
+    of_rewards = bradley_terry.reward_loss({}, batch, model_config=model, options={})
+  layout = judge_template.layout("stories", tokenizer)
+  with mock.patch.object(gemma, "_margins", return_value=(margin, margin)):
+    of_judge = gemma.pairwise_loss({}, batch, model_config=model, template=layout, options={})
+  for means, presentations in ((of_rewards, 1), (of_judge, 2)):
+    np.testing.assert_allclose(means["loss"].value(), each[counted].mean(), rtol=1e-5)
+    assert means["loss"].weight == 3 * presentations
+    assert (means["accuracy"].total, means["accuracy"].weight) == (2, 2)

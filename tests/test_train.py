@@ -10,7 +10,9 @@ import pytest
 import tiny
 from jax import numpy as jnp
 
+from configs import short_game
 from nash_jax import policy, train
+from nash_jax.config import resolve
 from nash_jax.models import gemma, logprobs
 from nash_jax.run import checkpoint, metrics
 from nash_jax.types import Prompts
@@ -292,3 +294,47 @@ def test_a_run_starts_from_the_target_of_another_and_copies_its_own_periodically
   assert second["kl_to_target"] == pytest.approx(second["kl_to_reference"], abs=1e-6)
   model = gemma.preset("tiny", num_embed=1024)
   assert_same(policy.load_weights(config.model.weights, model), whole[1].state.target)
+
+
+def assert_nothing_learned(workdir, done, first):
+  assert_same(done.state.params, first.params)
+  assert_same(done.state.opt_state, first.opt_state)
+  *steps, _ = lines(workdir)
+  for line in steps:
+    assert line["valid"] == line["gradient_norm"] == 0
+    assert line["loss"] is line["p_win"] is None
+
+
+def test_a_run_of_unreadable_verdicts_goes_on_with_the_parameters_it_has(
+  start, assembled, tmp_path
+):
+  def unread(*args):
+    verdict = assembled.programs.judge(*args)
+    return verdict.replace(valid=jnp.zeros_like(verdict.valid))
+
+  done = start(tmp_path, judge=unread)
+  assert done.state.step == 6
+  assert_nothing_learned(tmp_path, done, assembled.programs.init(assembled.reference))
+  assert checkpoint._steps(checkpoint._folder(tmp_path)) == [3, 6]
+
+
+@pytest.mark.slow
+def test_a_table_that_reads_other_tokens_than_are_drawn_teaches_nothing(tmp_path):
+  """The tokens drawn are 7 to 10, the table reads 11 to 14."""
+  config = short_game.get_config()
+  config.update_from_flattened_dict({"judge.first_token": 11, "evaluation.exact": False})
+  config.update_from_flattened_dict({"steps": 4, "evaluation.every": 2, "checkpoint.every": 2})
+  config.prompts.batch_size = 8
+  setup = train.set_up(resolve(config))
+  done = train.run(config, tmp_path, progress=False)
+  assert_nothing_learned(tmp_path, done, setup.initial_state())
+  assert [line.get("eval/win_rate_vs_reference", 0) for line in lines(tmp_path)] == [
+    None, 0, None, 0, None
+  ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_prox_weight_that_overflows_the_gradient_stops_the_run(tmp_path):
+  config = tiny.train({"algorithm.eta": 1e-30})
+  with pytest.raises(FloatingPointError, match=r"'gradient_norm' is (inf|nan) at step \d"):
+    train.run(config, tmp_path, progress=False)

@@ -260,3 +260,142 @@ def test_schedules_warm_up_to_the_peak_and_end_at_the_final_fraction(shape):
   np.testing.assert_allclose(max(rates), rates[4], rtol=1e-6)
   np.testing.assert_allclose(rates[4], peak, rtol=1e-5)
   np.testing.assert_allclose(rates[20], peak if shape == "constant" else peak / 4, rtol=1e-5)
+
+
+def with_verdict(x, **fields):
+  return x.replace(verdict=x.verdict.replace(**fields))
+
+
+@pytest.mark.parametrize("name", ["nash_mp", "online_ipo"])
+def test_a_batch_without_a_valid_comparison_leaves_parameters_and_optimiser_alone(name):
+  """Momentum and weight decay would move them though the gradient is 0."""
+  rule, x = make(algorithm__name=name, optimizer__weight_decay=0.1), batch()
+  before, _ = rule.train_step(rule.init(logits(0)), logits(2), x)
+  unread = with_verdict(x, valid=np.zeros_like(x.verdict.valid))
+  after, values = rule.train_step(before, logits(2), unread)
+  kept = ("params", "opt_state")
+  for field in kept:
+    jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
+  assert after.step == before.step + 1
+  assert values["valid"].value() == values["gradient_norm"] == 0
+  assert values["loss"].weight == values["p_win"].weight == 0
+  again, values = rule.train_step(after, logits(2), x)
+  assert np.max(np.abs(again.params["w"] - after.params["w"])) > 1e-3
+  assert values["valid"].value() == 5 / 8
+  assert rule.train_step._cache_size() == 1
+
+
+def test_a_micro_batch_without_a_valid_comparison_weighs_nothing():
+  """As where the batch is one part: each part takes every second row."""
+  x, results = batch(), []
+  x.verdict.valid[::2] = False
+  for parts in (1, 2):
+    rule = make(optimizer__micro_batches=parts)
+    results.append(gradient(rule.train_step(rule.init(logits(0)), logits(2), x)[0]))
+  assert np.max(np.abs(results[0])) > 1e-3
+  np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_clipped_once_by_the_mean_of_all_micro_batches():
+  steps = []
+  for parts in (1, 4):
+    options = {"optimizer__name": "sgd", "optimizer__clip_norm": 0.01}
+    rule = make(optimizer__micro_batches=parts, **options)
+    start = rule.init(logits(0)).replace(target=logits(1))
+    after, values = rule.train_step(start, logits(2), batch())
+    assert values["gradient_norm"] > 0.1
+    steps.append((after.params["w"] - start.params["w"]) / values["learning_rate"])
+  np.testing.assert_allclose(np.linalg.norm(steps[0]), 0.01, rtol=1e-4)
+  np.testing.assert_allclose(*steps, rtol=1e-4, atol=1e-7)
+
+
+SCHEDULED = [
+  "egpo",
+  *(pytest.param(name, marks=pytest.mark.slow) for name in algorithms.ALGORITHMS if name != "egpo"),
+]
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_the_learning_rate_that_is_logged_is_the_one_applied(name):
+  """And it is the schedule's after so many of the run's steps, also where EGPO goes back."""
+  options = {"schedule": "linear", "final_fraction": 0.0, "warmup_steps": 4, "name": "sgd"}
+  rule = make(
+    algorithm__name=name, steps=12, **{f"optimizer__{k}": value for k, value in options.items()}
+  )
+  state = rule.init(logits(0))
+  for step in range(12):
+    before = state
+    state, values = rule.train_step(before, logits(2), batch())
+    moved = np.linalg.norm(state.params["w"] - before.params["w"])
+    expected = 0.1 * (0.25 + 0.75 * step / 4 if step < 4 else (12 - step) / 8)
+    np.testing.assert_allclose(values["learning_rate"], expected, rtol=1e-5)
+    if values["gradient_norm"] > 1e-2:
+      np.testing.assert_allclose(moved / values["gradient_norm"], expected, rtol=2e-3)
+    state = rule.apply_copies(state, rule.copies_due(step + 1))
+    assert optax.tree.get(state.opt_state, "count") <= step + 1
+
+
+@pytest.mark.parametrize("name", ["nash_mp", "online_ipo"])
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_verdict_that_is_no_probability_weighs_nothing_and_is_counted(name, marked):
+  """NaN and infinity too where the judge itself says that they are not valid."""
+  rule, x = make(algorithm__name=name), batch()
+  bad, kept = np.array([0, 2, 3, 6]), np.array([7])
+  p_win, valid = x.verdict.p_win.copy(), x.verdict.valid.copy()
+  p_win[bad] = np.array([np.nan, np.inf, -0.2, 1.5], np.float32)[:, None, None]
+  p_win[1] = np.nan
+  valid[bad] &= not marked
+  start = rule.init(logits(0)).replace(target=logits(1))
+  state, values = rule.train_step(start, logits(2), with_verdict(x, p_win=p_win, valid=valid))
+  none = np.zeros_like(valid)
+  none[kept] = x.verdict.valid[kept]
+  alone, _ = rule.train_step(start, logits(2), with_verdict(x, valid=none))
+  assert np.max(np.abs(gradient(alone))) > 1e-3
+  np.testing.assert_allclose(gradient(state), gradient(alone), rtol=1e-5, atol=1e-7)
+  assert values["valid"].value() == 1 / 8
+  np.testing.assert_allclose(values["p_win"].value(), x.verdict.p_win[7, 0, 1], rtol=1e-6)
+
+
+def test_wins_and_valid_comparisons_are_means_over_all_pairs():
+  """Each pair once: three responses of a prompt, one of them unreadable, are one pair of three."""
+  rng = np.random.default_rng(1)
+  p_win = rng.random((B, 3, 3), np.float32)
+  valid = np.broadcast_to(~np.eye(3, dtype=bool), p_win.shape).copy()
+  valid[:, 0] = valid[:, :, 0] = False
+  responses = jax.tree.map(lambda leaf: leaf[:, [0, 1, 0]], batch().responses)
+  among = update._batch_metrics(responses, Verdict(p_win, valid), True)
+  assert among["valid"].value() == pytest.approx(1 / 3)
+  np.testing.assert_allclose(among["p_win"].value(), p_win[:, 1, 2].mean(), rtol=1e-6)
+  opposed = update._batch_metrics(responses, Verdict(p_win, valid | True), False)
+  assert opposed["valid"].value() == 1
+  np.testing.assert_allclose(opposed["p_win"].value(), p_win.mean(), rtol=1e-6)
+
+
+def metric_names(**changes):
+  rule = make(**changes)
+  state = jax.eval_shape(rule.init, logits(0))
+  _, values = jax.eval_shape(rule.train_step, state, logits(2), batch())
+  return {name for name in values if "_to_" in name}
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_a_mean_log_ratio_is_called_kl_only_over_the_policys_own_samples(name):
+  own = algorithms.get(name).player == "policy"
+  names = metric_names(algorithm__name=name)
+  assert names
+  assert {x.split("_to_")[0] for x in names} == {"kl" if own else "log_ratio"}
+  assert names <= set(metrics.GLOSSARY)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"sampling__top_k": 5},
+    {"sampling__top_k": 5, "sampling__top_p": 0.9},
+    {"algorithm__behaviour_temperature": 1.5},
+  ],
+)
+def test_a_mean_log_ratio_over_a_distorted_distribution_is_no_kl(change):
+  assert metric_names(algorithm__name="online_dpo", **change) == {"log_ratio_to_reference"}
+  # The temperature is the trained distribution's own.
+  assert metric_names(sampling__temperature=0.5) == {"kl_to_reference", "kl_to_target"}

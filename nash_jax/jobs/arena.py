@@ -21,8 +21,9 @@ import tqdm
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
+from scipy import special
 
-from nash_jax import judges, keys, report
+from nash_jax import judges, keys, report, sampler
 from nash_jax.config import describe, resolve
 from nash_jax.data.corpus import Examples
 from nash_jax.data.prompts import load_prompts
@@ -30,10 +31,40 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.policy import Policy, load_weights_and_step, make_policy, tokenizer_and_model
 from nash_jax.run import files
 from nash_jax.run.checkpoint import differences
-from nash_jax.types import Prompts, Responses, Verdict
+from nash_jax.types import Mean, Prompts, Responses, Verdict
 from nash_jax.validation import file_name, require
 
-TAIL = 0.0015  # what the bootstrap's interval leaves on each side: 99.7% are within 3σ
+TAIL = 0.0015  # what an interval leaves on each side: 99.7% are within 3σ
+AGREE = 1e-6  # a standard error below which prompts are told apart by rounding alone
+
+
+def interval(
+  mean: Float[np.ndarray, "*p"], error: Float[np.ndarray, "*p"], n: Float[np.ndarray, "*p"]
+) -> tuple[Float[np.ndarray, "*p"], Float[np.ndarray, "*p"]]:
+  """Returns the ends of the 99.7% intervals of means of n values in [0, 1]; NaN where n = 0.
+
+  Clopper and Pearson's interval, of n*·mean wins in n* trials. n* is Korn and Graubard's (1998)
+  effective number, mean·(1 − mean) / error² with Student's t for the normal quantile. Where prompts
+  are fewer than report.FEW, or all agree, the error is no guide, and n* is n. What n prompts have
+  not shown may be a share u = 1 − TAIL^(1/n) of all, as in the "rule of three": the interval also
+  holds the mean if that share went the other way, so fewer than ten are never clear of one half.
+
+  Args:
+    error: the standard error of the mean; NaN where n = 1.
+  """
+
+  def lower(mean, trials):
+    wins = mean * trials
+    return np.where(wins > 0, special.betaincinv(wins, trials - wins + 1, TAIL), 0.0)
+
+  with np.errstate(all="ignore"):
+    shrink = special.ndtri(TAIL) / special.stdtrit(np.maximum(n - 1, 1), TAIL)
+    effective = mean * (1 - mean) * (shrink / error) ** 2
+    trials = np.where((n >= report.FEW) & (error > AGREE), effective, n)
+    turned = mean + (1 - TAIL ** (1 / n)) * (1 - 2 * mean)
+    low = np.minimum(lower(mean, trials), turned)
+    high = np.maximum(1 - lower(1 - mean, trials), turned)
+  return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
 def win_rates(
@@ -44,14 +75,18 @@ def win_rates(
 ) -> dict[str, np.ndarray]:
   """Returns tables of win rates and their intervals, [P P], for N prompts and P policies.
 
-  `mean` over prompts; `sigma3`, 3 std of the prompts' means / sqrt(n); `n` prompts that counted;
-  `low` and `high` of a bootstrap over prompts, 99.7%; `significant`, mean ± sigma3 clear of one
-  half. NaN where nothing counted; sigma3 is NaN where n = 1.
+  `mean` over prompts; `n` prompts that counted; `low` and `high`, see `interval`; `significant`,
+  these clear of one half. `sigma3`: 3 std of the prompts' means / sqrt(n), or what one prompt more
+  that went the other way would make of it, if that is greater; the farther end of the interval
+  where prompts are fewer than report.FEW or all agree. `bootstrap_low` and `bootstrap_high`: the
+  99.7% interval of a bootstrap over prompts, where there are enough. NaN where nothing counted;
+  sigma3 is NaN where n = 1.
 
   Args:
     p_win: the probability that one sample beats another, of every pair of samples.
-    valid: which pairs count.
+    valid: which pairs count; one whose p_win is no probability does not.
   """
+  valid = valid & (p_win >= 0) & (p_win <= 1)
   pairs = valid.sum(axis=(2, 4))
   total = np.sum(p_win, axis=(2, 4), where=valid, dtype=np.float64)
   values, present = total / np.maximum(pairs, 1), (pairs > 0).astype(float)  # [N P P']
@@ -59,13 +94,19 @@ def win_rates(
   times = np.random.default_rng(seed).multinomial(prompts, [1 / prompts] * prompts, resamples)
   with np.errstate(invalid="ignore", divide="ignore"):
     mean = values.sum(axis=0) / n
-    sigma = np.sqrt((present * (values - mean[None]) ** 2).sum(axis=0) / (n - 1) / n)
+    error = np.sqrt((present * (values - mean[None]) ** 2).sum(axis=0) / (n - 1) / n)
     means = np.tensordot(times, values, 1) / np.tensordot(times, present, 1)
-  ends = np.nanquantile(np.where(n > 0, means, 0), [TAIL, 1 - TAIL], axis=0)
-  low, high = np.where(n > 0, ends, np.nan)
+    one_other_way = np.abs(2 * mean - 1) / np.sqrt(n * (n + 1))
+    low, high = interval(mean, error, n)
+  enough = n >= report.FEW
+  ends = np.nanquantile(np.where(enough, means, 0), [TAIL, 1 - TAIL], axis=0)
+  bootstrap_low, bootstrap_high = np.where(enough, ends, np.nan)
+  farther = np.where(n > 1, np.maximum(mean - low, high - mean), np.nan)
+  sigma3 = np.where(enough & (error > AGREE), 3 * np.maximum(error, one_other_way), farther)
   return {
-    "mean": mean, "sigma3": 3 * sigma, "n": n.astype(int), "low": low, "high": high,
-    "significant": np.abs(mean - 0.5) > 3 * sigma,  # never, where either is NaN
+    "mean": mean, "sigma3": sigma3, "n": n.astype(int), "low": low, "high": high,
+    "significant": (low > 0.5) | (high < 0.5),  # never, where they are NaN
+    "bootstrap_low": bootstrap_low, "bootstrap_high": bootstrap_high,
   }  # fmt: skip
 
 
@@ -86,9 +127,12 @@ def distinct_bigrams(tokens: Int[np.ndarray, "N L"], lengths: Int[np.ndarray, "N
 
 
 def choose_best(p_win: Float[Array, "N K K"], valid: Bool[Array, "N K K"]) -> Int[Array, "N"]:
-  """Returns the index of the response that wins most against the others of its prompt."""
-  wins = jnp.sum(jnp.where(valid, p_win, 0.0), axis=-1)
-  return jnp.argmax(wins / jnp.maximum(jnp.sum(valid, axis=-1), 1), axis=-1)
+  """Returns the index of the response that wins most against the others of its prompt.
+
+  One that could be compared with no other is chosen only where none could be: then the first.
+  """
+  wins, compared = jnp.sum(jnp.where(valid, p_win, 0.0), axis=-1), jnp.sum(valid, axis=-1)
+  return jnp.argmax(jnp.where(compared > 0, wins / jnp.maximum(compared, 1), -1.0), axis=-1)
 
 
 def _make_best_of(policy: Policy, samples: int, best_of: int, judge_fn: judges.JudgeFn) -> Callable:
@@ -101,7 +145,7 @@ def _make_best_of(policy: Policy, samples: int, best_of: int, judge_fn: judges.J
       return responses
     groups = jax.tree.map(lambda leaf: leaf.reshape(-1, best_of, *leaf.shape[2:]), responses)
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), prompts)
-    verdict = judge_fn(judge_params, repeated, groups, None)
+    verdict = judge_fn(judge_params, repeated, groups, None).checked()
     best = choose_best(verdict.p_win, verdict.valid)
     rows = jnp.arange(len(best))
     return jax.tree.map(lambda x: x[rows, best].reshape(-1, samples, *x.shape[2:]), groups)
@@ -131,10 +175,12 @@ def _sample_and_judge(
   selector = judges_by_name[config.select_judge]
   sizes = {entry.best_of for entry in config.policies.values()}
   samplers = {n: _make_best_of(policy, config.samples, n, selector.fn) for n in sizes}
-  compare = {
-    name: functools.partial(jax.jit(judge.fn), judge.params)
-    for name, judge in judges_by_name.items()
-  }
+
+  def make_compare(judge):
+    fn = jax.jit(lambda params, *responses: judge.fn(params, *responses, None).checked())
+    return functools.partial(fn, judge.params)
+
+  compare = {name: make_compare(judge) for name, judge in judges_by_name.items()}
 
   @jax.jit
   def log_ratio(params, base, prompts, responses):
@@ -144,13 +190,12 @@ def _sample_and_judge(
     )
     return jnp.sum(logp - base_logp, axis=-1)
 
-  # Batches of one size, chosen to leave the last one as full as possible.
-  num_batches = -(-count // config.prompts.batch_size)
+  num_batches = _num_batches(count, config.prompts.batch_size)
   size = -(-count // num_batches)
   batches, base = [], params_by_name[config.base]
   interval = 0.5 if sys.stderr.isatty() else 30
   for batch in tqdm.tqdm(range(num_batches), "arena", unit="batch", mininterval=interval):
-    prompts = held_out.all(np.arange(batch * size, (batch + 1) * size) % count)
+    prompts = held_out.all(range(batch * size, min((batch + 1) * size, count)))
     by_policy, log_ratios = {}, {}
     for name, params in params_by_name.items():
       key, best_of = keys.key(config.seed, f"arena/{name}", batch), config.policies[name].best_of
@@ -158,35 +203,51 @@ def _sample_and_judge(
       if best_of == 1:
         log_ratios[name] = log_ratio(params, base, prompts, by_policy[name])
     responses = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *by_policy.values())
-    verdicts = {name: judge(prompts, responses, None) for name, judge in compare.items()}
+    verdicts = {name: judge(prompts, responses) for name, judge in compare.items()}
     batches.append(jax.device_get((responses, verdicts, log_ratios)))
   joined = jax.tree.map(
-    lambda *parts: np.concatenate(parts)[:count] if np.ndim(parts[0]) else sum(parts), *batches
+    lambda *parts: np.concatenate(parts) if np.ndim(parts[0]) else sum(parts), *batches
   )
   return Judged(held_out.all(np.arange(count)), *joined)
+
+
+def _num_batches(count: int, most: int) -> int:
+  """Returns into how many batches, of at most `most`, prompts are divided.
+
+  As few as can be equal, so that every program compiles once; where that takes more than twice the
+  least number, the least, and the last batch is smaller. No batch is filled up: its judge would be
+  paid for prompts that do not count, and its metrics would count them.
+  """
+  least = -(-count // most)
+  return next((n for n in range(least, 2 * least + 1) if count % n == 0), least)
 
 
 def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[str, Any]]:
   """Returns the properties of each policy's responses.
 
   KL is to config.base, in nats a response: the mean over the policy's own samples of
-  Σ log π(y) − log π_base(y). Best-of-n has no such log-probability: `best_of_kl_bound` is
+  Σ log π(y) − log π_base(y). Under top-k or top-p they are no samples of π, and the mean is
+  `log_ratio_to_reference`. Best-of-n has no such log-probability: `best_of_kl_bound` is
   log n − (n−1)/n, an upper bound of its KL to the policy it picks from. Lengths in tokens,
-  stop token included; bigrams without it.
+  stop token included; bigrams without it. `kl_sigma3`, of either, takes report.FEW prompts.
   """
-  out = {}
+  out, truncated = {}, sampler.truncates(config.sampling)
   for i, (name, policy) in enumerate(config.policies.items()):
     part = slice(i * config.samples, (i + 1) * config.samples)
     samples = jax.tree.map(lambda x, part=part: np.concatenate(x[:, part]), judged.responses)
     lengths, n = samples.mask.sum(axis=-1), policy.best_of
-    kl = sigma3 = bound = None
+    log_ratio = sigma3 = bound = None
     if n == 1:
       ratios = judged.log_ratios[name].mean(axis=1, dtype=np.float64)
-      kl, sigma3 = ratios.mean(), 3 * ratios.std(ddof=1) / math.sqrt(len(ratios))
+      log_ratio = ratios.mean()
+      if len(ratios) >= report.FEW:
+        sigma3 = 3 * ratios.std(ddof=1) / math.sqrt(len(ratios))
     else:
       bound = math.log(n) - (n - 1) / n
     out[name] = {
-      "weights": policy.weights, "best_of": n, "kl_to_reference": kl, "kl_sigma3": sigma3,
+      "weights": policy.weights, "best_of": n,
+      "kl_to_reference": None if truncated else log_ratio,
+      "log_ratio_to_reference": log_ratio if truncated else None, "kl_sigma3": sigma3,
       "best_of_kl_bound": bound, "length": lengths.mean(),
       "distinct2": distinct_bigrams(samples.tokens, lengths - samples.stopped),
       "stopped": samples.stopped.mean(),
@@ -195,6 +256,12 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
     for field in ("length", "distinct2"):
       statistics[f"{field}_ratio"] = statistics[field] / out[config.base][field]
   return out
+
+
+def _share_valid(verdict: Verdict) -> Mean:
+  """Returns the share of pairs of different responses that have a valid verdict."""
+  i, j = np.triu_indices(verdict.valid.shape[-1], 1)
+  return Mean.from_values(verdict.valid[:, i, j])
 
 
 def _texts(config, tokenizer: Tokenizer, prompts: Prompts, responses: Responses) -> list[dict]:
@@ -232,7 +299,10 @@ def evaluate(config: ConfigDict, tokenizer: Tokenizer, judged: Judged) -> dict[s
     by_judge[name] = {
       "win_rate": cells(p_win, valid),
       "length_matched": cells(p_win, valid & matched),
-      "metrics": {m: float(v.value()) for m, v in verdict.metrics.items() if v.weight},
+      "metrics": {
+        metric: float(mean.total / mean.weight) if mean.weight else None
+        for metric, mean in {**verdict.metrics, "valid": _share_valid(verdict)}.items()
+      },
     }
   result = {
     "prompts": len(judged.prompts.tokens), "samples": config.samples, "base": config.base,

@@ -14,7 +14,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nash_jax.types import Answers, Mean, Params, Prompts, Verdict
+from nash_jax.types import Answers, Mean, Params, Prompts, Verdict, checked_probability
 
 TIE = 0.05  # |p - 1/2| below which a pair counts as a tie, in metrics only
 
@@ -48,10 +48,11 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
 
   Args:
     compare: (params, prompts of N pairs, readings of a, readings of b) -> (P(a ≻ b), valid,
-      metrics). The metric `tie_mass` is added.
+      metrics). The metric `tie_mass` is added. A P that is not in [0, 1] is not valid.
     read: (params, N prompts, Answers) -> readings, arrays with leading axis N; runs once for each
       response.
-    scalar: readings are rewards, which the verdict then holds too.
+    scalar: readings are rewards, which the verdict then holds too; comparisons of one that is not
+      finite are not valid.
   """
 
   def read_all(params, prompts, responses):
@@ -73,6 +74,9 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
     firsts = jax.tree.map(lambda leaf: _flatten(leaf[:, i]), a)
     seconds = jax.tree.map(lambda leaf: _flatten(leaf[:, j]), b)
     p, valid, metrics = compare(params, _repeat(prompts, len(i)), firsts, seconds)
+    if scalar:
+      valid = valid & jnp.isfinite(firsts) & jnp.isfinite(seconds)
+    p, valid = checked_probability(p, valid)
     metrics = {**metrics, "tie_mass": Mean.from_values(jnp.abs(p - 0.5) < TIE, valid)}
     shape = (batch, samples, num_opponents)
     p, valid = p.reshape(batch, -1), valid.reshape(batch, -1)
@@ -87,7 +91,7 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
 
 def labels(fn: JudgeFn, form: str, params, prompts, responses, opponents, key: Array) -> Verdict:
   """Returns fn's verdict; with form="sampled", each probability is replaced by a Bernoulli draw."""
-  verdict = fn(params, prompts, responses, opponents)
+  verdict = fn(params, prompts, responses, opponents).checked()
   if form == "soft":
     return verdict
   wins = jax.random.bernoulli(key, verdict.p_win).astype(verdict.p_win.dtype)

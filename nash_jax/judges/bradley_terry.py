@@ -44,7 +44,7 @@ def reward_loss(
   """Returns cross-entropy (nats) of σ(R - R') against p_win, and accuracy where p_win != 1/2.
 
   Args:
-    batch: of preferences, as from data.preferences.load_preferences.
+    batch: of preferences, as from data.preferences.load_preferences; with `counted` [B], of some.
     options: gemma.forward's (dtype, remat).
   """
   pairs = (jnp.stack([batch[f"a_{name}"], batch[f"b_{name}"]], 1) for name in ("tokens", "mask"))
@@ -54,7 +54,11 @@ def reward_loss(
   margin, p_win = a - b, batch["p_win"]
   soft = p_win * jax.nn.log_sigmoid(margin) + (1 - p_win) * jax.nn.log_sigmoid(-margin)
   right = (margin > 0) == (p_win > 0.5)
-  return {"loss": Mean.from_values(-soft), "accuracy": Mean.from_values(right, p_win != 0.5)}
+  counted = batch.get("counted", jnp.ones(p_win.shape, bool))
+  return {
+    "loss": Mean.from_values(-soft, counted),
+    "accuracy": Mean.from_values(right, counted & (p_win != 0.5)),
+  }
 
 
 def compare(params, prompts, a: Array, b: Array) -> tuple[Array, Array, dict[str, Mean]]:

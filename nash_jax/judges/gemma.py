@@ -66,7 +66,7 @@ def pairwise_loss(
   """Returns cross-entropy (nats) against p_win, both orders, and the averaged verdict's accuracy.
 
   Args:
-    batch: of preferences, as from data.preferences.load_preferences.
+    batch: of preferences, as from data.preferences.load_preferences; with `counted` [B], of some.
     options: gemma.forward's (dtype, remat).
   """
   a, b = Answers(batch["a_tokens"], batch["a_mask"]), Answers(batch["b_tokens"], batch["b_mask"])
@@ -75,7 +75,11 @@ def pairwise_loss(
   soft = p_win[:, None] * jax.nn.log_sigmoid(margins)
   soft += (1 - p_win[:, None]) * jax.nn.log_sigmoid(-margins)
   right = (_average(first, second) > 0.5) == (p_win > 0.5)
-  return {"loss": Mean.from_values(-soft), "accuracy": Mean.from_values(right, p_win != 0.5)}
+  counted = batch.get("counted", jnp.ones(p_win.shape, bool))
+  return {
+    "loss": Mean.from_values(-soft, counted[:, None]),
+    "accuracy": Mean.from_values(right, counted & (p_win != 0.5)),
+  }
 
 
 def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
@@ -86,11 +90,12 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
 
   def compare(params: Params, prompts: Prompts, a: Answers, b: Answers) -> Comparison:
     first, second = _margins(params, model_config, layout, prompts, a, b, **options)
-    metrics = {"flip_rate": Mean.from_values((first > 0) != (second > 0))}
+    valid = jnp.isfinite(first) & jnp.isfinite(second)
+    metrics = {"flip_rate": Mean.from_values((first > 0) != (second > 0), valid)}
     if layout.max_tokens:
       cut = shown(layout, prompts, a, b)[1]
       metrics |= {"judge_cut": Mean.from_values(cut > 0), "judge_cut_tokens": Mean.from_values(cut)}
-    return _average(first, second), jnp.ones(first.shape, bool), metrics
+    return _average(first, second), valid, metrics
 
   if params is None:
     params = load(config.model, model_config, gemma.init, mesh)

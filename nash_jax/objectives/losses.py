@@ -39,13 +39,13 @@ def policy_gradient(
     role_weights: of each role's log-ratio: β for the reference, β/η for the target.
     arms: 2 where opponents are the policy's own samples, so that both sides of every comparison
       carry a gradient, in expectation twice the objective's; 1 otherwise.
-    centre: subtract from each log-ratio the mean over the prompt's other responses, which keeps the
-      expectation and lowers the variance at large KL.
+    centre: subtract from each log-ratio the mean over the prompt's other responses, of those with a
+      valid comparison, which keeps the expectation and lowers the variance at large KL.
     to_go: count in a token's coefficient the log-ratios of this and later tokens only, which keeps
       the expectation on policy (Munos et al. 2312.00886, section 7).
   """
   wins, compared = _mean_wins(verdict)
-  penalty = _penalty(log_ratios, role_weights, centre, to_go)
+  penalty = _penalty(log_ratios, role_weights, compared, centre, to_go)
   return _surrogate(logp, 0.5 - wins[..., None] + penalty, compared, arms)
 
 
@@ -61,14 +61,16 @@ def reinforce(
   """Surrogate of REINFORCE with leave-one-out rewards: coef = −(R_k − mean_{j≠k} R_j) + penalty.
 
   Both arms count, as in `policy_gradient` with arms = 2: the expectation of the gradient is 2·∇ of
-  −E[R] + Σ_role role_weights[role]·KL. Source: RLOO, Ahmadian et al. 2402.14740.
+  −E[R] + Σ_role role_weights[role]·KL. Source: RLOO, Ahmadian et al. 2402.14740. A response that
+  the judge could not read counts neither in the loss nor in the mean of the others.
   """
   assert verdict.rewards is not None, "algorithms.needs_rewards holds only judges with rewards"
-  _, compared = _mean_wins(verdict)
-  rewards = jnp.where(compared, verdict.rewards, 0.0)  # NaN where the judge could not read y
-  advantage = rewards - _mean_of_others(rewards)
-  penalty = _penalty(log_ratios, role_weights, centre, to_go)
-  return _surrogate(logp, penalty - advantage[..., None], compared, arms=2)
+  counted = _mean_wins(verdict)[1] & jnp.isfinite(verdict.rewards)
+  counted &= jnp.sum(counted, axis=1, keepdims=True) > 1  # else there is no mean of the others
+  rewards = jnp.where(counted, verdict.rewards, 0.0)
+  advantage = rewards - _mean_of_others(rewards, counted)
+  penalty = _penalty(log_ratios, role_weights, counted, centre, to_go)
+  return _surrogate(logp, penalty - advantage[..., None], counted, arms=2)
 
 
 def regression(
@@ -88,7 +90,8 @@ def regression_to_opponent(
 ) -> Mean:
   """Mean of (h(y) − h(y') − scale·[P(y≻y'') − P(y'≻y'')])² over pairs; y'' is the opponent's.
 
-  Source: EGPO, Zhou et al. 2503.08942. P is averaged over the J responses y''.
+  Source: EGPO, Zhou et al. 2503.08942. P is averaged over the responses y'' with which the
+  comparison is valid.
   """
   wins, compared = _mean_wins(verdict)
   error = _differences(_weighted(log_ratios, role_weights)) - scale * _differences(wins)
@@ -118,20 +121,31 @@ def _surrogate(logp: Logp, coefficient: Array, compared: Array, arms: int) -> Me
   return Mean(jnp.sum(weight * terms) * arms / samples, jnp.sum(weight) / samples)
 
 
-def _penalty(log_ratios: LogRatios, role_weights: Weights, centre: bool, to_go: bool):
+def _penalty(
+  log_ratios: LogRatios,
+  role_weights: Weights,
+  counted: Bool[Array, "B K"],
+  centre: bool,
+  to_go: bool,
+):
   """Returns Σ_role weight·log_ratio, of tokens to go or whole responses: [B K L] or [B K 1]."""
 
   def penalise(log_ratio):
     total = jnp.sum(log_ratio, axis=-1, keepdims=True)
-    counted = jnp.flip(jnp.cumsum(jnp.flip(log_ratio, -1), axis=-1), -1) if to_go else total
-    return counted - _mean_of_others(total) if centre else counted
+    summed = jnp.flip(jnp.cumsum(jnp.flip(log_ratio, -1), axis=-1), -1) if to_go else total
+    return summed - _mean_of_others(total, counted) if centre else summed
 
   return sum(weight * penalise(log_ratios[role]) for role, weight in role_weights.items())
 
 
-def _mean_of_others(values: Float[Array, "B K *_"]) -> Float[Array, "B K *_"]:
-  """Returns the mean over the prompt's other responses, which are axis 1."""
-  return (jnp.sum(values, axis=1, keepdims=True) - values) / (values.shape[1] - 1)
+def _mean_of_others(
+  values: Float[Array, "B K *_"], counted: Bool[Array, "B K"]
+) -> Float[Array, "B K *_"]:
+  """Returns the mean over the prompt's other counted responses (axis 1); 0 where there are none."""
+  weight = counted.reshape(*counted.shape, *[1] * (values.ndim - 2)).astype(values.dtype)
+  values = jnp.where(weight > 0, values, 0.0)
+  others = jnp.sum(weight, axis=1, keepdims=True) - weight
+  return (jnp.sum(values, axis=1, keepdims=True) - values) / jnp.maximum(others, 1)
 
 
 def _mean_wins(verdict: Verdict) -> tuple[Float[Array, "B K"], Bool[Array, "B K"]]:

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import jax
 import tensorboardX
 import tqdm
+from absl import logging
 from etils import epath
 
 from nash_jax.types import Mean
@@ -25,19 +26,21 @@ PHASES = ("sample", "judge", "update", "evaluate", "save")
 # Meaning, unit and healthy range of each: docs/metrics.md, which a test compares. The values are
 # made in update.py, iteration.py, fit.py, exact.py and judges/.
 GLOSSARY = (
-  "loss", "p_win", "kl_to_reference", "kl_to_target", "entropy",
+  "loss", "p_win", "kl_to_reference", "kl_to_target", "log_ratio_to_reference",
+  "log_ratio_to_target", "entropy",
   "response_length", "stopped", "truncated", "flip_rate", "tie_mass", "valid",
   "judge_cut", "judge_cut_tokens",
   "logp_gap", "gradient_norm", "learning_rate", "kappa", "accuracy", "tokens",
-  "eval/win_rate_vs_reference", "eval/kl_to_reference", "eval/response_length",
+  "eval/win_rate_vs_reference", "eval/kl_to_reference", "eval/log_ratio_to_reference",
+  "eval/response_length",
   "eval/loss", "eval/accuracy", "eval/bits_per_byte",
   "exact/suboptimality", "exact/kl_to_equilibrium",
   *(f"{quantity}/{phase}" for quantity in ("seconds", "tokens_per_second") for phase in PHASES),
 )  # fmt: skip
 
 
-def _number(x: Value) -> float | None:
-  """Returns a host value as a float; None for a mean of nothing."""
+def number(x: Value) -> float | None:
+  """Returns a host value as a float; None for a mean over nothing."""
   if isinstance(x, Mean):
     return float(x.total) / float(x.weight) if x.weight else None
   return float(x)
@@ -94,6 +97,7 @@ class Metrics:
     self._clocks: dict[int, list[tuple[str, Value | None, futures.Future[float]]]] = {}
     self._clock, self._waiter = time.perf_counter(), futures.ThreadPoolExecutor(1, "clock")
     self._written, self._failed, self._tracing = first_step - 1, False, False
+    self._warned = False
     self._writes = jax.process_index() == 0
     self._bucket = bucket = epath.Path(workdir) if "://" in str(workdir) else None
     folder = pathlib.Path(tempfile.mkdtemp(prefix="nash_jax_") if bucket else workdir)
@@ -118,7 +122,7 @@ class Metrics:
     """Takes a step's values; pushes of one step join in one line.
 
     Raises:
-      FloatingPointError: the step before had a loss that is not finite.
+      FloatingPointError: the step before had a loss or gradient that is not finite.
       ValueError: a name that GLOSSARY lacks, or a step whose line is written.
     """
     _check_names(values)
@@ -156,7 +160,7 @@ class Metrics:
 
   def read(self, step: int, values: dict[str, Value]) -> dict[str, float | None]:
     """Waits for a step's values and returns them as floats: the loop's only device read."""
-    return {name: _number(x) for name, x in jax.device_get(values).items()}
+    return {name: number(x) for name, x in jax.device_get(values).items()}
 
   def clock(self, step: int, phase: str, arrays: Any, tokens: Value | None = None) -> None:
     """Times a phase of a step without waiting: a thread waits for `arrays`, in order.
@@ -203,10 +207,18 @@ class Metrics:
     self._shown |= {name: f"{finite[name]:.3g}" for name in self._show if name in finite}
     self._bar.set_postfix(self._shown, refresh=False)
     self._bar.update(min(step + 1, self._bar.total) - self._bar.n)
-    loss = row.get("loss")
-    if loss is not None and not math.isfinite(loss) and not self._failed:
-      self._failed = True
-      raise FloatingPointError(f"metric 'loss' is {loss} at step {step}")
+    if row.get("valid") == 0 and not self._warned:
+      self._warned = True
+      logging.warning(
+        "step %d: no verdict could be read, so nothing is learned; see `valid` in metrics.jsonl. "
+        "Expected answers that the judge can give, and responses that it can read",
+        step,
+      )
+    for name in ("loss", "gradient_norm"):
+      value = row.get(name)
+      if value is not None and not math.isfinite(value) and not self._failed:
+        self._failed = True
+        raise FloatingPointError(f"metric {name!r} is {value} at step {step}")
 
   def value(self, step: int, name: str) -> float | None:
     """Waits for a value of the current step: the score of a checkpoint, which waits anyway."""

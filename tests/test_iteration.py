@@ -1,0 +1,39 @@
+"""One iteration's programs, from shapes alone."""
+
+import jax
+import pytest
+import tiny
+
+from nash_jax import judges, policy
+from nash_jax.config import resolve
+from nash_jax.data.corpus import pad_prompts
+from nash_jax.iteration import make_programs
+from nash_jax.models import gemma, sharding
+from nash_jax.run import metrics
+
+
+@pytest.mark.parametrize(
+  ("sampling", "name"),
+  [
+    ({}, "eval/kl_to_reference"),
+    ({"top_k": 5}, "eval/log_ratio_to_reference"),
+    ({"top_k": 5, "top_p": 0.9}, "eval/log_ratio_to_reference"),
+    ({"temperature": 0.5}, "eval/kl_to_reference"),
+  ],
+)
+def test_an_evaluations_mean_log_ratio_is_kl_where_the_samples_are_the_policys(sampling, name):
+  changes = {f"sampling.{field}": value for field, value in sampling.items()}
+  config = resolve(tiny.train({"algorithm.name": "online_dpo", **changes}))
+  tokenizer, model_config = policy.tokenizer_and_model(config.model)
+  judge = judges.make(config.judge, tokenizer)
+  programs, _ = make_programs(
+    config, tokenizer, model_config, judge, sharding.make_mesh(config.mesh)
+  )
+  base = gemma.shapes(model_config)
+  state = jax.eval_shape(programs.init, base)
+  prompts = pad_prompts({"inputs": [[3], [4]], "index": [0, 1]}, 2, 0)
+  values, _ = jax.eval_shape(
+    programs.evaluate, state, base, judge.params, prompts, jax.random.key(0)
+  )
+  assert {x for x in values if "_to_" in x} == {name}
+  assert set(values) <= set(metrics.GLOSSARY)
