@@ -63,6 +63,23 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, layout):
     weights.load(strange, config)
 
 
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda x: x.at[1].set(np.nan), "got NaN or infinity in leaf final_norm/scale"),
+    (lambda x: x.astype(jnp.int32), "tensor final_norm/scale expected F32, BF16 or F16, got int32"),
+  ],
+  ids=["NaN", "integers"],
+)
+def test_numbers_that_are_none_of_a_models_are_refused(tmp_path, change, message):
+  config = gemma.preset("tiny")
+  params = random(config)
+  params["final_norm"]["scale"] = change(params["final_norm"]["scale"])
+  path = checkpoint(tmp_path / "c", params, config, "nested")
+  with pytest.raises(ValueError, match=f"weights {path}: .*{message}"):
+    weights.load(path, config)
+
+
 @pytest.mark.parametrize("lost", ["_METADATA", "data"])
 def test_a_damaged_checkpoint_is_named(tmp_path, lost):
   config = gemma.preset("tiny")

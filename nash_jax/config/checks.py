@@ -16,7 +16,10 @@ from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.judges import JUDGES, SCALAR
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
+from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, did_you_mean, one_of, require
+
+_WEIGHTS = "Give runs/x, runs/x@target, runs/x@params:50 or a file."  # what a policy's may be
 
 
 def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigDict:
@@ -82,21 +85,29 @@ class _Checker:
       one_of(self.prefix + field, self.value(field), choices)
 
   def file(self, field: str, expected: str, fix: str, optional: bool = False) -> None:
-    """Checks that there is the file or folder of a field, which may name a part of it after @."""
-    path = asset_path(self.value(field)).split("@")[0]
+    """Checks that there is the file or folder of a field."""
+    path = asset_path(self.value(field))
+    self(field, os.path.exists(path) or (optional and not path), expected, fix)
+
+  def weights(self, field: str, expected: str, fix: str, optional: bool = False) -> None:
+    """Checks a field of what policy.load_weights reads: that there is one, and its part after @."""
+    path = parse_weights(self.value(field), self.prefix + field).path
     self(field, os.path.exists(path) or (optional and not path), expected, fix)
 
 
 def _check_model(model, path: str) -> None:
   gemma.preset(model.preset, **model.changes)
   check = _Checker(model, path)
-  check.one_of("dtype", fields.DTYPES)
+  fix = "float16 is for files: Gemma's activations and masks leave its range."
+  check("dtype", model.dtype in fields.COMPUTE_DTYPES, "bfloat16 or float32", fix)
   check("lora.rank", model.lora.rank >= 0, "0 (all parameters are trained) or a rank", "Try 16.")
   check.positive("lora.alpha", "Try 32.")
   check.one_of("template", TEMPLATES)
   fix = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
   check.file("tokenizer", "a file that exists", fix)
-  check.file("weights", "a file that exists", fix, optional=True)
+  # A run's adapters and parts are a policy's; a judge is a plain model.
+  check_weights = check.weights if path == "model" else check.file
+  check_weights("weights", "a file that exists", fix, optional=True)
 
 
 def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
@@ -183,12 +194,8 @@ def _check_arena(config) -> None:
 
 
 def _check_arena_policy(policy, path: str) -> None:
-  check, (field, _, step) = _Checker(policy, path), policy.weights.partition("@")[2].partition(":")
-  fix = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
-  check.file("weights", "a weights file or a run's workdir", fix)
-  one_of(f"{path}.weights, after @", field or "params", ("params", "target"))
-  valid, fix = step in ("", "best") or step.isdigit(), "Leave it out for the newest checkpoint."
-  require(valid, f"{path}.weights, after :", "a step or best", step, fix)
+  check = _Checker(policy, path)
+  check.weights("weights", "a weights file or a run's workdir", _WEIGHTS)
   check("best_of", policy.best_of >= 1, "1, or n of best-of-n", "Set 1.")
 
 
@@ -208,6 +215,8 @@ def _check_fit(config) -> None:
   if config.loss == "judge":
     judge_template.read(config.template)
   check.one_of("export_dtype", fields.DTYPES)
+  folder = os.path.isdir(asset_path(config.export))
+  check("export", not folder, "the name of a file, or none", "Add a name: out/policy.safetensors.")
   _check_steps(config, "data.batch_size")
 
 
@@ -218,7 +227,9 @@ def _check_collect(config) -> None:
   check("sampling.samples", samples >= 2, "at least two responses a prompt", fix)
   for name, source in config.sources.items():
     _check_names(source, fields.collect().sources.base, f"sources.{name}.")
-    _Checker(source, f"sources.{name}").positive("temperature", "Try 1.")
+    check_source = _Checker(source, f"sources.{name}")
+    check_source.positive("temperature", "Try 1.")
+    check_source.weights("weights", "a weights file or a run's workdir", _WEIGHTS)
   _check_sampling(ConfigDict({**config.sampling, "temperature": 1.0}))  # each source has its own
   _check_judge(config.judge, "judge")
 
@@ -240,7 +251,7 @@ def _check_sample(config) -> None:
   check("realign", 0 <= config.realign < math.inf, expected, "Try 1.5.")
   if config.realign != 1:
     fix = "Give what the policy was trained from, such as assets:stories/policy.safetensors."
-    check.file("reference", "a weights file or a run's workdir", fix)
+    check.weights("reference", "a weights file or a run's workdir", fix)
 
 
 def _check_train(config, devices: int | None = None) -> None:

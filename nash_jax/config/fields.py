@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")  # of files
+COMPUTE_DTYPES = ("float32", "bfloat16")  # whose range Gemma's activations and masks fit
 OPTIMIZERS = ("adamw", "adafactor", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 # Groups whose entries the user names.
@@ -26,7 +27,7 @@ def model(weights: str = "") -> ConfigDict:
     weights=weights,
     tokenizer="assets:stories/tokenizer.model",
     template="plain",
-    dtype="float32",  # of compute; the master parameters are float32
+    dtype="float32",  # of compute, or bfloat16; the master parameters are float32
     remat=False,
     # Rank of the adapters, times alpha / rank, that train and fit train instead of the parameters;
     # 0 for none.
