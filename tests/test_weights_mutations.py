@@ -5,6 +5,7 @@ type swapped, a key dropped, a number replaced.
 """
 
 import contextlib
+import copy
 import json
 import pathlib
 import shutil
@@ -30,7 +31,7 @@ VALUES += ("../x", "/etc/passwd", "a\nb", "\ud83d", "\0", [], {}, [[]], [1], {"a
 
 
 # Each property is tried a few times, and often in the slow tests.
-OFTEN = pytest.mark.parametrize("often", [1, pytest.param(10, marks=pytest.mark.slow)])
+OFTEN = pytest.mark.parametrize("often", [1, pytest.param(40, marks=pytest.mark.slow)])
 
 
 def every(examples, strategy, check):
@@ -84,7 +85,7 @@ def changed(draw, tree):
     elif how == "rename" and isinstance(node, dict):
       node[key + draw(st.sampled_from(["x", " ", "\0"]))] = node.pop(key)
     else:
-      node[key] = draw(st.sampled_from(VALUES))
+      node[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
   return tree
 
 
