@@ -19,7 +19,9 @@ from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.models.gemma import GemmaConfig
 from nash_jax.run import checkpoint
 from nash_jax.types import Logprobs, Params
-from nash_jax.validation import asset_path, require
+from nash_jax.validation import asset_path, one_of, require
+
+_DTYPES = ("float32", "bfloat16", "float16")  # that a run's base may be held in
 
 
 class Policy(NamedTuple):
@@ -77,6 +79,39 @@ def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Boo
   return jnp.asarray(~np.isin(np.arange(model_config.num_embed), allowed))
 
 
+class WeightsSource(NamedTuple):
+  """Where weights are read from: a path, and of a run's workdir which field and step.
+
+  Attributes:
+    field: "params" or "target"; "" where the spec names no part of a run.
+    step: digits, or "best"; "" for the newest checkpoint.
+  """
+
+  path: str
+  field: str = ""
+  step: str = ""
+
+
+def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
+  """Returns what a spec of `load_weights` names: a path that exists as it is, "@" and all.
+
+  Raises:
+    ValueError: naming `what`, for a part that no run has, or a part of what is no run.
+  """
+  whole = asset_path(spec)
+  path, _, part = whole.rpartition("@")
+  if os.path.exists(whole) or not os.path.exists(path):
+    return WeightsSource(whole)
+  field, _, step = part.partition(":")
+  one_of(f"{what}, after @", field or "params", ("params", "target"))
+  valid = step in ("", "best") or (step.isascii() and step.isdigit())
+  fix = "Leave it out for the newest checkpoint."
+  require(valid, f"{what}, after :", "a step or best", step, fix)
+  run = os.path.isdir(path) and not weights.kind(path)
+  require(run, what, "a run's workdir before @", spec, "Leave out @ and what follows.")
+  return WeightsSource(path, field or "params", step)
+
+
 def load_weights(
   spec: str,
   model_config: GemmaConfig,
@@ -119,33 +154,61 @@ def load_weights_and_step(
 
   if not spec:
     return jax.jit(init, out_shardings=shardings)(keys.key(seed, "init")), None
-  path, _, field_and_step = asset_path(spec).partition("@")
+  source = parse_weights(spec)
+  path = source.path
   if os.path.isdir(path) and not weights.kind(path):
-    return _load_from_run(path, field_and_step, model_config, dtype, mesh, shardings)
+    return _load_from_run(source, model_config, dtype, mesh, shardings)
   params = weights.load(path, model_config, dtype, shardings)
   return params if head else {n: leaf for n, leaf in params.items() if n != "head"}, None
 
 
 def _load_from_run(
-  path: str, field_and_step: str, model_config: GemmaConfig, dtype, mesh, shardings
+  source: WeightsSource, model_config: GemmaConfig, dtype, mesh, shardings
 ) -> tuple[Params, int]:
-  field, _, step = field_and_step.partition(":")
-  run_config, shapes = checkpoint.read_config(path), gemma.shapes(model_config)
-  adapted = bool(run_config.get("model", {}).get("lora", {}).get("rank"))
+  path, field, step = source
+  shapes, adapted = gemma.shapes(model_config), _read_lora(path)
   if adapted:
-    init, join = lora.init_and_join(ConfigDict(run_config))
+    init, join = lora.init_and_join(adapted)
     shapes = jax.eval_shape(init, shapes)
-    base = load_weights(run_config["model"]["weights"], model_config, run_config["seed"], mesh=mesh)
-    checkpoint.verify_base(path, gemma.cast(base, run_config["model"]["dtype"]))
+    base = load_weights(adapted.model.weights, model_config, adapted.seed, mesh=mesh)
+    checkpoint.verify_base(path, gemma.cast(base, adapted.model.dtype))
   if mesh is not None:
     shapes = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
   trained, number = checkpoint.restore_part(
     path, field or "params", shapes, int(step) if step.isdigit() else None, step == "best"
   )
-  if not adapted:
-    return gemma.cast(trained, dtype), number
 
   def merge(base: Params, trained: Params) -> Params:
     return gemma.cast(lora.merge(join(base, trained)), dtype)
 
-  return jax.jit(merge, out_shardings=shardings)(base, trained), number
+  if adapted:
+    trained = jax.jit(merge, out_shardings=shardings)(base, trained)
+  weights.check_finite(f"weights {path}", trained, dtype)
+  return gemma.cast(trained, dtype), number
+
+
+def _read_lora(workdir: str) -> ConfigDict | None:
+  """Returns what a run's config says of its adapters and what they adapt; None without adapters.
+
+  Raises:
+    ValueError: fields that say it have another type.
+  """
+  config = checkpoint.read_config(workdir)
+  if not config:
+    return None
+  try:
+    model = config["model"]
+    lora_fields = model.get("lora") or {"rank": 0}
+    rank, alpha = int(lora_fields["rank"]), float(lora_fields.get("alpha", 0.0))
+    if not rank:
+      return None
+    base = {"weights": model["weights"], "dtype": model["dtype"]}
+    if rank < 0 or base["dtype"] not in _DTYPES or not isinstance(base["weights"], str):
+      raise ValueError(f"rank {rank}, {base}")
+    found = {"model": {**base, "lora": {"rank": rank, "alpha": alpha}}, "seed": int(config["seed"])}
+  except (TypeError, KeyError, ValueError, AttributeError) as error:
+    raise ValueError(
+      f"{os.path.join(workdir, 'config.json')}: expected a run's config, with its seed, model.lora,"
+      f" model.weights and model.dtype, got {error!r:.80}: restore it"
+    ) from error
+  return ConfigDict(found)

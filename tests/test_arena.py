@@ -205,7 +205,7 @@ def test_batches_are_equal_where_that_takes_at_most_twice_as_many(count, most, e
   assert arena._num_batches(count, most) == expected
 
 
-def made_up(count, batch_size, **changes):
+def without_models(count, batch_size, **changes):
   """An arena's config, its held-out part, and policies that draw without a model."""
   config = nash_jax.config.arena()
   config.policies = {"base": {"weights": "", "best_of": 1}, "other": {"weights": "", "best_of": 1}}
@@ -241,7 +241,7 @@ def test_every_prompt_is_judged_once_and_counts_once_in_the_judges_metrics(count
     seen = jnp.ones(len(prompts.index), bool)
     return jnp.full(len(seen), 0.5), seen, {"flip_rate": Mean.from_values(seen)}
 
-  config, held_out, params, drawn = made_up(count, batch_size)
+  config, held_out, params, drawn = without_models(count, batch_size)
   judge = {"judge": judges.Judge(jnp.zeros(()), judges.pairwise(compare))}
   judged = arena._sample_and_judge(config, held_out, count, params, judge, drawn)
   jax.effects_barrier()
@@ -256,7 +256,7 @@ def test_every_prompt_is_judged_once_and_counts_once_in_the_judges_metrics(count
 
 def test_an_arena_under_top_k_calls_its_mean_log_ratio_no_kl():
   def statistics(**changes):
-    config, held_out, params, drawn = made_up(12, 12, **changes)
+    config, held_out, params, drawn = without_models(12, 12, **changes)
     judge = {"judge": judges.Judge(jnp.zeros(()), judges.pairwise(unread))}
     judged = arena._sample_and_judge(config, held_out, 12, params, judge, drawn)
     return config, judged, arena.response_statistics(config, judged)["other"]
@@ -288,7 +288,7 @@ def test_an_error_of_kl_takes_more_than_a_few_prompts():
     shape = len(prompts.index)
     return jnp.full(shape, 0.5), jnp.ones(shape, bool), {}
 
-  config, held_out, params, drawn = made_up(2, 2)
+  config, held_out, params, drawn = without_models(2, 2)
   judge = {"judge": judges.Judge(jnp.zeros(()), judges.pairwise(tie))}
   judged = arena._sample_and_judge(config, held_out, 2, params, judge, drawn)
   statistics = arena.response_statistics(config, judged)["other"]

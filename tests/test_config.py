@@ -60,7 +60,7 @@ def test_defaults_are_good_and_come_back_locked(kind):
       "judge.name: got 'popular', expected one of bradley_terry, gemma, "
       "gemma_text, http, population, table, table_reward; did you mean 'population'",
     ),
-    ("model.dtype", "float64", "model.dtype: got 'float64', expected one of bfloat16, float16"),
+    ("model.dtype", "float64", "model.dtype: expected bfloat16 or float32, got 'float64'"),
     ("model.template", "chat", "model.template: got 'chat', expected one of gemma, plain"),
     ("optimizer.name", "adam", "optimizer.name: got 'adam', expected one of adafactor, adamw"),
     ("optimizer.schedule", "step", "optimizer.schedule: got 'step', expected one of constant"),

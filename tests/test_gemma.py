@@ -1,6 +1,7 @@
 """Our Gemma computes what the gemma library's own Transformer does."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ import scipy
 from gemma import gm
 from jax import numpy as jnp
 
+import nash_jax
+from nash_jax.config import resolve
 from nash_jax.models import gemma, logprobs
 
 LOCAL, GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
@@ -216,3 +219,58 @@ def test_forbidden_ids_have_no_probability(model):
   )
   np.testing.assert_array_less(np.where(tokens[:, 1:] >= 50, logp, -1e9), -1e8)
   np.testing.assert_allclose(entropy, -np.sum(np.exp(allowed) * allowed, -1), atol=2e-5)
+
+
+def test_float16_is_refused_as_a_type_to_compute_in():
+  """The mask's constant is infinite in it: a row of padding, and all after it, would be NaN."""
+  config = gemma.preset("tiny")
+  params, tokens = gemma.shapes(config), jnp.zeros((1, 3), jnp.int32)
+  visible = jnp.zeros((1, 3, 3), bool)
+  for dtype in ("float16", jnp.float16, np.dtype("float16")):
+    with pytest.raises(ValueError, match=r"dtype: expected float32 or bfloat16, got 'float16'\."):
+      gemma.forward(params, config, tokens, tokens, visible, dtype=dtype)
+
+
+def test_left_padding_gives_the_logits_of_the_unpadded_row_in_bfloat16():
+  config = gemma.preset("tiny")
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape), gemma.shapes(config))
+  params, tokens = gemma.cast(jax.device_put(params), jnp.float32), jnp.array([[5, 9, 7, 11]])
+
+  @functools.partial(jax.jit, static_argnames="padding")
+  def last(padding):
+    mask = jnp.arange(4 + padding)[None] >= padding
+    x, _ = gemma.forward(
+      params, config, jnp.pad(tokens, ((0, 0), (padding, 0))), gemma.positions_of(mask),
+      gemma.causal_mask(mask), dtype=jnp.bfloat16,
+    )  # fmt: skip
+    return gemma.logits(params, config, x[:, -1])
+
+  np.testing.assert_allclose(last(3), last(0), atol=0.1)
+
+
+@pytest.mark.parametrize(
+  ("job", "field"),
+  [
+    ("train", "model"),
+    ("train", "judge.model"),
+    ("fit", "model"),
+    ("arena", "model"),
+    ("arena", "judges.judge.model"),
+    ("collect", "model"),
+    ("sample", "model"),
+    ("compare", "base.model"),
+    ("compare", "base.judge.model"),
+  ],
+)
+def test_float16_is_for_files_in_every_jobs_config(job, field):
+  config = getattr(nash_jax.config, job)()
+  if job == "compare":
+    config.runs = ({},)
+  if job == "collect":
+    config.judge.name = "gemma"
+  config.update_from_flattened_dict({f"{field}.dtype": "float16"})
+  path = field.removeprefix("base.")
+  expected = rf"{path}.dtype: expected bfloat16 or float32, got 'float16'. float16 is for files"
+  with pytest.raises(ValueError, match=expected):
+    resolve(config)

@@ -1,6 +1,7 @@
 """Hugging Face's folders: read and written as transformers does, and what does not fit is named."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from weight_files import FIXTURES, MODELS, L, half, hugging_face_model, random, same
 
 from nash_jax import weights
-from nash_jax.models import gemma
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
+from nash_jax.models import gemma, lora
 from nash_jax.weights import hf_config, safetensors
 
 
@@ -111,10 +113,73 @@ def test_the_text_model_is_found_in_a_multimodal_one(from_transformers, tmp_path
   if prefix:
     vision = "vision_tower.encoder.x" if prefix[0] == "l" else "model.vision_tower.encoder.x"
     found |= {vision: np.ones(3, np.float32)}
-    found[f"{'language_model.' * (prefix[0] == 'l')}lm_head.weight"] = np.ones(3, np.float32)
+    head = f"{'language_model.' * (prefix[0] == 'l')}lm_head.weight"
+    found[head] = found[f"{prefix}embed_tokens.weight"].copy()
   path = tmp_path / "w.safetensors"
   save_file(found, str(path))
   same(weights.load(str(path), config), params)
+
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture
+def untied(tmp_path):
+  """Writes the single-file fixture with its tensors changed; returns the folder."""
+  where = tmp_path / "untied"
+
+  def write(change):
+    shutil.copytree(FIXTURES / "hf_gemma2", where, dirs_exist_ok=True)
+    _rewrite(where / "model.safetensors", change)
+    return str(where)
+
+  return write
+
+
+@pytest.mark.parametrize(
+  "other",
+  [
+    lambda x: x[::-1],
+    lambda x: x[:-1],
+    lambda x: x * np.float32(1 + 1e-6),
+    lambda x: np.where(np.arange(len(x))[:, None] == len(x) - 1, 0, x),
+  ],
+  ids=["rows turned", "a row less", "nearly equal", "last row"],
+)
+def test_a_head_that_differs_from_the_embedding_is_refused(untied, other):
+  path = untied(lambda x: x.update({"lm_head.weight": np.ascontiguousarray(other(x[EMBEDDING]))}))
+  with pytest.raises(ValueError, match=r"untied: lm_head.weight differs from model.embed_tokens"):
+    weights.load(path, MODELS["hf_gemma2"])
+
+
+@pytest.mark.parametrize("kept", ["both", "head alone"])
+def test_a_head_that_is_the_embedding_is_read_as_it(untied, kept):
+  def change(x):
+    x["lm_head.weight"] = x[EMBEDDING].copy() if kept == "both" else x.pop(EMBEDDING)
+
+  same(weights.load(untied(change), MODELS["hf_gemma2"]), hugging_face_model("hf_gemma2")[2])
+
+
+def test_a_model_without_an_embedding_names_it(untied):
+  with pytest.raises(ValueError, match=r"no leaf model.embed_tokens.weight"):
+    weights.load(untied(lambda x: x.pop(EMBEDDING)), MODELS["hf_gemma2"])
+
+
+def test_a_head_of_another_type_is_compared_by_its_numbers(untied):
+  def change(x):
+    x[EMBEDDING] = x[EMBEDDING].astype(jnp.bfloat16)
+    x["lm_head.weight"] = x[EMBEDDING].astype(np.float32)
+
+  got = weights.load(untied(change), MODELS["hf_gemma2"])["embedder"]["input_embedding"]
+  expected = load_file(FIXTURES / "hf_gemma2" / "model.safetensors")[EMBEDDING]
+  np.testing.assert_array_equal(got, expected.astype(jnp.bfloat16).astype(np.float32))
+
+
+def test_adapters_alone_are_no_model(tmp_path):
+  name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+  save_file({name: np.ones((2, 4), np.float32)}, str(tmp_path / "adapter_model.safetensors"))
+  with pytest.raises(ValueError, match=r"expected a whole model, got adapters \(LoRA\): merge"):
+    weights.load(str(tmp_path), MODELS["hf_gemma2"])
 
 
 def test_transformers_reads_exports_again(from_transformers, tmp_path):
@@ -141,6 +206,9 @@ def _rewrite(path, change):
   save_file(found, str(path))
 
 
+ELSEWHERE = ("..", "below", "absolute", "number", "null", "list")
+
+
 def _damage(where, how):
   shard = where / "model-00002-of-00003.safetensors"
   index = where / hf_config.INDEX
@@ -155,6 +223,27 @@ def _damage(where, how):
     index.unlink()
   elif how == "shard without a tensor":
     _rewrite(shard, lambda found: found.pop(min(found)))
+  elif how == "shard with a tensor more":
+    _rewrite(shard, lambda found: found.update({"lm_head.weight": np.ones(3, np.float32)}))
+  elif how == "shards that share a tensor":
+    found = load_file(where / "model-00001-of-00003.safetensors")
+    _rewrite(shard, lambda other: other.update({min(found): found[min(found)]}))
+  elif how == "single file beside the index":
+    shutil.copy(shard, where / "model.safetensors")
+  elif how in ELSEWHERE:
+    shard.rename(where.parent / shard.name)
+    listed = json.loads(index.read_text())
+    place = {"..": "../", "below": "../model/../", "absolute": f"{where.parent}/"}.get(how)
+    named = f"{place}{shard.name}" if place else {"number": 3, "null": None, "list": [1]}[how]
+    for name, file in listed["weight_map"].items():
+      listed["weight_map"][name] = named if file == shard.name else file
+    index.write_text(json.dumps(listed))
+  elif how == "names in a list":
+    index.write_text(json.dumps({"weight_map": [["a", shard.name]]}))
+  elif how == "a name twice":
+    index.write_text('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}')
+  elif how == "index pointer":
+    index.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00")
   elif how == "quantised":
     _rewrite(shard, lambda found: found.update({n: x.astype(np.int8) for n, x in found.items()}))
   elif how == "soft-cap":
@@ -176,6 +265,27 @@ def _damage(where, how):
     ("shard cut", r"model-00002-of-00003.safetensors: expected a .safetensors file"),
     ("index cut", r"model.safetensors.index.json: expected JSON with a weight_map"),
     ("no index", r"expected one .safetensors file or model.safetensors.index.json, got 3 files"),
+    *(
+      (how, r"index.json: expected the name of a file of this folder for model\.\S+, got ")
+      for how in ELSEWHERE
+    ),
+    ("names in a list", r"index.json: expected JSON with a weight_map, got \[\['a'"),
+    ("a name twice", r"index.json: expected JSON with a weight_map, got 'a' twice"),
+    ("index pointer", r"index.json: expected JSON .* got a Git LFS pointer: run `git lfs pull`"),
+    (
+      "shard with a tensor more",
+      r"00002-of-00003.safetensors: tensor lm_head.weight, which model.safetensors.index.json says"
+      " is in no file",
+    ),
+    (
+      "shards that share a tensor",
+      r"00002-of-00003.safetensors: tensor model\.\S+, which model.safetensors.index.json says is"
+      " in model-00001-of-00003.safetensors",
+    ),
+    (
+      "single file beside the index",
+      "got both model.safetensors and model.safetensors.index.json, which does not name it",
+    ),
     (
       "shard without a tensor",
       r"00002-of-00003.safetensors: no tensor model.layers.\d\S+, which model.safetensors.index",
@@ -283,3 +393,210 @@ def test_a_folder_without_weights_is_named(tmp_path):
   save_file({"a": np.ones(2, np.float32)}, str(tmp_path / "w.safetensors"))
   with pytest.raises(ValueError, match=r"expected the tensors of a Gemma text model, got 1 others"):
     weights.load(str(tmp_path), gemma.preset("tiny"))
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"null", "expected JSON with fields, got None"),
+    (b"[]", r"expected JSON with fields, got \[\]"),
+    (b'{"hidden_size": "32"}', "hidden_size is '32', but model.preset with its changes has 32"),
+    (b'{"hidden_size": NaN}', "hidden_size is nan, but"),
+    (b'{"rms_norm_eps": null}', "rms_norm_eps is None, but"),
+    (b'{"text_config": 3}', "text_config is 3, expected fields in braces"),
+    (b'{"rope_parameters": [1]}', r"rope_parameters is \[1\], expected fields"),
+    (b'{"rope_scaling": "linear"}', "rope_scaling is 'linear', expected fields"),
+    (b'{"rope_parameters": {"sliding_attention": {}, "full_attention": 1}}', "full_attention is 1"),
+    (
+      b'{"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0,'
+      b' "rope_theta": 1e6}, "sliding_attention": {"rope_type": "linear", "factor": 2.0,'
+      b' "rope_theta": 1e4}}}',
+      r"local rope is \(2.0, 'linear'\)",
+    ),
+    (b'{"rope_parameters": {"sliding_attention": {"rope_theta": 1e4}}}', "rope_theta is None"),
+    (b'{"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}', "rope type is 'yarn'.* 'linear'"),
+    (b'{"rope_scaling": {"type": "linear", "factor": 4.0}}', "rope factor is 4.0.* has 8.0"),
+    (b'{"use_bidirectional_attention": true}', "use_bidirectional_attention is True.* has False"),
+    (b'{"sliding_window_pattern": 4}', r"layer_types is \['sliding_attention', "),
+    (b'{"sliding_window_pattern": "x"}', "layer_types is 'x'"),
+    (b'{"tie_word_embeddings": false, "text_config": {}}', "tie_word_embeddings is False"),
+    (
+      b'{"hidden_size": 32, "hidden_size": 64}',
+      "expected JSON with fields, got 'hidden_size' twice",
+    ),
+    (b'{"a": "caf\xe9"}', "can't decode byte 0xe9"),
+    ('{"a": 1}'.encode("utf-16"), "can't decode byte 0xff"),
+    (b"[" * 100_000, "RecursionError"),
+    (b"", "got an empty file"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
+    (b"<!DOCTYPE html><html>", "a web page: download the file itself"),
+  ],
+)
+def test_a_config_that_says_otherwise_or_nothing_is_refused(tmp_path, content, message):
+  (tmp_path / "config.json").write_bytes(content)
+  with pytest.raises(ValueError, match=rf"config.json: .*{message}") as raised:
+    hf_config.check_config(str(tmp_path), MODELS["hf_gemma3"])
+  assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b'\xef\xbb\xbf{"hidden_size": 32}',
+    b'{"text_config": null, "rope_scaling": null, "rope_parameters": null}',
+    b'{"rope_scaling": {"type": "linear", "factor": 8}}',
+    b'{"sliding_window_pattern": 6, "use_bidirectional_attention": null}',
+  ],
+)
+def test_a_config_that_says_the_same_passes(tmp_path, content):
+  (tmp_path / "config.json").write_bytes(content)
+  hf_config.check_config(str(tmp_path), MODELS["hf_gemma3"])
+
+
+def test_a_config_that_vanishes_or_cannot_be_read_is_named(tmp_path):
+  (tmp_path / "config.json").symlink_to(tmp_path / "absent")
+  with pytest.raises(
+    ValueError, match=r"config.json: expected JSON with fields, got .*No such file"
+  ):
+    hf_config.check_config(str(tmp_path), MODELS["hf_gemma3"])
+  (tmp_path / "config.json").unlink()
+  (tmp_path / "config.json").mkdir()
+  with pytest.raises(ValueError, match=r"config.json: expected JSON with fields, got .*directory"):
+    hf_config.check_config(str(tmp_path), MODELS["hf_gemma3"])
+
+
+def _exported(folder):
+  return [
+    json.loads((folder / name).read_text()) for name in ("config.json", "generation_config.json")
+  ]
+
+
+def test_an_export_says_where_to_stop_and_how_long_it_may_be(from_transformers, tmp_path):
+  folder, config, params = from_transformers
+  weights.export(str(tmp_path / "out"), params, config)
+  ours, generation = _exported(tmp_path / "out")
+  theirs = json.loads((folder / "config.json").read_text())
+  names = ("eos_token_id", "bos_token_id", "pad_token_id", "max_position_embeddings")
+  assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
+  # Left out are the version that wrote it, and what is there by another name.
+  other_names = {"transformers_version", "use_bidirectional_attention", "rope_parameters", "dtype"}
+  assert theirs.keys() - ours.keys() <= {*other_names, "_sliding_window_pattern"}
+  assert generation == {name: ours[name] for name in names[:3]}
+  if theirs["model_type"] == "gemma2":
+    assert ours["hidden_act"] == theirs["hidden_activation"]
+
+
+@pytest.mark.parametrize(
+  ("preset", "stops", "positions"),
+  [
+    ("gemma2_2b", [1, 107], 8192),
+    ("gemma3_270m", [1, 106], 32_768),
+    ("gemma3_1b", [1, 106], 32_768),
+    ("gemma3_4b", [1, 106], 131_072),
+  ],
+)
+def test_published_models_stop_as_published(preset, stops, positions):
+  config = hf_config.export_json(gemma.preset(preset), "bfloat16")["config.json"]
+  ids = {"bos_token_id": 2, "eos_token_id": stops, "pad_token_id": 0}
+  assert {name: config[name] for name in ids} == ids
+  assert config["max_position_embeddings"] == positions
+
+
+def test_an_export_with_a_tokenizer_has_its_ids_and_its_pieces_rows(tmp_path):
+  tokenizer = Tokenizer(BUNDLED, "gemma")
+  padded = gemma.preset("tiny", num_embed=tokenizer.size + 64)
+  params = random(padded)
+  weights.export(str(tmp_path / "out"), params, padded, "float32", tokenizer=tokenizer)
+  config, generation = _exported(tmp_path / "out")
+  end = tokenizer.id_of("<end_of_turn>")
+  assert generation == {"bos_token_id": 2, "eos_token_id": [1, end], "pad_token_id": 0}
+  assert config["vocab_size"] == tokenizer.size
+  got = load_file(tmp_path / "out" / "model.safetensors")[EMBEDDING]
+  np.testing.assert_array_equal(got, params["embedder"]["input_embedding"][: tokenizer.size])
+  small = gemma.preset("tiny", num_embed=tokenizer.size - 1)
+  with pytest.raises(ValueError, match="has 1024 pieces, the model only 1023 vocabulary rows"):
+    weights.export(str(tmp_path / "x"), random(small), small, tokenizer=tokenizer)
+  assert not (tmp_path / "x").exists()
+
+
+def test_rows_that_a_file_lacks_are_never_a_pieces(tmp_path):
+  """A piece without a row would be a word whose embedding is zero."""
+  config = gemma.preset("tiny")
+  weights.export(str(tmp_path), random(config), config, "float32")
+  with pytest.raises(ValueError, match=r"embed_tokens.weight expected shape \(80, 16\), got \(64"):
+    weights.load(str(tmp_path), gemma.preset("tiny", num_embed=80))
+
+
+def test_an_export_joins_what_lies_in_its_folder_and_replaces_nothing(tmp_path):
+  config = gemma.preset("tiny")
+  out, params = tmp_path / "out", random(config)
+  out.mkdir()
+  (out / "tokenizer.model").write_text("pieces")
+  weights.export(str(out), params, config, "float32", shard_bytes=2000)
+  assert (out / "tokenizer.model").read_text() == "pieces"
+  same(weights.load(str(out), config), params)
+  assert [path.name for path in tmp_path.iterdir()] == ["out"]
+  for name in ("config.json", "generation_config.json"):
+    other = tmp_path / name / "out"
+    other.mkdir(parents=True)
+    (other / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"expected a folder without {name}; move it away"):
+      weights.export(str(other), params, config)
+    assert [path.name for path in other.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_export_that_fails_leaves_no_half_of_a_folder(tmp_path, monkeypatch, there):
+  import safetensors.numpy as library
+
+  config, out, save = gemma.preset("tiny"), tmp_path / "out", library.save_file
+  params = random(config)
+  if there:
+    out.mkdir()
+    (out / "tokenizer.model").write_text("pieces")
+
+  def fail(leaves, path, metadata):
+    if "00002" in path:
+      raise OSError("disk full")
+    save(leaves, path, metadata)
+
+  monkeypatch.setattr(library, "save_file", fail)
+  with pytest.raises(OSError, match="disk full"):
+    weights.export(str(out), params, config, "float32", shard_bytes=2000)
+  assert [path.name for path in tmp_path.rglob("*")] == ["out", "tokenizer.model"] * there
+  monkeypatch.undo()
+  weights.export(str(out), params, config, "float32", shard_bytes=2000)
+  same(weights.load(str(out), config), params)
+
+
+def test_an_export_may_be_read_by_whom_new_files_are_for(tmp_path):
+  config, before = gemma.preset("tiny"), os.umask(0o027)
+  try:
+    weights.export(str(tmp_path / "out"), random(config), config)
+  finally:
+    os.umask(before)
+  assert {oct(path.stat().st_mode)[-3:] for path in (tmp_path / "out").iterdir()} == {"640"}
+  assert oct((tmp_path / "out").stat().st_mode)[-3:] == "750"
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e30])
+def test_an_export_of_numbers_that_its_type_cannot_hold_is_refused(tmp_path, number):
+  config = gemma.preset("tiny")
+  params = random(config)
+  params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(number)
+  for write in (weights.export, functools.partial(weights.save, card={})):
+    with pytest.raises(ValueError, match=r"finite numbers in float16, got NaN .* final_norm/scale"):
+      write(str(tmp_path / "out"), params, config, dtype="float16")
+  assert not [*tmp_path.iterdir()]
+
+
+def test_parameters_of_another_tree_are_not_exported(tmp_path):
+  """Adapters that were not merged would be lost in silence."""
+  config = gemma.preset("tiny")
+  params = random(config)
+  joined = lora.join(params, lora.init(jax.random.key(0), params, 2), 1.0)
+  for write in (weights.export, functools.partial(weights.save, dtype="float32", card={})):
+    with pytest.raises(ValueError, match=r"unknown leaf layers/0/lora/attn"):
+      write(str(tmp_path / "out"), joined, config)
+  with pytest.raises(ValueError, match=r"leaf layers/0/attn/q_einsum/w expected shape"):
+    weights.export(str(tmp_path / "out"), params, gemma.preset("tiny", num_layers=1))

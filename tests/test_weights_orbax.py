@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax import numpy as jnp
 from weight_files import MODELS, PERIOD, G, L, checkpoint, half, hugging_face_model, random, same
@@ -61,6 +62,35 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, layout):
   strange = checkpoint(tmp_path / "d", random(config), config, layout, strange={"a": np.ones(2)})
   with pytest.raises(ValueError, match="unknown leaf strange/a"):
     weights.load(strange, config)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda x: x.at[1].set(np.nan), "got NaN or infinity in leaf final_norm/scale"),
+    (lambda x: x.astype(jnp.int32), "tensor final_norm/scale expected F32, BF16 or F16, got int32"),
+  ],
+  ids=["NaN", "integers"],
+)
+def test_numbers_that_are_none_of_a_models_are_refused(tmp_path, change, message):
+  config = gemma.preset("tiny")
+  params = random(config)
+  params["final_norm"]["scale"] = change(params["final_norm"]["scale"])
+  path = checkpoint(tmp_path / "c", params, config, "nested")
+  with pytest.raises(ValueError, match=f"weights {path}: .*{message}"):
+    weights.load(path, config)
+
+
+def test_a_part_that_was_not_copied_is_missed(tmp_path):
+  """Without OCDBT, as older checkpoints are, every chunk is a file: one that is absent is not 0."""
+  config, path = gemma.preset("tiny"), tmp_path / "c"
+  nested = jax.tree.map(np.asarray, gemma.unstack(jax.device_get(random(config)), config))
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+    checkpointer.save(path, nested)
+  weights.load(str(path), config)
+  (path / "layer_0.attn.q_einsum.w" / "0.0.0").unlink()
+  with pytest.raises(ValueError, match=rf"weights {path}, leaf layer_0/attn/q_einsum/w: expected"):
+    weights.load(str(path), config)
 
 
 @pytest.mark.parametrize("lost", ["_METADATA", "data"])

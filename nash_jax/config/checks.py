@@ -21,7 +21,10 @@ from nash_jax.data.preferences import TASKS
 from nash_jax.judges import JUDGES, SCALAR
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
+from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
+
+_WEIGHTS = "Give runs/x, runs/x@target, runs/x@params:50 or a file."  # what a policy's may be
 
 
 def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigDict:
@@ -151,8 +154,13 @@ class _Checker:
     one_of(self.prefix + field, self.value(field), choices)
 
   def file(self, field: str, expected: str, fix: str, optional: bool = False) -> None:
-    """Checks that there is the file or folder of a field, which may name a part of it after @."""
-    path = asset_path(self.value(field)).split("@")[0]
+    """Checks that there is the file or folder of a field."""
+    path = asset_path(self.value(field))
+    self(field, os.path.exists(path) or (optional and not path), expected, fix)
+
+  def weights(self, field: str, expected: str, fix: str, optional: bool = False) -> None:
+    """Checks a field of what policy.load_weights reads: that there is one, and its part after @."""
+    path = parse_weights(self.value(field), self.prefix + field).path
     self(field, os.path.exists(path) or (optional and not path), expected, fix)
 
 
@@ -165,10 +173,14 @@ def _check_model(model, path: str) -> None:
   heads, expected = config.num_heads % config.num_kv_heads == 0, "num_kv_heads to divide num_heads"
   check("changes", heads, expected, "Change either.")
   check("changes", config.head_dim % 2 == 0, "an even head_dim, which is rotated", "Change it.")
+  fix = "float16 is for files: Gemma's activations and masks leave its range."
+  check("dtype", model.dtype in fields.COMPUTE_DTYPES, "bfloat16 or float32", fix)
   check.one_of("template", TEMPLATES)
   fix = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
   check.file("tokenizer", "a file that exists", fix)
-  check.file("weights", "a file that exists", fix, optional=True)
+  # A run's adapters and parts are a policy's; a judge is a plain model.
+  check_weights = check.weights if path == "model" else check.file
+  check_weights("weights", "a file that exists", fix, optional=True)
 
 
 def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
@@ -248,12 +260,8 @@ def _check_arena(config) -> None:
 
 
 def _check_arena_policy(policy, path: str) -> None:
-  check, (field, _, step) = _Checker(policy, path), policy.weights.partition("@")[2].partition(":")
-  fix = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
-  check.file("weights", "a weights file or a run's workdir", fix)
-  one_of(f"{path}.weights, after @", field or "params", ("params", "target"))
-  valid, fix = step in ("", "best") or step.isdigit(), "Leave it out for the newest checkpoint."
-  require(valid, f"{path}.weights, after :", "a step or best", step, fix)
+  weights = _Checker(policy, path).weights
+  weights("weights", "a weights file or a run's workdir", _WEIGHTS)
 
 
 def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
@@ -293,6 +301,8 @@ def _check_fit(config) -> None:
   if config.data.task == "text":
     width, expected = config.data.max_tokens, "at least 2, a token and the next one"
     check("data.max_tokens", width > 1, expected, "Try 129.")
+  folder = os.path.isdir(asset_path(config.export))
+  check("export", not folder, "the name of a file, or none", "Add a name: out/policy.safetensors.")
   _check_steps(config, "data.batch_size")
   if config.data.held_out or config.data.held_out_path:
     _check_best(config)
@@ -302,6 +312,9 @@ def _check_collect(config) -> None:
   require(len(config.sources) > 0, "sources", "at least one", [], "Set --config.sources.<name>.")
   _check_model(config.model, "model")
   _check_sampling(config)
+  for name, source in config.sources.items():
+    check = _Checker(source, f"sources.{printable(name)}")
+    check.weights("weights", "a weights file or a run's workdir", _WEIGHTS)
   _check_judge(config.judge, "judge")
 
 
@@ -384,7 +397,8 @@ def _check_sample(config) -> None:
   _check_sampling(config)
   if config.realign != 1:
     fix = "Give what the policy was trained from, such as assets:stories/policy.safetensors."
-    _Checker(config).file("reference", "a weights file or a run's workdir", fix)
+    check = _Checker(config)
+    check.weights("reference", "a weights file or a run's workdir", fix)
 
 
 def _check_train(config, devices: int | None = None) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")  # of files
+COMPUTE_DTYPES = ("float32", "bfloat16")  # whose range Gemma's activations and masks fit
 # What only some optimisers, schedules and judges read of their group: the first dots of its fields.
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sgd": ()}
 SCHEDULES = {"constant": (), "linear": ("final_fraction",), "cosine": ("final_fraction",)}

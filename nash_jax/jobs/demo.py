@@ -61,10 +61,6 @@ def _arena_config(run_config: ConfigDict, trained: str, target: str) -> ConfigDi
   return c
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-  return "—" if value is None else f"{value:.{digits}f}"
-
-
 def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.Path) -> str:
   judged, unseen = (summary["win_rate"]["trained"][judge] for judge in ("judge", "population"))
   texts = [

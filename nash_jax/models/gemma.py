@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.models import lora, sharding
 from nash_jax.types import Params
-from nash_jax.validation import one_of
+from nash_jax.validation import one_of, require
 
 LOCAL, GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
 Cache = tuple[dict[str, Array], ...]  # for each layer, what gm.nn.Block reads and returns
@@ -249,7 +249,12 @@ def forward(
 
   Returns:
     Hidden states, and the cache with the new columns.
+
+  Raises:
+    ValueError: float16, in which the mask of a row of padding is NaN, and so is all after it.
   """
+  fix = "float16 is for files: Gemma's activations and masks leave its range."
+  require(jnp.dtype(dtype) != jnp.float16, "dtype", "float32 or bfloat16", "float16", fix)
   embedding = params["embedder"]["input_embedding"]
   x = sharding.constrain(embedding.astype(dtype)[tokens], sharding.BATCH)
   x *= jnp.sqrt(model_config.embed_dim).astype(dtype)

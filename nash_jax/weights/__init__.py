@@ -4,10 +4,15 @@ Read: our own .safetensors files (the gemma library's names), Hugging Face's Gem
 text models, and the library's Orbax checkpoints. Written: our own, and Hugging Face's.
 """
 
+import contextlib
+import functools
 import itertools
 import json
 import math
+import os
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,9 +22,10 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
+from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma
 from nash_jax.types import Params
-from nash_jax.weights import hf_config, names, orbax, safetensors
+from nash_jax.weights import files, hf_config, names, orbax, safetensors
 
 
 def kind(path: str) -> str:
@@ -29,8 +35,8 @@ def kind(path: str) -> str:
     return ""
   if orbax.is_checkpoint(path):
     return "orbax"
-  files = folder.is_file() or (folder / hf_config.INDEX).exists()
-  return "safetensors" if files or any(folder.glob("*.safetensors")) else ""
+  named = folder.is_file() or (folder / hf_config.INDEX).exists()
+  return "safetensors" if named or any(folder.glob("*.safetensors")) else ""
 
 
 def load(
@@ -38,7 +44,8 @@ def load(
 ) -> Params:
   """Returns the stacked tree; every name and shape is checked before a tensor is read.
 
-  Rows of the embedding that a Hugging Face file lacks are 0; rows that only it has are left out.
+  Rows of the embedding that no piece of the published tokenizer has and a Hugging Face file lacks
+  are 0; rows that only the file has are left out.
 
   Args:
     path: a .safetensors file, a folder of Hugging Face's, or an Orbax checkpoint of the library's.
@@ -46,13 +53,14 @@ def load(
     shardings: a tree like gemma.shapes(model_config), or one for all; default the first device.
 
   Raises:
-    ValueError: no such weights, a damaged file, a missing shard, or the first leaf that is
-      missing, unknown or of another shape.
+    ValueError: no such weights, a damaged file, a missing shard, an output layer other than the
+      embedding, or the first leaf that is missing, unknown, of another shape or not finite.
   """
   file_format = kind(path)
   if not file_format and pathlib.Path(path).is_dir():
     expected = "expected .safetensors files or one of Gemma's Orbax checkpoints in this folder"
-    raise ValueError(f"weights {path}: {expected}, got neither")
+    found = files.others(pathlib.Path(path))
+    raise ValueError(f"weights {path}: {expected}, got neither{found}")
   reader = orbax.reader if file_format == "orbax" else safetensors.reader
   places, read = reader(path, model_config)
   by_name, sizes = _shardings(shardings, places), names.sizes(model_config)
@@ -60,7 +68,29 @@ def load(
   for name, place in places.items():
     shape = (len(place.layers),) * place.stacked + names.shape(place.tensor.axes, sizes)
     leaves[name] = read(place, shape, jnp.dtype(dtype), by_name[name])
-  return traverse_util.unflatten_dict(leaves, sep="/")
+  params = traverse_util.unflatten_dict(leaves, sep="/")
+  check_finite(f"weights {path}", params, dtype)
+  return params
+
+
+def check_finite(source: str, params: Params, dtype: DTypeLike) -> None:
+  """Raises ValueError for the first leaf that holds NaN or infinity, or would in `dtype`."""
+  finite = jax.device_get(_finite(traverse_util.flatten_dict(params, sep="/"), jnp.dtype(dtype)))
+  for name, layers in finite.items():
+    if not np.all(layers):
+      place = f" (place {int(np.argmin(layers))} of its stack)" if np.ndim(layers) else ""
+      got = f"NaN or infinity in leaf {name}{place}"
+      fix = "it is damaged, comes from a run that diverged, or needs a wider type, such as bfloat16"
+      raise ValueError(f"{source}: expected finite numbers in {jnp.dtype(dtype)}, got {got}: {fix}")
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _finite(leaves: dict[str, jax.Array], dtype) -> dict[str, jax.Array]:
+  """Returns for every leaf, or for every layer of a stacked one, whether it is finite."""
+  return {
+    name: jnp.isfinite(x.astype(dtype)).all(tuple(range(name.startswith("layers/"), x.ndim)))
+    for name, x in leaves.items()
+  }
 
 
 def _shardings(shardings: Any, places: dict[str, names.Place]) -> dict[str, Sharding]:
@@ -81,16 +111,24 @@ def save(
 ) -> None:
   """Writes one `.safetensors` file of the library's names in `dtype`, with `card` as its metadata.
 
-  The head of a reward model, `params["head"]`, is kept. Every process calls it, and the first
-  writes.
+  The head of a reward model, `params["head"]`, is kept. A file of that name is replaced, at once.
+  Every process calls it, and the first writes.
+
+  Raises:
+    ValueError: parameters of another architecture, or ones that are not finite in `dtype`.
   """
+  target = pathlib.Path(path)
+  if target.is_dir():
+    raise ValueError(f"weights {path}: expected the name of a file, got a folder")
+  _check_params(path, params, model_config, dtype)
   rows = model_config.num_embed
   leaves = dict(safetensors.tensors(params, model_config, names.library, dtype, rows))
   if "head" in params:
     leaves[names.HEAD.name] = np.asarray(jnp.asarray(params["head"]["w"], dtype))
-  target = pathlib.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  _write(target, leaves, {"card": json.dumps(card)})
+  if jax.process_index() == 0:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(target) as part:
+      _write(part, leaves, {"card": json.dumps(card)})
 
 
 def export(
@@ -99,41 +137,53 @@ def export(
   model_config: gemma.GemmaConfig,
   dtype: DTypeLike = "bfloat16",
   shard_bytes: int = 4 << 30,
+  tokenizer: Tokenizer | None = None,
 ) -> None:
-  """Writes a folder that transformers reads: config.json, and .safetensors files with an index.
+  """Writes a folder that transformers reads: configs, and .safetensors files with an index.
 
-  Every process calls it, and the first writes; it holds one file's tensors at a time.
+  Every process calls it, and the first writes; it holds one file's tensors at a time. The folder
+  gets its name, or its weights, only when all is written.
 
   Args:
     shard_bytes: the most tensor bytes in a file, unless a single tensor is larger.
+    tokenizer: whose ids begin and stop a text, and whose pieces' rows are kept; default the
+      published Gemma's.
 
   Raises:
-    ValueError: the folder has weights already, a model with a head, or an architecture that is
-      neither Gemma 2's nor Gemma 3's.
+    ValueError: the folder has such files already, a model with a head, an architecture that is
+      neither Gemma 2's nor Gemma 3's, parameters of another one, or ones that are not finite.
   """
   folder = pathlib.Path(path)
   if folder.is_file() or any(folder.glob("*.safetensors*")):
     raise ValueError(f"export {path}: expected a folder without weights; move them away")
   if "head" in params:
     raise ValueError(f"export {path}: Hugging Face has no room for a reward model's head: use save")
-  rows, dtype = hf_config.rows(model_config), jnp.dtype(dtype)
-  fields = hf_config.config_json(model_config, dtype.name)
+  rows, dtype = hf_config.rows(model_config, tokenizer), jnp.dtype(dtype)
+  configs = hf_config.export_json(model_config, dtype.name, tokenizer)
+  for name in configs:
+    if (folder / name).exists():
+      raise ValueError(f"export {path}: expected a folder without {name}; move it away")
+  _check_params(path, params, model_config, dtype)
   stream = safetensors.tensors(params, model_config, names.hugging_face, dtype, rows)
   counts = _counts(model_config, rows, dtype.itemsize, shard_bytes)
-  folder.mkdir(parents=True, exist_ok=True)
-  total_size, weight_map = 0, {}
-  for i, count in enumerate(counts):
-    file = f"model-{i + 1:05d}-of-{len(counts):05d}.safetensors"
-    file = file if len(counts) > 1 else "model.safetensors"
-    leaves = {f"model.{name}": x for name, x in itertools.islice(stream, count)}
-    _write(folder / file, leaves, {"format": "pt"})
-    total_size += sum(x.nbytes for x in leaves.values())
-    weight_map.update(dict.fromkeys(leaves, file))
-  if jax.process_index() == 0:
+  first = jax.process_index() == 0
+  with _whole(folder) if first else contextlib.nullcontext(folder) as part:
+    if first:
+      part.mkdir(parents=True)
+    total_size, weight_map = 0, {}
+    for i, count in enumerate(counts):
+      file = f"model-{i + 1:05d}-of-{len(counts):05d}.safetensors"
+      file = file if len(counts) > 1 else "model.safetensors"
+      leaves = {f"model.{name}": x for name, x in itertools.islice(stream, count)}
+      if first:
+        _write(part / file, leaves, {"format": "pt"})
+      total_size += sum(x.nbytes for x in leaves.values())
+      weight_map.update(dict.fromkeys(leaves, file))
     if len(counts) > 1:
       index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-      (folder / hf_config.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+      configs[hf_config.INDEX] = index
+    for name, content in configs.items() if first else ():
+      (part / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
@@ -149,11 +199,56 @@ def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
   return counts
 
 
+def _check_params(path: str, params: Params, model_config: gemma.GemmaConfig, dtype) -> None:
+  """Raises ValueError unless these are a plain model's parameters, finite in `dtype`."""
+  places, sizes = names.places(model_config), names.sizes(model_config)
+  if "head" in params:
+    places[names.HEAD.name] = names.Place(names.HEAD)
+  expected = {
+    name: (len(place.layers),) * place.stacked + names.shape(place.tensor.axes, sizes)
+    for name, place in places.items()
+  }
+  leaves = traverse_util.flatten_dict(params, sep="/")
+  names.check(f"for {path}", {name: x.shape for name, x in leaves.items()}, expected)
+  check_finite(f"weights for {path}", params, dtype)
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a name to write a file or folder under, which takes the name `path` when it is whole.
+
+  Where that is a folder with other files in it, the new ones move in, the weights last. What is
+  cut short is deleted.
+  """
+  path = pathlib.Path(os.path.realpath(path))
+  part = path.with_name(f"{path.name}.{os.getpid()}.part")
+  try:
+    yield part
+    if part.is_dir() and path.is_dir() and any(path.iterdir()):
+      for file in sorted(part.iterdir(), key=_order):
+        file.replace(path / file.name)
+    else:
+      part.replace(path)
+  finally:
+    if part.is_dir():
+      shutil.rmtree(part)
+    part.unlink(missing_ok=True)
+
+
+def _order(file: pathlib.Path) -> tuple[bool, str]:
+  """Sorts what makes a folder's weights readable last."""
+  return file.name in ("model.safetensors", hf_config.INDEX), file.name
+
+
 def _write(path: pathlib.Path, leaves: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-  """Writes one file on the first process; one that is cut short never takes its name."""
+  """Writes one file, for whom a new file here is for: safetensors makes it for its owner alone."""
+  from safetensors import SafetensorError
   from safetensors.numpy import save_file
 
-  if jax.process_index() == 0:
-    part = path.with_suffix(".part")
-    save_file(leaves, str(part), metadata=metadata)
-    part.replace(path)
+  path.touch()
+  mode = path.stat().st_mode
+  try:
+    save_file(leaves, str(path), metadata=metadata)
+  except SafetensorError as error:  # of a full disk, too
+    raise OSError(f"weights {path}: could not be written: {error}") from error
+  path.chmod(mode)

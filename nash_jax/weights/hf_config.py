@@ -1,19 +1,62 @@
 """An architecture as Hugging Face's config.json, written and checked."""
 
-import json
+import os
 import pathlib
 from typing import Any
 
+from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma
+from nash_jax.weights import files
 
 INDEX = "model.safetensors.index.json"
 # The library pads Gemma 2's embedding to more rows than its tokenizer and Hugging Face have.
 _PIECES = {256_128: 256_000}
+# <end_of_turn> of the published tokenizers, by their pieces; <pad>, <eos> and <bos> are 0, 1 and 2.
+_END_OF_TURN = {256_000: 107, 262_144: 106}
 
 
-def rows(model_config: gemma.GemmaConfig) -> int:
-  """Returns how many rows of the embedding an export keeps."""
+def rows(model_config: gemma.GemmaConfig, tokenizer: Tokenizer | None = None) -> int:
+  """Returns how many rows of the embedding an export keeps: those that stand for a piece.
+
+  Without a tokenizer these are the published one's, or all.
+  """
+  if tokenizer:
+    tokenizer.check_rows(model_config.num_embed)
+    return tokenizer.size
   return _PIECES.get(model_config.num_embed, model_config.num_embed)
+
+
+def special_ids(model_config: gemma.GemmaConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+  """Returns the ids that begin, pad and stop a text, as a config.json has them.
+
+  Without a tokenizer they are Gemma's, which transformers takes where a file names none.
+  """
+  if tokenizer:
+    pad_id, bos_id, stop_ids = tokenizer.pad_id, tokenizer.bos_id, tokenizer.stop_ids
+  else:
+    end_of_turn = _END_OF_TURN.get(rows(model_config))
+    pad_id, bos_id, stop_ids = 0, 2, (1,) if end_of_turn is None else (1, end_of_turn)
+  eos_token_id = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
+  return {"bos_token_id": bos_id, "eos_token_id": eos_token_id, "pad_token_id": pad_id}
+
+
+def export_json(
+  model_config: gemma.GemmaConfig, dtype: str, tokenizer: Tokenizer | None = None
+) -> dict[str, dict[str, Any]]:
+  """Returns what the JSON files of an export hold, by their names.
+
+  Besides the architecture, config.json has the fields that servers read; generation_config.json
+  says where to stop.
+  """
+  config, ids = config_json(model_config, dtype), special_ids(model_config, tokenizer)
+  gemma2, stretched = config["model_type"] == "gemma2", model_config.global_scale_factor > 1
+  config["vocab_size"] = rows(model_config, tokenizer)
+  # As published; the positions are rope's, so nothing computes with their number.
+  config["max_position_embeddings"] = 8192 if gemma2 else 131_072 if stretched else 32_768
+  config |= {"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True}
+  if gemma2:
+    config["hidden_act"] = config["hidden_activation"]  # what older readers look for
+  return {"config.json": config | ids, "generation_config.json": ids}
 
 
 def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
@@ -60,13 +103,18 @@ def check_config(path: str, model_config: gemma.GemmaConfig) -> None:
   """
   folder = pathlib.Path(path)
   file = (folder if folder.is_dir() else folder.parent) / "config.json"
-  if not file.exists():
+  if not os.path.lexists(file):
     return
+  found, ours = files.read_json(file, "JSON with fields"), fields(config_json(model_config, ""))
+  ours |= {"local rope": (1.0, "default"), "use_bidirectional_attention": False}
   try:
-    got = fields(json.loads(file.read_text()))
-  except (ValueError, AttributeError) as error:
-    raise ValueError(f"{file}: expected JSON with fields, got {error}") from error
-  for name, value in fields(config_json(model_config, "")).items():
+    got = fields(found)
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from error
+  period = got.get("sliding_window_pattern")  # what there was before layer_types
+  if period is not None and "layer_types" not in got:
+    got["layer_types"] = _layer_types(period, model_config.num_layers)
+  for name, value in ours.items():
     compared = name not in ("architectures", "torch_dtype", "vocab_size")
     if compared and name in got and got[name] != value:
       raise ValueError(
@@ -74,17 +122,51 @@ def check_config(path: str, model_config: gemma.GemmaConfig) -> None:
       )
 
 
+def _layer_types(period: Any, count: int) -> Any:
+  if not isinstance(period, int) or period < 1:
+    return period
+  kinds = ["sliding_attention"] * (period - 1) + ["full_attention"] if period <= count else []
+  return [kinds[i % period] if kinds else "sliding_attention" for i in range(count)]
+
+
 def fields(config: dict[str, Any]) -> dict[str, Any]:
-  """Returns the text model's fields, with rope's in one form for every version of transformers."""
-  config = dict(config.get("text_config", config))
-  ropes = config.pop("rope_parameters", None) or {}
-  scaling = config.pop("rope_scaling", None) or {}
-  full_rope = ropes.get("full_attention", ropes)
+  """Returns the text model's fields, with rope's in one form for every version of transformers.
+
+  Raises:
+    ValueError: naming a field that should hold others and does not.
+  """
+  text = _group(config, "text_config") or config
+  # A multimodal model's own word on its head counts.
+  tied = {name: config[name] for name in ("tie_word_embeddings",) if name in config}
+  config = {**text, **tied}
+  ropes, scaling = _group(config, "rope_parameters"), _group(config, "rope_scaling")
+  full_rope = _group(ropes, "full_attention") or ropes
+  local_rope = _group(ropes, "sliding_attention")
+  other_forms = ("rope_parameters", "rope_scaling", "hidden_act")
+  config = {name: x for name, x in config.items() if name not in other_forms}
   if full_rope:
     config["rope_theta"] = full_rope.get("rope_theta")
     scaling = full_rope
-  if "sliding_attention" in ropes:
-    config["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
+  if local_rope:
+    config["rope_local_base_freq"] = local_rope.get("rope_theta")
+    config["local rope"] = _scaling(local_rope)
   if scaling or "rope_theta" in config:
-    config["rope factor"] = scaling.get("factor", 1.0)
+    config["rope factor"], config["rope type"] = _scaling(scaling)
+  if "use_bidirectional_attention" in config:  # of Gemma's embedding models
+    config["use_bidirectional_attention"] = config["use_bidirectional_attention"] or False
   return config
+
+
+def _group(config: dict[str, Any], name: str) -> dict[str, Any]:
+  """Returns the fields that a field holds; none where it is absent or null."""
+  found = config.get(name)
+  if found is not None and not isinstance(found, dict):
+    raise ValueError(f"{name} is {found!r:.80}, expected fields in braces")
+  return found or {}
+
+
+def _scaling(rope: dict[str, Any]) -> tuple[Any, Any]:
+  """Returns (factor, type) of a rope; a linear one by 1 is the default one."""
+  kind = rope.get("rope_type", rope.get("type", "linear" if "factor" in rope else "default"))
+  factor = 1.0 if kind == "default" else rope.get("factor", 1.0)
+  return factor, "default" if (factor, kind) == (1, "linear") else kind

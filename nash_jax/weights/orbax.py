@@ -25,8 +25,15 @@ _NOT_TEXT = re.compile(r"(SigLiPFromPatches_0|vision_encoder|embedder/mm_)")
 
 
 def is_checkpoint(path: str) -> bool:
-  """Whether an Orbax checkpoint lies at `path`."""
-  return (epath.Path(path) / "_METADATA").exists()
+  """Whether an Orbax checkpoint lies at `path`.
+
+  Raises:
+    ValueError: an address of a kind that is not read, such as http://.
+  """
+  try:
+    return (epath.Path(path) / "_METADATA").exists()
+  except KeyError as error:  # etils knows no such kind
+    raise ValueError(f"weights {path}: expected a local path, got an address") from error
 
 
 def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
@@ -36,10 +43,11 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
   folder = epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
   with _as_value_error(path), ocp.StandardCheckpointer() as checkpointer:
     saved = _flatten(checkpointer.metadata(folder).item_metadata.tree)
-  stacks = [int(name[len(_STACK) :].split("/")[0]) for name in saved if name.startswith(_STACK)]
-  period = max(stacks) + 1 if stacks else 0
-  shapes = {name: shape for name, (_, shape) in saved.items()}
+  stacks = filter(None, (re.match(rf"{_STACK}(\d+)/", name) for name in saved))
+  period = max((int(stack[1]) + 1 for stack in stacks), default=0)
+  shapes = {name: shape for name, (_, shape, _) in saved.items()}
   names.check(path, shapes, _expected_shapes(model_config, period))
+  names.check_dtypes(path, {name: dtype for name, (*_, dtype) in saved.items()})
 
   def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:
     _, axes = names.library(model_config, place.tensor)
@@ -47,7 +55,7 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
     sources = [_saved_as(place.tensor, layer, period) for layer in place.layers or (None,)]
     parts = list(dict.fromkeys(name for name, _ in sources))
     specs = {}
-    for keys, saved_shape in (saved[name] for name in parts):
+    for keys, saved_shape, _ in (saved[name] for name in parts):
       saved_sharding = _saved_sharding(sharding, place.stacked, order, len(saved_shape))
       specs[keys] = jax.ShapeDtypeStruct(saved_shape, dtype, sharding=saved_sharding)
     with _as_value_error(f"{path}, leaf {parts[0]}"), ocp.PyTreeCheckpointer() as checkpointer:
@@ -69,17 +77,17 @@ def _as_value_error(source: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # Orbax raises many kinds
-    first = str(error).strip().split("\n")[0]
+    first = f"{type(error).__name__}: {error}".split("\n")[0]
     raise ValueError(f"weights {source}: expected an Orbax checkpoint, got {first!r}") from error
 
 
-def _flatten(tree) -> dict[str, tuple[tuple[str, ...], names.Shape]]:
-  """Returns (its keys in the checkpoint, shape) of every text tensor by its nested name."""
+def _flatten(tree) -> dict[str, tuple[tuple[str, ...], names.Shape, str]]:
+  """Returns (its keys in the checkpoint, shape, dtype) of every text tensor by its nested name."""
   saved = {}
   for keys, leaf in traverse_util.flatten_dict(tree).items():
     name = "/".join(keys).removeprefix("transformer/")
     if not _NOT_TEXT.match(name):
-      saved[re.sub(r"(mlp/\w+)/w$", r"\1", name)] = keys, tuple(leaf.shape)
+      saved[re.sub(r"(mlp/\w+)/w$", r"\1", name)] = keys, tuple(leaf.shape), str(leaf.dtype)
   return saved
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import math
 import pathlib
 import re
@@ -17,8 +16,9 @@ from jax.typing import DTypeLike
 
 from nash_jax.models import gemma
 from nash_jax.types import Params
-from nash_jax.weights import hf_config, names
+from nash_jax.weights import files, hf_config, names
 
+_ROWS_READ = 4096  # at a time, of a head that is compared with the embedding
 _SPARE_ROWS = 128  # most by which a published Gemma's embedding differs from its tokenizer
 # What a multimodal Gemma 3 has besides its text model.
 _NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
@@ -28,57 +28,69 @@ def open_all(path: str) -> dict[str, Any]:
   """Returns a lazy slice of every tensor by name, from a file, or a folder with its shards.
 
   Raises:
-    ValueError: a file that is missing, damaged or no safetensors file, or a shard without one of
-      the tensors that the index says it has.
+    ValueError: a file that is missing, damaged or no safetensors file, an index that names a file
+      outside its folder, or shards that do not hold just what the index says.
   """
   folder, index_name = pathlib.Path(path), hf_config.INDEX
   if folder.name == index_name:
-    folder = folder.parent
+    return _open_shards(folder)
   if folder.is_file() or not folder.exists():
     return _open(folder)
-  if not (folder / index_name).exists():
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-      expected = f"expected one .safetensors file or {index_name}"
-      raise ValueError(f"weights {path}: {expected}, got {len(files)} files")
-    return _open(files[0])
-  index = _index(folder / index_name)
+  found = sorted(file.name for file in folder.glob("*.safetensors"))
+  if (folder / index_name).exists():
+    return _open_shards(folder / index_name)
+  if len(found) != 1:
+    expected = f"expected one .safetensors file or {index_name}"
+    raise ValueError(f"weights {path}: {expected}, got {len(found)} files")
+  return _open(folder / found[0])
+
+
+def _open_shards(index_path: pathlib.Path) -> dict[str, Any]:
+  folder, index = index_path.parent, _index(index_path)
   shards = sorted(set(index.values()))
   missing = [shard for shard in shards if not (folder / shard).is_file()]
   if missing:
-    count = f"{len(missing)} of {len(shards)} that {index_name} names"
-    raise ValueError(f"weights {path}: shard {missing[0]} is missing ({count}): download it")
+    count = f"{len(missing)} of {len(shards)} that {index_path.name} names"
+    shard = f"shard {files.shown(missing[0])} is missing ({count})"
+    raise ValueError(f"weights {folder}: {shard}: download it")
+  if "model.safetensors" not in shards and (folder / "model.safetensors").exists():
+    got = f"got both model.safetensors and {index_path.name}, which does not name it"
+    raise ValueError(f"weights {folder}: expected one model, {got}: move one of them away")
   tensors = {shard: _open(folder / shard) for shard in shards}
   for name, shard in index.items():
     if name not in tensors[shard]:
-      listed = f"which {index_name} says is in it"
-      raise ValueError(f"weights {folder / shard}: no tensor {name}, {listed}")
+      listed = f"which {index_path.name} says is in it"
+      raise ValueError(f"weights {folder / shard}: no tensor {files.shown(name)}, {listed}")
+  for shard, found in tensors.items():
+    for name in found:
+      if index.get(name) != shard:
+        listed = f"which {index_path.name} says is in {index.get(name, 'no file')}"
+        raise ValueError(f"weights {folder / shard}: tensor {files.shown(name)}, {listed}")
   return {name: tensors[shard][name] for name, shard in index.items()}
 
 
 def _index(path: pathlib.Path) -> dict[str, str]:
-  try:
-    return dict(json.loads(path.read_text())["weight_map"])
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"weights {path}: expected JSON with a weight_map, got {error!r}") from error
+  """Returns the shard of every tensor: a file of the index's own folder."""
+  expected = "JSON with a weight_map"
+  index = files.read_json(path, expected).get("weight_map")
+  if not isinstance(index, dict):
+    raise ValueError(f"weights {path}: expected {expected}, got {index!r:.80} there")
+  for name, shard in index.items():
+    if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard or shard == "..":
+      expected = f"the name of a file of this folder for {files.shown(name)}"
+      raise ValueError(f"weights {path}: expected {expected}, got {shard!r:.80}")
+  return index
 
 
 def _open(path: pathlib.Path) -> dict[str, Any]:
   from safetensors import SafetensorError, safe_open
 
   try:
-    with open(path, "rb") as file:
-      if file.read(40).startswith(b"version https://git-lfs"):
-        raise OSError("a Git LFS pointer: run `git lfs pull` in its folder")
     tensors = safe_open(str(path), "np")
-  except (OSError, SafetensorError) as error:
-    raise ValueError(f"weights {path}: expected a .safetensors file, got {error}") from error
-  slices = {name: tensors.get_slice(name) for name in tensors.offset_keys()}
-  for name, tensor in slices.items():
-    if tensor.get_dtype() not in ("F32", "BF16", "F16"):
-      got = f"{tensor.get_dtype()}; quantised files are not read"
-      raise ValueError(f"weights {path}: tensor {name} expected F32, BF16 or F16, got {got}")
-  return slices
+  except (OSError, ValueError, SafetensorError) as error:
+    got = files.explain(path, error)
+    raise ValueError(f"weights {path}: expected a .safetensors file, got {got}") from error
+  return {name: tensors.get_slice(name) for name in tensors.offset_keys()}
 
 
 def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
@@ -86,12 +98,13 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
 
   Among the leaves is the head that a reward model's file has.
   """
-  slices = open_all(path)
+  slices = _without_vision(open_all(path))
   places, sizes = names.places(model_config), names.sizes(model_config)
   scheme: names.Scheme = names.library
   prefix = ""
   if names.EMBEDDING.name not in slices:
     scheme, prefix = names.hugging_face, _prefix(path, slices)
+    _tie(path, slices, prefix)
     hf_config.check_config(path, model_config)
   expected = {
     prefix + part: names.shape(axes, sizes)
@@ -101,13 +114,13 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
   if scheme is names.library and names.HEAD.name in slices:
     places[names.HEAD.name] = names.Place(names.HEAD)
     expected[names.HEAD.name] = names.shape(names.HEAD.axes, sizes)
-  _check(path, slices, expected, prefix)
+  _check(path, slices, expected, prefix, model_config)
 
   def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:
     def read_layer(layer, index):
       parts, axes = scheme(model_config, place.tensor, layer)
-      files = [slices[prefix + part] for part in parts]
-      return _read(files, axes, place.tensor.axes, sizes, index)
+      found = [slices[prefix + part] for part in parts]
+      return _read(found, axes, place.tensor.axes, sizes, index)
 
     @functools.cache  # each distinct part is read once on each host that has it
     def read_part(index):
@@ -122,39 +135,77 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
 
     def callback(index):
       ranges = (s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
-      return read_part(tuple(slice(start, stop) for start, stop in ranges))
+      with np.errstate(over="ignore", invalid="ignore"):  # weights.check_finite says it better
+        return read_part(tuple(slice(start, stop) for start, stop in ranges))
 
     return jax.make_array_from_callback(shape, sharding, callback, dtype=dtype)
 
   return places, read
 
 
+def _without_vision(slices: dict[str, Any]) -> dict[str, Any]:
+  return {name: tensor for name, tensor in slices.items() if not _NOT_TEXT.match(name)}
+
+
 def _prefix(path: str, slices: dict[str, Any]) -> str:
   """Returns what precedes Hugging Face's names of the text model."""
-  embeddings = [name for name in slices if name.endswith("embed_tokens.weight")]
-  if len(embeddings) != 1:
-    got = f"{len(slices)} others ({min(slices, default='none')}, ...)"
-    raise ValueError(f"weights {path}: expected the tensors of a Gemma text model, got {got}")
-  return embeddings[0].removesuffix("embed_tokens.weight")
+  if any("lora" in name for name in slices):
+    fix = "merge them into the model that they adapt, and give that"
+    raise ValueError(f"weights {path}: expected a whole model, got adapters (LoRA): {fix}")
+  for known in ("embed_tokens.weight", "layers.0.input_layernorm.weight"):
+    found = [name for name in slices if name.endswith(known)]
+    if len(found) == 1:
+      return found[0].removesuffix(known)
+  first = files.shown(min(slices, default="none"))
+  got = f"{len(slices)} others ({first}, ...)"
+  raise ValueError(f"weights {path}: expected the tensors of a Gemma text model, got {got}")
+
+
+def _tie(path: str, slices: dict[str, Any], prefix: str) -> None:
+  """Takes the output layer out of `slices`: Gemma's is its embedding, whichever a file has.
+
+  Raises:
+    ValueError: a file that has both, and they differ.
+  """
+  embedding = prefix + "embed_tokens.weight"
+  for name in {prefix.removesuffix("model.") + "lm_head.weight", "lm_head.weight"} & slices.keys():
+    head = slices.pop(name)
+    tied = slices.setdefault(embedding, head)
+    names.check_dtypes(path, {name: head.get_dtype(), embedding: tied.get_dtype()})
+    if not _equal(head, tied):
+      differs = f"{files.shown(name)} differs from {files.shown(embedding)}"
+      fix = "Gemma's output layer is its embedding, so this is another architecture"
+      raise ValueError(f"weights {path}: {differs}: {fix}")
+
+
+def _equal(a, b) -> bool:
+  """Whether two tensors of a file have the same shape and numbers, whatever their types."""
+  if a is b or list(a.get_shape()) != list(b.get_shape()):
+    return a is b
+  stops = [*range(_ROWS_READ, a.get_shape()[0], _ROWS_READ), a.get_shape()[0]]
+  parts = (
+    [np.asarray(x[start:stop], np.float32) for x in (a, b)]
+    for start, stop in zip([0, *stops], stops, strict=False)
+  )
+  return all(np.array_equal(x, y, equal_nan=True) for x, y in parts)
 
 
 def _check(
-  path: str, slices: dict[str, Any], expected: dict[str, names.Shape], prefix: str
+  path: str,
+  slices: dict[str, Any],
+  expected: dict[str, names.Shape],
+  prefix: str,
+  model_config: gemma.GemmaConfig,
 ) -> None:
-  """Runs names.check without the vision model; the embedding may have a few other rows."""
-  # Gemma's output layer is its embedding; some files write it twice.
-  tied = {prefix.removesuffix("model.") + "lm_head.weight", "lm_head.weight"}
-  got = {
-    name: tuple(tensor.get_shape())
-    for name, tensor in slices.items()
-    if name in expected or not (name in tied or _NOT_TEXT.match(name))
-  }
+  """Runs names.check; the embedding may lack rows without a piece, or have a few more."""
+  got = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
   embedding = prefix + "embed_tokens.weight"
-  if embedding in expected and len(got[embedding]) == 2:
+  if embedding in expected and len(got.get(embedding, ())) == 2:
     (rows, width), expected_rows = got[embedding], expected[embedding][0]
-    spare = abs(rows - expected_rows) <= _SPARE_ROWS
+    spare = hf_config.rows(model_config) <= rows <= expected_rows + _SPARE_ROWS
     got[embedding] = (expected_rows if spare else rows, width)
   names.check(path, got, expected)
+  names.check_dtypes(path, {name: tensor.get_dtype() for name, tensor in slices.items()})
 
 
 def _slice(tensor, index) -> np.ndarray:
@@ -166,13 +217,13 @@ def _slice(tensor, index) -> np.ndarray:
   return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
 
 
-def _read(files: list, file_axes: str, axes: str, sizes: dict[str, int], index) -> np.ndarray:
+def _read(found: list, file_axes: str, axes: str, sizes: dict[str, int], index) -> np.ndarray:
   """Returns slices of one tensor that files may store split, with merged axes or transposed."""
   ranges = dict(zip(axes.split(), index, strict=True))
   first = axes.split()[0]
   split = first.isdigit() and first not in file_axes.split()
   if split:
-    files = files[ranges[first]]
+    found = found[ranges[first]]
   letters = list(itertools.chain(*file_axes.split()))
   file_index, unmerged, inner = [], [], []
   for axis in file_axes.split():
@@ -183,7 +234,7 @@ def _read(files: list, file_axes: str, axes: str, sizes: dict[str, int], index) 
     inner += [slice(None), *(ranges[letter] for letter in axis[1:])]
   order = [letters.index(letter) for letter in axes.split()[split:]]
   parts = [
-    _slice(file, file_index).reshape(unmerged)[tuple(inner)].transpose(order) for file in files
+    _slice(file, file_index).reshape(unmerged)[tuple(inner)].transpose(order) for file in found
   ]
   return np.stack(parts) if split else parts[0]
 
