@@ -179,6 +179,7 @@ def _check_arena(config) -> None:
     check.at_least(field, least)
   check.positive("prompts.batch_size", "Try 16.")
   check.one_of("prompts.overflow", ("drop", "cut"))
+  check.one_of("prompts.duplicates", ("keep", "drop"))
   _check_sampling(config.sampling)
 
 
@@ -205,6 +206,8 @@ def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
 def _check_fit(config) -> None:
   check = _Checker(config)
   check.one_of("loss", ("sft", "judge", "reward"))
+  check.one_of("data.overflow", ("drop", "cut"))
+  check.one_of("data.duplicates", ("keep", "drop"))
   if config.loss == "judge":
     judge_template.read(config.template)
   check.one_of("export_dtype", fields.DTYPES)
@@ -216,6 +219,8 @@ def _check_collect(config) -> None:
   check.positive("steps", "Set --config.steps.")
   fix = "A comparison needs two."
   check("sampling.samples", samples >= 2, "at least two responses a prompt", fix)
+  check.one_of("prompts.overflow", ("drop", "cut"))
+  check.one_of("prompts.duplicates", ("keep", "drop"))
   for name, source in config.sources.items():
     _check_names(source, fields.collect().sources.base, f"sources.{name}.")
     _Checker(source, f"sources.{name}").positive("temperature", "Try 1.")
@@ -248,6 +253,7 @@ def _check_train(config, devices: int | None = None) -> None:
   _check_algorithm(config)
   _check_sampling(config.sampling)
   check.one_of("prompts.overflow", ("drop", "cut"))
+  check.one_of("prompts.duplicates", ("keep", "drop"))
   _check_judge(config.judge, "judge")
   split = _check_steps(config, "prompts.batch_size", devices)
   judge_mesh_sizes(config, devices)

@@ -115,6 +115,7 @@ def train() -> ConfigDict:
     prompts={
       "task": "stories", "path": "assets:stories/prompts.jsonl", "held_out": 96,
       "held_out_path": "", "overflow": "drop", "max_tokens": 32, "batch_size": 32,
+      "duplicates": "keep",  # or "drop": no training on a prompt that is held out
     },
     sampling={
       "max_tokens": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
@@ -136,6 +137,7 @@ def fit() -> ConfigDict:
       "max_tokens": 129,  # of a text's windows, of prompt + response, of a preference's prompt
       "max_response_tokens": 64,  # of preferences
       "batch_size": 32,
+      "duplicates": "keep",  # or "drop": no training on a prompt or text that is held out
     },
     template="stories",  # of the pairwise judge
     export="",  # where the best weights go, as .safetensors in export_dtype
