@@ -330,7 +330,8 @@ def check_ids(ids: Sequence[Any], tokenizer: Tokenizer, what: str) -> None:
   for i in ids:
     if isinstance(i, bool) or not isinstance(i, int | np.integer) or not 0 <= i < tokenizer.size:
       expected = f"ids of this tokenizer's {tokenizer.size} pieces"
-      raise ValueError(f"{what} holds {files.shorten(i)}, expected {expected}")
+      got = files.shorten(int(i) if isinstance(i, np.integer) else i)
+      raise ValueError(f"{what} holds {got}, expected {expected}")
 
 
 def check_prompt(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:

@@ -26,23 +26,25 @@ _FOREIGN = {
 shorten = reprlib.Repr(maxstring=80, maxother=80).repr  # a value's repr, for one line
 
 
-def read_bytes(path: str | pathlib.Path, foreign: bool = False) -> bytes:
+def read_bytes(path: str | pathlib.Path) -> bytes:
   """Returns a file's bytes.
 
-  Args:
-    foreign: take a file that begins as compressed or UTF-16 files do, too.
-
   Raises:
-    ValueError: a file that cannot be read, a Git LFS pointer, one that is compressed or UTF-16.
+    ValueError: a file that cannot be read, or that check_beginning refuses.
   """
   try:
     data = pathlib.Path(path).read_bytes()
   except OSError as error:
     raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-  for beginning, advice in _FOREIGN.items():
-    if data.startswith(beginning) and not (foreign and b"git-lfs" not in beginning):
-      raise ValueError(f"{path}: {advice}")
+  check_beginning(path, data)
   return data
+
+
+def check_beginning(path: str | pathlib.Path, data: bytes) -> None:
+  """Raises ValueError for a Git LFS pointer, and for a file that is compressed or UTF-16."""
+  for beginning, advice in _FOREIGN.items():
+    if data.startswith(beginning):
+      raise ValueError(f"{path}: {advice}")
 
 
 def read_text(path: str | pathlib.Path) -> str:

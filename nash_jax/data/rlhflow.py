@@ -96,6 +96,9 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
     try:
       number = 0
+      with path.open("rb") as file:
+        if not (head := file.read(64)).startswith(b"PAR1"):
+          files.check_beginning(path, head)
       for batch in parquet.ParquetFile(path).iter_batches():
         for row in batch.to_pylist():
           number += 1
