@@ -190,7 +190,7 @@ def _key(ids: Any) -> bytes:
 def _unequal(columns: Columns) -> list[bool]:
   """Returns which pairs differ, or are a tie."""
   sides = zip(columns["a"], columns["b"], columns["p_win"], strict=True)
-  return [_key(a) != _key(b) or p_win == 0.5 for a, b, p_win in sides]
+  return [_key(a) != _key(b) or float(p_win) == 0.5 for a, b, p_win in sides]
 
 
 def _without(examples: Examples, kept: list[bool], reason: str) -> Examples:

@@ -48,6 +48,8 @@ class Tokenizer:
       raise ValueError(f"no tokenizer file {path!r}: give the path of a SentencePiece .model file")
     data = files.read_bytes(path)
     try:
+      if not data:
+        raise RuntimeError("the file is empty")
       self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
       self._pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
     except (RuntimeError, UnicodeDecodeError) as error:
