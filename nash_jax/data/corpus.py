@@ -147,7 +147,8 @@ def load_examples(
     held_out = len(more["inputs"])
   count = len(columns["inputs"])
   if not 0 <= held_out < count:
-    raise ValueError(f"held_out is {held_out} of {count} records: leave some to train on")
+    got = f"held_out is {held_out} of {count} records"
+    raise ValueError(f"{got} of {config.path}: leave some to train on")
   columns["index"] = range(count)
 
   def part(rows: range) -> Examples:
@@ -179,7 +180,7 @@ def load_examples(
     }:
       reasons += f". Left out besides: {others}"
     everything = "all " if train.report["dropped"] == count - held_out else ""
-    raise ValueError(f"no examples left: {everything}{reasons}")
+    raise ValueError(f"{config.path}: no examples left: {everything}{reasons}")
   return train, held
 
 
@@ -307,7 +308,8 @@ def has(record: Any, name: str) -> bool:
 def field(record: Any, name: str, types: type | tuple[type, ...] = str) -> Any:
   """Returns record[name]; ValueError where it is missing or of another type."""
   if not isinstance(record, dict) or name not in record:
-    got = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__
+    is_object = isinstance(record, dict)
+    got = ", ".join(map(files.shorten, [*record][:20])) if is_object else type(record).__name__
     raise ValueError(f"no field {name!r}, got {got}")
   if not isinstance(record[name], types) or isinstance(record[name], bool):
     listed = " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
@@ -358,20 +360,30 @@ def read_files(
     path: as `parse_paths` takes it.
     seed: decides the order in which a mixture alternates.
   """
+  pairs = parse_paths(path)
+  parts = [read_records(file, encode, tokenizer, parse) for file, _ in pairs]
+  empty = [file for (file, _), part in zip(pairs, parts, strict=True) if not part]
+  if empty and (pairs[0][1] is not None or len(empty) == len(pairs)):
+    raise ValueError(f"the file(s) {', '.join(empty)} hold no records: expected one a line")
+  return _through_seqio(task, parts, [rate for _, rate in pairs], seed)
+
+
+def _through_seqio(
+  task: str, parts: list[list[Features]], rates: list[float | None], seed: int
+) -> Columns:
+  """Returns the files' records as the seqio task or mixture `task` yields them."""
   import_tensorflow()
   import seqio
 
-  pairs = parse_paths(path)
-  parts = [read_records(file, encode, tokenizer, parse) for file, _ in pairs]
   for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
     registry.remove(task)  # a name belongs to what was loaded last
-  if pairs[0][1] is None:
+  if rates[0] is None:
     _register(task, [record for part in parts for record in part])
   else:
-    rates = [(f"{task}_{i}", rate) for i, (_, rate) in enumerate(pairs)]
-    for (name, _), part in zip(rates, parts, strict=True):
+    names = [f"{task}_{i}" for i in range(len(parts))]
+    for name, part in zip(names, parts, strict=True):
       _register(name, part)
-    seqio.MixtureRegistry.add(task, rates)
+    seqio.MixtureRegistry.add(task, list(zip(names, rates, strict=True)))
   return read_task(task, seed)
 
 
@@ -395,8 +407,6 @@ def _register(name: str, records: list[Features]) -> None:
   tf = import_tensorflow()
   import seqio
 
-  if not records:
-    raise ValueError(f"the file(s) of {name!r} hold no records: expected one a line")
   tensors: dict[str, Any] = {}
   for feature, first in records[0].items():
     column = [record[feature] for record in records]

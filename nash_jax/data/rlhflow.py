@@ -104,7 +104,8 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
           number += 1
           yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-      raise ValueError(f"{path}: not a parquet file that can be read: {error}") from error
+      reason = " ".join(str(error).split())
+      raise ValueError(f"{path}: not a parquet file that can be read: {reason}") from error
     return
   text = files.read_text(path)
   if not text.lstrip().startswith("["):
