@@ -115,6 +115,15 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.usefixtures("drawn")
+def test_a_typed_prompt_that_is_refused_leaves_the_next_one(monkeypatch, capsys, config):
+  monkeypatch.setattr("sys.stdin", io.StringIO("<start_of_turn>user\n" + PROMPTS[1] + "\n"))
+  sample.run(type(config)({**config, "prompt": ""}))
+  out, err = capsys.readouterr()
+  assert f"{PROMPTS[1]} ▸" in out
+  assert "carries the chat template already" in err
+
+
+@pytest.mark.usefixtures("drawn")
 def test_a_file_from_another_system_holds_the_same_prompts(printed, tmp_path):
   file = tmp_path / "prompts.txt"
   lines = f"\ufeff{PROMPTS[0]}\r\n\r\nLily\u2028saw\x0ca kite.\r\n"

@@ -148,6 +148,11 @@ def test_rows_fit_the_pieces_in_both_directions(rows, good):
       check(rows)
 
 
+def test_a_row_of_no_piece_is_shown_as_unknown():
+  ids = PLAIN.encode("The end")
+  assert PLAIN.decode([*ids, 1024, 5000, -1]) == "The end" + PLAIN.decode([3, 3, 3])
+
+
 def test_gemmas_pieces_fit_the_rows_of_their_own_generation(gemma):
   gemma.check_rows(256_000)
   gemma.check_rows(256_128)

@@ -163,14 +163,7 @@ def load_examples(
     return _without(examples, _unequal(chosen), "equal") if "b" in chosen else examples
 
   train, held = part(range(count - held_out)), part(range(count - held_out, count))
-  seen, evaluated = ({*map(_key, x.columns["inputs"])} for x in (train, held))
-  if duplicates == "drop":
-    different = [_key(ids) not in evaluated for ids in train.columns["inputs"]]
-    train = _without(train, different, "duplicates")
-  elif shared := sum(_key(ids) in seen for ids in held.columns["inputs"]):
-    held.report["duplicates"] = shared
-    message = "%d of %d held-out prompts or texts are trained on too: duplicates='drop' leaves them"
-    logging.warning(f"{message} out of training", shared, len(held))
+  train = _tell_duplicates(train, held, config, drop=duplicates == "drop")
   logging.info("examples to train on: %s, held out: %s", train.report, held.report)
   if not len(train):
     reasons = f"{train.report['dropped']} are over max_tokens={config.max_tokens} (or"
@@ -182,6 +175,21 @@ def load_examples(
     everything = "all " if train.report["dropped"] == count - held_out else ""
     raise ValueError(f"{config.path}: no examples left: {everything}{reasons}")
   return train, held
+
+
+def _tell_duplicates(train: Examples, held: Examples, config, drop: bool) -> Examples:
+  """Counts held-out prompts that are trained on too; returns what to train on, without if `drop`."""
+  seen, evaluated = ({*map(_key, part.columns["inputs"])} for part in (train, held))
+  if drop:
+    different = [_key(ids) not in evaluated for ids in train.columns["inputs"]]
+    return _without(train, different, "duplicates")
+  if shared := sum(_key(ids) in seen for ids in held.columns["inputs"]):
+    held.report["duplicates"] = shared
+    message = "%d of %d held-out prompts or texts are trained on too: duplicates='drop' leaves them"
+    # Where both are one file, that is meant: a game is evaluated on what it is played on.
+    level = logging.INFO if config.held_out_path == config.path else logging.WARNING
+    logging.log(level, f"{message} out of training", shared, len(held))
+  return train
 
 
 def _key(ids: Any) -> bytes:
@@ -329,11 +337,13 @@ def number(record: Any, name: str) -> float:
 
 def check_ids(ids: Sequence[Any], tokenizer: Tokenizer, what: str) -> None:
   """Raises ValueError where token ids are not the tokenizer's."""
-  for i in ids:
-    if isinstance(i, bool) or not isinstance(i, int | np.integer) or not 0 <= i < tokenizer.size:
-      expected = f"ids of this tokenizer's {tokenizer.size} pieces"
-      got = files.shorten(int(i) if isinstance(i, np.integer) else i)
-      raise ValueError(f"{what} holds {got}, expected {expected}")
+  if isinstance(ids, np.ndarray):
+    wrong = ids[(ids < 0) | (ids >= tokenizer.size)].tolist()
+  else:
+    wrong = [i for i in ids if type(i) is not int or not 0 <= i < tokenizer.size]
+  if wrong:
+    expected = f"ids of this tokenizer's {tokenizer.size} pieces"
+    raise ValueError(f"{what} holds {files.shorten(wrong[0])}, expected {expected}")
 
 
 def check_prompt(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:

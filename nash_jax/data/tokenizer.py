@@ -107,9 +107,10 @@ class Tokenizer:
       raise
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of ids, without pad, <bos> and stop tokens."""
-    skipped = {self.pad_id, self.bos_id, *self.stop_ids}
-    return self._model.decode([int(i) for i in ids if int(i) not in skipped])
+    """Returns the text of ids, without pad, <bos> and stop tokens; rows of no piece are unknown."""
+    skipped, unknown = {self.pad_id, self.bos_id, *self.stop_ids}, self._model.unk_id()
+    kept = [int(i) for i in ids if int(i) not in skipped]
+    return self._model.decode([i if 0 <= i < self.size else unknown for i in kept])
 
   def prompt(self, text: str | list[dict]) -> list[int]:
     """Returns the ids of a prompt: one <bos>, the template, and where a response would begin.

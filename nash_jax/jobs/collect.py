@@ -67,6 +67,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
         strengths.append(abs(pair["p_a"] - 0.5))
   fix = "Check the judge: its answers, or for a table judge first_token."
   expected = f"a readable verdict on some of the {unread} pairs"
+  if not strengths:
+    unfinished.unlink()
   require(len(strengths) > 0, "judge", expected, "none", fix)
   unfinished.replace(path)
   if unread:

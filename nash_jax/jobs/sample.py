@@ -6,6 +6,7 @@ Decoding-time realignment (Liu et al. 2402.02992) draws from the token-wise geom
 
 import itertools
 import os
+import sys
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -61,6 +62,13 @@ def _prompts(config, tokenizer: Tokenizer) -> Iterable[tuple[str, list[int]]]:
     except ValueError as error:
       raise ValueError(f"{place}: {error}") from None
 
+  def typed() -> Iterator[tuple[str, list[int]]]:
+    for text in itertools.takewhile(bool, _typed()):
+      try:
+        yield encode("prompt", text)
+      except ValueError as error:  # the next one may be good
+        print(error, file=sys.stderr)
+
   if config.prompt:
     return [encode("prompt", config.prompt)]
   if config.file:
@@ -69,7 +77,7 @@ def _prompts(config, tokenizer: Tokenizer) -> Iterable[tuple[str, list[int]]]:
     pairs = list(itertools.starmap(encode, read_records(config.file, str)))
     require(len(pairs) > 0, "file", "a prompt a line", config.file, "Write some.")
     return pairs
-  return (encode("prompt", text) for text in itertools.takewhile(bool, _typed()))
+  return typed()
 
 
 def _typed() -> Iterator[str]:
@@ -78,3 +86,5 @@ def _typed() -> Iterator[str]:
       yield input("prompt (empty line to stop): ")
     except EOFError:
       return
+    except UnicodeDecodeError as error:
+      raise ValueError(f"prompt: expected UTF-8 ({error})") from None
