@@ -256,7 +256,7 @@ def test_pairs_of_equal_responses_keep_no_label_but_a_tie(tmp_path):
   path = write(tmp_path / "p.jsonl", rows)
   config = configure("preferences", path, overflow="cut", held_out=0, max_response_tokens=8)
   train, _ = preferences.load_preferences(config, TOKENIZER, seed=0)
-  assert train.report == {"kept": 2, "dropped": 0, "cut": 2, "equal": 2}
+  assert train.report == {"kept": 2, "dropped": 0, "cut": 1, "equal": 2}
   batch = train.all()
   assert not (batch["a_tokens"] == batch["b_tokens"]).all(1).any()
   assert list(batch["prompts"].index) == [2, 3]
@@ -269,7 +269,7 @@ def test_pairs_of_equal_responses_keep_no_label_but_a_tie(tmp_path):
   assert held_out.report["kept"] == 1
 
   path = write(tmp_path / "e.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "y"}])
-  with pytest.raises(ValueError, match=r"no examples left.*'equal': 1"):
+  with pytest.raises(ValueError, match=r"no examples left: 0 are over.*, 1 equal"):
     preferences.load_preferences(configure("preferences", path, held_out=0), TOKENIZER, seed=0)
 
 

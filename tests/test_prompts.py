@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import nash_jax
 from nash_jax.data import prompts, rlhflow
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 
@@ -238,6 +239,7 @@ BAD_FILES = {
   "gzip": (gzip.compress(b'{"prompt": "x"}'), "bad: compressed .gzip.: unpack it"),
   "zstd": (b"\x28\xb5\x2f\xfd\x04", "bad: compressed .zstd.: unpack it"),
   "parquet": (b"PAR1\x15\x04", "bad: a parquet file: write its rows as JSON lines"),
+  "array": (b'\n[{"prompt": "x"},\n{"prompt": "y"}]', "bad:1: a JSON array, expected JSON lines"),
   "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "bad: a Git LFS pointer: run `git"),
   "deep": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad:1: JSON is nested too"),
   "digits": (b'{"prompt": ' + b"9" * 5000 + b"}", "bad:1: .*4300 digits"),
@@ -438,10 +440,21 @@ def test_held_out_prompts_that_are_trained_on_are_counted_and_can_be_dropped(tmp
   assert texts_of(held_out) == texts[5:]
   assert held_out.report == {"kept": 3, "dropped": 0, "cut": 0}
   path = write(tmp_path / "same.jsonl", [{"prompt": "a cat"}] * 5)
-  with pytest.raises(ValueError, match=r"no examples left.*'duplicates': 2"):
+  with pytest.raises(ValueError, match=r"no examples left: 0 are over.*, 2 duplicates"):
     prompts.load_prompts(configure(path, duplicates="drop"), TOKENIZER, seed=0)
   with pytest.raises(ValueError, match="duplicates: got 'no', expected one of drop, keep"):
     prompts.load_prompts(configure(path, duplicates="no"), TOKENIZER, seed=0)
+
+
+@pytest.mark.parametrize("job", ["train", "arena", "collect", "fit"])
+def test_what_to_do_with_duplicates_is_checked_before_anything_loads(job):
+  config = getattr(nash_jax.config, job)()
+  group = "data" if job == "fit" else "prompts"
+  config[group].duplicates = "no"
+  with pytest.raises(
+    ValueError, match=rf"{group}.duplicates: got 'no', expected one of drop, keep"
+  ):
+    nash_jax.config.resolve(config, job)
 
 
 def test_prompts_that_a_cut_makes_equal_count_as_duplicates(tmp_path):

@@ -217,6 +217,27 @@ def test_white_space_is_as_in_gemmas_published_template():
   assert PLAIN.prompt(messages[:2]) == [PLAIN.bos_id, *PLAIN.encode(" Be brief. \n\n\n  \n Hi ")]
 
 
+def test_a_cut_prompt_of_real_gemma_keeps_its_template(gemma):
+  system, *talk = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name 3 fruits, in 2024 order."},
+    {"role": "model", "content": "1. Apple\n2. Pear\n3. Fig"},
+    {"role": "user", "content": "Why\n\n\n  is the sky blue, and what of 1,000 suns?"},
+  ]
+  whole, last = gemma.prompt([system, *talk]), gemma.prompt(talk[2:])
+  assert gemma.cut_prompt(whole, len(whole)) == whole
+  for most in (len(whole) - 1, len(last)):
+    assert gemma.cut_prompt(whole, most) == last
+  head, tail = "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"
+  for most in range(len(gemma.prompt("")) + 1, len(last)):
+    text = gemma._model.decode(gemma.cut_prompt(whole, most)[1:])
+    kept = text.removeprefix(head).removesuffix(tail)
+    assert text == head + kept + tail
+    assert kept
+    assert not kept.startswith("\n")
+    assert talk[2]["content"].endswith(kept)
+
+
 TURNS = st.lists(st.text("ab \n<é", max_size=12), min_size=1, max_size=5).filter(
   lambda x: len(x) % 2
 )

@@ -145,40 +145,43 @@ def load_examples(
     more = read(config.held_out_path)
     columns = {name: [*column, *more[name]] for name, column in columns.items()}
     held_out = len(more["inputs"])
-  count = len(columns["inputs"])
+  count, source = len(columns["inputs"]), f"(task {config.task!r}, path {config.path!r})"
   if not 0 <= held_out < count:
-    got = f"held_out is {held_out} of {count} records"
-    raise ValueError(f"{got} of {config.path}: leave some to train on")
+    raise ValueError(f"held_out is {held_out} of {count} records: leave some to train on {source}")
   columns["index"] = range(count)
+  over = {i for i in range(count) if any(len(columns[f][i]) > most for f, most in budgets.items())}
+  dropped = over if config.overflow == "drop" else set()
 
   def part(rows: range) -> Examples:
-    over = {i for i in rows if any(len(columns[f][i]) > most for f, most in budgets.items())}
-    kept = [i for i in rows if config.overflow == "cut" or i not in over]
-    report = {"kept": len(kept), "dropped": len(rows) - len(kept), "cut": len(over & {*kept})}
-    chosen = {name: [column[i] for i in kept] for name, column in columns.items()}
+    chosen = {
+      name: [column[i] for i in rows if i not in dropped] for name, column in columns.items()
+    }
     for name, most in budgets.items():
       cut = tokenizer.cut_prompt if name == "inputs" else lambda ids, most: ids[:most]
       chosen[name] = [cut(ids, most) if len(ids) > most else ids for ids in chosen[name]]
-    examples = Examples(chosen, arrange, seed, report)
+    examples = Examples(chosen, arrange, seed, {})
     return _without(examples, _unequal(chosen), "equal") if "b" in chosen else examples
 
   train, held = part(range(count - held_out)), part(range(count - held_out, count))
   train = _tell_duplicates(train, held, config, drop=duplicates == "drop")
+  for examples, rows in ((train, range(count - held_out)), (held, range(count - held_out, count))):
+    kept = examples.columns["index"]
+    counts = {"kept": len(kept), "dropped": len(dropped & {*rows}), "cut": len(over & {*kept})}
+    examples.report.update(counts)
   logging.info("examples to train on: %s, held out: %s", train.report, held.report)
   if not len(train):
-    reasons = f"{train.report['dropped']} are over max_tokens={config.max_tokens} (or"
-    reasons += " max_response_tokens); raise it, or set overflow='cut'"
-    if others := {
-      name: train.report[name] for name in ("equal", "duplicates") if name in train.report
-    }:
-      reasons += f". Left out besides: {others}"
-    everything = "all " if train.report["dropped"] == count - held_out else ""
-    raise ValueError(f"{config.path}: no examples left: {everything}{reasons}")
+    number = train.report["dropped"]
+    everything = "all " if number == count - held_out else ""
+    others = [f", {train.report[n]} {n}" for n in ("equal", "duplicates") if n in train.report]
+    raise ValueError(
+      f"no examples left: {everything}{number} are over max_tokens={config.max_tokens} (or"
+      f" max_response_tokens){''.join(others)}; raise it, or set overflow='cut' {source}"
+    )
   return train, held
 
 
 def _tell_duplicates(train: Examples, held: Examples, config, drop: bool) -> Examples:
-  """Counts held-out prompts that are trained on too; returns what to train on, without if `drop`."""
+  """Counts held-out prompts that are trained on, too; returns the part to train on."""
   seen, evaluated = ({*map(_key, part.columns["inputs"])} for part in (train, held))
   if drop:
     different = [_key(ids) not in evaluated for ids in train.columns["inputs"]]
@@ -209,7 +212,7 @@ def _without(examples: Examples, kept: list[bool], reason: str) -> Examples:
       name: [x for x, keep in zip(column, kept, strict=True) if keep]
       for name, column in examples.columns.items()
     }
-    report = {**examples.report, "kept": sum(kept), reason: left_out}
+    report = {**examples.report, reason: left_out}
     return dataclasses.replace(examples, columns=columns, report=report)
   return examples
 

@@ -18,6 +18,7 @@ _FOREIGN = {
   b"\x04\x22\x4d\x18": "compressed (lz4): unpack it",
   b"7z\xbc\xaf\x27\x1c": "compressed (7z): unpack it",
   b"PAR1": "a parquet file: write its rows as JSON lines",
+  b"ARROW1": "an Arrow file: write its rows as JSON lines",
   b"\xff\xfe": "UTF-16 or UTF-32, expected UTF-8: convert it",
   b"\xfe\xff": "UTF-16, expected UTF-8: convert it",
 }
@@ -77,8 +78,12 @@ def read_records(
   Raises:
     ValueError: as for read_text; a line that does not parse.
   """
+  text = read_text(path)
+  if parse is json.loads and text.lstrip().startswith("["):
+    fix = "write one object a line, as `jq -c '.[]'` does"
+    raise ValueError(f"{path}:1: a JSON array, expected JSON lines: {fix}")
   # Not splitlines: a text may hold U+2028 and other marks that only that takes for ends of lines.
-  for number, line in enumerate(read_text(path).split("\n"), 1):
+  for number, line in enumerate(text.split("\n"), 1):
     if line.strip():
       place = f"{path}:{number}"
       try:

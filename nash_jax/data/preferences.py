@@ -19,9 +19,10 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   """Reads, tokenises and splits supervised data: (train, held_out).
 
   Args:
-    config: `task` (one of TASKS); `path` as in prompts.load_prompts; `overflow`, `held_out` and
-      `held_out_path` as in corpus.load_examples. `max_tokens`: of a window T for text, of a prompt
-      Lp for the others, which also have `max_response_tokens` L (for responses T = Lp + L).
+    config: `task` (one of TASKS); `path` as in prompts.load_prompts; `overflow`, `held_out`,
+      `held_out_path` and `duplicates` as in corpus.load_examples. `max_tokens`: of a window T for
+      text, of a prompt Lp for the others, which also have `max_response_tokens` L (for responses
+      T = Lp + L).
     seed: of the order.
 
   Returns:

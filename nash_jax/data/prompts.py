@@ -21,13 +21,13 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   Args:
     config: `task`: one of TASKS, or a seqio task or mixture registered elsewhere whose "inputs" are
       prompt tokens. `path`: its files, "a.jsonl,b.jsonl"; with rates, "a.jsonl:3,b.jsonl:1", a
-      mixture. `max_tokens`: width of a prompt, <bos> and template included. `overflow`, `held_out`
-      and `held_out_path`: as in corpus.load_examples.
+      mixture. `max_tokens`: width of a prompt, <bos> and template included. `overflow`,
+      `held_out`, `held_out_path` and `duplicates`: as in corpus.load_examples.
     seed: of the order.
 
   Raises:
-    ValueError: an unknown task or overflow, a missing file, a bad line (file and line named), no
-      prompt left to train on.
+    ValueError: an unknown task or overflow, a missing file, a bad line (file and line named), a
+      registered task whose prompts do not fit, no prompt left to train on.
   """
 
   def read(path: str) -> corpus.Columns:
