@@ -239,6 +239,23 @@ def test_a_template_file_is_checked_before_anything_loads(tmp_path, wrong, messa
     resolve(config)
 
 
+def test_a_template_file_from_another_system_is_the_same_template(tmp_path):
+  text = "{prompt}\n{a}\n{b}\nBest:"
+  file = tmp_path / "mine.txt"
+  file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+  assert judge_template.read(str(file)) == text
+  for data, message in [
+    (text.encode("utf-16"), "mine.txt: UTF-16"),
+    (text.encode() + b"\n\xff", r"mine.txt:5: byte 0xff is not UTF-8"),
+    (b"version https://git-lfs.github.com/spec/v1", "mine.txt: a Git LFS pointer"),
+  ]:
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+      judge_template.read(str(file))
+  with pytest.raises(ValueError, match="expected one of gemma, stories"):
+    judge_template.read(text * 100)  # the text itself, which is too long for a file's name
+
+
 def test_a_template_file_with_answers_of_its_own(tmp_path, tokenizer):
   file = tmp_path / "mine.txt"
   file.write_text("{b}<start_of_turn>or\n{a}\nfor the prompt\n{prompt}\nBest:")

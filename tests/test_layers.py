@@ -15,7 +15,7 @@ PACKAGE = ROOT / "nash_jax"
 # From bottom to top. A module imports only modules of the layers below its own.
 LAYERS = (
   ("validation", "types", "keys"),
-  ("games.preference", "run.files", "run.metrics", "run.signals", "run.checkpoint"),
+  ("games.preference", "data.files", "run.files", "run.metrics", "run.signals", "run.checkpoint"),
   ("games.zoo", "games.solvers", "data.chat_template", "models.sharding", "report"),
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),

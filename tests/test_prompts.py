@@ -1,20 +1,30 @@
 """Prompts: their order belongs to the seed and the step, and every bad line is named."""
 
+import gzip
 import json
+import logging
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import nash_jax
 from nash_jax.data import prompts, rlhflow
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 
 TOKENIZER = Tokenizer(BUNDLED, "plain")
+CHAT = Tokenizer(BUNDLED, "gemma")
 WORDS = ["cat", "dog", "sun", "tree", "ball", "bird", "boat"]
 
 
 def configure(
-  path="", task="json_lines", max_tokens=16, overflow="drop", held_out=3, held_out_path=""
+  path="",
+  task="json_lines",
+  max_tokens=16,
+  overflow="drop",
+  held_out=3,
+  held_out_path="",
+  duplicates="keep",
 ):
   return ConfigDict(locals())
 
@@ -183,6 +193,287 @@ def test_other_bad_input_is_refused(tmp_path):
       prompts.load_prompts(config, TOKENIZER, seed=0)
 
 
+def load_all(path, tokenizer=TOKENIZER, **fields):
+  """Returns every prompt of a file, as text."""
+  config = configure(str(path), **{"held_out": 0, "max_tokens": 64, **fields})
+  batch = prompts.load_prompts(config, tokenizer, seed=0)[0].all()
+  return [
+    tokenizer._model.decode([int(i) for i in row[mask][1:]])
+    for row, mask in zip(batch.tokens, batch.mask, strict=True)
+  ]
+
+
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("task", ["text", "json_lines"])
+def test_marks_and_line_ends_of_other_systems_are_no_text(tmp_path, task, end):
+  texts = ["a cat", "a\u2028dog", "the sun\x85\x0c", "a bird"]
+  lines = texts if task == "text" else [f'{{"prompt": "{text}"}}' for text in texts]
+  if task == "json_lines":
+    lines[2] = json.dumps({"prompt": texts[2]})
+  first, second = tmp_path / "a", tmp_path / "b"
+  # Two files that were joined, and a second one: each begins with its mark.
+  first.write_bytes(f"{MARK}{lines[0]}{end}{MARK}{lines[1]}{end}{end}".encode())
+  second.write_bytes(f"{MARK}{lines[2]}{end}{lines[3]}".encode())
+  expected = [TOKENIZER._model.decode(TOKENIZER.encode(text)) for text in texts]
+  assert load_all(f"{first},{second}", task=task) == expected
+  mixed = load_all(f"{first}:1,{second}:1", task=task)
+  assert set(mixed) <= {*expected}
+
+
+BAD_FILES = {
+  "latin": (b'{"prompt": "x"}\n{"prompt": "caf\xe9"}\n', r"bad:2: byte 0xe9 is not UTF-8"),
+  "utf-16": ('{"prompt": "x"}'.encode("utf-16"), "bad: UTF-16.*expected UTF-8"),
+  "utf-16 of no mark": ('{"prompt": "x"}'.encode("utf-16-le"), r"bad:1: byte 0x00 \(NUL\)"),
+  "utf-32": ('{"prompt": "x"}'.encode("utf-32"), "bad: UTF-16 or UTF-32"),
+  "a surrogate's bytes": (b'\r\n\r{"prompt": "\xed\xa0\xbd"}', "bad:3: byte 0xed is not UTF-8"),
+  "nul": (b'{"prompt": "x"}\n\n{"prompt": "a\0b"}', r"bad:3: byte 0x00 \(NUL\) is no text"),
+  "nul, spelled": (b'{"prompt": "a\\u0000b"}', r"bad:1: '\\x00' in .* is NUL"),
+  "surrogate": (b'{"prompt": "x"}\n{"prompt": "a \\ud83d kite"}', "bad:2: .*half of a surrogate"),
+  "surrogate of a conversation": (
+    b'{"messages": [{"role": "user", "content": "\\udc00"}]}',
+    "bad:1: .*half of a surrogate",
+  ),
+  "gzip": (gzip.compress(b'{"prompt": "x"}'), "bad: compressed .gzip.: unpack it"),
+  "zstd": (b"\x28\xb5\x2f\xfd\x04", "bad: compressed .zstd.: unpack it"),
+  "parquet": (b"PAR1\x15\x04", "bad: a parquet file: write its rows as JSON lines"),
+  "array": (b'\n[{"prompt": "x"},\n{"prompt": "y"}]', "bad:1: a JSON array, expected JSON lines"),
+  "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "bad: a Git LFS pointer: run `git"),
+  "deep": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad:1: JSON is nested too"),
+  "digits": (b'{"prompt": ' + b"9" * 5000 + b"}", "bad:1: .*4300 digits"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_file_that_is_no_utf8_text_is_refused_with_its_line(tmp_path, kind):
+  data, message = BAD_FILES[kind]
+  path = tmp_path / "bad"
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=message) as error:
+    load_all(path)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["latin", "utf-16 of no mark", "gzip", "pointer"])
+def test_a_plain_text_file_is_refused_alike(tmp_path, kind):
+  data, message = BAD_FILES[kind]
+  (tmp_path / "bad").write_bytes(data)
+  with pytest.raises(ValueError, match=message):
+    load_all(tmp_path / "bad", task="text")
+
+
+def test_null_columns_of_a_table_are_no_values(tmp_path):
+  ask = [{"role": "user", "content": "Hi", "name": None}]
+  rows = [{"prompt": None, "messages": ask}, {"prompt": "Tom ran", "messages": None}]
+  assert load_all(write(tmp_path / "p.jsonl", rows)) == ["Hi", "Tom ran"]
+  path = write(tmp_path / "none.jsonl", [{"prompt": None, "messages": None}])
+  with pytest.raises(ValueError, match=r"none.jsonl:1: field 'prompt' is None, expected"):
+    load_all(path)
+
+
+def test_a_prompt_may_be_a_conversation_and_a_content_its_parts(tmp_path):
+  parts = [{"type": "text", "text": " Why is "}, {"type": "text", "text": "it dark?\n"}]
+  rows = [{"prompt": [{"role": "user", "content": parts}]}]
+  assert load_all(write(tmp_path / "p.jsonl", rows), CHAT) == [
+    "<start_of_turn>user\nWhy isit dark?<end_of_turn>\n<start_of_turn>model\n"
+  ]  # as Gemma's template joins them
+  image = {"type": "image", "url": "x"}
+  path = write(tmp_path / "i.jsonl", [{"prompt": [{"role": "user", "content": [image]}]}])
+  with pytest.raises(ValueError, match=r"i.jsonl:1: message 0 is .*expected a text 'content'"):
+    load_all(path)
+
+
+TEMPLATED = [
+  "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
+  "<start_of_turn>user\nHi",
+  "\n <bos> <start_of_turn>Hi",
+  "system <start_of_turn>model\nHi",
+  "Hi<end_of_turn>\n",
+  "Hi<eos>",
+]
+
+
+@pytest.mark.parametrize("text", TEMPLATED)
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, CHAT], ids=["plain", "gemma"])
+def test_a_prompt_that_carries_the_template_is_refused(tmp_path, text, tokenizer):
+  for row in ({"prompt": text}, {"messages": [{"role": "user", "content": text}]}):
+    path = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, row])
+    with pytest.raises(ValueError, match=r"p.jsonl:2: .* carries the chat template already"):
+      load_all(path, tokenizer)
+
+
+def test_prompts_that_spell_out_markers_are_counted_in_a_warning(tmp_path, caplog):
+  texts = ["Hi", "<bos>Hi", "What is <end_of_turn> for?", "[INST] Hi", "<|im_start|>user", "a <b>"]
+  path = write(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])
+  with caplog.at_level(logging.WARNING, "absl"):
+    loaded = load_all(path)
+  assert loaded == [
+    "Hi",
+    *(TOKENIZER._model.decode(TOKENIZER.encode(t)) for t in ["Hi", *texts[2:]]),
+  ]
+  assert [record.getMessage() for record in caplog.records] == [
+    f"{path}: 4 of 6 records spell out markers such as <bos> or <end_of_turn> (the first:"
+    f" {path}:2); they are read as text, but for a <bos> at the head, which is dropped"
+  ]
+
+
+def conversation(*texts):
+  return [{"role": "model" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+
+
+def test_a_cut_conversation_keeps_whole_turns_and_its_template(tmp_path):
+  messages = conversation("One day a cat sat.", "It ran away.", "Why did it?", "It was big.", "Oh?")
+  path = write(tmp_path / "p.jsonl", [{"messages": messages}])
+
+  def cut(length):
+    return load_all(path, CHAT, max_tokens=length, overflow="cut")
+
+  whole, one, last = (CHAT.prompt(messages[i:]) for i in (0, 2, 4))
+  expected = {len(whole): 0, len(whole) - 1: 2, len(one): 2, len(one) - 1: 4, len(last): 4}
+  for length, first in expected.items():
+    assert cut(length) == [CHAT._model.decode(CHAT.prompt(messages[first:])[1:])]
+  fix = rf"max_tokens: expected at least \d+ for this template, got {len(last) - 6}"
+  with pytest.raises(ValueError, match=fix):
+    cut(len(last) - 6)
+
+
+def test_a_cut_turn_keeps_its_opening_and_its_end(tmp_path):
+  text = "One day a little cat ran all the way home and sat in the sun"
+  messages = [{"role": "system", "content": "Be brief."}, *conversation("Hi", "Yes", text)]
+  path = write(tmp_path / "p.jsonl", [{"messages": messages}])
+  head, tail = "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"
+  budget = len(CHAT.prompt(text)) - 4
+  (cut,) = load_all(path, CHAT, max_tokens=budget, overflow="cut")
+  assert cut.startswith(head)
+  assert cut.endswith(f" in the sun{tail}")
+  kept = cut.removeprefix(head).removesuffix(tail)
+  assert text.endswith(kept)
+  assert len(text) > len(kept) > 20
+  # The plain template has no turns: <bos> and the end.
+  (plain,) = load_all(write(tmp_path / "t.jsonl", [{"prompt": text}]), max_tokens=9, overflow="cut")
+  assert text.endswith(plain)
+
+
+@pytest.fixture
+def registered():
+  """Returns prompts' token ids -> the name of a seqio task that yields them."""
+  import seqio
+  import tensorflow as tf
+
+  def register(ids, splits=("train",), feature="inputs"):
+    rows = tf.ragged.constant(ids)
+    data = tf.data.Dataset.from_tensor_slices({feature: rows})
+    vocabulary = seqio.PassThroughVocabulary(8000, eos_id=1)
+    seqio.TaskRegistry.remove("trial")
+    seqio.TaskRegistry.add(
+      "trial",
+      source=seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: data, splits=splits),
+      preprocessors=[],
+      output_features={
+        feature: seqio.Feature(
+          vocabulary, add_eos=False, dtype=rows.dtype, rank=rows.shape.rank - 1
+        )
+      },
+    )
+    return "trial"
+
+  return register
+
+
+@pytest.mark.parametrize(
+  ("ids", "options", "fields", "message"),
+  [
+    (
+      [[2, 9], [2, 5000]],
+      {},
+      {},
+      "inputs of example 1 of the task 'trial' holds 5000, .*1024 pieces",
+    ),
+    ([[2, -1], [2, 9]], {}, {}, "example 0 .*holds -1, expected ids of this tokenizer's 1024"),
+    ([[2, 9, 1], [2, 9]], {}, {}, "example 0 .*expected a prompt that waits.*add_eos=False"),
+    ([[2, 9], []], {}, {}, "example 1 .*at least one token of a prompt"),
+    ([[2.0, 9.5]], {}, {}, r"example 0 .*expected token ids, i32\[n\], got 'float32\[2\]'"),
+    ([[[2, 9]]], {}, {}, r"expected token ids, i32\[n\], got 'int32\[1, 2\]'"),
+    ([[2, 9]] * 2, {}, {"held_out_path": "eval.jsonl"}, "held_out_path: expected none, with the"),
+    (
+      [[2, 9]] * 2,
+      {"splits": ("test",)},
+      {},
+      r"splits of the task 'trial': expected train .*\['test'",
+    ),
+    ([[2, 9]] * 2, {"feature": "ids"}, {}, r"features of 'trial': expected inputs, got \['ids'\]"),
+  ],
+)
+def test_a_registered_task_that_does_not_fit_is_refused(registered, ids, options, fields, message):
+  config = configure(task=registered(ids, **options), **{"held_out": 0, **fields})
+  with pytest.raises(ValueError, match=message):
+    prompts.load_prompts(config, TOKENIZER, seed=0)
+
+
+def test_a_registered_tasks_held_out_prompts_are_none_that_it_trains_on(registered, caplog):
+  config = configure(task=registered([[2, i] for i in range(9, 14)] + [[9, 9]]), held_out=2)
+  with caplog.at_level(logging.WARNING, "absl"):
+    train, held_out = prompts.load_prompts(config, TOKENIZER, seed=0)
+  assert list(train.all().index) == [0, 1, 2, 3]
+  assert list(held_out.all().index) == [4, 5]
+  (message,) = (record.getMessage() for record in caplog.records)
+  assert message.startswith("1 of 6 prompts of the task 'trial' do not begin with <bos>")
+
+
+def test_held_out_prompts_that_are_trained_on_are_counted_and_can_be_dropped(tmp_path, caplog):
+  texts = ["a cat", "a dog", "a cat", "a bird", "the sun", "a cat", "a dog", "a boat"]
+  path = write(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])
+  with caplog.at_level(logging.WARNING, "absl"):
+    train, held_out = prompts.load_prompts(configure(path), TOKENIZER, seed=0)
+  assert texts_of(train) == texts[:5]
+  assert train.report == {"kept": 5, "dropped": 0, "cut": 0}
+  assert held_out.report == {"kept": 3, "dropped": 0, "cut": 0, "duplicates": 2}
+  (message,) = (record.getMessage() for record in caplog.records)
+  assert message.startswith("2 of 3 held-out prompts or texts are trained on too")
+  config = configure(path, duplicates="drop")
+  train, held_out = prompts.load_prompts(config, TOKENIZER, seed=0)
+  assert texts_of(train) == ["a bird", "the sun"]
+  assert list(train.all().index) == [3, 4]
+  assert train.report == {"kept": 2, "dropped": 0, "cut": 0, "duplicates": 3}
+  assert texts_of(held_out) == texts[5:]
+  assert held_out.report == {"kept": 3, "dropped": 0, "cut": 0}
+  path = write(tmp_path / "same.jsonl", [{"prompt": "a cat"}] * 5)
+  with pytest.raises(ValueError, match=r"no examples left: 0 are over.*, 2 duplicates"):
+    prompts.load_prompts(configure(path, duplicates="drop"), TOKENIZER, seed=0)
+  with pytest.raises(ValueError, match="duplicates: got 'no', expected one of drop, keep"):
+    prompts.load_prompts(configure(path, duplicates="no"), TOKENIZER, seed=0)
+
+
+@pytest.mark.parametrize("job", ["train", "arena", "collect", "fit"])
+def test_what_to_do_with_duplicates_is_checked_before_anything_loads(job):
+  config = getattr(nash_jax.config, job)()
+  group = "data" if job == "fit" else "prompts"
+  config[group].duplicates = "no"
+  with pytest.raises(
+    ValueError, match=rf"{group}.duplicates: got 'no', expected one of drop, keep"
+  ):
+    nash_jax.config.resolve(config, job)
+
+
+def test_prompts_that_a_cut_makes_equal_count_as_duplicates(tmp_path):
+  texts = ["Tom saw a big red kite in the sun", "Lily saw a big red kite in the sun"]
+  path = write(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])
+  config = configure(path, max_tokens=6, overflow="cut", held_out=1)
+  _, held_out = prompts.load_prompts(config, TOKENIZER, seed=0)
+  assert held_out.report["duplicates"] == 1
+
+
+def test_a_rate_is_positive_and_a_file_may_have_a_colon(tmp_path):
+  path = write(tmp_path / "p.jsonl:3", [{"prompt": "a cat"}])
+  assert load_all(path) == ["a cat"]
+  with pytest.raises(ValueError, match=r"rate of .*: expected a positive number, got 0\.0"):
+    load_all(f"{path}:0,{path}:1")
+  with pytest.raises(ValueError, match="max_tokens: expected at least 1, got 0"):
+    load_all(path, max_tokens=0)
+
+
 def test_the_bundled_stories_differ_and_are_plain_text():
   train, held_out = prompts.load_prompts(
     configure("assets:stories/prompts.jsonl", "stories", 32, held_out=96), TOKENIZER, seed=0
@@ -223,3 +514,55 @@ def test_rlhflow_collection_from_parquet_to_prompts(tmp_path, data_dir):
   batch = train.all()
   ids = [list(row[mask]) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
   assert (ids[0], ids[3]) == (gemma.prompt("Why?"), gemma.prompt([ask, answer, ask]))
+
+
+def lines_of(path):
+  return [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+
+
+def test_converting_reads_null_columns_marks_and_never_its_own_output(tmp_path):
+  folder = tmp_path / "in"
+  folder.mkdir()
+  rows = [{"context_messages": None, "prompt": "Why?"}, {"prompt": None}]
+  (folder / "a.jsonl").write_text(MARK + "\n".join(map(json.dumps, rows)))
+  (folder / "b.json").write_text(
+    MARK + json.dumps([{"prompt": f"What is {i}?"} for i in range(400)])
+  )
+  output = folder / "prompts.jsonl"
+  for _ in range(2):  # the second time the output is there from the start
+    assert rlhflow.convert(str(folder), str(output)) == {"written": 401, "skipped": 1}
+    assert len(lines_of(output)) == 401
+  assert lines_of(output)[0] == [{"role": "user", "content": "Why?"}]
+  with pytest.raises(ValueError, match="output: expected a file other than the input"):
+    rlhflow.convert(str(output), str(output))
+  assert len(lines_of(output)) == 401
+  assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "b.json", "prompts.jsonl"]
+
+
+@pytest.mark.parametrize(
+  ("name", "data", "message"),
+  [
+    ("x.jsonl", b'{"prompt": "x"}\n{"prompt": ', r"x.jsonl:2: not JSON"),
+    ("x.json", b'[{"prompt": "x"},\n{"prompt": ]', r"x.json:2: not JSON"),
+    ("x.json", b"[" * 100_000, r"x.json: not JSON that can be read"),
+    ("x.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}', "x.jsonl:2: byte 0xff is not UTF-8"),
+    ("x.jsonl", b'{"prompt": "x"}\n{"prompt": "\\ud83d"}', "x.jsonl:2: .*half of a surrogate"),
+    ("x.json", b'[{"prompt": "a\\u0000"}]', "x.json, row 1: .*NUL"),
+    ("x.parquet", b"PAR1 and no more", "x.parquet: not a parquet file"),
+    ("x.jsonl.gz", gzip.compress(b"{}"), "input: expected files that are not compressed, got"),
+    ("x.csv", b"prompt\nx\n", "input: expected files in .parquet, .json, .jsonl"),
+    ("x.parquet", b"version https://git-lfs.github.com/spec/v1", "x.parquet: a Git LFS pointer"),
+  ],
+)
+def test_a_bad_file_ends_a_conversion_in_one_line_and_leaves_the_output(
+  tmp_path, name, data, message, capsys
+):
+  (tmp_path / name).write_bytes(data)
+  output = tmp_path / "out.jsonl"
+  output.write_text("from before")
+  with pytest.raises(ValueError, match=message):
+    rlhflow.convert(str(tmp_path / name), str(output))
+  assert output.read_text() == "from before"
+  assert rlhflow.main(str(tmp_path / name), str(output)) == 2
+  assert capsys.readouterr().err.count("\n") == 1
+  assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out.jsonl"])

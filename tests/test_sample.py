@@ -1,15 +1,18 @@
 """Continuations at the prompt, from a file and as typed, realigned towards or from a reference."""
 
 import io
+import types
 
 import jax
 import pytest
 import test_main
+from jax import numpy as jnp
 
 import nash_jax
 from nash_jax import weights
 from nash_jax.jobs import sample
 from nash_jax.models import gemma
+from nash_jax.types import Responses
 
 CHANGES = {"num_embed": 1024, "num_layers": 1}
 PROMPTS = ("Lily saw a red kite.", "One day, Tom found a box.")
@@ -98,6 +101,62 @@ def test_every_line_of_a_file_is_a_prompt(printed, tmp_path):
   assert [line.partition(" ▸")[0] for line in lines] == [p for p in PROMPTS for _ in range(2)]
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+  """Puts an empty response in the place of a sampled one."""
+
+  def draw(params, prompts, key):
+    mask = jnp.zeros((1, 1, 1), bool)
+    return Responses(jnp.zeros((1, 1, 1), int), mask, 0.0 * mask, 0.0 * mask, mask[..., 0])
+
+  policy = types.SimpleNamespace(make_sampler=lambda **options: draw)
+  monkeypatch.setattr(sample, "make_policy", lambda *args: policy)
+  monkeypatch.setattr(sample, "load_weights", lambda *args: {})
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_typed_prompt_that_is_refused_leaves_the_next_one(monkeypatch, capsys, config):
+  monkeypatch.setattr("sys.stdin", io.StringIO("<start_of_turn>user\n" + PROMPTS[1] + "\n"))
+  sample.run(type(config)({**config, "prompt": ""}))
+  out, err = capsys.readouterr()
+  assert f"{PROMPTS[1]} ▸" in out
+  assert "carries the chat template already" in err
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_file_from_another_system_holds_the_same_prompts(printed, tmp_path):
+  file = tmp_path / "prompts.txt"
+  lines = f"\ufeff{PROMPTS[0]}\r\n\r\nLily\u2028saw\x0ca kite.\r\n"
+  file.write_bytes(lines.encode())
+  assert printed(prompt="", file=str(file)) == f"{PROMPTS[0]} ▸\n\nLily\u2028saw\x0ca kite. ▸\n\n"
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (b"Hi\ncaf\xe9\n", r"p.txt:2: byte 0xe9 is not UTF-8"),
+    ("Hi".encode("utf-16"), "p.txt: UTF-16 or UTF-32, expected UTF-8"),
+    (b"Hi\0", r"p.txt:1: byte 0x00 \(NUL\)"),
+    (b"\x1f\x8b\x08", "p.txt: compressed .gzip.: unpack it"),
+    (b"Hi\n<start_of_turn>user\nHi", "p.txt:2: .*carries the chat template already"),
+    (b" \n\r\n", "file: expected a prompt a line"),
+  ],
+)
+def test_a_bad_prompt_file_is_refused_before_weights_load(
+  printed, monkeypatch, tmp_path, data, message
+):
+  monkeypatch.setattr("nash_jax.jobs.sample.load_weights", None)
+  (tmp_path / "p.txt").write_bytes(data)
+  with pytest.raises(ValueError, match=message):
+    printed(prompt="", file=str(tmp_path / "p.txt"))
+
+
+def test_a_typed_byte_that_is_no_utf8_is_refused_by_name(printed, monkeypatch):
+  monkeypatch.setattr("nash_jax.jobs.sample.load_weights", None)
+  with pytest.raises(ValueError, match=r"prompt: .*half of a surrogate pair"):
+    printed(prompt="caf\udce9")  # how Python hands over an argument of these bytes
+
+
 def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monkeypatch):
   for typed in (f"{PROMPTS[1]}\n\n{PROMPTS[0]}\n", f"{PROMPTS[1]}\n"):
     monkeypatch.setattr("sys.stdin", io.StringIO(typed))
@@ -114,6 +173,7 @@ def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monke
     ({"realign": 2.0, "reference": "none.safetensors"}, "reference: .*got 'none.safetensors'"),
     ({"realign": 2.0, "reference": ""}, "reference: expected a weights file or a run's workdir"),
     ({"prompt": "", "file": "none.txt"}, "file: expected a readable text file, got .*none.txt"),
+    ({"prompt": "", "file": "/"}, "file: expected a readable text file, got '/'"),
     ({"prompt": "", "file": "/dev/null"}, "file: expected a prompt a line, got '/dev/null'"),
   ],
 )

@@ -1,10 +1,14 @@
 """Tokenizers: templates, stop tokens, and no marker smuggled in by a text."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nash_jax
+from nash_jax import policy
 from nash_jax.data.chat_template import turns
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 
@@ -129,6 +133,143 @@ def test_bad_files_and_names_are_refused(tmp_path):
   PLAIN.check_rows(1024)
 
 
+@pytest.mark.parametrize(
+  ("rows", "good"), [(1023, False), (1024, True), (1279, True), (1280, False)]
+)
+def test_rows_fit_the_pieces_in_both_directions(rows, good):
+  if good:
+    PLAIN.check_rows(rows)
+    assert PLAIN.forbidden(rows)[1024:].all()
+    return
+  for check in (PLAIN.check_rows, PLAIN.forbidden):
+    with pytest.raises(
+      ValueError, match=f"has 1024 pieces, the model .*{rows} vocabulary rows: use"
+    ):
+      check(rows)
+
+
+def test_a_row_of_no_piece_is_shown_as_unknown():
+  ids = PLAIN.encode("The end")
+  assert PLAIN.decode([*ids, 1024, 5000, -1]) == "The end" + PLAIN.decode([3, 3, 3])
+
+
+def test_gemmas_pieces_fit_the_rows_of_their_own_generation(gemma):
+  gemma.check_rows(256_000)
+  gemma.check_rows(256_128)
+  with pytest.raises(ValueError, match="256000 pieces, the model 262144 vocabulary rows"):
+    gemma.check_rows(262_144)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused_before_weights_load():
+  config = nash_jax.config.train()
+  config.model.update({"preset": "gemma2_2b", "weights": ""})
+  with pytest.raises(ValueError, match="1024 pieces, the model 256128 vocabulary rows"):
+    policy.tokenizer_and_model(config.model)
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (
+      b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+      "a Git LFS pointer: run `git lfs",
+    ),
+    (b"\x1f\x8b\x08\0", r"compressed \(gzip\): unpack it"),
+    (
+      b'{"version": "1.0", "model": {}}',
+      "not a SentencePiece model.*tokenizer.model, not tokenizer.j",
+    ),
+    (b"", "not a SentencePiece model"),
+  ],
+)
+def test_what_stands_in_a_tokenizers_place_is_named(tmp_path, data, message):
+  path = tmp_path / "t.model"
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=message) as error:
+    Tokenizer(str(path), "plain")
+  assert "t.model" in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_half_of_a_surrogate_pair_is_refused_by_name():
+  for text in ("a \ud83d kite", "\udc00<bos>"):
+    with pytest.raises(ValueError, match=r"'.ud83d' in|'.udc00' in"):
+      PLAIN.encode(text)
+  assert PLAIN.encode("a \U0001fa81 kite")
+
+
+def test_white_space_is_as_in_gemmas_published_template():
+  system = {"role": "system", "content": " Be brief. \n"}
+  messages = [
+    system,
+    {"role": "user", "content": "  \n Hi "},
+    {"role": "assistant", "content": "\tYes?\u3000\n"},
+    {"role": "user", "content": "\n"},
+  ]
+  # Jinja: system + "\\n\\n" + content | trim; the system text itself is not trimmed.
+  published = (
+    "<start_of_turn>user\n Be brief. \n\n\nHi<end_of_turn>\n"
+    "<start_of_turn>model\nYes?<end_of_turn>\n"
+    "<start_of_turn>user\n<end_of_turn>\n<start_of_turn>model\n"
+  )
+  assert CHAT._model.decode(CHAT.prompt(messages)[1:]) == published
+  assert CHAT.prompt(messages) == [CHAT.bos_id, *CHAT._model.encode(published)]
+  assert PLAIN.prompt(messages[:2]) == [PLAIN.bos_id, *PLAIN.encode(" Be brief. \n\n\n  \n Hi ")]
+
+
+def test_a_cut_prompt_of_real_gemma_keeps_its_template(gemma):
+  system, *talk = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name 3 fruits, in 2024 order."},
+    {"role": "model", "content": "1. Apple\n2. Pear\n3. Fig"},
+    {"role": "user", "content": "Why\n\n\n  is the sky blue, and what of 1,000 suns?"},
+  ]
+  whole, last = gemma.prompt([system, *talk]), gemma.prompt(talk[2:])
+  assert gemma.cut_prompt(whole, len(whole)) == whole
+  for most in (len(whole) - 1, len(last)):
+    assert gemma.cut_prompt(whole, most) == last
+  head, tail = "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"
+  for most in range(len(gemma.prompt("")) + 1, len(last)):
+    text = gemma._model.decode(gemma.cut_prompt(whole, most)[1:])
+    kept = text.removeprefix(head).removesuffix(tail)
+    assert text == head + kept + tail
+    assert kept
+    assert not kept.startswith("\n")
+    assert talk[2]["content"].endswith(kept)
+
+
+TURNS = st.lists(st.text("ab \n<é", max_size=12), min_size=1, max_size=5).filter(
+  lambda x: len(x) % 2
+)
+
+
+@given(TURNS, st.booleans(), st.integers(1, 60))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_a_prompt_cut_to_any_budget_has_the_templates_form(texts, system, most):
+  messages = [
+    {"role": "model" if i % 2 else "user", "content": text} for i, text in enumerate(texts)
+  ]
+  messages = [{"role": "system", "content": "Be brief."}] * system + messages
+  ids = CHAT.prompt(messages)
+  least = len(CHAT.prompt("")) + 1
+  if len(ids) > most and most < least:
+    with pytest.raises(ValueError, match=f"at least {least} for this template, got {most}"):
+      CHAT.cut_prompt(ids, most)
+    return
+  cut = CHAT.cut_prompt(ids, most)
+  assert len(cut) <= max(most, 0)
+  if len(ids) <= most:
+    assert cut == ids
+  start, end = CHAT.id_of("<start_of_turn>"), CHAT.stop_ids[-1]
+  assert (cut[0], cut.count(CHAT.bos_id), cut.count(start) % 2) == (CHAT.bos_id, 1, 0)
+  text = CHAT._model.decode(cut[1:])
+  assert re.fullmatch(
+    r"(<start_of_turn>(user|model)\n[^>]*<end_of_turn>\n)+<start_of_turn>model\n", text
+  )
+  assert cut.count(start) == cut.count(end) + 1
+  assert text.startswith("<start_of_turn>user\n")
+
+
 def test_train_makes_special_pieces_and_leaves_the_held_out_lines_alone(tmp_path):
   from nash_jax.data.tokenizer import train_tokenizer
 
@@ -140,3 +281,11 @@ def test_train_makes_special_pieces_and_leaves_the_held_out_lines_alone(tmp_path
   assert small.decode(small.encode("The cat “sat”")) == 'The cat "sat"'
   assert small._model.unk_id() in small.encode("Z")
   assert not (tmp_path / "small.vocab").exists()
+  marked = tmp_path / "marked.jsonl"
+  marked.write_bytes(("\ufeff" + corpus.read_text("utf-8").replace("\n", "\r\n")).encode())
+  train_tokenizer(str(marked), str(tmp_path / "same.model"), vocab_size=48, held_out=1)
+  assert (tmp_path / "same.model").read_bytes() == (tmp_path / "small.model").read_bytes()
+  for line, message in [('{"prompt": "x"}', "expected an object with a text"), ("{", "not JSON")]:
+    marked.write_text(f"{seen[0]}\n{line}\n{seen[1]}\n")
+    with pytest.raises(ValueError, match=f"marked.jsonl:2: {message}"):
+      train_tokenizer(str(marked), str(tmp_path / "none.model"), vocab_size=48, held_out=1)

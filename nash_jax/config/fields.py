@@ -248,6 +248,8 @@ def _train() -> ConfigDict:
       "held_out": number(96, "[0, 1e9]"),
       "held_out_path": "",
       "overflow": _choice("drop", ("drop", "cut")),
+      # Drop: no training on a prompt that is held out.
+      "duplicates": _choice("keep", ("keep", "drop")),
       "max_tokens": number(32, "[1, 1e6]"),
       "batch_size": number(32, "[1, 1e6]"),
     },
@@ -288,6 +290,8 @@ def _fit() -> ConfigDict:
       "max_tokens": number(129, "[1, 1e6]"),
       "max_response_tokens": number(64, "[1, 1e6]"),  # of preferences
       "batch_size": number(32, "[1, 1e6]"),
+      # Drop: no training on a prompt or text that is held out.
+      "duplicates": _choice("keep", ("keep", "drop")),
     },
     template="stories",  # of the pairwise judge
     export="",  # where the best weights go, as .safetensors in export_dtype

@@ -3,10 +3,19 @@
 A new template is an entry of TEMPLATES.
 """
 
+import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-Turn = tuple[str, str]  # (role, "user" or "model"; text)
+from nash_jax.data.files import shorten
+
+
+class Turn(NamedTuple):
+  """What one side says; `system` goes before the first text of the user."""
+
+  role: str  # "user" or "model"
+  text: str
+  system: str = ""
 
 
 class Marker(NamedTuple):
@@ -20,19 +29,23 @@ class Template(NamedTuple):
 
   Attributes:
     render: from turns to the texts and markers that follow <bos>, up to where a response begins.
+    response: from a response's text to what of it stands in the template.
     markers: all markers that it uses; the tokenizer must have them.
     stops: the markers that end a response, besides <eos>; the last one ends a response in data.
+    opening: what begins a turn of the user, where there are turns.
   """
 
   render: Callable[[list[Turn]], list[str | Marker]]
+  response: Callable[[str], str] = str
   markers: tuple[Marker, ...] = ()
   stops: tuple[Marker, ...] = ()
+  opening: tuple[Marker, str] | None = None
 
 
 def _plain(turns: list[Turn]) -> list[str | Marker]:
   if len(turns) > 1:
     raise ValueError(f"the plain template has no turns, got {len(turns)}: use template 'gemma'")
-  return [turns[0][1].removeprefix("<bos>")]
+  return [(turns[0].system + turns[0].text).removeprefix("<bos>")]
 
 
 _START, _END = Marker("<start_of_turn>"), Marker("<end_of_turn>")
@@ -40,19 +53,38 @@ _START, _END = Marker("<start_of_turn>"), Marker("<end_of_turn>")
 
 def _gemma(turns: list[Turn]) -> list[str | Marker]:
   parts: list[str | Marker] = []
-  for role, content in turns:
-    parts += [_START, f"{role}\n{content.removeprefix('<bos>').strip()}", _END, "\n"]
+  for turn in turns:
+    text = turn.system.removeprefix("<bos>") + turn.text.removeprefix("<bos>").strip()
+    parts += [_START, f"{turn.role}\n{text}", _END, "\n"]
   return [*parts, _START, "model\n"]
 
 
-TEMPLATES = {"plain": Template(_plain), "gemma": Template(_gemma, (_START, _END), stops=(_END,))}
+TEMPLATES = {
+  "plain": Template(_plain),
+  "gemma": Template(_gemma, str.strip, (_START, _END), stops=(_END,), opening=(_START, "user\n")),
+}
+
+# A text that a template was applied to already: it opens a turn, or ends as a response does.
+_TEMPLATED = re.compile(
+  r"\A\s*(?:<bos>\s*)?<start_of_turn>|<start_of_turn>(?:user|model)\n|<(?:end_of_turn|eos)>\s*\Z"
+)
+
+
+def check_untemplated(text: str) -> None:
+  """Raises ValueError where a text carries the template that is added to it."""
+  if found := _TEMPLATED.search(text):
+    raise ValueError(
+      f"{shorten(text)} carries the chat template already ({found[0].strip()!r}), which would be"
+      " added once more: give plain text, or a conversation as 'messages'"
+    )
 
 
 def turns(messages: list[dict]) -> list[Turn]:
   """Checks a conversation that waits for an answer, and returns its turns.
 
   Roles are "system" (first only, joined to the first user turn by a blank line, as Gemma expects),
-  "user", and "assistant" or "model"; user and model alternate, and the user speaks last.
+  "user", and "assistant" or "model"; user and model alternate, and the user speaks last. A content
+  is a text or a list of parts, {"type": "text", "text": ...}.
 
   Raises:
     ValueError: naming the message that breaks the rules.
@@ -62,17 +94,26 @@ def turns(messages: list[dict]) -> list[Turn]:
   system = ""
   for i, message in enumerate(messages):
     fields = message if isinstance(message, dict) else {}
-    role, content = fields.get("role"), fields.get("content")
-    if role not in names or not isinstance(content, str):
+    role, text = fields.get("role"), text_of(fields.get("content"))
+    if not isinstance(role, str) or role not in names or text is None:
       expected = f"a text 'content' and a 'role' of {', '.join(names)}"
-      raise ValueError(f"message {i} is {message!r}: expected {expected}")
+      raise ValueError(f"message {i} is {shorten(message)}: expected {expected}")
     if role == "system" and i == 0:
-      system = content.strip() + "\n\n"
+      system = text + "\n\n"
       continue
     expected = "model" if len(conversation) % 2 else "user"
     if names[role] != expected:
       raise ValueError(f"message {i} has role {role!r}, expected {expected!r}: turns alternate")
-    conversation.append((expected, content if conversation else system + content))
-  if not conversation or conversation[-1][0] != "user":
+    conversation.append(Turn(expected, text, "" if conversation else system))
+  if not conversation or conversation[-1].role != "user":
     raise ValueError("a conversation must end with a message of the user")
   return conversation
+
+
+def text_of(content: Any) -> str | None:
+  """Returns a message's text, joined of its parts as Gemma's template joins them, or None."""
+  if not isinstance(content, list):
+    return content if isinstance(content, str) else None
+  parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+  texts = [part.strip() for part in parts if isinstance(part, str)]
+  return "".join(texts) if 0 < len(texts) == len(parts) else None

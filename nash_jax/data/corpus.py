@@ -8,8 +8,8 @@ no iterator state needs saving, and any number of hosts sees the same examples.
 import dataclasses
 import functools
 import json
+import math
 import os
-import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from nash_jax.data import files
+from nash_jax.data.chat_template import TEMPLATES, check_untemplated, text_of, turns
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.types import Prompts
-from nash_jax.validation import asset_path, one_of
+from nash_jax.validation import asset_path, one_of, require
 
 Columns = Mapping[str, Sequence[Any]]  # by feature, one entry an example, as in Features
 Features = dict[str, Any]  # of one example, by name: token ids i32[n], or a number
 Parse = Callable[[str], Any]  # from a line of a file to a record
-Encode = Callable[[Any], Features]  # from a record
+Encode = Callable[[Any, "Texts"], Features]  # from a record
 Arrange = Callable[[Columns], Any]  # from columns that hold a batch's rows alone, to the batch
 
 
@@ -55,7 +57,8 @@ class Examples:
 
   Attributes:
     seed: of the order.
-    report: how many examples were kept, dropped and cut.
+    report: how many examples were kept, dropped and cut; where there are such, how many `equal`
+      pairs and `duplicates` (see load_examples).
   """
 
   columns: Columns
@@ -110,14 +113,24 @@ def pad_prompts(columns: Columns, width: int, pad_id: int) -> Prompts:
 
 
 def load_examples(
-  config, read: Callable[[str], Columns], budgets: dict[str, int], arrange: Arrange, seed: int
+  config,
+  read: Callable[[str], Columns],
+  budgets: dict[str, int],
+  arrange: Arrange,
+  seed: int,
+  tokenizer: Tokenizer,
 ) -> Split:
   """Returns (train, held_out) of a data set.
 
+  Pairs whose responses are the same tokens, from the start or once they are cut, are left out and
+  reported as `equal`, except where they are a tie. `duplicates` are, in the report of the held-out
+  part, its prompts (or texts) that are trained on too; in that of the other, those left out.
+
   Args:
     config: its `path` goes to `read`. `overflow` says what to do with an example over a budget,
-      "drop" it or "cut" it: a prompt to <bos> and its end, others to their beginning. Held out are
-      the last `held_out` rows, or those of `held_out_path` where that is set.
+      "drop" it or "cut" it: a prompt to its end (Tokenizer.cut_prompt), others to their beginning.
+      Held out are the last `held_out` rows, or those of `held_out_path` where that is set.
+      `duplicates`: whether to "keep" or to "drop" examples to train on whose prompt is held out.
     read: from a path to columns; `index`, the place in the whole data set, is added.
     budgets: the most tokens by feature, "inputs" being prompts.
 
@@ -125,39 +138,83 @@ def load_examples(
     ValueError: an unknown overflow; nothing left to train on.
   """
   one_of("overflow", config.overflow, ("drop", "cut"))
+  duplicates = config.get("duplicates", "keep")
+  one_of("duplicates", duplicates, ("keep", "drop"))
   columns, held_out = dict(read(config.path)), config.held_out
   if config.held_out_path:
     more = read(config.held_out_path)
     columns = {name: [*column, *more[name]] for name, column in columns.items()}
     held_out = len(more["inputs"])
-  count = len(columns["inputs"])
+  count, source = len(columns["inputs"]), f"(task {config.task!r}, path {config.path!r})"
   if not 0 <= held_out < count:
-    raise ValueError(f"held_out is {held_out} of {count} records: leave some to train on")
+    raise ValueError(f"held_out is {held_out} of {count} records: leave some to train on {source}")
   columns["index"] = range(count)
+  over = {i for i in range(count) if any(len(columns[f][i]) > most for f, most in budgets.items())}
+  dropped = over if config.overflow == "drop" else set()
 
   def part(rows: range) -> Examples:
-    over = {i for i in rows if any(len(columns[f][i]) > most for f, most in budgets.items())}
-    kept = [i for i in rows if config.overflow == "cut" or i not in over]
-    report = {"kept": len(kept), "dropped": len(rows) - len(kept), "cut": len(over & {*kept})}
-    chosen = {name: [column[i] for i in kept] for name, column in columns.items()}
+    chosen = {
+      name: [column[i] for i in rows if i not in dropped] for name, column in columns.items()
+    }
     for name, most in budgets.items():
-      chosen[name] = [_cut(name, ids, most) for ids in chosen[name]]
-    return Examples(chosen, arrange, seed, report)
+      cut = tokenizer.cut_prompt if name == "inputs" else lambda ids, most: ids[:most]
+      chosen[name] = [cut(ids, most) if len(ids) > most else ids for ids in chosen[name]]
+    examples = Examples(chosen, arrange, seed, {})
+    return _without(examples, _unequal(chosen), "equal") if "b" in chosen else examples
 
   train, held = part(range(count - held_out)), part(range(count - held_out, count))
+  train = _tell_duplicates(train, held, config, drop=duplicates == "drop")
+  for examples, rows in ((train, range(count - held_out)), (held, range(count - held_out, count))):
+    kept = examples.columns["index"]
+    counts = {"kept": len(kept), "dropped": len(dropped & {*rows}), "cut": len(over & {*kept})}
+    examples.report.update(counts)
   logging.info("examples to train on: %s, held out: %s", train.report, held.report)
   if not len(train):
+    number = train.report["dropped"]
+    everything = "all " if number == count - held_out else ""
+    others = [f", {train.report[n]} {n}" for n in ("equal", "duplicates") if n in train.report]
     raise ValueError(
-      f"no examples left: all {train.report['dropped']} are over max_tokens={config.max_tokens} (or"
-      " max_response_tokens); raise it, or set overflow='cut'"
+      f"no examples left: {everything}{number} are over max_tokens={config.max_tokens} (or"
+      f" max_response_tokens){''.join(others)}; raise it, or set overflow='cut' {source}"
     )
   return train, held
 
 
-def _cut(name: str, ids: np.ndarray, most: int) -> np.ndarray:
-  if name != "inputs" or len(ids) <= most:
-    return ids[:most]
-  return np.concatenate([ids[:1], ids[len(ids) - most + 1 :]])  # the question is at the end
+def _tell_duplicates(train: Examples, held: Examples, config, drop: bool) -> Examples:
+  """Counts held-out prompts that are trained on, too; returns the part to train on."""
+  seen, evaluated = ({*map(_key, part.columns["inputs"])} for part in (train, held))
+  if drop:
+    different = [_key(ids) not in evaluated for ids in train.columns["inputs"]]
+    return _without(train, different, "duplicates")
+  if shared := sum(_key(ids) in seen for ids in held.columns["inputs"]):
+    held.report["duplicates"] = shared
+    message = "%d of %d held-out prompts or texts are trained on too: duplicates='drop' leaves them"
+    # Where both are one file, that is meant: a game is evaluated on what it is played on.
+    level = logging.INFO if config.held_out_path == config.path else logging.WARNING
+    logging.log(level, f"{message} out of training", shared, len(held))
+  return train
+
+
+def _key(ids: Any) -> bytes:
+  return np.asarray(ids, np.int32).tobytes()
+
+
+def _unequal(columns: Columns) -> list[bool]:
+  """Returns which pairs differ, or are a tie."""
+  sides = zip(columns["a"], columns["b"], columns["p_win"], strict=True)
+  return [_key(a) != _key(b) or float(p_win) == 0.5 for a, b, p_win in sides]
+
+
+def _without(examples: Examples, kept: list[bool], reason: str) -> Examples:
+  """Returns the examples that are kept, the others counted in the report."""
+  if left_out := len(kept) - sum(kept):
+    columns = {
+      name: [x for x, keep in zip(column, kept, strict=True) if keep]
+      for name, column in examples.columns.items()
+    }
+    report = {**examples.report, reason: left_out}
+    return dataclasses.replace(examples, columns=columns, report=report)
+  return examples
 
 
 def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
@@ -165,10 +222,16 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
   pairs: list[tuple[str, float | None]] = []
   for entry in filter(None, map(str.strip, path.split(",") if isinstance(path, str) else path)):
     rated = re.fullmatch(r"(.+):(\d+\.?\d*|\.\d+)", entry)
+    rated = None if os.path.isfile(entry) else rated  # a colon of its name
     file = asset_path(rated[1] if rated else entry)
-    if not pathlib.Path(file).is_file():
+    if not os.path.isfile(file):
       raise ValueError(f"no data file {file!r}: give `path` the file(s) to read")
-    pairs.append((file, float(rated[2]) if rated else None))
+    rate = float(rated[2]) if rated else None
+    good = rate is None or 0 < rate < math.inf
+    require(
+      good, f"rate of {file!r}", "a positive number", rate, "Leave the file out instead of 0."
+    )
+    pairs.append((file, rate))
   if not pairs:
     raise ValueError("`path` is empty: give it the file(s) to read, separated by commas")
   if len({rate is None for _, rate in pairs}) > 1:
@@ -176,42 +239,131 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
   return pairs
 
 
-def read_records(path: str, encode: Encode, parse: Parse = json.loads) -> list[Features]:
+class Texts:
+  """Turns the texts of a file's records into ids, and counts records that spell out markers.
+
+  All texts of a file pass through here: what no tokenizer takes, and what carries the template
+  already, is refused.
+  """
+
+  # Gemma's pieces, and what other families' templates write.
+  _SPELLED = re.compile(r"<(?:bos|eos|(?:start|end)_of_turn|\|\w+\|)>|\[/?INST\]")
+
+  def __init__(self, tokenizer: Tokenizer):
+    self.tokenizer, self.spelled = tokenizer, False
+    self._trim = TEMPLATES[tokenizer.template].response
+
+  def _checked(self, text: str) -> str:
+    check_untemplated(files.check_text(text))
+    self.spelled |= self._SPELLED.search(text) is not None
+    return text
+
+  def prompt(self, record: Any) -> list[int]:
+    """Returns the ids of a record's "prompt" or "messages", each a text or a conversation."""
+    name = "messages" if not has(record, "prompt") and has(record, "messages") else "prompt"
+    prompt = field(record, name, list if name == "messages" else (str, list))
+    if isinstance(prompt, str):
+      return self.tokenizer.prompt(self._checked(prompt))
+    for turn in turns(prompt):
+      self._checked(turn.system + turn.text)
+    return self.tokenizer.prompt(prompt)
+
+  def response(self, record: Any, name: str) -> list[int]:
+    """Returns the ids of a field that is a response: a text, or one message of the model."""
+    value = field(record, name, (str, list))
+    if isinstance(value, list):
+      message = value[0] if len(value) == 1 and isinstance(value[0], dict) else {}
+      text = text_of(message.get("content"))
+      if text is None or message.get("role") not in ("assistant", "model"):
+        raise ValueError(
+          f"field {name!r} is {files.shorten(value)}: expected a text, or one message of the"
+          " assistant; the conversation before it goes into 'messages' (docs/data.md)"
+        )
+      value = text
+    return self.tokenizer.response(self._trim(self._checked(value)))
+
+  def document(self, record: Any) -> list[int]:
+    """Returns the ids of a record's "text" between <bos> and <eos>."""
+    text = self._checked(field(record, "text")).removeprefix("<bos>")
+    return [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
+
+
+def read_records(
+  path: str, encode: Encode, tokenizer: Tokenizer, parse: Parse = json.loads
+) -> list[Features]:
   """Encodes a file of one record a line, blank lines skipped; errors name the file and the line."""
-  records = []
-  for number, line in enumerate(pathlib.Path(path).read_text("utf-8").split("\n"), 1):
-    if line.strip():
-      try:
-        features = encode(parse(line)).items()
-        dtypes = {name: np.float32 if np.isscalar(x) else np.int32 for name, x in features}
-        records.append({name: np.asarray(x, dtypes[name]) for name, x in features})
-      except json.JSONDecodeError as error:
-        message = f"{path}:{number}: not JSON ({error}); expected one object a line"
-        raise ValueError(message) from None
-      except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}:{number}: {error}") from None
+  records, spelled = [], []
+  for place, record in files.read_records(path, parse):
+    texts = Texts(tokenizer)
+    try:
+      features = encode(record, texts).items()
+    except (ValueError, TypeError) as error:
+      raise ValueError(f"{place}: {error}") from None
+    dtypes = {name: np.float32 if np.isscalar(x) else np.int32 for name, x in features}
+    records.append({name: np.asarray(x, dtypes[name]) for name, x in features})
+    spelled += [place] * texts.spelled
+  if spelled:
+    message = (
+      "%s: %d of %d records spell out markers such as <bos> or <end_of_turn> (the first: %s)"
+    )
+    advice = "; they are read as text, but for a <bos> at the head, which is dropped"
+    logging.warning(message + advice, path, len(spelled), len(records), spelled[0])
   return records
+
+
+def has(record: Any, name: str) -> bool:
+  """Returns whether a record has a value: in rows of a table an empty column is null."""
+  return isinstance(record, dict) and record.get(name) is not None
 
 
 def field(record: Any, name: str, types: type | tuple[type, ...] = str) -> Any:
   """Returns record[name]; ValueError where it is missing or of another type."""
   if not isinstance(record, dict) or name not in record:
-    got = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__
+    is_object = isinstance(record, dict)
+    got = ", ".join(map(files.shorten, [*record][:20])) if is_object else type(record).__name__
     raise ValueError(f"no field {name!r}, got {got}")
   if not isinstance(record[name], types) or isinstance(record[name], bool):
-    raise ValueError(f"field {name!r} is {record[name]!r}, expected {types}")
+    listed = " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
+    got = files.shorten(record[name])
+    raise ValueError(f"field {name!r} is {got}, expected {listed}; see docs/data.md")
   return record[name]
 
 
-def encode_prompt(record: Any, tokenizer: Tokenizer) -> list[int]:
-  """Returns the ids of a record's "prompt" (a string) or "messages" (a conversation)."""
-  if isinstance(record, dict) and "messages" in record and "prompt" not in record:
-    return tokenizer.prompt(field(record, "messages", list))
-  return tokenizer.prompt(field(record, "prompt"))
+def number(record: Any, name: str) -> float:
+  """Returns record[name] as a float; ValueError where it is no number that a float holds."""
+  value = field(record, name, (int, float))
+  try:
+    return float(value)
+  except OverflowError:
+    raise ValueError(f"field {name!r} is {files.shorten(value)}, expected a number") from None
+
+
+def check_ids(ids: Sequence[Any], tokenizer: Tokenizer, what: str) -> None:
+  """Raises ValueError where token ids are not the tokenizer's."""
+  if isinstance(ids, np.ndarray):
+    wrong = ids[(ids < 0) | (ids >= tokenizer.size)].tolist()
+  else:
+    wrong = [i for i in ids if type(i) is not int or not 0 <= i < tokenizer.size]
+  if wrong:
+    expected = f"ids of this tokenizer's {tokenizer.size} pieces"
+    raise ValueError(f"{what} holds {files.shorten(wrong[0])}, expected {expected}")
+
+
+def check_prompt(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:
+  """Raises ValueError where token ids are no prompt: none, or with a token that ends a response."""
+  require(len(ids) > 0, what, "at least one token of a prompt", 0, "Leave such prompts out.")
+  fix = "A response would begin after the end: leave the stop token out (seqio: add_eos=False)."
+  last = int(ids[-1])
+  require(last not in tokenizer.stop_ids, what, "a prompt that waits for a response", last, fix)
 
 
 def read_files(
-  task: str, path: str | Sequence[str], encode: Encode, seed: int, parse: Parse = json.loads
+  task: str,
+  path: str | Sequence[str],
+  encode: Encode,
+  tokenizer: Tokenizer,
+  seed: int,
+  parse: Parse = json.loads,
 ) -> Columns:
   """Registers files as the seqio task or mixture `task`, and reads it.
 
@@ -221,20 +373,30 @@ def read_files(
     path: as `parse_paths` takes it.
     seed: decides the order in which a mixture alternates.
   """
+  pairs = parse_paths(path)
+  parts = [read_records(file, encode, tokenizer, parse) for file, _ in pairs]
+  empty = [file for (file, _), part in zip(pairs, parts, strict=True) if not part]
+  if empty and (pairs[0][1] is not None or len(empty) == len(pairs)):
+    raise ValueError(f"the file(s) {', '.join(empty)} hold no records: expected one a line")
+  return _through_seqio(task, parts, [rate for _, rate in pairs], seed)
+
+
+def _through_seqio(
+  task: str, parts: list[list[Features]], rates: list[float | None], seed: int
+) -> Columns:
+  """Returns the files' records as the seqio task or mixture `task` yields them."""
   import_tensorflow()
   import seqio
 
-  files = parse_paths(path)
-  parts = [read_records(file, encode, parse) for file, _ in files]
   for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
     registry.remove(task)  # a name belongs to what was loaded last
-  if files[0][1] is None:
+  if rates[0] is None:
     _register(task, [record for part in parts for record in part])
   else:
-    rates = [(f"{task}_{i}", rate) for i, (_, rate) in enumerate(files)]
-    for (name, _), part in zip(rates, parts, strict=True):
+    names = [f"{task}_{i}" for i in range(len(parts))]
+    for name, part in zip(names, parts, strict=True):
       _register(name, part)
-    seqio.MixtureRegistry.add(task, rates)
+    seqio.MixtureRegistry.add(task, list(zip(names, rates, strict=True)))
   return read_task(task, seed)
 
 
@@ -242,7 +404,11 @@ def read_task(task: str, seed: int) -> Columns:
   """Reads the registered seqio task or mixture `task` once, unshuffled and unrepeated."""
   import seqio
 
-  dataset = seqio.get_mixture_or_task(task).get_dataset(
+  provider = seqio.get_mixture_or_task(task)
+  splits = list(provider.splits)
+  fix = "Register its prompts under that split."
+  require("train" in splits, f"splits of the task {task!r}", "train among them", splits, fix)
+  dataset = provider.get_dataset(
     sequence_length=None, split="train", shuffle=False, seed=seed, num_epochs=1
   )
   examples = list(dataset.as_numpy_iterator())
@@ -254,8 +420,6 @@ def _register(name: str, records: list[Features]) -> None:
   tf = import_tensorflow()
   import seqio
 
-  if not records:
-    raise ValueError(f"the file(s) of {name!r} hold no records: expected one a line")
   tensors: dict[str, Any] = {}
   for feature, first in records[0].items():
     column = [record[feature] for record in records]

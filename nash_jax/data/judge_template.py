@@ -1,12 +1,13 @@
 """The prompt of a Gemma judge: a text with slots, filled with token arrays on the device."""
 
-import pathlib
+import os
 import re
 from typing import NamedTuple
 
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from nash_jax.data import files
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.types import Answers, Prompts
 from nash_jax.validation import asset_path, one_of, require
@@ -71,13 +72,14 @@ def read(name: str) -> str:
   """Returns the text of the template called `name`, or of the file of that path, as it is.
 
   Raises:
-    ValueError: an unknown name; a file whose slots or markers break the rules.
+    ValueError: an unknown name; a file that is no UTF-8 text, or whose slots or markers break the
+      rules.
   """
-  path, field = pathlib.Path(asset_path(name)), f"judge template {name!r}"
-  if name in TEMPLATES or not path.is_file():
+  path, field = asset_path(name), f"judge template {name!r}"
+  if name in TEMPLATES or not os.path.isfile(path):
     one_of("judge.template (a name or a text file)", name, TEMPLATES)
     return TEMPLATES[name]
-  text = path.read_text("utf-8")
+  text = files.read_text(path)
   counts = {slot: text.count(slot) for slot in SLOTS}
   require(set(counts.values()) == {1}, field, "each slot once", counts, "Fix the file.")
   require("<bos>" not in text, field, "a text without <bos>", "<bos>", "Remove it: <bos> is added.")

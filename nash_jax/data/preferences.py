@@ -4,23 +4,25 @@ The formats are written down in docs/data.md.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import Any
 
 import numpy as np
 
 from nash_jax.data import corpus
+from nash_jax.data.corpus import Texts
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.validation import one_of
+from nash_jax.validation import one_of, require
 
 
 def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   """Reads, tokenises and splits supervised data: (train, held_out).
 
   Args:
-    config: `task` (one of TASKS); `path` as in prompts.load_prompts; `overflow`, `held_out` and
-      `held_out_path` as in corpus.load_examples. `max_tokens`: of a window T for text, of a prompt
-      Lp for the others, which also have `max_response_tokens` L (for responses T = Lp + L).
+    config: `task` (one of TASKS); `path` as in prompts.load_prompts; `overflow`, `held_out`,
+      `held_out_path` and `duplicates` as in corpus.load_examples. `max_tokens`: of a window T for
+      text, of a prompt Lp for the others, which also have `max_response_tokens` L (for responses
+      T = Lp + L).
     seed: of the order.
 
   Returns:
@@ -35,9 +37,14 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   one_of("data.task", config.task, TASKS)
   encode, responses = TASKS[config.task]
   width, length, pad_id = config.max_tokens, config.max_response_tokens, tokenizer.pad_id
+  least = 1 if responses else 2  # the second token of a window is the first that is predicted
+  require(width >= least, "data.max_tokens", f"at least {least}", width, "Raise it.")
+  require(
+    not responses or length > 0, "data.max_response_tokens", "at least 1", length, "Raise it."
+  )
 
   def read(path: str) -> corpus.Columns:
-    return corpus.read_files(config.task, path, lambda record: encode(record, tokenizer), seed)
+    return corpus.read_files(config.task, path, encode, tokenizer, seed)
 
   def sequences(columns: corpus.Columns) -> dict[str, np.ndarray]:
     inputs, targets = columns["inputs"], columns["targets"]
@@ -57,7 +64,7 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
 
   budgets = {"inputs": width, **dict.fromkeys(responses, length)} if responses else {}
   arrange = pairs if len(responses) > 1 else sequences
-  train, held_out = corpus.load_examples(config, read, budgets, arrange, seed)
+  train, held_out = corpus.load_examples(config, read, budgets, arrange, seed, tokenizer)
   return (train, held_out) if responses else (_windows(train, width), _windows(held_out, width))
 
 
@@ -70,34 +77,31 @@ def _windows(documents: corpus.Examples, width: int) -> corpus.Examples:
   return dataclasses.replace(documents, columns=columns)
 
 
-def _text(record: Any, tokenizer: Tokenizer) -> corpus.Features:
-  ids = tokenizer.encode(corpus.field(record, "text"))
-  return {"inputs": [tokenizer.bos_id, *ids, tokenizer.eos_id]}
+def _text(record: Any, texts: Texts) -> corpus.Features:
+  return {"inputs": texts.document(record)}
 
 
-def _responses(record: Any, tokenizer: Tokenizer) -> corpus.Features:
-  response = tokenizer.response(corpus.field(record, "response"))
-  return {"inputs": corpus.encode_prompt(record, tokenizer), "targets": response}
+def _responses(record: Any, texts: Texts) -> corpus.Features:
+  return {"inputs": texts.prompt(record), "targets": texts.response(record, "response")}
 
 
-def _preferences(record: Any, tokenizer: Tokenizer) -> corpus.Features:
-  *texts, p_win = _judged(record)
-  a, b = map(tokenizer.response, texts)
-  return {"inputs": corpus.encode_prompt(record, tokenizer), "a": a, "b": b, "p_win": p_win}
+def _preferences(record: Any, texts: Texts) -> corpus.Features:
+  chosen = corpus.has(record, "chosen")
+  a, b = ("chosen", "rejected") if chosen else ("response_a", "response_b")
+  ids = {"a": texts.response(record, a), "b": texts.response(record, b)}
+  return {"inputs": texts.prompt(record), **ids, "p_win": 1.0 if chosen else _p_win(record)}
 
 
-def _tokens(record: Any, tokenizer: Tokenizer) -> corpus.Features:
+def _tokens(record: Any, texts: Texts) -> corpus.Features:
   ids = {name: corpus.field(record, name, list) for name in ("inputs", "a", "b")}
   for name, values in ids.items():
-    wrong = [i for i in values if not isinstance(i, int) or not 0 <= i < tokenizer.size]
-    if wrong:
-      expected = f"ids of this tokenizer's {tokenizer.size} pieces"
-      raise ValueError(f"field {name!r} holds {wrong[0]!r}, expected {expected}")
+    corpus.check_ids(values, texts.tokenizer, f"field {name!r}")
+  corpus.check_prompt(ids["inputs"], texts.tokenizer, "field 'inputs'")
   return {**ids, "p_win": _probability(record)}
 
 
 # By task: a record's features, and those of them that are responses.
-TASKS: dict[str, tuple[Callable[[Any, Tokenizer], corpus.Features], tuple[str, ...]]] = {
+TASKS: dict[str, tuple[corpus.Encode, tuple[str, ...]]] = {
   "text": (_text, ()),
   "responses": (_responses, ("targets",)),
   "preferences": (_preferences, ("a", "b")),
@@ -105,21 +109,20 @@ TASKS: dict[str, tuple[Callable[[Any, Tokenizer], corpus.Features], tuple[str, .
 }
 
 
-def _judged(record: Any) -> tuple[str, str, float]:
-  """Returns the two responses of a record in any of the three forms, and P(a ≻ b)."""
-  if "chosen" in record:
-    return corpus.field(record, "chosen"), corpus.field(record, "rejected"), 1.0
-  pair = corpus.field(record, "response_a"), corpus.field(record, "response_b")
-  if "p_a" in record:
-    return *pair, _probability(record)
-  a, b, ties = (corpus.field(record, name, (int, float)) for name in ("votes_a", "votes_b", "ties"))
-  if min(a, b, ties) < 0 or a + b + ties == 0:
-    raise ValueError(f"votes_a, votes_b, ties are {a}, {b}, {ties}: expected some, none negative")
-  return *pair, (a + ties / 2) / (a + b + ties)
+def _p_win(record: Any) -> float:
+  """Returns P(a ≻ b) of "p_a", or of votes."""
+  if corpus.has(record, "p_a"):
+    return _probability(record)
+  votes = [corpus.number(record, name) for name in ("votes_a", "votes_b", "ties")]
+  if not all(0 <= count < math.inf for count in votes) or not any(votes):
+    listed = ", ".join(f"{count:g}" for count in votes)
+    raise ValueError(f"votes_a, votes_b, ties are {listed}: expected some, none negative")
+  a, b, ties = (count / max(votes) for count in votes)  # no sum of three is infinite
+  return (a + ties / 2) / (a + b + ties)
 
 
 def _probability(record: Any) -> float:
-  p_a = corpus.field(record, "p_a", (int, float))
+  p_a = corpus.number(record, "p_a")
   if not 0 <= p_a <= 1:
-    raise ValueError(f"field 'p_a' is {p_a}, expected a probability")
+    raise ValueError(f"field 'p_a' is {p_a:g}, expected a probability")
   return p_a

@@ -2,11 +2,15 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from absl import logging
 
 from nash_jax.data import corpus
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.validation import one_of
+from nash_jax.validation import one_of, require
 
 TASKS = ("json_lines", "text", "stories", "rlhflow")
 
@@ -17,29 +21,53 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   Args:
     config: `task`: one of TASKS, or a seqio task or mixture registered elsewhere whose "inputs" are
       prompt tokens. `path`: its files, "a.jsonl,b.jsonl"; with rates, "a.jsonl:3,b.jsonl:1", a
-      mixture. `max_tokens`: width of a prompt, <bos> and template included. `overflow`, `held_out`
-      and `held_out_path`: as in corpus.load_examples.
+      mixture. `max_tokens`: width of a prompt, <bos> and template included. `overflow`,
+      `held_out`, `held_out_path` and `duplicates`: as in corpus.load_examples.
     seed: of the order.
 
   Raises:
-    ValueError: an unknown task or overflow, a missing file, a bad line (file and line named), no
-      prompt left to train on.
+    ValueError: an unknown task or overflow, a missing file, a bad line (file and line named), a
+      registered task whose prompts do not fit, no prompt left to train on.
   """
 
   def read(path: str) -> corpus.Columns:
     if config.task not in TASKS:
-      corpus.import_tensorflow()
-      import seqio
-
-      registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-      one_of("prompts.task", config.task, {*TASKS, *registered})
-      return {"inputs": corpus.read_task(config.task, seed)["inputs"]}
+      return {"inputs": _read_registered(config, tokenizer, seed)}
     parse = (lambda line: {"prompt": line}) if config.task == "text" else json.loads
-    return corpus.read_files(config.task, path, encode, seed, parse)
+    return corpus.read_files(config.task, path, encode, tokenizer, seed, parse)
 
-  def encode(record: Any) -> corpus.Features:
-    return {"inputs": corpus.encode_prompt(record, tokenizer)}
+  def encode(record: Any, texts: corpus.Texts) -> corpus.Features:
+    return {"inputs": texts.prompt(record)}
 
   width = config.max_tokens
+  require(width > 0, "prompts.max_tokens", "at least 1", width, "Raise it.")
   arrange = functools.partial(corpus.pad_prompts, width=width, pad_id=tokenizer.pad_id)
-  return corpus.load_examples(config, read, {"inputs": width}, arrange, seed)
+  return corpus.load_examples(config, read, {"inputs": width}, arrange, seed, tokenizer)
+
+
+def _read_registered(config, tokenizer: Tokenizer, seed: int) -> Sequence[np.ndarray]:
+  """Returns the prompts of a seqio task or mixture that is registered elsewhere, checked."""
+  corpus.import_tensorflow()
+  import seqio
+
+  task = config.task
+  registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  one_of("prompts.task", task, {*TASKS, *registered})
+  fix = "Set held_out: the last prompts of its split train are held out."
+  path = config.held_out_path
+  require(not path, "prompts.held_out_path", f"none, with the registered task {task!r}", path, fix)
+  columns = corpus.read_task(task, seed)
+  fix = "Register the prompts' token ids as its feature inputs."
+  require("inputs" in columns, f"features of {task!r}", "inputs", sorted(columns), fix)
+  prompts, begun = columns["inputs"], 0
+  for number, ids in enumerate(prompts):
+    what = f"inputs of example {number} of the task {task!r}"
+    flat = np.ndim(ids) == 1 and np.issubdtype(np.asarray(ids).dtype, np.integer)
+    require(flat, what, "token ids, i32[n]", f"{ids.dtype}{list(np.shape(ids))}", fix)
+    corpus.check_ids(ids, tokenizer, what)
+    corpus.check_prompt(ids, tokenizer, what)
+    begun += int(ids[0]) == tokenizer.bos_id
+  if begun < len(prompts):
+    message = "%d of %d prompts of the task %r do not begin with <bos>, as Gemma's do"
+    logging.warning(message, len(prompts) - begun, len(prompts), task)
+  return prompts

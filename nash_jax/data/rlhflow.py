@@ -1,12 +1,19 @@
 """RLHFlow's prompt collection as our JSON lines: `python -m nash_jax.data.rlhflow INPUT OUTPUT`."""
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+from nash_jax.data import files
 from nash_jax.data.chat_template import turns
-from nash_jax.data.corpus import field
+from nash_jax.data.corpus import field, has
+from nash_jax.validation import require
+
+SUFFIXES = (".parquet", ".json", ".jsonl")
+_COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z")
 
 
 def convert(source: str, output: str) -> dict[str, int]:
@@ -15,43 +22,114 @@ def convert(source: str, output: str) -> dict[str, int]:
   Args:
     source: a parquet, JSON or JSON-lines file, or a folder of them. A row's conversation is its
       "context_messages", or else its "prompt".
-    output: the file to write.
+    output: the file to write, once all rows are read; one that lies in the folder is no input.
 
   Returns:
     How many rows were written, and how many skipped, since they are no conversation that waits for
     an answer.
+
+  Raises:
+    ValueError: no such files, or one that cannot be read; names the file and the row.
   """
-  path = pathlib.Path(source)
-  counts = {"written": 0, "skipped": 0}
-  with open(output, "w", encoding="utf-8") as lines:
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-      for row in _rows(file):
-        name = "context_messages" if "context_messages" in row else "prompt"
-        try:
-          messages = field(row, name, (str, list))
-          if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-          turns(messages)
-        except ValueError:
-          counts["skipped"] += 1
-          continue
-        lines.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-        counts["written"] += 1
+  counts, target = {"written": 0, "skipped": 0}, pathlib.Path(output)
+  unfinished = target.with_name(target.name + ".unfinished")
+  inputs = _inputs(pathlib.Path(source), target)
+  try:
+    with unfinished.open("w", encoding="utf-8") as lines:
+      for place, row in (pair for file in inputs for pair in _rows(file)):
+        if messages := _messages(row):
+          try:
+            line = json.dumps({"messages": messages}, ensure_ascii=False, allow_nan=False)
+            for text in (line, *(turn.system + turn.text for turn in turns(messages))):
+              files.check_text(text)
+            lines.write(line + "\n")
+          except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        counts["written" if messages else "skipped"] += 1
+    unfinished.replace(target)
+  except OSError as error:
+    raise ValueError(f"{output}: cannot be written: {error.strerror}") from error
+  finally:
+    unfinished.unlink(missing_ok=True)
   return counts
 
 
-def _rows(path: pathlib.Path) -> Iterator[dict]:
-  """Yields the rows of one file; one of another kind (a README, say) has none."""
-  if path.suffix == ".parquet":
-    import pyarrow.parquet
+def _inputs(source: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the files to read, the output not among them."""
+  require(source.exists(), "input", "a file or a folder that exists", str(source), "Give its path.")
+  found = [path for path in sorted(source.rglob("*")) if path.is_file()]
+  found = found if source.is_dir() else [source]
+  packed = [str(path) for path in found if path.suffix in _COMPRESSED and _is_input(path.stem)]
+  require(not packed, "input", "files that are not compressed", packed[:3], "Unpack them.")
+  own = [path for path in found if output.exists() and os.path.samefile(path, output)]
+  fix = "Give the output a name of its own."
+  require(own != [source], "output", "a file other than the input", str(output), fix)
+  inputs = [path for path in found if _is_input(path.name) and path not in own]
+  require(
+    len(inputs) > 0, "input", f"files in {', '.join(SUFFIXES)}", str(source), "Download them."
+  )
+  return inputs
 
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-      yield from batch.to_pylist()
-  elif path.suffix in (".json", ".jsonl"):
-    text = path.read_text("utf-8")
-    lines = filter(str.strip, text.split("\n"))
-    yield from json.loads(text) if text.lstrip().startswith("[") else map(json.loads, lines)
+
+def _is_input(name: str) -> bool:
+  return name.endswith(SUFFIXES)
+
+
+def _messages(row: Any) -> list[dict] | None:
+  """Returns a row's conversation, or None where that does not wait for an answer."""
+  try:
+    name = "context_messages" if has(row, "context_messages") else "prompt"
+    messages = field(row, name, (str, list))
+    if isinstance(messages, str):
+      messages = [{"role": "user", "content": messages}]
+    turns(messages)
+  except ValueError:
+    return None
+  return messages
+
+
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """Yields the rows of a file and where they stand."""
+  if path.suffix == ".parquet":
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+      number = 0
+      with path.open("rb") as file:
+        if not (head := file.read(64)).startswith(b"PAR1"):
+          files.check_beginning(path, head)
+      for batch in parquet.ParquetFile(path).iter_batches():
+        for row in batch.to_pylist():
+          number += 1
+          yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+      reason = " ".join(str(error).split())
+      raise ValueError(f"{path}: not a parquet file that can be read: {reason}") from error
+    return
+  text = files.read_text(path)
+  if not text.lstrip().startswith("["):
+    yield from files.read_records(path)
+    return
+  try:
+    rows = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path}:{error.lineno}: not JSON ({error})") from None
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: not JSON that can be read: {error}") from None
+  yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def main(*arguments: str) -> int:
+  """Converts, prints the counts or a line that says what is wrong, and returns the exit status."""
+  try:
+    require(len(arguments) == 2, "arguments", "INPUT OUTPUT", list(arguments), "See docs/data.md.")
+    print(convert(*arguments))
+  except ValueError as error:
+    print(f"rlhflow: {error}", file=sys.stderr)
+    return 2
+  return 0
 
 
 if __name__ == "__main__":
-  print(convert(*sys.argv[1:]))
+  sys.exit(main(*sys.argv[1:]))

@@ -1,22 +1,27 @@
 """SentencePiece: Gemma's own model or the bundled small one, chat template, stop tokens."""
 
-import json
+import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
-from nash_jax.data.chat_template import TEMPLATES, Marker, turns
-from nash_jax.validation import asset_path, one_of
+from nash_jax.data import files
+from nash_jax.data.chat_template import TEMPLATES, Marker, Turn, turns
+from nash_jax.validation import asset_path, one_of, require
 
 BUNDLED = "assets:stories/tokenizer.model"
 # The tokenizer itself spells typographic marks in ASCII, so that every quote is the same piece.
 _SPELLINGS = {"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "..."}
 # Pieces that steer a model. They are split where a user types them, so that they stay text.
 _MARKER = r"(?:pad|eos|bos|unk|mask|unused\d+|image_soft_token|(?:start|end)_of_\w+)>"
+
+
+# A model's rows are its pieces, filled up to a multiple of this: Gemma 2 has 256,000 and 256,128.
+SPARE_ROWS = 256
 
 
 class Tokenizer:
@@ -39,14 +44,19 @@ class Tokenizer:
 
     one_of("template", template, TEMPLATES)
     path = asset_path(path)
-    if not pathlib.Path(path).is_file():
+    if not os.path.isfile(path):
       raise ValueError(f"no tokenizer file {path!r}: give the path of a SentencePiece .model file")
+    data = files.read_bytes(path)
     try:
-      self._model = sentencepiece.SentencePieceProcessor(model_file=path)
-    except RuntimeError as error:
-      raise ValueError(f"{path!r} is not a SentencePiece model: {error}") from error
-    self.path, self.template = path, template
-    self.size = self._model.get_piece_size()
+      if not data:
+        raise RuntimeError("the file is empty")
+      self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+      self._pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
+    except (RuntimeError, UnicodeDecodeError) as error:
+      fix = "Give tokenizer.model, not tokenizer.json." if data.lstrip().startswith(b"{") else ""
+      reason = " ".join(str(error).split())
+      raise ValueError(f"{path!r} is not a SentencePiece model: {reason}. {fix}".strip()) from error
+    self.path, self.template, self.size = path, template, len(self._pieces)
     self.pad_id, self.eos_id, self.bos_id = map(self.id_of, ("<pad>", "<eos>", "<bos>"))
     ids = {marker: self.id_of(marker.piece) for marker in TEMPLATES[template].markers}
     self.stop_ids = (self.eos_id, *(ids[marker] for marker in TEMPLATES[template].stops))
@@ -54,15 +64,19 @@ class Tokenizer:
   def id_of(self, piece: str) -> int:
     """Returns the id of a piece, or raises ValueError where the model has no such piece."""
     piece_id = self._model.piece_to_id(piece)
-    if self._model.id_to_piece(piece_id) != piece:
+    if self._pieces[piece_id] != piece:
       raise ValueError(f"the tokenizer {self.path!r} has no piece {piece!r}")
     return piece_id
 
   def check_rows(self, rows: int) -> None:
-    """Raises ValueError where a model with `rows` vocabulary rows cannot hold every piece."""
-    if self.size > rows:
+    """Raises ValueError where this cannot be the tokenizer of a model with `rows` vocabulary rows.
+
+    Every piece needs its row, and there are no more rows than fill up the last SPARE_ROWS.
+    """
+    if not self.size <= rows < self.size + SPARE_ROWS:
+      few = "only " if rows < self.size else ""
       raise ValueError(
-        f"the tokenizer {self.path!r} has {self.size} pieces, the model only {rows} vocabulary "
+        f"the tokenizer {self.path!r} has {self.size} pieces, the model {few}{rows} vocabulary "
         "rows: use the tokenizer that the model was trained with"
       )
 
@@ -74,19 +88,29 @@ class Tokenizer:
     self.check_rows(rows)
     forbidden, model = np.ones(rows, bool), self._model
     for i in range(self.size):
-      marker = re.fullmatch("<" + _MARKER, model.id_to_piece(i)) is not None
+      marker = re.fullmatch("<" + _MARKER, self._pieces[i]) is not None
       forbidden[i] = marker or model.is_control(i) or model.is_unused(i) or model.is_unknown(i)
     forbidden[list(self.stop_ids)] = False
     return forbidden
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text as written: nothing is added, and no part becomes a marker."""
-    return [i for part in re.split(f"(?<=<)(?={_MARKER})", text) for i in self._model.encode(part)]
+    """Returns the ids of a text as written: nothing is added, and no part becomes a marker.
+
+    Raises:
+      ValueError: a text with half of a surrogate pair.
+    """
+    parts = re.split(f"(?<=<)(?={_MARKER})", text)
+    try:
+      return [i for part in parts for i in self._model.encode(part)]
+    except RuntimeError:  # names neither the text nor what is wrong with it
+      files.check_text(text)
+      raise
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of ids, without pad, <bos> and stop tokens."""
-    skipped = {self.pad_id, self.bos_id, *self.stop_ids}
-    return self._model.decode([int(i) for i in ids if int(i) not in skipped])
+    """Returns the text of ids, without pad, <bos> and stop tokens; rows of no piece are unknown."""
+    skipped, unknown = {self.pad_id, self.bos_id, *self.stop_ids}, self._model.unk_id()
+    kept = [int(i) for i in ids if int(i) not in skipped]
+    return self._model.decode([i if 0 <= i < self.size else unknown for i in kept])
 
   def prompt(self, text: str | list[dict]) -> list[int]:
     """Returns the ids of a prompt: one <bos>, the template, and where a response would begin.
@@ -98,14 +122,45 @@ class Tokenizer:
     Raises:
       ValueError: a conversation that breaks the rules, or several turns with the plain template.
     """
-    conversation = turns(text) if isinstance(text, list) else [("user", text)]
+    conversation = turns(text) if isinstance(text, list) else [Turn("user", text)]
     ids = [self.bos_id]
     for part in TEMPLATES[self.template].render(conversation):
-      ids += [self.id_of(part.piece)] if isinstance(part, Marker) else self.encode(part)
+      ids += self._part(part)
     return ids
 
+  def _part(self, part: str | Marker) -> list[int]:
+    return [self.id_of(part.piece)] if isinstance(part, Marker) else self.encode(part)
+
+  def cut_prompt(self, ids: Sequence[int], most: int) -> list[int]:
+    """Returns at most `most` ids of a prompt: its end, in the form that the template has.
+
+    The oldest turns go first, those of the user together with their answers. Where the last turn is
+    too long by itself, its opening and the end of its text stay.
+
+    Raises:
+      ValueError: too few for the template and a token of text.
+    """
+    ids, opening = list(ids), TEMPLATES[self.template].opening
+    if len(ids) <= most:
+      return ids
+    starts = [i for i, x in enumerate(ids) if opening and x == self.id_of(opening[0].piece)]
+    if opening is None or len(starts) < 2 or starts[0] != 1:  # ids that are not of this template
+      return ids[:1] + ids[len(ids) - most + 1 :]
+    for start in starts[:-1:2]:
+      if 1 + len(ids) - start <= most:
+        return ids[:1] + ids[start:]
+    head = ids[:1] + [i for part in opening for i in self._part(part)]
+    closing = len(ids) - max(i for i, x in enumerate(ids) if x == self.stop_ids[-1])
+    least = len(head) + closing + 1
+    fix = "Raise it, or set overflow='drop'."
+    require(most >= least, "max_tokens", f"at least {least} for this template", most, fix)
+    tail = ids[len(ids) - most + len(head) :]
+    while len(tail) > closing + 1 and not self.decode(tail[:1]).strip():
+      tail = tail[1:]  # a turn does not begin with white space
+    return head + tail
+
   def response(self, text: str) -> list[int]:
-    """Returns the ids of a response and the token that stops it."""
+    """Returns the ids of a response, as written, and the token that stops it."""
     return [*self.encode(text), self.stop_ids[-1]]
 
 
@@ -121,8 +176,16 @@ def train_tokenizer(corpus: str, output: str, vocab_size: int = 1024, held_out: 
   import sentencepiece
   from sentencepiece import sentencepiece_model_pb2
 
-  lines = pathlib.Path(corpus).read_text(encoding="utf-8").splitlines()
-  texts = [json.loads(line)["text"] for line in lines[: len(lines) - held_out]]
+  records = list(files.read_records(corpus))
+  texts = []
+  for place, record in records[: len(records) - held_out]:
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+      raise ValueError(
+        f"{place}: expected an object with a text 'text', got {files.shorten(record)}"
+      )
+    texts.append(files.check_text(text))
+  require(len(texts) > 0, corpus, f"more than the {held_out} lines held out", 0, "Write more.")
   with tempfile.TemporaryDirectory() as folder:
     rules = pathlib.Path(folder) / "rules.tsv"
     with rules.open("w") as file:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import tqdm
 from absl import logging
+from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from nash_jax import judges, keys
@@ -18,6 +20,7 @@ from nash_jax.data.prompts import load_prompts
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
 from nash_jax.run import files
 from nash_jax.types import Params, Prompts, Responses
+from nash_jax.validation import require
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
@@ -28,9 +31,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
       with each of `sources`, (weights, temperature), in turn, and pairs the samples of a prompt.
 
   Raises:
-    ValueError: a bad config, data or weights.
+    ValueError: a bad config, data or weights; pairs that are there already; no readable verdict.
   """
   config, path = resolve(config, "collect"), files.make_folder(workdir) / "pairs.jsonl"
+  fix = "Use another workdir, or move them away."
+  require(not path.exists(), "workdir", "one without pairs.jsonl", str(path), fix)
   tokenizer, model_config = tokenizer_and_model(config.model)
   data, _ = load_prompts(config.prompts, tokenizer, config.seed)
   judge = judges.make(config.judge, tokenizer)
@@ -44,16 +49,28 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
     return load_weights(source.weights, model_config), sample
 
   sources = [make_source(source) for source in config.sources.values()]
-  strengths = []
-  with path.open("w") as lines:
+  unfinished, strengths, unread = path.with_suffix(".unfinished"), [], 0
+  with unfinished.open("w", encoding="utf-8") as lines:
     for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
       params, sample = sources[step % len(sources)]
       prompts = data.batch(step // len(sources), config.prompts.batch_size)
       responses = sample(params, prompts, keys.key(config.seed, "collect", step))
-      p_win = judge_fn(judge.params, prompts, responses, None).p_win
+      verdict = judge_fn(judge.params, prompts, responses, None)
+      p_win = jnp.where(verdict.valid, verdict.p_win, jnp.nan)
       for pair in _pairs(prompts, *jax.device_get((responses, p_win))):
+        if math.isnan(pair["p_a"]):
+          unread += 1
+          continue
         lines.write(json.dumps(pair) + "\n")
         strengths.append(abs(pair["p_a"] - 0.5))
+  fix = "Check the judge: its answers, or for a table judge first_token."
+  expected = f"a readable verdict on some of the {unread} pairs"
+  if not strengths:
+    unfinished.unlink()
+  require(len(strengths) > 0, "judge", expected, "none", fix)
+  unfinished.replace(path)
+  if unread:
+    logging.warning("%d of %d pairs have no verdict: left out", unread, unread + len(strengths))
   logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(strengths), path, np.mean(strengths))
   return str(path)
 

@@ -185,12 +185,17 @@ def read_config(workdir: Workdir) -> dict[str, Any]:
     raise ValueError(f"{path} does not parse ({error}): restore it or move it") from error
 
 
+# Fields that older configs lack, and what they meant.
+ADDED = {"prompts.duplicates": "keep", "data.duplicates": "keep"}
+
+
 def differences(
   saved: dict[str, Any], config: dict[str, Any], allow: tuple[str, ...] = ()
 ) -> dict[str, str]:
   """Returns what differs between two runs' configs: a line of text by dotted field.
 
-  `job` counts as equal if `saved` was written before configs named their job.
+  `job` counts as equal if `saved` was written before configs named their job, and so do fields that
+  were added since, where they are at what was meant before: see ADDED.
 
   Args:
     saved, config: plain types, as from config.describe; lists and tuples are alike.
@@ -204,7 +209,9 @@ def differences(
   allow = ("checkpoint.allow", *allow) if "job" in old else ("checkpoint.allow", "job", *allow)
   allowed = tuple(f"{field}." for field in allow)
   names = (name for name in sorted(old.keys() | new.keys()) if not f"{name}.".startswith(allowed))
-  values = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in names}
+  values = {
+    name: (old.get(name, ADDED.get(name, "absent")), new.get(name, "absent")) for name in names
+  }
   return {name: f"  {name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b}
 
 
