@@ -95,9 +95,9 @@ def judge() -> ConfigDict:
     http={
       "url": "http://127.0.0.1:8000/v1/chat/completions",
       "model": "",
-      "timeout": 60.0,  # seconds a request
+      "timeout": 60.0,  # seconds a request, to its reply's last byte; also the longest wait
       "retries": 4,
-      "backoff": 1.0,  # seconds before the first retry, doubled before each further one
+      "backoff": 1.0,  # seconds before the first retry, doubled each time; or Retry-After
       "workers": 8,  # requests at a time
     },
     table="",  # of the table judge: .npy [X A A], contexts by prompt index

@@ -89,22 +89,30 @@ def choose_best(p_win: Float[Array, "N K K"], valid: Bool[Array, "N K K"]) -> In
   return jnp.argmax(wins / jnp.maximum(jnp.sum(valid, axis=-1), 1), axis=-1)
 
 
-def _make_best_of(policy: Policy, samples: int, best_of: int, judge_fn: judges.JudgeFn) -> Callable:
-  """Returns jitted (params, judge's params, prompts, key) -> Responses, each the best of n."""
+def _make_best_of(policy: Policy, samples: int, best_of: int, judge: judges.Judge) -> Callable:
+  """Returns (params, judge's params, prompts, key, asked) -> Responses, each the best of n.
+
+  The judge is asked about the first `asked` prompts. Jitted, unless the judge is a server.
+  """
   sample = policy.make_sampler(samples=samples * best_of)
 
-  def sample_best(params, judge_params, prompts, key):
+  def sample_best(params, judge_params, prompts, key, asked):
     responses = sample(params, prompts, key)
     if best_of == 1:
       return responses
     groups = jax.tree.map(lambda leaf: leaf.reshape(-1, best_of, *leaf.shape[2:]), responses)
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), prompts)
-    verdict = judge_fn(judge_params, repeated, groups, None)
+    verdict = judge.fn(judge_params, *_first(asked * samples, repeated, groups), None)
     best = choose_best(verdict.p_win, verdict.valid)
-    rows = jnp.arange(len(best))
+    rows = jnp.arange(len(groups.tokens))
+    best = jnp.pad(best, (0, len(rows) - len(best)))
     return jax.tree.map(lambda x: x[rows, best].reshape(-1, samples, *x.shape[2:]), groups)
 
-  return jax.jit(sample_best)
+  return sample_best if judge.finish else jax.jit(sample_best, static_argnums=4)
+
+
+def _first(rows: int, *trees):
+  return jax.tree.map(lambda leaf: leaf[:rows], trees)
 
 
 class Judged(NamedTuple):
@@ -128,9 +136,9 @@ def _sample_and_judge(
   """Draws every policy's responses to the first `count` prompts; all judges compare them."""
   selector = judges_by_name[config.select_judge]
   sizes = {entry.best_of for entry in config.policies.values()}
-  samplers = {n: _make_best_of(policy, config.samples, n, selector.fn) for n in sizes}
+  samplers = {n: _make_best_of(policy, config.samples, n, selector) for n in sizes}
   compare = {
-    name: functools.partial(jax.jit(judge.fn), judge.params)
+    name: functools.partial(judge.fn if judge.finish else jax.jit(judge.fn), judge.params)
     for name, judge in judges_by_name.items()
   }
 
@@ -149,15 +157,24 @@ def _sample_and_judge(
   interval = 0.5 if sys.stderr.isatty() else 30
   for batch in tqdm.tqdm(range(num_batches), "arena", unit="batch", mininterval=interval):
     prompts = held_out.all(np.arange(batch * size, (batch + 1) * size) % count)
+    # The last batch is filled with repeats: no server is paid for them; others keep their shapes.
+    used = min(size, count - batch * size)
+    asked = {name: used if judge.finish else size for name, judge in judges_by_name.items()}
     by_policy, log_ratios = {}, {}
     for name, params in params_by_name.items():
       key, best_of = keys.key(config.seed, f"arena/{name}", batch), config.policies[name].best_of
-      by_policy[name] = samplers[best_of](params, selector.params, prompts, key)
+      arguments = (params, selector.params, prompts, key, asked[config.select_judge])
+      by_policy[name] = samplers[best_of](*arguments)
       if best_of == 1:
         log_ratios[name] = log_ratio(params, base, prompts, by_policy[name])
     responses = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *by_policy.values())
-    verdicts = {name: judge(prompts, responses, None) for name, judge in compare.items()}
+    verdicts = {
+      name: judge(*_first(asked[name], prompts, responses), None) for name, judge in compare.items()
+    }
     batches.append(jax.device_get((responses, verdicts, log_ratios)))
+  for judge in judges_by_name.values():
+    if judge.finish:
+      judge.finish()
   joined = jax.tree.map(
     lambda *parts: np.concatenate(parts)[:count] if np.ndim(parts[0]) else sum(parts), *batches
   )
@@ -287,7 +304,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   specs = {entry.weights for entry in config.policies.values()}
   loaded = {spec: load_weights(spec, model_config) for spec in specs}
   params_by_name = {name: loaded[entry.weights] for name, entry in config.policies.items()}
-  judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
+  judges_by_name = {
+    name: judges.make(judge, tokenizer, folder=folder) for name, judge in config.judges.items()
+  }
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   judged = _sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy)
   result = evaluate(config, tokenizer, judged)

@@ -28,10 +28,16 @@ class Judge:
   With opponents, p_win [B K J] compares every response with every opponent's. Without, the
   responses are compared with each other: every pair once, p_win [B K K] with p_ji = 1 - p_ij; the
   diagonal is 1/2 and not valid.
+
+  Attributes:
+    finish: of a judge that asks outside of this program, to be called after the last comparison;
+      raises ValueError where nothing could be read. Call `fn` of such a judge outside jit: its
+      ValueErrors and Ctrl-C then reach the caller, which jit would bury.
   """
 
   params: Params
   fn: JudgeFn = flax.struct.field(pytree_node=False)
+  finish: Callable[[], None] | None = flax.struct.field(pytree_node=False, default=None)
 
 
 Comparison = tuple[Float[Array, "N"], Bool[Array, "N"], dict[str, Mean]]  # P(a ≻ b), valid, metrics
