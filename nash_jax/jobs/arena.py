@@ -108,7 +108,7 @@ def _make_best_of(policy: Policy, samples: int, best_of: int, judge: judges.Judg
     best = jnp.pad(best, (0, len(rows) - len(best)))
     return jax.tree.map(lambda x: x[rows, best].reshape(-1, samples, *x.shape[2:]), groups)
 
-  return sample_best if judge.finish else jax.jit(sample_best, static_argnums=4)
+  return sample_best if judge.server else jax.jit(sample_best, static_argnums=4)
 
 
 def _first(rows: int, *trees):
@@ -138,7 +138,7 @@ def _sample_and_judge(
   sizes = {entry.best_of for entry in config.policies.values()}
   samplers = {n: _make_best_of(policy, config.samples, n, selector) for n in sizes}
   compare = {
-    name: functools.partial(judge.fn if judge.finish else jax.jit(judge.fn), judge.params)
+    name: functools.partial(judge.fn if judge.server else jax.jit(judge.fn), judge.params)
     for name, judge in judges_by_name.items()
   }
 
@@ -159,7 +159,7 @@ def _sample_and_judge(
     prompts = held_out.all(np.arange(batch * size, (batch + 1) * size) % count)
     # The last batch is filled with repeats: no server is paid for them; others keep their shapes.
     used = min(size, count - batch * size)
-    asked = {name: used if judge.finish else size for name, judge in judges_by_name.items()}
+    asked = {name: used if judge.server else size for name, judge in judges_by_name.items()}
     by_policy, log_ratios = {}, {}
     for name, params in params_by_name.items():
       key, best_of = keys.key(config.seed, f"arena/{name}", batch), config.policies[name].best_of
@@ -173,8 +173,8 @@ def _sample_and_judge(
     }
     batches.append(jax.device_get((responses, verdicts, log_ratios)))
   for judge in judges_by_name.values():
-    if judge.finish:
-      judge.finish()
+    if judge.server:
+      judge.server.finish()
   joined = jax.tree.map(
     lambda *parts: np.concatenate(parts)[:count] if np.ndim(parts[0]) else sum(parts), *batches
   )
@@ -304,9 +304,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   specs = {entry.weights for entry in config.policies.values()}
   loaded = {spec: load_weights(spec, model_config) for spec in specs}
   params_by_name = {name: loaded[entry.weights] for name, entry in config.policies.items()}
-  judges_by_name = {
-    name: judges.make(judge, tokenizer, folder=folder) for name, judge in config.judges.items()
-  }
+  judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
+  for judge in judges_by_name.values():
+    if judge.server:
+      judge.server.keep_answers(folder)
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   judged = _sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy)
   result = evaluate(config, tokenizer, judged)

@@ -1,7 +1,5 @@
 """Judges: which of two responses to a prompt is preferred, and with what probability."""
 
-import pathlib
-
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges import bradley_terry, gemma, http, population, table, text
 from nash_jax.judges.base import TIE, Judge, JudgeFn, labels, pairwise
@@ -19,13 +17,7 @@ JUDGES = {
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 
 
-def make(
-  config,
-  tokenizer: Tokenizer,
-  params: Params | None = None,
-  mesh=None,
-  folder: pathlib.Path | None = None,
-) -> Judge:
+def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge that `config` (the `judge` part of a run's config) names.
 
   Args:
@@ -33,11 +25,9 @@ def make(
     params: of a gemma or bradley_terry judge, where they are loaded already; else they come from
       `config.model.weights`, and are random where that is "".
     mesh: on which the parameters are laid out as they load; default the first device.
-    folder: where a judge behind a server keeps the answers that were paid for.
 
   Raises:
     ValueError: an unknown judge, weights or a tokenizer that do not fit, a table that is no game.
   """
   one_of("judge.name", config.name, JUDGES)
-  kept = {"folder": folder} if config.name == "http" else {}
-  return JUDGES[config.name](config, tokenizer, params, mesh, **kept)
+  return JUDGES[config.name](config, tokenizer, params, mesh)

@@ -92,7 +92,8 @@ def check_url(url: str, field: str) -> None:
     raise ValueError(f"{field}: expected {expected}, got {shown!r}{why}. {fix}") from None
   good = parts.scheme in ("http", "https") and bool(parts.host)
   require(good, field, expected, shown, fix)
-  require(0 < (parts.port or 80) < 1 << 16, field, "a port from 1 to 65535", shown, fix)
+  port = 80 if parts.port is None else parts.port
+  require(0 < port < 1 << 16, field, "an address with a port from 1 to 65535", shown, fix)
   secret = bool(parts.userinfo) or any(_SECRET.search(name) for name in parts.params)
   secret |= (os.environ.get(KEY) or None) in (*parts.params.values(), *parts.path.split("/"))
   fix = f"Give the key in the environment variable {KEY}: addresses are written to files."
@@ -104,20 +105,24 @@ class Chat:
 
   Args:
     settings: `judge.http` of a config.
-    path: the file of kept answers; None keeps them as long as this object lives.
 
   Raises:
-    ValueError: an address or a key that cannot be used, a file that cannot be opened.
+    ValueError: an address or a key that cannot be used.
   """
 
-  def __init__(self, settings, path: pathlib.Path | None = None):
+  def __init__(self, settings):
     check_url(settings.url, "judge.http.url")
-    self._settings, self._key, self._kept = settings, read_key(), _Kept(path)
+    self._settings, self._key, self._kept = settings, read_key(), _Kept(None)
     url = httpx.URL(settings.url)
     self.url = str(url.copy_with(query=None, fragment=None))
     self._server = url.netloc.decode() + url.path
     self._without: frozenset[str] = frozenset()  # of OPTIONAL, what this server refuses
     self._reached, self._missed = False, 0
+
+  def keep_in(self, path: pathlib.Path) -> None:
+    """Keeps answers in this file, and uses those that it has; else they live as long as this."""
+    self._kept.close()
+    self._kept = _Kept(path)
 
   def complete(self, texts: list[str]) -> dict[str, Outcome]:
     """Returns the outcome of each text's request; the same text is asked about once.
@@ -213,7 +218,8 @@ class Chat:
 
   def _wait(self, state: tenacity.RetryCallState) -> float:
     """Returns the seconds before the next trial: doubling, or what the server asks for."""
-    backoff = tenacity.wait_exponential(multiplier=self._settings.backoff)(state)
+    doubling = tenacity.wait_exponential(multiplier=self._settings.backoff)
+    backoff = doubling(state) if self._settings.backoff else 0.0
     error = state.outcome.exception() if state.outcome else None
     asked = error.seconds if isinstance(error, _Passing) else 0.0
     return min(max(backoff, asked), self._settings.timeout)

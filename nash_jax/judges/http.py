@@ -38,21 +38,16 @@ _WHY = r"[,:]?\s+(?:because|since|is\s+better)\b|\s+[(—–-]"
 _END = rf"(?=[.;!)\]}}>*_`\"'”’]+(?:\s|$)|:?\s*$|\s*\n|{_WHY})"
 
 
-def make(
-  config, tokenizer: Tokenizer, params=None, mesh=None, folder: pathlib.Path | None = None
-) -> Judge:
+def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   """Builds the judge of `config.http`; see judges.make.
 
   It is asked about both orders of a pair, `workers` requests at a time. A pair of which an answer
   is neither of `config.answers`, was refused or did not come is not valid.
-
-  Args:
-    folder: where answers are kept, so that another run of the same arena does not ask again.
   """
   markers = [*judge_template.layout(config.template, tokenizer).markers]
   template = judge_template.read(config.template)
   text = re.sub(r"<start_of_turn>\w+\n|<end_of_turn>\n?", "", template)
-  survey = _Survey(config, folder)
+  survey = _Survey(config)
 
   def decode(tokens, mask):
     rows = zip(tokens, mask & ~np.isin(tokens, markers), strict=True)
@@ -77,7 +72,7 @@ def make(
     lost = {metric: Mean.from_values(kinds == k + 1) for k, metric in enumerate(LOST.values())}
     return p, valid, {"flip_rate": flipped, "valid": Mean.from_values(valid), **lost}
 
-  return Judge(None, pairwise(compare), survey.finish)
+  return Judge(None, pairwise(compare), survey)
 
 
 def ask(config, text: str) -> float:
@@ -101,8 +96,8 @@ def ask(config, text: str) -> float:
 class _Survey:
   """All that is asked of one server in the course of an arena, and what came of it."""
 
-  def __init__(self, config, folder: pathlib.Path | None):
-    self._chat = Chat(config.http, folder / KEPT if folder else None)
+  def __init__(self, config):
+    self._chat = Chat(config.http)
     self._answers = tuple(config.answers)
     self._counts: collections.Counter[str] = collections.Counter()
     self._examples: dict[str, str] = {}  # by kind, of what could not be read
@@ -155,8 +150,12 @@ class _Survey:
       " to be told not to."
     )
 
+  def keep_answers(self, folder: pathlib.Path) -> None:
+    """Keeps answers in a file of this folder: another run of the same arena asks nothing."""
+    self._chat.keep_in(folder / KEPT)
+
   def finish(self) -> None:
-    """Says what was lost; to be called once, after the last question.
+    """Says what was lost, after the last question.
 
     Raises:
       ValueError: there were questions, and none of the answers could be read.
