@@ -6,11 +6,13 @@ import contextlib
 import http.server
 import json
 import math
-import pathlib
+import os
 import re
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from email.utils import formatdate
@@ -23,9 +25,10 @@ import tenacity
 import test_arena
 from hypothesis import strategies as st
 from jax import numpy as jnp
+from tiny import ROOT
 
 import nash_jax
-from nash_jax import judges, main
+from nash_jax import judges
 from nash_jax.config import describe, resolve
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.jobs import arena
@@ -331,12 +334,12 @@ BEHAVIOURS = {
   "said to be compressed": ([(200, says("A"), {"Content-Encoding": "gzip"})], math.nan, 3),
   "a body byte by byte": ([chunks(b" ", 10**6, 0.02)], math.nan, 3),
   "a header byte by byte": ([chunks(b"x", 10**6, 0.02, b"HTTP/1.1 200 OK\r\nx: ")], math.nan, 3),
-  "bad request": ([(400, error("no such role"))], r"answered 400 Bad Request \('no such role'\)", 1),
+  "bad request": ([(400, error("no such role"))], r"400 Bad Request \('no such role'\)$", 1),
   "too long": ([(413, "")], "answered 413", 1),
-  "a wrong key": ([(401, error("bad key"))], r"401 Unauthorized \('bad key'\): check judge.http", 1),
+  "a wrong key": ([(401, error("bad key"))], r"401 Unauthorized \('bad key'\): check ", 1),
   "no money": ([(402, error("Insufficient Balance"))], "402 .*Insufficient Balance", 1),
   "forbidden": ([(403, error("no access"))], "403 Forbidden .*no access", 1),
-  "no such model": ([(404, '{"detail": "no model x"}')], r"404 Not Found \('no model x'\): check", 1),
+  "no such model": ([(404, '{"detail": "no model x"}')], r"404 Not Found \('no model x'\)", 1),
   "no POST": ([(405, "<html>nginx</html>")], "405 Method Not Allowed .*nginx", 1),
   "no quota left": ([(429, error("pay", code="insufficient_quota"))], "429 .*pay.*: check", 1),
   "a status of its own": ([(499, "gone")], "answered 499 of no known kind .*gone", 1),
@@ -729,14 +732,14 @@ def test_any_body_is_a_probability_none_or_one_line(serve, status):
   def check(any_body):
     nonlocal body
     body = any_body
-    try:
-      p = http_judge.ask(config, "text")
-    except ValueError as refusal:
-      assert status == 400
-      assert str(refusal).isprintable()
-    else:
-      assert status != 400
-      assert math.isnan(p) or 0 <= p <= 1
+    if status == 400:
+      with pytest.raises(
+        ValueError, match=r"^the judge at [ -~]* answered 400 Bad Request \(.*\)$"
+      ):
+        http_judge.ask(config, "text")
+      return
+    p = http_judge.ask(config, "text")
+    assert math.isnan(p) or 0 <= p <= 1
 
   check()
 
@@ -944,43 +947,112 @@ def test_half_a_surrogate_pair_is_sent(serve):
 files = test_arena.files  # two random policies, and prompts
 
 
-def arena_config(files, server, **changes):
+def arena_config(files, server, policies=("base", "twin")):
   config = test_arena.small(files)
-  config.policies = {name: {**config.policies[name]} for name in ("base", "best_of_4")}
+  config.policies = {name: {**config.policies[name]} for name in policies}
   config.max_prompts, config.prompts.batch_size, config.texts = 3, 2, 0
   judge = nash_jax.config.arena().judges.judge
   judge.update({"name": "http", "template": "gemma"})
-  judge.http.update({"model": "m", "backoff": 0.0, "retries": 0, **changes})
+  judge.http.update({"model": "m", "backoff": 0.0, "retries": 0})
   judge.http.url = f"http://127.0.0.1:{server.server_port}/v1/chat/completions"
   config.judges = {"judge": judge}
   return config
 
 
-def test_an_arena_pays_for_no_filler_and_for_nothing_twice(serve, files, tmp_path):
+def test_an_arena_pays_for_no_filler(serve, files, tmp_path):
   """Three prompts in batches of two: the fourth place is a repeat."""
-  server, _ = serve(lambda text, times: (200, says("A" if hash(text) % 2 else "B.")))
-  config = arena_config(files, server)
+  server, _ = serve(lambda text, times: (200, says("A" if len(text) % 2 else "B.")))
+  result = arena.run(arena_config(files, server), tmp_path)
+  judged = result["judges"]["judge"]
+  # 4 responses to a prompt: 6 pairs, in both orders; equal responses are one question.
+  assert 2 * 6 * 2 < server.asked.total() <= 3 * 6 * 2
+  assert set(server.asked.values()) == {1}
+  assert judged["win_rate"]["base"]["twin"]["n"] == 3
+  metrics = {"valid": 1, "neither": 0, "refused": 0, "unanswered": 0}
+  assert {name: judged["metrics"][name] for name in metrics} == metrics
+  assert (tmp_path / http_judge.KEPT).exists()
+
+
+@pytest.mark.slow
+def test_an_arena_whose_server_also_picks_the_best_pays_for_nothing_twice(serve, files, tmp_path):
+  server, _ = serve(lambda text, times: (200, says("A" if len(text) % 2 else "B.")))
+  config = arena_config(files, server, ("base", "best_of_4"))
   result = arena.run(config, tmp_path)
   # A prompt: the best of 4 for each of 2 samples, 6 pairs each; then 6 pairs of the 4 responses.
-  assert server.asked.total() <= 3 * (2 * 6 + 6) * 2
-  assert set(server.asked.values()) == {1}
   asked = server.asked.total()
-  assert asked > 2 * (2 * 6 + 6) * 2
-  cells = result["judges"]["judge"]["win_rate"]
-  assert cells["base"]["best_of_4"]["n"] == 3
-  assert result["judges"]["judge"]["metrics"]["valid"] == 1
-  again = arena.run(config, tmp_path)
+  assert 2 * (2 * 6 + 6) * 2 < asked <= 3 * (2 * 6 + 6) * 2
+  assert set(server.asked.values()) == {1}
+  assert arena.run(config, tmp_path) == result
   assert server.asked.total() == asked
-  assert again == result
 
 
-def run_main(monkeypatch, capfd, *arguments):
-  """Runs the command in this process; returns its exit status and what it wrote to stderr."""
-  monkeypatch.setattr("sys.argv", ["nash-jax", *arguments])
-  with pytest.raises(SystemExit) as left:
-    main.run()
-  return left.value.code, capfd.readouterr().err
+def start_arena(workdir, port, *arguments):
+  """Starts the command on bundled policies that a server on this port judges."""
+  flags = ("name=http", "template=gemma", "http.model=x", "http.retries=0")
+  flags += (f"http.url=http://127.0.0.1:{port}/v1/chat/completions", *arguments)
+  return subprocess.Popen(
+    [
+      *(sys.executable, "-c", "from nash_jax import main; main.run()", "arena"),
+      "--config=configs/arena.py:other=assets:stories/policy.safetensors",
+      *(f"--config.judges.judge.{flag}" for flag in flags),
+      *("--config.select_judge=population", "--config.max_prompts=2"),
+      *("--config.sampling.max_tokens=8", f"--workdir={workdir}"),
+    ],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+  )
 
 
-def test_sigterm_ends_a_run_that_waits(serve, tmp_path):
-  assert pathlib.Path(__file__).exists() and tmp_path.exists() and serve
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("reply", "message"),
+  [
+    (
+      (400, error("max_tokens is not supported, use max_completion_tokens")),
+      "32 refused, such as: answered 400 Bad Request ('max_tokens is not supported, use",
+    ),
+    (
+      (200, says("", finish_reason="length")),
+      "32 answered neither A nor B, such as: '' (finish_reason 'length')",
+    ),
+    ((401, error("Incorrect API key")), "answered 401 Unauthorized ('Incorrect API key'): check"),
+    (None, "cannot be reached (ConnectError: "),
+  ],
+)
+def test_the_command_ends_with_one_line_of_what_the_server_said(serve, tmp_path, reply, message):
+  server, _ = serve(lambda text, times: reply)
+  port = server.server_port
+  if reply is None:
+    server.shutdown()
+    server.server_close()
+  process = start_arena(tmp_path, port)
+  _, errors = process.communicate()
+  assert process.returncode == 2, errors
+  assert "Traceback" not in errors
+  last = errors.splitlines()[-1]
+  assert last.startswith("nash-jax arena: the judge at http://127.0.0.1:")
+  assert message in last
+  assert not (tmp_path / "arena.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_arena_whose_server_is_silent(serve, tmp_path, number):
+  asked = threading.Event()
+
+  def spoil(text, times):
+    asked.set()
+    time.sleep(20)
+    return 200, says("A")
+
+  server, _ = serve(spoil)
+  process = start_arena(tmp_path, server.server_port)
+  assert asked.wait(300)
+  process.send_signal(number)
+  start = time.monotonic()
+  process.communicate()
+  assert time.monotonic() - start < 8
+  assert process.returncode != 0
