@@ -318,7 +318,8 @@ BEHAVIOURS = {
   "an answer": ([(200, says("A"))], 1.0, 1),
   "created": ([(201, says("B"))], 0.0, 1),
   "neither": ([(200, says("Neither"))], math.nan, 1),
-  "an error with status 200": ([(200, error("overloaded"))], math.nan, 1),
+  "an error with status 200": ([(200, error("overloaded"))], math.nan, 3),
+  "a list": ([(200, "[]")], math.nan, 1),
   "down, then up": ([(500, ""), (502, ""), (200, says("A"))], 1.0, 3),
   "locked for a moment": ([(409, ""), (425, ""), (200, says("A"))], 1.0, 3),
   "down": ([(503, "")], math.nan, 3),
@@ -782,7 +783,8 @@ def test_a_lost_question_costs_its_pair_and_is_counted(
   [
     ((200, says("", finish_reason="length")), r"12 answered neither A nor B.*'' .*'length'"),
     ((200, says("I cannot")), "12 answered neither A nor B.*I cannot"),
-    ((200, json.dumps({"error": "?"})), "12 answered neither A nor B.*error"),
+    ((200, "[3]"), r"12 answered neither A nor B, such as: \[3\]"),
+    ((200, error("no provider")), r"12 no reply.*an error \('no provider'\)"),
     ((400, error("no such parameter")), "12 refused.*no such parameter"),
     ((500, "out of order"), "12 no reply.*500.*out of order"),
     ((200, "hello"), "12 no reply.*no JSON: 'hello'"),
@@ -882,6 +884,23 @@ def test_damaged_answers_are_asked_for_and_a_damaged_file_is_named(serve, tmp_pa
   (tmp_path / http_judge.KEPT).mkdir()
   with pytest.raises(ValueError, match=f"{http_judge.KEPT}: expected a file"):
     verdict_of(config, compiled=False, folder=tmp_path)
+
+
+def test_a_full_disk_is_one_line(serve, tmp_path):
+  _, config = serve(lambda text, times: (200, says("A" * 9000)))
+  client = chat.Chat(config.http)
+  client.keep_in(tmp_path / "kept")
+  client._kept._data.execute("PRAGMA max_page_count = 8")
+  with pytest.raises(ValueError, match=r"kept: expected a file .* disk is full.*Make room"):
+    client.complete([f"text {i}" for i in range(20)])
+
+
+@pytest.mark.parametrize("proxy", ["nonsense://x", "socks9://a:1"])
+def test_a_proxy_that_is_none_is_one_line(serve, monkeypatch, proxy):
+  _, config = serve()
+  monkeypatch.setenv("ALL_PROXY", proxy)
+  with pytest.raises(ValueError, match=r"^HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used"):
+    http_judge.ask(config, "text")
 
 
 def test_one_file_serves_several_at_once(serve, tmp_path):

@@ -165,7 +165,7 @@ class Chat:
         outcomes[texts[0]] = await self._ask(client, next(waiting))
       try:
         async with anyio.create_task_group() as group:
-          for _ in range(self._settings.workers):
+          for _ in range(min(self._settings.workers, len(texts))):
             group.start_soon(work, client, waiting)
       except BaseExceptionGroup as error:
         raise error.exceptions[0] from None
@@ -231,13 +231,10 @@ class Chat:
     if 200 <= status < 300:
       if len(data) > MAX_BYTES:
         raise _Refusal(f"answered with more than {MAX_BYTES} bytes")
-      try:
-        return json.loads(data)
-      except (ValueError, RecursionError):
-        said = self.clean(data[:999].decode(errors="replace"), 80)
-        raise _Passing(f"answered with what is no JSON: {said!r}") from None
+      return self._parsed(data)
     raw = data[:9999].decode(errors="replace")
-    said = f"answered {status} {_reason(status)} ({self.clean(_message(raw))!r})"
+    reason = http.client.responses.get(status, "of no known kind")
+    said = f"answered {status} {reason} ({self.clean(_message(raw))!r})"
     if status in (400, 403, 422):
       self._learn(raw)
       if self._body(text, self._without) != body:
@@ -249,13 +246,24 @@ class Chat:
     if 300 <= status < 400:
       where = self.clean(reply.headers.get("Location", "nowhere"))
       raise ValueError(
-        f"the judge at {self.url} answered {status} {_reason(status)} to {where!r}: redirects are"
+        f"the judge at {self.url} answered {status} {reason} to {where!r}: redirects are"
         " not followed, for the key would go along. Set judge.http.url to the final address."
       )
     raise ValueError(
       f"the judge at {self.url} {said}: check judge.http.url and model, and the environment "
-      f"variable {KEY}"
+      f"variable {KEY}; the address usually ends in /v1/chat/completions"
     )
+
+  def _parsed(self, data: bytes) -> Any:
+    try:
+      reply = json.loads(data)
+    except (ValueError, RecursionError):
+      said = self.clean(data[:999].decode(errors="replace"), 80)
+      raise _Passing(f"answered with what is no JSON: {said!r}") from None
+    if isinstance(reply, dict) and reply.get("error") and not reply.get("choices"):
+      # A router that passes on another server's failure, under a status of its own.
+      raise _Passing(f"answered with an error ({self.clean(_message(json.dumps(reply)))!r})")
+    return reply
 
   async def _post(self, client: httpx.AsyncClient, body) -> tuple[httpx.Response, bytes]:
     """Returns a reply and the beginning of its body, one byte more than MAX_BYTES at the most."""
@@ -353,10 +361,6 @@ class _Kept:
       f"{self._path}: expected a file in which a judge's answers are kept: {error}. Make room for"
       " it, or move it away: its answers are then asked for again."
     )
-
-
-def _reason(status: int) -> str:
-  return http.client.responses.get(status, "of no known kind")
 
 
 def _message(text: str) -> str:
