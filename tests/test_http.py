@@ -566,7 +566,7 @@ def test_the_key_is_not_told_on(serve, monkeypatch, tmp_path, caplog):
   monkeypatch.setenv(chat.KEY, 'sk-"very"-secret')
   with_key = says('A sk-"very"-secret')
   _, config = serve(lambda text, times: (200, with_key) if "cat" in text else (400, with_key))
-  with pytest.raises(ValueError, match="no answer that can be read") as raised:
+  with pytest.raises(ValueError, match="gave no readable answer: of 12") as raised:
     verdict_of(config, compiled=False, folder=tmp_path, finish=True)
   _, config = serve(lambda text, times: (200, says("A", echo='sk-"very"-secret')))
   verdict_of(config, compiled=False, folder=tmp_path)
@@ -797,6 +797,17 @@ def test_nothing_that_can_be_read_is_an_error_with_counts_and_an_example(serve, 
   assert "\n" not in str(raised.value)
 
 
+def test_one_order_of_each_pair_is_no_comparison(serve):
+  def spoil(text, times):
+    a, b = re.search(r"Reply A:\n(.*)\n\nReply B:\n(.*)\n\nWhich", text, re.S).groups()
+    return (200, says("A" if a < b else "Hm"))
+
+  _, config = serve(spoil)
+  message = "answered both orders of no pair: of 12 questions, 6 answered neither A nor B"
+  with pytest.raises(ValueError, match=message):
+    verdict_of(config, compiled=False, finish=True)
+
+
 def test_the_first_questions_tell_whether_answers_can_be_read(serve):
   server, config = serve(lambda text, times: (200, says("Hm")))
   survey = http_judge._Survey(config)
@@ -866,6 +877,29 @@ def test_answers_survive_a_kill_in_their_middle(serve, tmp_path):
   verdict_of(config, compiled=False, folder=tmp_path)
   assert server.asked.total() == 12 + 1
   assert len(set(answered)) == len(answered) == 12
+
+
+@pytest.mark.slow
+def test_kept_answers_survive_kills(tmp_path):
+  """A process that keeps answers and says so is killed four times: what it said is there."""
+  path = tmp_path / "kept"
+  code = (
+    "import itertools, pathlib, sys; from nash_jax.judges import chat\n"
+    f"kept, first = chat._Kept(pathlib.Path({str(path)!r})), int(sys.argv[1])\n"
+    "for i in itertools.count(first):\n"
+    "  kept.put(str(i), str(i)); print(i, flush=True)"
+  )
+  last, environment = -1, {**os.environ, "PYTHONPATH": str(ROOT)}
+  for kill in range(4):
+    command = [sys.executable, "-c", code, str(last + 1)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+      said = [process.stdout.readline() for _ in range(20 + kill)]
+      process.kill()
+      said += process.stdout.read().splitlines()
+    last = int([line for line in said if line.strip()][-1])
+  kept = chat._Kept(path)
+  assert [kept.get(str(i)) for i in range(last + 1)] == list(range(last + 1))
+  assert kept._run("PRAGMA integrity_check") == [("ok",)]
 
 
 def test_damaged_answers_are_asked_for_and_a_damaged_file_is_named(serve, tmp_path):

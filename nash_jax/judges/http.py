@@ -56,8 +56,9 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   def host(*sides):
     prompts, a, b = (decode(*map(np.asarray, side)) for side in sides)
     orders = [*zip(prompts, a, b, strict=True), *zip(prompts, b, a, strict=True)]
-    p, kinds = survey.ask([_fill(text, *slots) for slots in orders])
-    return p.reshape(2, -1), kinds.reshape(2, -1)
+    p, kinds = (x.reshape(2, -1) for x in survey.ask([_fill(text, *slots) for slots in orders]))
+    survey.compared += int(np.isfinite(p).all(axis=0).sum())
+    return p, kinds
 
   def compare(params, prompts, a, b):
     shape, sides = (2, len(a.tokens)), [(side.tokens, side.mask) for side in (prompts, a, b)]
@@ -94,7 +95,11 @@ def ask(config, text: str) -> float:
 
 
 class _Survey:
-  """All that is asked of one server in the course of an arena, and what came of it."""
+  """All that is asked of one server in the course of an arena, and what came of it.
+
+  Attributes:
+    compared: pairs of which both orders were answered.
+  """
 
   def __init__(self, config):
     self._chat = Chat(config.http)
@@ -102,6 +107,7 @@ class _Survey:
     self._counts: collections.Counter[str] = collections.Counter()
     self._examples: dict[str, str] = {}  # by kind, of what could not be read
     self._unread: list[str] = []  # questions whose answer was neither
+    self.compared = 0
 
   def ask(self, questions: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Returns each question's probability, NaN where none was read, and its kind of LOST, from 1.
@@ -144,8 +150,9 @@ class _Survey:
 
   def _unreadable(self) -> ValueError:
     self._chat.forget(self._unread)  # so that they are asked for again once the server is mended
+    what = "answered both orders of no pair" if self._counts["read"] else "gave no readable answer"
     return ValueError(
-      f"the judge at {self._chat.url} gave no answer that can be read: {self._account()}. Check"
+      f"the judge at {self._chat.url} {what}: {self._account()}. Check"
       " judge.answers, judge.template, judge.http.model; a model that thinks before it answers has"
       " to be told not to."
     )
@@ -158,9 +165,9 @@ class _Survey:
     """Says what was lost, after the last question.
 
     Raises:
-      ValueError: there were questions, and none of the answers could be read.
+      ValueError: there were questions, and of no pair both orders have an answer.
     """
-    if self._counts and not self._counts["read"]:
+    if self._counts and not self.compared:
       raise self._unreadable()
     if self._examples:
       account = f"{self._account()}; their pairs weigh nothing"
