@@ -991,6 +991,13 @@ def test_a_notebook_that_runs_a_loop_may_ask(serve):
   assert asyncio.run(cell()).valid.sum() == 12
 
 
+def test_no_line_is_logged_for_a_request(serve, caplog):
+  _, config = serve()
+  with caplog.at_level("INFO"):
+    http_judge.ask(config, "text")
+  assert not caplog.records
+
+
 def test_half_a_surrogate_pair_is_sent(serve):
   server, config = serve()
   http_judge.ask(config, "a \ud83d b")

@@ -4,6 +4,7 @@ import email.utils
 import hashlib
 import http.client
 import json
+import logging as standard_logging
 import os
 import pathlib
 import re
@@ -113,6 +114,9 @@ class Chat:
   def __init__(self, settings):
     check_url(settings.url, "judge.http.url")
     self._settings, self._key, self._kept = settings, read_key(), _Kept(None)
+    standard_logging.getLogger("httpx").setLevel(
+      standard_logging.WARNING
+    )  # it reports every request
     url = httpx.URL(settings.url)
     self.url = str(url.copy_with(query=None, fragment=None))
     self._server = url.netloc.decode() + url.path
@@ -162,7 +166,8 @@ class Chat:
     waiting = iter(texts)
     async with self._client() as client:
       if not self._reached:  # what is wrong for all requests is found out by one
-        outcomes[texts[0]] = await self._ask(client, next(waiting))
+        first = next(waiting)
+        outcomes[first] = await self._ask(client, first)
       try:
         async with anyio.create_task_group() as group:
           for _ in range(min(self._settings.workers, len(texts))):

@@ -1,6 +1,7 @@
 """A judge behind an OpenAI-compatible server, for the arena: sends text, receives A or B."""
 
 import collections
+import contextlib
 import math
 import pathlib
 import re
@@ -86,9 +87,8 @@ def ask(config, text: str) -> float:
   Raises:
     ValueError: the server refuses the request, as with a wrong key or model; nobody is there.
   """
-  chat = Chat(config.http)
-  outcome = chat.complete([text])[text]
-  chat.close()
+  with contextlib.closing(Chat(config.http)) as chat:
+    outcome = chat.complete([text])[text]
   if outcome.kind == "refused":
     raise ValueError(f"the judge at {chat.url} {outcome.message}")
   return _read(outcome.reply, tuple(config.answers)) if outcome.kind == "answered" else math.nan
