@@ -326,7 +326,7 @@ BEHAVIOURS = {
   "no such method": ([(501, "")], math.nan, 3),
   "closes at once": ([lambda handler: None], math.nan, 3),
   "no HTTP": ([lambda handler: handler.wfile.write(b"hello\r\n\r\n")], math.nan, 3),
-  "an endless header": ([chunks(b"x", 10**9, head=b"HTTP/1.1 200 OK\r\nx: ")], math.nan, 3),
+  "an endless header": ([chunks(b"x" * 999, 10**6, head=b"HTTP/1.1 200 OK\r\nx: ")], math.nan, 3),
   "an empty body": ([(200, "")], math.nan, 3),
   "a body in its middle": ([(200, '{"cho', {"Content-Length": "900"})], math.nan, 3),
   "not UTF-8": ([chunks(b"\xff\xfe{", 1)], math.nan, 3),
@@ -363,7 +363,7 @@ def test_what_comes_of_what_a_server_does(serve, name):
   else:
     np.testing.assert_equal(http_judge.ask(config, "text"), expected)
   assert server.asked["text"] == asked
-  assert time.monotonic() - start < 5
+  assert time.monotonic() - start < 15, "three times 0.2 seconds, on a busy machine"
 
 
 def test_a_huge_body_is_not_read(serve):
@@ -371,9 +371,6 @@ def test_a_huge_body_is_not_read(serve):
   server, config = serve(lambda text, times: chunks(part, 10_000))
   with pytest.raises(ValueError, match="answered with more than 1048576 bytes"):
     http_judge.ask(config, "text")
-  deadline = time.monotonic() + 5
-  while threading.active_count() > 20 and time.monotonic() < deadline:
-    time.sleep(0.01)
   assert server.sent < 64 << 20, "of 600 MB; sockets hold a few"
 
 
@@ -1019,18 +1016,45 @@ def arena_config(files, server, policies=("base", "twin")):
   return config
 
 
-def test_an_arena_pays_for_no_filler(serve, files, tmp_path):
+class Digits:
+  """Stands for a policy and its held-out prompts: random words, and no log-probabilities."""
+
+  def __init__(self, tokenizer):
+    self.words = np.array([tokenizer.encode(word)[0] for word in ("cat", "dog", "ball", "saw")])
+
+  def all(self, indices):
+    tokens = self.words[np.stack([indices // 4, indices % 4], axis=1)]
+    return Prompts(tokens, np.ones(tokens.shape, bool), indices)
+
+  def make_sampler(self, samples):
+    def sample(params, prompts, key):
+      shape = (len(prompts.tokens), samples, 6)
+      tokens = jnp.asarray(self.words)[jax.random.randint(key, shape, 0, 4)]
+      zeros = jnp.zeros(shape)
+      return Responses(tokens, jnp.ones(shape, bool), zeros, zeros, jnp.ones(shape[:2], bool))
+
+    return sample
+
+  def logprobs(self, params, prompts, tokens, mask):
+    return jnp.zeros(tokens.shape), jnp.zeros(tokens.shape)
+
+
+def test_an_arena_pays_for_no_filler(serve):
   """Three prompts in batches of two: the fourth place is a repeat."""
-  server, _ = serve(lambda text, times: (200, says("A" if len(text) % 2 else "B.")))
-  result = arena.run(arena_config(files, server), tmp_path)
-  judged = result["judges"]["judge"]
-  # 4 responses to a prompt: 6 pairs, in both orders; equal responses are one question.
-  assert 2 * 6 * 2 < server.asked.total() <= 3 * 6 * 2
+  server, config = serve(lambda text, times: (200, says("A" if len(text) % 2 else "B.")))
+  tokenizer = Tokenizer(BUNDLED, "plain")
+  setting = nash_jax.config.arena()  # base, and the best of 4 of it
+  setting.prompts.batch_size, setting.select_judge = 2, "judge"
+  policy, judge = Digits(tokenizer), judges.make(config, tokenizer)
+  params = dict.fromkeys(setting.policies, jnp.zeros(()))
+  judged = arena._sample_and_judge(setting, policy, 3, params, {"judge": judge}, policy)
+  # A prompt: the best of 4 for each of 2 samples, 6 pairs each; then 6 pairs of the 4 responses,
+  # of which some were compared already.
+  assert 2 * (2 * 6 + 6) * 2 < server.asked.total() <= 3 * (2 * 6 + 6) * 2
   assert set(server.asked.values()) == {1}
-  assert judged["win_rate"]["base"]["twin"]["n"] == 3
-  metrics = {"valid": 1, "neither": 0, "refused": 0, "unanswered": 0}
-  assert {name: judged["metrics"][name] for name in metrics} == metrics
-  assert (tmp_path / http_judge.KEPT).exists()
+  verdict = judged.verdicts["judge"]
+  np.testing.assert_array_equal(verdict.valid, np.broadcast_to(~np.eye(4, dtype=bool), (3, 4, 4)))
+  assert verdict.metrics["valid"].weight == 3 * 6, "and counts no filler"
 
 
 @pytest.mark.slow
