@@ -25,7 +25,7 @@ LAYERS = (
   ("weights.safetensors",),
   ("weights.orbax",),
   ("weights",),
-  ("judges.base", "policy"),
+  ("judges.base", "judges.chat", "policy"),
   ("judges.gemma", "judges.table", "judges.population", "judges.http"),
   ("judges.text", "judges.bradley_terry"),
   ("judges", "exact"),

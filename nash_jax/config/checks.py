@@ -18,7 +18,7 @@ from nash_jax.config.unread import unread, unread_and_set
 from nash_jax.data import judge_template
 from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.preferences import TASKS
-from nash_jax.judges import JUDGES, SCALAR
+from nash_jax.judges import JUDGES, SCALAR, chat
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
@@ -234,8 +234,8 @@ def _check_http(judge, check: _Checker, remote: bool) -> None:
   check("name", remote, "a judge on this machine's devices", fix)
   in_words = judge.template != "stories"
   check("template", in_words, "one that asks in words", "Set gemma, or your own text file.")
-  is_url = judge.http.url.startswith(("http://", "https://"))
-  check("http.url", is_url, "an http(s) address", "It ends in /v1/chat/completions.")
+  chat.check_url(judge.http.url, f"{check.prefix}http.url")
+  chat.read_key()
   check("http.model", judge.http.model != "", "a name the server knows", "Set it.")
 
 

@@ -223,9 +223,10 @@ def _judge(**defaults) -> ConfigDict:
     http={
       "url": "http://127.0.0.1:8000/v1/chat/completions",
       "model": "",
-      "timeout": number(60.0, "[0.001, 86400]"),  # seconds a request
+      # Seconds a request, to its reply's last byte; also the longest wait.
+      "timeout": number(60.0, "[0.001, 86400]"),
       "retries": number(4, "[0, 20]"),
-      # Seconds before the first retry, doubled before each further one.
+      # Seconds before the first retry, doubled each time; or Retry-After.
       "backoff": number(1.0, "[0, 60]"),
       "workers": number(8, "[1, 1024]"),  # requests at a time
     },

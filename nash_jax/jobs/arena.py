@@ -135,9 +135,12 @@ def choose_best(p_win: Float[Array, "N K K"], valid: Bool[Array, "N K K"]) -> In
   return jnp.argmax(jnp.where(compared > 0, wins / jnp.maximum(compared, 1), -1.0), axis=-1)
 
 
-def _make_best_of(policy: Policy, samples: int, best_of: int, judge_fn: judges.JudgeFn) -> Callable:
-  """Returns jitted (params, judge's params, prompts, key) -> Responses, each the best of n."""
-  sample = policy.make_sampler(samples=samples * best_of)
+def _make_best_of(policy: Policy, samples: int, best_of: int, judge: judges.Judge) -> Callable:
+  """Returns (params, judge's params, prompts, key) -> Responses, each the best of n.
+
+  Jitted; if the judge is a server, as far as it is not asked.
+  """
+  sample = jax.jit(policy.make_sampler(samples=samples * best_of))
 
   def sample_best(params, judge_params, prompts, key):
     responses = sample(params, prompts, key)
@@ -145,12 +148,12 @@ def _make_best_of(policy: Policy, samples: int, best_of: int, judge_fn: judges.J
       return responses
     groups = jax.tree.map(lambda leaf: leaf.reshape(-1, best_of, *leaf.shape[2:]), responses)
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), prompts)
-    verdict = judge_fn(judge_params, repeated, groups, None).checked()
+    verdict = judge.fn(judge_params, repeated, groups, None).checked()
     best = choose_best(verdict.p_win, verdict.valid)
     rows = jnp.arange(len(best))
     return jax.tree.map(lambda x: x[rows, best].reshape(-1, samples, *x.shape[2:]), groups)
 
-  return jax.jit(sample_best)
+  return sample_best if judge.server else jax.jit(sample_best)
 
 
 class Judged(NamedTuple):
@@ -174,11 +177,13 @@ def _sample_and_judge(
   """Draws every policy's responses to the first `count` prompts; all judges compare them."""
   selector = judges_by_name[config.select_judge]
   sizes = {entry.best_of for entry in config.policies.values()}
-  samplers = {n: _make_best_of(policy, config.samples, n, selector.fn) for n in sizes}
+  samplers = {n: _make_best_of(policy, config.samples, n, selector) for n in sizes}
 
   def make_compare(judge):
-    fn = jax.jit(lambda params, *responses: judge.fn(params, *responses, None).checked())
-    return functools.partial(fn, judge.params)
+    def compare(params, *responses):
+      return judge.fn(params, *responses, None).checked()
+
+    return functools.partial(compare if judge.server else jax.jit(compare), judge.params)
 
   compare = {name: make_compare(judge) for name, judge in judges_by_name.items()}
 
@@ -205,6 +210,9 @@ def _sample_and_judge(
     responses = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *by_policy.values())
     verdicts = {name: judge(prompts, responses) for name, judge in compare.items()}
     batches.append(jax.device_get((responses, verdicts, log_ratios)))
+  for judge in judges_by_name.values():
+    if judge.server:
+      judge.server.finish()
   joined = jax.tree.map(
     lambda *parts: np.concatenate(parts) if np.ndim(parts[0]) else sum(parts), *batches
   )
@@ -356,6 +364,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   loaded = {spec: load_weights_and_step(spec, model_config) for spec in specs}
   params_by_name = {name: loaded[entry.weights][0] for name, entry in config.policies.items()}
   judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
+  for judge in judges_by_name.values():
+    if judge.server:
+      judge.server.keep_answers(folder)
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   judged = _sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy)
   result = evaluate(config, tokenizer, judged)

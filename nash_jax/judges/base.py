@@ -5,8 +5,9 @@ makes its function from these two. A new judge is a module here and an entry of 
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -21,6 +22,16 @@ TIE = 0.05  # |p - 1/2| below which a pair counts as a tie, in metrics only
 JudgeFn = Callable[..., Verdict]  # (params, prompts, responses, opponents=None)
 
 
+class Server(Protocol):
+  """What a judge has beside its `fn` if it asks a server."""
+
+  def keep_answers(self, folder: pathlib.Path) -> None:
+    """Keeps answers in a file of this folder: another run of the same questions asks nothing."""
+
+  def finish(self) -> None:
+    """Says what was lost, after the last comparison; ValueError where nothing could be read."""
+
+
 @flax.struct.dataclass
 class Judge:
   """Parameters and `fn(params, prompts, responses, opponents or None) -> Verdict`, jittable.
@@ -28,10 +39,15 @@ class Judge:
   With opponents, p_win [B K J] compares every response with every opponent's. Without, the
   responses are compared with each other: every pair once, p_win [B K K] with p_ji = 1 - p_ij; the
   diagonal is 1/2 and not valid.
+
+  Attributes:
+    server: of a judge that asks one. Call the `fn` of such a judge outside jit: its ValueErrors
+      and Ctrl-C then reach the caller; jit would bury them.
   """
 
   params: Params
   fn: JudgeFn = flax.struct.field(pytree_node=False)
+  server: Server | None = flax.struct.field(pytree_node=False, default=None)
 
 
 Comparison = tuple[Float[Array, "N"], Bool[Array, "N"], dict[str, Mean]]  # P(a ≻ b), valid, metrics

@@ -1,37 +1,54 @@
 """A judge behind an OpenAI-compatible server, for the arena: sends text, receives A or B."""
 
-import concurrent.futures
-import http.client
-import json
+import collections
+import contextlib
 import math
-import os
+import pathlib
 import re
-import time
-import urllib.error
-import urllib.request
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax import numpy as jnp
 
 from nash_jax.data import judge_template
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges.base import Judge, pairwise
+from nash_jax.judges.chat import KEY, Chat, Outcome
 from nash_jax.types import Mean
 
-KEY = "NASH_JAX_JUDGE_KEY"  # the environment variable of the server's key; without it, none is sent
+__all__ = ["FLOOR", "KEPT", "KEY", "ask", "make"]
+
+KEPT = "judge_answers.sqlite3"  # the file of the answers, in the folder of an arena
+# The least probability that both answers together must have. Below one half, the server's model
+# would rather say something else, and the ratio of what is left of A and B is that of two
+# accidents. (Betley et al. 2025 drop their judge's number below 0.25, of 101 possible answers.)
+FLOOR = 0.5
+FIRST = 32  # questions without one readable answer end the arena
+LOST = {"neither": "neither", "refused": "refused", "missing": "unanswered"}  # kind: metric
+
+_LEAD = (
+  r"(?:(?:the|my|i\s+(?:choose|prefer|pick)|better|best|final)\s+)*"
+  r"(?:(?:answer|verdict|choice|reply|response|option|winner)(?:\s+is\b)?[\s:=*_\"'“`]*)?"
+)
+_MARKS = r"[\s*_`\"'“”‘’(\[{<#$]*"  # what may stand before an answer
+_WHY = r"[,:]?\s+(?:because|since|is\s+better)\b|\s+[(—–-]"
+_END = rf"(?=[.;!)\]}}>*_`\"'”’]+(?:\s|$)|:?\s*$|\s*\n|{_WHY})"
 
 
 def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   """Builds the judge of `config.http`; see judges.make.
 
   It is asked about both orders of a pair, `workers` requests at a time. A pair of which an answer
-  is missing after all retries, or is neither of `config.answers`, is not valid.
+  is neither of `config.answers`, was refused or did not come is not valid.
   """
   markers = [*judge_template.layout(config.template, tokenizer).markers]
   template = judge_template.read(config.template)
   text = re.sub(r"<start_of_turn>\w+\n|<end_of_turn>\n?", "", template)
+  survey = _Survey(config)
 
   def decode(tokens, mask):
     rows = zip(tokens, mask & ~np.isin(tokens, markers), strict=True)
@@ -40,69 +57,181 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   def host(*sides):
     prompts, a, b = (decode(*map(np.asarray, side)) for side in sides)
     orders = [*zip(prompts, a, b, strict=True), *zip(prompts, b, a, strict=True)]
-    with concurrent.futures.ThreadPoolExecutor(config.http.workers) as pool:
-      probabilities = pool.map(lambda slots: ask(config, _fill(text, *slots)), orders)
-      return np.array([*probabilities], np.float32).reshape(2, -1)
+    p, kinds = (x.reshape(2, -1) for x in survey.ask([_fill(text, *slots) for slots in orders]))
+    survey.compared += int(np.isfinite(p).all(axis=0).sum())
+    return p, kinds
 
   def compare(params, prompts, a, b):
-    shape, sides = jax.ShapeDtypeStruct((2, len(a.tokens)), jnp.float32), (prompts, a, b)
-    first, second = jax.pure_callback(host, shape, *((side.tokens, side.mask) for side in sides))
+    shape, sides = (2, len(a.tokens)), [(side.tokens, side.mask) for side in (prompts, a, b)]
+    if isinstance(a.tokens, jax.core.Tracer):
+      shapes = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.int32)]
+      (first, second), kinds = jax.pure_callback(host, shapes, *sides)
+    else:  # in this thread: its ValueErrors and Ctrl-C reach the caller as they are
+      (first, second), kinds = host(*sides)
     valid = jnp.isfinite(first) & jnp.isfinite(second)
     p = jnp.where(valid, 0.5 + 0.5 * (first - second), 0.5)
     flipped = Mean.from_values((first > 0.5) != (second < 0.5), valid)
-    return p, valid, {"flip_rate": flipped, "valid": Mean.from_values(valid)}
+    lost = {metric: Mean.from_values(kinds == k + 1) for k, metric in enumerate(LOST.values())}
+    return p, valid, {"flip_rate": flipped, "valid": Mean.from_values(valid), **lost}
 
-  return Judge(None, pairwise(compare))
+  return Judge(None, pairwise(compare), survey)
 
 
 def ask(config, text: str) -> float:
   """Returns the probability of the first answer, or NaN where the server gives no readable one.
 
   It tries again after time-outs, dropped connections, answers that are no JSON, and the statuses
-  408, 429 and 5xx, waiting 1, 2, 4, … times `config.http.backoff` seconds.
+  408, 409, 425, 429 and 5xx, waiting 1, 2, 4, … times `config.http.backoff` seconds, or as long as
+  the server asks for in Retry-After, but at most `config.http.timeout`.
 
   Raises:
-    ValueError: the server refuses the request itself, as with a wrong key or model.
+    ValueError: the server refuses the request, as with a wrong key or model; nobody is there.
   """
-  body = {
-    "model": config.http.model, "messages": [{"role": "user", "content": text}], "max_tokens": 1,
-    "temperature": 0, "logprobs": True, "top_logprobs": 5,
-  }  # fmt: skip
-  headers = {"Content-Type": "application/json"}
-  if key := os.environ.get(KEY):
-    headers["Authorization"] = f"Bearer {key}"
-  request = urllib.request.Request(config.http.url, json.dumps(body).encode(), headers)
-  for trial in range(config.http.retries + 1):
-    if trial:
-      time.sleep(config.http.backoff * 2 ** (trial - 1))
-    try:
-      with urllib.request.urlopen(request, timeout=config.http.timeout) as reply:
-        return _read(json.load(reply), tuple(config.answers))
-    except urllib.error.HTTPError as error:
-      if error.code not in (408, 429) and error.code < 500:
-        raise ValueError(
-          f"the judge at {config.http.url} answered {error.code} {error.reason}: check "
-          f"judge.http.url and model, and the environment variable {KEY}"
-        ) from None
-    except (OSError, ValueError, http.client.HTTPException):
-      continue  # no reply in time, or none that is JSON
-  return math.nan
+  with contextlib.closing(Chat(config.http)) as chat:
+    outcome = chat.complete([text])[text]
+  if outcome.kind == "refused":
+    raise ValueError(f"the judge at {chat.url} {outcome.message}")
+  return _read(outcome.reply, tuple(config.answers)) if outcome.kind == "answered" else math.nan
+
+
+class _Survey:
+  """All that is asked of one server in the course of an arena, and what came of it.
+
+  Attributes:
+    compared: pairs of which both orders were answered.
+  """
+
+  def __init__(self, config):
+    self._chat = Chat(config.http)
+    self._answers = tuple(config.answers)
+    self._counts: collections.Counter[str] = collections.Counter()
+    self._examples: dict[str, str] = {}  # by kind, of what could not be read
+    self._unread: list[str] = []  # questions whose answer was neither
+    self.compared = 0
+
+  def ask(self, questions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each question's probability, NaN where none was read, and its kind of LOST, from 1.
+
+    Raises:
+      ValueError: see Chat.complete; nothing could be read of FIRST questions or more.
+    """
+    # In an order without pattern: the first ones tell whether this server's answers can be read.
+    distinct = np.array([*dict.fromkeys(questions)], object)
+    distinct = np.random.default_rng(0).permutation(distinct).tolist()
+    first = len(distinct) if self._counts["read"] else FIRST
+    read: dict[str, tuple[float, int]] = {}
+    for part in (distinct[:first], distinct[first:]):
+      outcomes = self._chat.complete(part)
+      read |= {question: self._judge(question, outcomes[question]) for question in part}
+      if not self._counts["read"] and self._counts.total() >= FIRST:
+        raise self._unreadable()
+    p, kinds = zip(*(read[question] for question in questions), strict=True)
+    return np.array(p, np.float32), np.array(kinds, np.int32)
+
+  def _judge(self, question: str, outcome: Outcome) -> tuple[float, int]:
+    kind, message, p = outcome.kind, outcome.message, math.nan
+    if kind == "answered":
+      p = _read(outcome.reply, self._answers)
+      kind = "neither" if math.isnan(p) else "read"
+    if kind == "neither":
+      self._unread.append(question)
+      message = self._chat.clean(_shown(outcome.reply), 100)
+    self._counts[kind] += 1
+    if kind != "read" and kind not in self._examples:
+      self._examples[kind] = message
+      logging.warning("the judge at %s: %s: %s", self._chat.url, LOST[kind], message)
+    return p, 0 if kind == "read" else [*LOST].index(kind) + 1
+
+  def _account(self) -> str:
+    total, (a, b) = self._counts.total(), self._answers
+    does = {"neither": f"answered neither {a} nor {b}", "refused": "refused", "missing": "no reply"}
+    parts = (f"{self._counts[k]} {does[k]}, such as: {text}" for k, text in self._examples.items())
+    return f"of {total} questions, {'; '.join(parts)}"
+
+  def _unreadable(self) -> ValueError:
+    self._chat.forget(self._unread)  # so that they are asked for again once the server is mended
+    what = "answered both orders of no pair" if self._counts["read"] else "gave no readable answer"
+    return ValueError(
+      f"the judge at {self._chat.url} {what}: {self._account()}. Check"
+      " judge.answers, judge.template, judge.http.model; a model that thinks before it answers has"
+      " to be told not to."
+    )
+
+  def keep_answers(self, folder: pathlib.Path) -> None:
+    """Keeps answers in a file of this folder: another run of the same arena asks nothing."""
+    self._chat.keep_in(folder / KEPT)
+
+  def finish(self) -> None:
+    """Says what was lost, after the last question.
+
+    Raises:
+      ValueError: there were questions, and of no pair both orders have an answer.
+    """
+    if self._counts and not self.compared:
+      raise self._unreadable()
+    if self._examples:
+      account = f"{self._account()}; their pairs weigh nothing"
+      logging.warning("the judge at %s: %s", self._chat.url, account)
+    self._chat.close()
 
 
 def _read(reply: Any, answers: tuple[str, ...]) -> float:
-  """Returns P(first answer), from a reply's log-probabilities, or from its text without any."""
+  """Returns P(first answer) from a reply, NaN where it is neither.
+
+  Log-probabilities of the first token decide where the server gives them and the answer is that
+  token; else the text does, and says 1 or 0.
+  """
   try:
     choice = reply["choices"][0]
+    text = (choice.get("message") or {}).get("content") or ""
+    p = _of_text(text, answers)
     content = (choice.get("logprobs") or {}).get("content") or []
-    tokens = content[0]["top_logprobs"] if content else []
-    tokens = tokens or [{"token": choice["message"]["content"], "logprob": 0.0}]
-    mass = [
-      sum(math.exp(token["logprob"]) for token in tokens if token["token"].strip() == answer)
-      for answer in answers
-    ]
-    return mass[0] / sum(mass) if sum(mass) > 0 else math.nan
-  except (LookupError, TypeError, AttributeError, ArithmeticError):
+    said = [token for token in content if not str(token.get("token", "?")).isspace()]
+    if not said or not (tops := said[0].get("top_logprobs")):
+      return p
+    mass = [0.0, 0.0]
+    for token in tops:
+      probability = math.exp(token["logprob"])
+      if _of_text(token["token"], answers) == 1:
+        mass[0] += probability
+      elif _of_text(token["token"], answers) == 0:
+        mass[1] += probability
+    if FLOOR <= sum(mass) <= 1.01:
+      return mass[0] / sum(mass)
+    # A bare letter is the very token whose log-probabilities say that it is an accident.
+    bare = text.strip().casefold() in [answer.casefold() for answer in answers]
+    return math.nan if bare or sum(mass) > 1 else p
+  except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError):
     return math.nan
+
+
+def _of_text(text: str, answers: Sequence[str]) -> float:
+  """Returns 1 or 0 where a text is the first or the second answer, perhaps dressed up; else NaN.
+
+  "A", "a.", "(A)", "**A**", "B) because", "Answer: B" are; "A dog", "A or B", "Neither" are not.
+  """
+  text, *answers = (unicodedata.normalize("NFKC", x) for x in (text, *answers))
+  folded = [answer.casefold() for answer in answers]
+  case = re.NOFLAG if len({*folded}) < len(folded) else re.IGNORECASE
+  either = "|".join(map(re.escape, answers))
+  found = re.match(rf"{_MARKS}(?i:{_LEAD}){_MARKS}({either}){_END}", text, case)
+  if not found:
+    return math.nan
+  rest = re.sub(r"^\W+", "", text[found.end() :])
+  if re.match(rf"(?i:or|and|nor|vs|versus)\b|({either})(?!\w)", rest, case):
+    return math.nan  # both
+  same = str.casefold if case else str
+  return float(same(found[1]) == same(answers[0]))
+
+
+def _shown(reply: Any) -> str:
+  """Returns the part of a reply that shows why it could not be read."""
+  try:
+    choice = reply["choices"][0]
+    content = choice["message"].get("content") or choice["message"].get("refusal") or ""
+    return f"{content!r} (finish_reason {choice.get('finish_reason')!r})"
+  except (LookupError, TypeError, AttributeError):
+    return repr(reply)
 
 
 def _fill(text: str, prompt: str, a: str, b: str) -> str:
