@@ -15,12 +15,12 @@ PACKAGE = ROOT / "nash_jax"
 # From bottom to top. A module imports only modules of the layers below its own.
 LAYERS = (
   ("validation", "types", "keys", "report"),
-  ("games.preference", "run.metrics", "run.signals", "run.checkpoint"),
+  ("games.preference", "run.metrics", "run.signals", "run.checkpoint", "run.lock"),
   ("games.zoo", "games.solvers", "data.chat_template", "models.sharding"),
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),
   ("data.prompts", "data.preferences", "data.rlhflow", "models.decoding", "models.logprobs"),
-  ("sampler", "weights.names", "weights.hf_config"),
+  ("sampler", "weights.names", "weights.hf_config", "run.inputs"),
   ("weights.safetensors",),
   ("weights.orbax",),
   ("weights",),

@@ -105,6 +105,7 @@ def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
   check.positive("steps", "Set --config.steps.")
   check.positive("checkpoint.every", "Try 50.", "a positive number of steps")
   check.positive("evaluation.every", "Try 50.", "a positive number of steps")
+  check.one_of("on_record_error", fields.RECORD_ERRORS)
   check.one_of("optimizer.name", fields.OPTIMIZERS)
   check.one_of("optimizer.schedule", fields.SCHEDULES)
   check.positive(batch_field, "Try 32.")

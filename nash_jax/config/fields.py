@@ -8,6 +8,7 @@ from ml_collections.config_dict import placeholder
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("adamw", "adafactor", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
+RECORD_ERRORS = ("stop", "continue")
 # Groups whose entries the user names.
 OPEN_GROUPS = ("changes", "policies", "judges", "sources")
 
@@ -51,7 +52,10 @@ def _run(job: str, **fields) -> ConfigDict:
   return _group(
     job=job, seed=0, steps=100,
     mesh={"data": -1, "fsdp": 1, "tensor": 1},  # -1: all devices that are left
-    checkpoint={"every": 50, "keep": 2, "allow": ()}, profile=False, **fields,
+    checkpoint={"every": 50, "keep": 2, "allow": ()}, profile=False,
+    # "continue": go on without a part of the record (metrics, samples, TensorBoard) that cannot be
+    # written, such as on a full disk.
+    on_record_error="stop", **fields,
   )  # fmt: skip
 
 

@@ -25,8 +25,7 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
   start, folder = time.perf_counter(), pathlib.Path(workdir)
   done = train.run(run_config, workdir)
   if done.stopped:
-    print(f"stopped at step {int(done.state.step)}; the same command goes on from there")
-    return {}
+    return {}  # the command says so
   result = arena.run(_arena_config(run_config, folder), folder / "arena")
   report.curves(folder)
   summary = {
