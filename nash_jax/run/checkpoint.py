@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -87,7 +86,7 @@ READ_AGAIN = (0.1, 1.0, 3.0)
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def _retry[T](read: Callable[[], T]) -> T:
+def _retry[T](path: epath.Path, read: Callable[[], T]) -> T:
   """Returns what `read` does; an error of the system that may pass is waited for a few seconds."""
   for seconds in READ_AGAIN:
     try:
@@ -95,9 +94,17 @@ def _retry[T](read: Callable[[], T]) -> T:
     except _ABSENT:
       raise
     except OSError as error:
-      log.warning("%s; it is read again in %g s", error, seconds)
+      log.warning("%s: %s; it is read again in %g s", path, error, seconds)
       time.sleep(seconds)
-  return read()
+  try:
+    return read()
+  except _ABSENT:
+    raise
+  except OSError as error:
+    raise OSError(
+      f"{path} cannot be read ({error}): nothing is changed, and the same command goes on once it"
+      " can be"
+    ) from error
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -107,7 +114,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     ValueError: a file that holds something else.
     OSError: no such file, or one that cannot be read.
   """
-  text = _retry(path.read_bytes)
+  text = _retry(path, path.read_bytes)
   try:
     value = json.loads(text)
   except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
@@ -131,16 +138,20 @@ def _folder(workdir: Workdir) -> epath.Path:
 def _names(folder: epath.Path) -> list[str]:
   """Returns what lies in a folder of checkpoints, sorted; [] where there is none."""
   try:
-    return sorted(path.name for path in _retry(lambda: list(folder.iterdir())))
+    return sorted(path.name for path in _retry(folder, lambda: list(folder.iterdir())))
   except FileNotFoundError:
     return []
   except NotADirectoryError:
     raise ValueError(f"{folder}: expected a folder, got a file: move it away") from None
 
 
+def _is_step(name: str) -> bool:
+  """Whether a checkpoint is called so."""
+  return name.isascii() and name.isdigit() and name == f"{int(name):08d}"
+
+
 def _steps(folder: epath.Path) -> list[int]:
-  digits = [name for name in _names(folder) if name.isascii() and name.isdigit()]
-  return sorted(int(name) for name in digits if name == f"{int(name):08d}")
+  return sorted(int(name) for name in _names(folder) if _is_step(name))
 
 
 def _manifest(folder: epath.Path, step: int) -> dict[str, Any]:
@@ -227,14 +238,9 @@ def _problem(path: epath.Path, read: Callable[[], Any]) -> tuple[Any, str]:
       # The first line says what is wrong; Orbax goes on with the trees it was given.
       problem = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     try:
-      _retry(lambda: _read_through(path))
+      _retry(path, lambda: _read_through(path))
     except _ABSENT as error:
       return None, f"{type(error).__name__}: {error}"
-    except OSError as error:
-      raise OSError(
-        f"{path} cannot be read ({error}): nothing is changed, and the same command goes on once it"
-        " can be"
-      ) from error
     if last:
       break
   return None, problem
@@ -277,10 +283,12 @@ def read_config(workdir: Workdir) -> dict[str, Any]:
 
 
 def holds_run(workdir: Workdir) -> bool:
-  """Returns whether a workdir holds a checkpoint, whole or not, or a line of a record."""
+  """Returns whether a workdir holds a checkpoint, whole or not, or a record beyond step 0."""
   folder = _folder(workdir)
   record = folder.parent / "metrics.jsonl"
-  return bool(_names(folder)) or (record.exists() and record.stat().length > 0)
+  if _names(folder) or not record.exists():
+    return bool(_names(folder))
+  return _retry(record, record.read_bytes).count(b"\n") > 1
 
 
 def forget(workdir: Workdir) -> None:
@@ -445,11 +453,13 @@ class Checkpoints:
       path = self._folder / f"{number:08d}"
       path.rename(self._folder / f"{path.name}.damaged-{time.time_ns()}")
     for name in _names(self._folder):
-      path, found = self._folder / name, re.match(r"([0-9]{8,})(\.(orbax|damaged-).*)?$", name)
-      if found is None:
+      path, (digits, _, suffix) = self._folder / name, name.partition(".")
+      if not _is_step(digits) or not (
+        suffix == "" or suffix.startswith(("orbax-checkpoint-tmp", "damaged-"))
+      ):
         log.warning("%s is no checkpoint of this program: it is left alone", path)
-      elif found[3] == "orbax":
-        if int(found[1]) > step:
+      elif suffix.startswith("orbax-checkpoint-tmp"):
+        if int(digits) > step:
           log.warning("half-written %s was never finished: step %d is used instead", path, step)
         _delete(path)
 
