@@ -211,6 +211,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
     handler.setFormatter(None)
     # Orbax reports every read; a user wants this program's own messages, and all warnings.
     handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
+    # Orbax's tasks that fail together with the one whose error is raised: it says it all.
+    handler.addFilter(lambda r: r.name != "asyncio")
     expected = CONFIG_OF.get(job, job)
     got = config.value.job if "job" in config.value else expected
     require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")

@@ -127,8 +127,11 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 def _write_json(path: epath.Path, value: Any) -> None:
   """Replaces a file at once: no reader meets one that is half written."""
   part = path.with_name(f"{path.name}.part")
-  part.write_text(json.dumps(value, indent=2) + "\n")
-  part.replace(path)
+  try:
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    part.replace(path)
+  except OSError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _folder(workdir: Workdir) -> epath.Path:
