@@ -26,8 +26,10 @@ start() {
   fi
   rm -f runs/launch/exit
   printf '\n== %s:%s\n' "$(date -u +%FT%TZ)" "$(printf ' %q' nash-jax "$@")" >>runs/launch/log
-  # On a TPU jax.distributed finds the other workers itself. The wrapper outlives a SIGTERM to the
-  # group, so that it can write how the program ended.
+  # On a TPU jax.distributed finds the other workers itself; the port is one that Google's own
+  # firewall rule leaves open. The wrapper outlives a SIGTERM to the group, so that it can write
+  # how the program ended.
+  export JAX_COORDINATOR_PORT=${JAX_COORDINATOR_PORT:-8476}
   NASH_JAX_COORDINATOR=auto setsid nohup bash -c \
     'trap : TERM; .venv/bin/nash-jax "$@"; echo $? >runs/launch/exit' nash-jax "$@" \
     >>runs/launch/log 2>&1 </dev/null &
@@ -38,7 +40,10 @@ state() {
   if alive; then
     echo running
   elif [[ -s runs/launch/exit ]]; then
-    printf 'exited %s\n' "$(<runs/launch/exit)"
+    local status
+    status=$(<runs/launch/exit)
+    [[ $status != 75 ]] || status+=': stopped, the same command goes on'
+    printf 'exited %s\n' "$status"
   else
     echo 'not running'
   fi

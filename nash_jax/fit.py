@@ -23,7 +23,7 @@ from nash_jax.judges import bradley_terry
 from nash_jax.judges.gemma import pairwise_loss
 from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.policy import load_weights, tokenizer_and_model
-from nash_jax.run import checkpoint
+from nash_jax.run import checkpoint, inputs
 from nash_jax.run.loop import run_loop
 from nash_jax.run.metrics import number
 from nash_jax.types import Mean, Params, TrainState
@@ -69,7 +69,8 @@ def run(
 
   Raises:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
-    FloatingPointError: a loss that is not finite.
+    FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
+    OSError: the workdir can no longer be read or written; names the last good checkpoint.
   """
   config, advice = resolve(config, "fit"), "Lower optimizer.learning_rate."
   setup, state = run_loop(config, workdir, set_up, _loop, PROGRESS_METRICS, progress, advice)
@@ -106,6 +107,10 @@ class Setup(NamedTuple):
   merge: Callable[[Params], Params]
   train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
   evaluate: Callable[[Params], dict[str, Any]]
+
+  def inputs(self) -> inputs.Inputs:
+    """Returns the checksums of what the fit has read."""
+    return inputs.of_fit(self.config)
 
 
 def set_up(config: ConfigDict) -> Setup:
@@ -176,7 +181,7 @@ def _tokens(batch: dict[str, Any]) -> jax.Array:
 def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, stop):
   config, size = setup.config, setup.config.data.batch_size
   for step in itertools.count(first_step):
-    final = step == config.steps
+    final = step >= config.steps
     stopping = stop.before(step) or final
     evaluating = len(setup.held_out) > 0 and (step % config.evaluation.every == 0 or final)
     if evaluating:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ JOBS = {
 }
 
 MULTI_PROCESS = ("train", "fit")  # jobs that several processes do together
+RESUMED = ("train", "fit", "demo")  # jobs whose run a signal stops between two steps
+# Exit statuses: of bad input; of a run that is stopped, not finished (EX_TEMPFAIL of sysexits.h).
+BAD_INPUT, STOPPED = 2, 75
 # Jobs that take the config of another job.
 CONFIG_OF = {"sweep": "compare", "plan": "train", "short_game": "train", "demo": "train"}
 
@@ -90,16 +94,19 @@ def run() -> None:
     return
   if job not in JOBS:
     print(f"nash-jax: no job {job!r}; jobs are {', '.join(JOBS)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(BAD_INPUT)
   try:
     _run_job(job, _expand_arguments(job, arguments[1:]))
-  except ValueError as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     from absl import logging
 
-    # What the user can fix is one line; a traceback would bury it: --verbosity=1 shows it.
-    logging.debug("bad input", exc_info=True)
+    # What the user can mend is one line; a traceback would bury it: --verbosity=1 shows it.
+    logging.debug("the job failed", exc_info=True)
     print(f"nash-jax {job}: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(BAD_INPUT if isinstance(error, ValueError) else 1)
+  except KeyboardInterrupt as error:
+    print(f"nash-jax {job}: {error or 'interrupted'}", file=sys.stderr)
+    sys.exit(STOPPED if str(error) else 128 + signal.SIGINT)
 
 
 def _expand_arguments(job: str, arguments: list[str]) -> list[str]:
@@ -209,6 +216,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
     handler.setFormatter(None)
     # Orbax reports every read; a user wants this program's own messages, and all warnings.
     handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
+    # Orbax's tasks that fail together with the one whose error is raised: it says it all.
+    handler.addFilter(lambda r: r.name != "asyncio")
     expected = CONFIG_OF.get(job, job)
     got = config.value.job if "job" in config.value else expected
     require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
@@ -217,6 +226,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
         given = config_flags.get_override_values(flags.FLAGS["config"])
         refuse_unread(config.value, expected, [*given])
       importlib.import_module(f"nash_jax.{module}").run(config.value, *(f.value for f in others))
+    return _exit_status(config.value.steps, others[0].value) if job in RESUMED else 0
 
   if {"-h", "--help"} & {*arguments}:
     parse(["nash-jax", *(a for a in arguments if a not in ("-h", "--help"))])
@@ -225,6 +235,17 @@ def _run_job(job: str, arguments: list[str]) -> None:
       print(f"  --{flag.name}: {flags.FLAGS[flag.name].help} [{flags.FLAGS[flag.name].value}]")
     return
   app.run(main, argv=argv, flags_parser=parse)
+
+
+def _exit_status(steps: int, workdir: str) -> int:
+  """Returns 0 if a run has got to its end; else STOPPED, and says so in the last line."""
+  from nash_jax.run import checkpoint
+
+  if (step := checkpoint.newest_step(workdir)) >= steps:
+    return 0
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # everything is saved: this is the end already
+  print(f"stopped at step {step} of {steps}; the same command goes on", file=sys.stderr, flush=True)
+  return STOPPED
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.iteration import Programs, Shardings, judge_mesh, make_programs
 from nash_jax.models import gemma, sharding
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
+from nash_jax.run import inputs
 from nash_jax.run.loop import run_loop
 from nash_jax.types import Params, TrainState
 from nash_jax.update import Batch
@@ -50,6 +51,10 @@ class Setup:
   initial_state: Callable[[], TrainState]
   programs: Programs
   shardings: Shardings
+
+  def inputs(self) -> inputs.Inputs:
+    """Returns the checksums of what the run has read."""
+    return inputs.of_training(self.config, self.judge.params, self.train_prompts, self.held_out)
 
 
 def set_up(config: ConfigDict) -> Setup:
@@ -96,6 +101,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str], progress: bool = Tr
   Raises:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
     FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
+    OSError: the workdir can no longer be read or written; names the last good checkpoint.
   """
   config = resolve(config, "train")
   advice = "Lower optimizer.learning_rate or raise algorithm.beta."
@@ -113,7 +119,7 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
   # One key for all evaluations, which so share their noise.
   evaluation_key = keys.key(config.seed, "evaluate")
   for step in itertools.count(first_step):
-    final = step == config.steps
+    final = step >= config.steps
     stopping = stop.before(step) or final
     key = functools.partial(keys.key, config.seed, step=step)
     if evaluating := step % config.evaluation.every == 0 or final:

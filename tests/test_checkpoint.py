@@ -1,12 +1,17 @@
 """The run state on disk: bit for bit, verified, and never lost."""
 
 import copy
+import errno
 import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import flax.struct
@@ -15,9 +20,10 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from jax import numpy as jnp
 
-from nash_jax.run import checkpoint
+from nash_jax.run import checkpoint, lock
 from nash_jax.run.checkpoint import Checkpoints, restore_part
 from nash_jax.run.signals import Stop
 
@@ -289,6 +295,285 @@ def test_signals_ask_for_a_stop_and_the_second_interrupt_is_at_once(capfd):
       signal.raise_signal(signal.SIGINT)
   assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
   assert capfd.readouterr().err.count("stopping after this step") == 2
+
+
+def failing(times, function, error):
+  """Returns `function` that raises `error` the first so many times it is called."""
+  calls = []
+
+  def wrapped(*args, **kwargs):
+    calls.append(1)
+    if len(calls) <= times:
+      raise error
+    return function(*args, **kwargs)
+
+  return wrapped
+
+
+EIO = OSError(errno.EIO, "Input/output error")
+
+
+def unreadable(monkeypatch, part, times):
+  """Lets the first so many reads of files with `part` in their path fail; returns those."""
+  monkeypatch.setattr(checkpoint, "READ_AGAIN", (0.0,), raising=False)
+  reads, path_type = [], epath.gpath.PosixGPath
+
+  def patched(function):
+    def read(path, *args, **kwargs):
+      if part in str(path) and len(reads) < times:
+        reads.append(path)
+        raise EIO
+      return function(path, *args, **kwargs)
+
+    return read
+
+  for name in ("read_bytes", "read_text", "open"):
+    monkeypatch.setattr(path_type, name, patched(getattr(path_type, name)))
+  return reads
+
+
+@pytest.mark.parametrize("where", ["manifest", "arrays"])
+def test_a_read_error_that_passes_is_no_damage(tmp_path, monkeypatch, where):
+  folder = saved(tmp_path, 1, 2)
+  checkpoints = start(tmp_path)
+  if where == "manifest":
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoints, "wait", lambda: None)  # which reads it too
+    reads = unreadable(monkeypatch, "00000002/manifest", 1)
+  else:
+    reads = [1]
+    restore = failing(1, checkpoints._orbax.restore, ValueError("[OS error 5: EIO]"))
+    monkeypatch.setattr(checkpoints._orbax, "restore", restore)
+  got, step = checkpoints.restore(state(0))
+  assert step == 2
+  assert reads
+  assert_same(got, state(2))
+  assert sorted(path.name for path in folder.iterdir()) == ["00000001", "00000002"]
+  monkeypatch.undo()
+  checkpoints.close()
+
+
+def test_a_read_error_that_stays_is_raised_and_changes_nothing(tmp_path, monkeypatch):
+  folder = saved(tmp_path, 1, 2)
+  checkpoints = start(tmp_path)
+  monkeypatch.setattr(checkpoints, "wait", lambda: None)  # which reads manifests too
+  unreadable(monkeypatch, "00000002/manifest", 99)
+  with pytest.raises(OSError, match=r"00000002 cannot be read .*nothing is changed"):
+    checkpoints.restore(state(0))
+  assert sorted(path.name for path in folder.iterdir()) == ["00000001", "00000002"]
+  monkeypatch.undo()
+  checkpoints.close()
+
+
+def test_an_unreadable_manifest_does_not_cost_its_checkpoint(tmp_path, monkeypatch):
+  """While old checkpoints are deleted the best one's manifest cannot be read, once."""
+  checkpoints = start(tmp_path, keep=1)
+  checkpoints.save(1, state(1), 0.9)
+  checkpoints.save(2, state(2), 0.1)
+  checkpoints.wait()
+  reads = unreadable(monkeypatch, "00000001/manifest", 1)
+  checkpoints.wait()
+  assert reads
+  assert checkpoint._steps(checkpoint._folder(tmp_path)) == [1, 2]
+  checkpoints.close()
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"null", "expected a JSON object, got None: restore it or move it"),
+    (b"[1]", "expected a JSON object"),
+    (b'{"a": "caf\xe9"}', "does not parse .*utf-8.*: restore it or move it"),
+    (b'{"steps": 3', "does not parse .*: restore it or move it"),
+    (b"", "does not parse .*: restore it or move it"),
+    (b"[" * 100_000, "does not parse .*: restore it or move it"),
+  ],
+)
+def test_a_damaged_file_of_a_workdir_is_one_line_that_names_it(tmp_path, content, message):
+  for name, read in (
+    ("config.json", lambda: start(tmp_path)),
+    ("base.json", lambda: checkpoint.verify_base(tmp_path, {"w": jnp.ones(1)})),
+    ("inputs.json", lambda: checkpoint.verify_inputs(tmp_path, {})),
+  ):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}.*{message}") as error:
+      read()
+    assert "\n" not in str(error.value)
+    (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+  "content", [b"null", b"[]", b"{}", b'{"leaves": 1}', b'{"leaves": {"step": 1}}', b"\xff", b""]
+)
+def test_a_damaged_manifest_is_damage(tmp_path, content):
+  folder = saved(tmp_path, 1, 2)
+  (folder / "00000002" / "manifest" / "metadata").write_bytes(content)
+  checkpoints = start(tmp_path)
+  assert checkpoints.last_good() == 1
+  assert checkpoints.restore(state(0))[1] == 1
+  checkpoints.close()
+  assert len(list(folder.glob("00000002.damaged-*"))) == 1
+
+
+def test_what_is_no_checkpoint_is_left_alone_in_a_line(tmp_path, caplog):
+  folder = saved(tmp_path, 1, 2)
+  for name in ("50", "²", "000000007", "notes"):
+    (folder / name).mkdir()
+  for name in ("x.orbax-checkpoint-tmp", "51", "00000049"):
+    (folder / name).write_text("")
+  checkpoints = start(tmp_path)
+  assert checkpoints.restore(state(0))[1] == 2
+  for name in ("50", "²", "000000007", "notes", "51", "x.orbax-checkpoint-tmp"):
+    assert f"{name} is no checkpoint of this program" in caplog.text
+  assert len(list(folder.glob("00000049.damaged-*"))) == 1, "its step can be saved"
+  checkpoints.save(50, state(50))
+  assert checkpoints.restore(state(0))[1] == 50
+  checkpoints.close()
+
+
+def test_a_file_in_place_of_the_checkpoints_is_one_line(tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  checkpoints = start(tmp_path)
+  for read in (checkpoints.restore, lambda like: restore_part(tmp_path, "params", like)):
+    with pytest.raises(
+      ValueError, match="checkpoints: expected a folder, got a file: move it away"
+    ):
+      read(state(0))
+
+
+def test_a_half_written_checkpoint_does_not_fill_the_disk_for_ever(tmp_path):
+  folder = saved(tmp_path, 1)
+  shutil.copytree(folder / "00000001", folder / "00000002.orbax-checkpoint-tmp")
+  checkpoints = start(tmp_path)
+  checkpoints.restore(state(0))
+  checkpoints.close()
+  assert [path.name for path in folder.iterdir()] == ["00000001"]
+
+
+def test_a_reader_follows_a_run_that_deletes_what_it_reads(tmp_path, monkeypatch):
+  """With checkpoint.keep=1 the newest checkpoint of a moment ago is gone: there is a newer one."""
+  folder = saved(tmp_path, 1, keep=1)
+  restore = checkpoint._restore_verified
+
+  def as_the_run_goes_on(reader, folder_, step, spec, field):
+    if step == 1:
+      saved(tmp_path, 2, keep=1)
+      assert not (folder / "00000001").exists()
+    return restore(reader, folder_, step, spec, field)
+
+  monkeypatch.setattr(checkpoint, "_restore_verified", as_the_run_goes_on)
+  got, step = restore_part(tmp_path, "params", state(0).params)
+  assert step == 2
+  assert_same(got, state(2).params)
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_a_run(tmp_path, monkeypatch, caplog):
+  checkpoints = start(tmp_path, keep=1)
+  checkpoints.save(1, state(1))
+  monkeypatch.setattr(epath.gpath.PosixGPath, "rmtree", failing(1, lambda path: None, EIO))
+  checkpoints.save(2, state(2))
+  checkpoints.wait()
+  assert "00000001 stays behind" in caplog.text
+  monkeypatch.undo()
+  checkpoints.close()
+  assert checkpoint._steps(checkpoint._folder(tmp_path)) == [2]
+
+
+def test_a_checkpoint_that_cannot_be_written_says_so(tmp_path, monkeypatch):
+  checkpoints = start(tmp_path)
+  checkpoints.save(1, state(1))
+  full = ValueError("NOT_FOUND: No space left on device\nmore lines")
+  monkeypatch.setattr(checkpoints._orbax, "save", failing(1, lambda: None, full))
+  message = r"the checkpoint of step 2 in .* cannot be written: NOT_FOUND: No space left on device$"
+  with pytest.raises(OSError, match=message):
+    checkpoints.save(2, state(2))
+  assert checkpoints.last_good() == 1
+  checkpoints.close()
+
+
+def test_a_field_that_is_newer_than_a_run_counts_as_its_default():
+  old, new = {"steps": 3}, {"steps": 3, "judge": {"floor": 0.1}}
+  differences = checkpoint.differences
+  assert list(differences(old, new)) == ["judge.floor"]
+  assert differences(old, new, defaults={"judge": {"floor": 0.1}, "other": 1}) == {}
+  assert list(differences(old, new, defaults={"judge": {"floor": 0.2}})) == ["judge.floor"]
+
+
+def test_inputs_that_changed_are_named_and_can_be_permitted(tmp_path):
+  first = {"prompts.path": {"p.jsonl": "sha256:1"}, "judge.table": {"t.npy": "sha256:2"}}
+  checkpoint.verify_inputs(tmp_path, first)
+  checkpoint.verify_inputs(tmp_path, first)
+  moved = {**first, "prompts.path": {"elsewhere/p.jsonl": "sha256:1"}}
+  checkpoint.verify_inputs(tmp_path, moved)
+  changed = {**first, "judge.table": {"t.npy": "sha256:3"}}
+  with pytest.raises(ValueError, match="not those that it began with") as error:
+    checkpoint.verify_inputs(tmp_path, changed, ("steps",))
+  assert "\n  judge.table: t.npy\n" in str(error.value)
+  assert "checkpoint.allow=('steps', 'judge.table')" in str(error.value)
+  assert "p.jsonl" not in str(error.value)
+  checkpoint.verify_inputs(tmp_path, changed, ("judge",))
+  checkpoint.verify_inputs(tmp_path, changed)
+
+
+def test_weights_of_another_type_cannot_be_compared_but_of_the_same_are(tmp_path):
+  def weights(text):
+    return {"judge.model.weights": {"judge.safetensors": text}}
+
+  checkpoint.verify_inputs(tmp_path, weights("float32:1"))
+  with pytest.raises(ValueError, match=r"judge.model.weights: judge.safetensors"):
+    checkpoint.verify_inputs(tmp_path, weights("float32:2"))
+  checkpoint.verify_inputs(tmp_path, weights("bfloat16:7"))
+
+
+def test_a_base_that_changed_can_be_permitted(tmp_path):
+  checkpoint.verify_base(tmp_path, {"w": jnp.ones(3)}, record=True)
+  with pytest.raises(ValueError, match=r"set checkpoint.allow=\('model.weights',\)"):
+    checkpoint.verify_base(tmp_path, {"w": jnp.zeros(3)}, record=True)
+  checkpoint.verify_base(tmp_path, {"w": jnp.zeros(3)}, record=True, changed=True)
+  checkpoint.verify_base(tmp_path, {"w": jnp.zeros(3)}, record=True)
+
+
+def test_a_stop_survives_a_terminal_that_is_gone(monkeypatch):
+  monkeypatch.setattr(os, "write", failing(1, os.write, OSError(errno.ENOSPC, "No space left")))
+  with Stop() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested
+
+
+HOLD = """
+import sys, time
+from nash_jax.run import lock
+with lock.hold(sys.argv[1]):
+  print("held", flush=True)
+  time.sleep(600)
+"""
+
+
+def test_a_workdir_has_one_writer_and_a_death_frees_it(tmp_path):
+  holder = subprocess.Popen(
+    [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+  )
+  try:
+    assert holder.stdout.readline() == "held\n"
+    message = rf"in use by process {holder.pid} on {re.escape(socket.gethostname())}, since 20\d\d-"
+    with pytest.raises(ValueError, match=message), lock.hold(tmp_path):
+      pytest.fail("two hold it")
+  finally:
+    holder.kill()
+    holder.wait()
+  with lock.hold(tmp_path):
+    assert json.loads((tmp_path / "owner.json").read_text())["pid"] == os.getpid()
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on"), lock.hold(tmp_path):
+      pytest.fail("two hold it")
+  assert not (tmp_path / "owner.json").exists()
+
+
+def test_an_owner_that_has_not_left_a_bucket_is_named(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(lock.epath, "Path", lambda path: pathlib.Path(tmp_path))
+  with lock.hold("gs://bucket/run"):
+    assert "signed off" not in caplog.text
+    with lock.hold("gs://bucket/run"):
+      assert f"not signed off by process {os.getpid()} on" in caplog.text
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import signal
 
 import jax
@@ -162,6 +163,40 @@ def test_a_loss_that_is_not_finite_is_named(sft, start, tmp_path):
     FloatingPointError, match="'loss' is nan at step 14; the last good checkpoint is step 12"
   ):
     start(tmp_path, train_step=poison)
+
+
+def test_a_step_beyond_the_end_ends_and_the_finished_fit_stays(sft, start, tmp_path, monkeypatch):
+  config, setup, _ = sft
+  start(tmp_path)
+  steps = checkpoint._steps(checkpoint._folder(tmp_path))
+  fewer = config.copy_and_resolve_references()
+  fewer.steps, fewer.checkpoint.allow, fewer.export = 12, ("steps", "export"), ""
+  finished = setup._replace(config=resolve(fewer))
+  monkeypatch.setattr(fit, "set_up", lambda config: finished)
+  figures = fit.run(fewer, tmp_path, progress=False)
+  assert figures["eval/loss"] == pytest.approx(lines(tmp_path)[-1]["eval/loss"], rel=1e-5)
+  assert checkpoint._steps(checkpoint._folder(tmp_path)) == steps
+  assert steps[-1] == lines(tmp_path)[-1]["step"] == 24
+
+
+def test_data_that_changed_are_named_at_a_resume(sft, start, tmp_path):
+  config, setup, _ = sft
+  start(tmp_path)
+  path = pathlib.Path(config.data.path)
+  whole = path.read_text()
+  try:
+    path.write_text(whole + json.dumps({"text": "A new line."}))
+    with pytest.raises(ValueError, match=r"data.path: .*sft.jsonl\n"):
+      start(tmp_path)
+  finally:
+    path.write_text(whole)
+  start(tmp_path)
+  judge = settings(tmp_path, "judge")
+  judge.template = str(tmp_path / "template.txt")
+  (tmp_path / "template.txt").write_text("1")
+  judge.data.held_out_path = judge.data.path
+  found = setup._replace(config=judge).inputs()
+  assert set(found) == {"model.tokenizer", "data.path", "data.held_out_path", "template"}
 
 
 @pytest.mark.parametrize("loss", ["judge", "reward"])

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
+from jax._src import clusters
 
 from nash_jax import main
 from nash_jax.config import train
@@ -45,7 +47,7 @@ esac
 """
 # The program: prints how it was called, and runs until a signal stops it.
 PROGRAM = """#!/usr/bin/env bash
-trap 'echo saved; exit 0' TERM
+trap 'echo saved; exit ${STATUS:-0}' TERM
 printf 'called:'; printf ' <%s>' "$@" "$NASH_JAX_COORDINATOR"; echo
 for ((i = 0; i < 300; i++)); do sleep 0.1; done
 """
@@ -225,6 +227,48 @@ def test_a_run_from_create_to_delete(cloud):
   assert (cloud.answers / "node").read_text() == ""
 
 
+def test_a_run_that_a_signal_stopped_is_not_finished(cloud):
+  """Its status says so, and resume starts it again on the same slice."""
+  assert cloud("create", *AT).returncode == 0
+  assert cloud("install", *AT).returncode == 0
+  assert cloud("start", *AT, *JOB, STATUS="75").returncode == 0
+  until(lambda: all("<auto>\n" in worker(cloud, n, "log") for n in (0, 1)))
+  stopped = "exited 75: stopped, the same command goes on\n"
+  assert cloud("stop", *AT).stdout == 2 * stopped
+  assert cloud("status", *AT).stdout == f"READY\n{2 * stopped}"
+  resumed = cloud("resume", *AT, *JOB)
+  assert resumed.returncode == 0
+  assert "finished" not in resumed.stdout
+  until(lambda: worker(cloud, 1, "log").count("<auto>\n") == 2)
+  assert cloud("stop", *AT).stdout == "exited 0\nexited 0\n"
+
+
+def test_the_coordinator_listens_where_googles_firewall_rule_lets_workers_through(tmp_path):
+  """8470, 8471, 8474 and 8476 are open; the variable is the one that jax reads."""
+  (tmp_path / "launch").mkdir()
+  (tmp_path / ".venv" / "bin").mkdir(parents=True)
+  shutil.copy(WORKER, tmp_path / "launch")
+  say = '#!/usr/bin/env bash\necho "port $JAX_COORDINATOR_PORT."\n'
+  script(tmp_path / ".venv" / "bin" / "nash-jax", say)
+  log = tmp_path / "runs" / "launch" / "log"
+  for port, given in ((8476, {}), (9000, {"JAX_COORDINATOR_PORT": "9000"})):
+    command = ["bash", str(tmp_path / "launch" / "worker.sh"), "start", "train"]
+    env = {name: x for name, x in os.environ.items() if name != "JAX_COORDINATOR_PORT"}
+    subprocess.run(command, env={**env, **given}, check=True, timeout=30)
+    until(lambda port=port: log.exists() and f"port {port}.\n" in log.read_text())
+    until(lambda: (tmp_path / "runs" / "launch" / "exit").exists())
+  page = (ROOT / "docs" / "tpu.md").read_text()
+  assert all(port in page for port in ("JAX_COORDINATOR_PORT", "8470", "8471", "8474", "8476"))
+  slice_env = {"MEGASCALE_COORDINATOR_ADDRESS": "10.0.0.1", "JAX_COORDINATOR_PORT": "8476"}
+  gce, there = clusters.GceTpuCluster, mock.Mock(return_value=True)
+  with (
+    mock.patch.dict(os.environ, slice_env),
+    mock.patch.multiple(gce, is_env_present=there, wait_for_coordinator=there),
+  ):
+    found = gce.auto_detect_unset_distributed_params(None, 2, 0, [0], gce.name, 1)
+  assert found[0] == "10.0.0.1:8476"
+
+
 @pytest.mark.parametrize(
   ("node", "queue", "made"),
   [
@@ -341,6 +385,16 @@ def test_where_one_local_process_fails_all_end(local):
   assert process.returncode == 5
   assert "[0] ended with status 5" in output
   assert "[1] ended with status 143" in output
+
+
+def test_a_stopped_run_lets_every_local_process_save(local):
+  """All are stopped together: those that are slower are not sent a second signal."""
+  slow = "trap 'echo disturbed' TERM; ((NASH_JAX_PROCESS_ID)) && sleep 1; exit 75"
+  process = local(slow, "2", "train")
+  output, _ = process.communicate(timeout=30)
+  assert process.returncode == 75
+  assert "disturbed" not in output
+  assert output.count("ended with status 75") == 2
 
 
 def test_signals_reach_every_local_process(local):

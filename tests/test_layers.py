@@ -15,12 +15,13 @@ PACKAGE = ROOT / "nash_jax"
 # From bottom to top. A module imports only modules of the layers below its own.
 LAYERS = (
   ("validation", "types", "keys"),
-  ("games.preference", "data.files", "run.files", "run.metrics", "run.signals", "run.checkpoint"),
-  ("games.zoo", "games.solvers", "data.chat_template", "models.sharding", "report"),
+  ("games.preference", "data.files", "run.files", "run.metrics", "run.signals"),
+  ("run.checkpoint", "run.lock", "report"),
+  ("games.zoo", "games.solvers", "data.chat_template", "models.sharding"),
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),
   ("data.prompts", "data.preferences", "data.rlhflow", "models.decoding", "models.logprobs"),
-  ("sampler", "weights.files"),
+  ("sampler", "weights.files", "run.inputs"),
   ("weights.names", "weights.hf_config"),
   ("weights.safetensors",),
   ("weights.orbax",),

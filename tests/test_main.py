@@ -84,6 +84,43 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, argument, message):
   assert not (tmp_path / "run").exists()
 
 
+RUN = """
+import os, sys, types
+import nash_jax.train
+steps, end = {steps}, {end!r}
+def run(config, workdir):
+  if end == "signal":
+    os.makedirs(workdir + "/checkpoints/00000003")
+    return
+  raise {{"disk": OSError(28, "No space left on device", "x"),
+         "interrupt": KeyboardInterrupt(), "sweep": KeyboardInterrupt("stopped in a; the same"),
+         "nan": FloatingPointError("metric 'loss' is nan at step 5")}}[end]
+nash_jax.train.run = run
+sys.argv = ["nash-jax", "train", f"--config.steps={{steps}}", "--workdir={workdir}"]
+from nash_jax import main
+main.run()
+"""
+
+
+@pytest.mark.parametrize(
+  ("end", "steps", "status", "last"),
+  [
+    ("signal", 9, 75, "stopped at step 3 of 9; the same command goes on"),
+    ("signal", 3, 0, ""),
+    ("disk", 9, 1, "nash-jax train: [Errno 28] No space left on device: 'x'"),
+    ("nan", 9, 1, "nash-jax train: metric 'loss' is nan at step 5"),
+    ("interrupt", 9, 130, "nash-jax train: interrupted"),
+    ("sweep", 9, 75, "nash-jax train: stopped in a; the same"),
+  ],
+)
+def test_a_status_says_how_a_run_ended(tmp_path, end, steps, status, last):
+  code = RUN.format(steps=steps, end=end, workdir=tmp_path / "run")
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+  assert done.returncode == status, done.stderr
+  assert "Traceback" not in done.stderr
+  assert done.stderr.splitlines()[-1:] == [last] * bool(last)
+
+
 def test_the_package_imports_its_jobs_when_they_are_named():
   out = python("import nash_jax\nassert 'train' in dir(nash_jax)\nnash_jax.config.train()")
   assert "imported: []" in out

@@ -1,6 +1,8 @@
 """The record of a run: late reads, valid lines, resume, timings, and the glossary page."""
 
+import errno
 import json
+import logging
 import pathlib
 import re
 import sys
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from etils import epath
 from jax import numpy as jnp
+from tensorboardX import record_writer
 
 from nash_jax.run import metrics
 from nash_jax.types import Mean
@@ -180,6 +183,104 @@ def test_tensorboard_holds_the_same_numbers_and_a_resume_purges(tmp_path, monkey
   assert [e.step for e in events] == [0, 1, 2, 3, 4]
   np.testing.assert_allclose([e.value for e in events], [x["loss"] for x in lines(tmp_path)])
   assert "samples/text_summary" in board.Tags()["tensors"]
+
+
+DAMAGED = [b"", b"{}", b"null", b'{"step": "1"}', b'{"step": 1, "lo', b"\0" * 40, b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("bad", DAMAGED)
+def test_a_damaged_line_of_the_record_costs_that_line(tmp_path, name, bad, caplog):
+  caplog.set_level(logging.WARNING, "nash_jax.run.metrics")
+  run(tmp_path, 0, 4).close()
+  whole = (tmp_path / name).read_bytes().splitlines()
+  (tmp_path / name).write_bytes(b"\n".join([*whole[:2], bad, *whole[2:]]) + b"\n")
+  run(tmp_path, 4, 6).close()
+  assert [line["step"] for line in lines(tmp_path, name)] == list(range(6))
+  assert (tmp_path / name).read_bytes().splitlines()[:4] == whole, "the rest stays to the byte"
+  assert f"{name}:3 is damaged" in caplog.text
+  assert caplog.text.count("is damaged") == 1
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def full(*args):
+  raise FULL
+
+
+@pytest.mark.parametrize("part", ["tensorboard", "metrics.jsonl", "samples.jsonl"])
+def test_a_part_that_cannot_be_written_stops_the_run_or_is_left_behind(
+  tmp_path, monkeypatch, part, caplog
+):
+  caplog.set_level(logging.WARNING, "nash_jax.run.metrics")
+
+  def fail(m):
+    if part == "tensorboard":
+      monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+    else:
+      monkeypatch.setitem(m._files, part, types.SimpleNamespace(write=full, close=full))
+
+  m = run(tmp_path / "stop", 0, 3)
+  fail(m)
+  with pytest.raises(OSError, match=rf"stop/{part} cannot be written \(.*No space left"):
+    m.push(3, {"loss": 0.0})
+  m.close()
+  monkeypatch.undo()
+  m = run(tmp_path / "on", 0, 3, on_error="continue")
+  fail(m)
+  for step in range(3, 60):
+    m.push(step, {"loss": 0.0})
+    m.text(step, "samples", step, lambda x: [str(x)])
+  m.close()
+  assert caplog.text.count("the run goes on without it") == 1
+  whole = {"metrics.jsonl", "samples.jsonl"} - {part}
+  for name in whole:
+    assert [line["step"] for line in lines(tmp_path / "on", name)] == list(range(60))
+
+
+def test_no_thread_of_the_record_can_die_behind_the_loop(tmp_path, monkeypatch):
+  """What writes events raises where the loop is; nothing waits in a queue, also not at the end."""
+  monkeypatch.setattr(record_writer.RecordWriter, "flush", full)
+  with pytest.raises(OSError, match="tensorboard cannot be written"):
+    start(tmp_path)
+
+
+def test_the_first_error_of_closing_is_raised_and_the_rest_is_closed(tmp_path, caplog, monkeypatch):
+  caplog.set_level(logging.WARNING, "nash_jax.run.metrics")
+  m = run(tmp_path, 0, 2)
+  m.push(2, {"loss": float("nan")})
+  m.push(2, {"kappa": 1.0})
+  monkeypatch.setattr(record_writer.RecordWriter, "close", full)
+  with pytest.raises(FloatingPointError, match="'loss' is nan at step 2"):
+    m.close()
+  assert "after that: " in caplog.text
+  assert all(file.closed for file in m._files.values())
+  assert lines(tmp_path)[-1]["step"] == 2
+
+
+def test_texts_of_a_run_that_diverged_do_not_hide_its_loss(tmp_path):
+  def unreadable(ids):
+    raise IndexError("piece id is out of range")
+
+  m = start(tmp_path)
+  m.push(0, {"loss": jnp.float32(np.nan)})
+  m.text(0, "held out", 0, unreadable)
+  with pytest.raises(FloatingPointError, match="'loss' is nan at step 0"):
+    m.push(1, {"loss": jnp.float32(np.nan)})
+  m.text(1, "held out", 1, unreadable)
+  m.close()
+
+
+def test_a_progress_bar_that_cannot_be_written_is_switched_off(tmp_path, caplog, monkeypatch):
+  caplog.set_level(logging.WARNING, "nash_jax.run.metrics")
+  m = start(tmp_path)
+  monkeypatch.setattr(m._bar, "update", full)
+  m.push(0, {"loss": 0.0})
+  m.push(1, {"loss": 0.0})
+  m.close()
+  assert "the progress bar cannot be written" in caplog.text
+  assert len(lines(tmp_path)) == 2
 
 
 def test_the_bar_shows_the_numbers_asked_for(tmp_path, capsys):

@@ -1,7 +1,10 @@
 """The online loop: what it leaves, how it resumes after any end, when it waits for the device."""
 
+import errno
 import json
+import logging
 import os
+import shutil
 import signal
 
 import jax
@@ -9,12 +12,14 @@ import numpy as np
 import pytest
 import tiny
 from jax import numpy as jnp
+from tensorboardX import record_writer
 
 from configs import short_game
 from nash_jax import policy, train
 from nash_jax.config import resolve
+from nash_jax.data import tokenizer
 from nash_jax.models import gemma, logprobs
-from nash_jax.run import checkpoint, metrics
+from nash_jax.run import checkpoint, inputs, metrics
 from nash_jax.types import Prompts
 
 
@@ -249,6 +254,212 @@ def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(start, as
   assert checkpoint._steps(checkpoint._folder(tmp_path)) == [3], "what is not finite is not saved"
   done = start(tmp_path)
   assert int(done.state.step) == 6, "the run goes on from the last good one"
+
+
+@pytest.fixture
+def changed(assembled):
+  """Returns (workdir, changes by dotted name, changed functions) -> Done of the tiny run."""
+  return lambda workdir, changes, **functions: tiny.start(
+    assembled, tiny.train(changes), workdir, **functions
+  )
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_the_first_goes_on(
+  whole, start, assembled, tmp_path
+):
+  refused = []
+
+  def intrude():
+    with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on ") as error:
+      start(tmp_path)
+    refused.append(error)
+
+  done = start(tmp_path, sample=at(5, intrude, assembled.programs.sample))
+  assert refused
+  assert_same(done.state, whole[1].state)
+  assert lines(tmp_path) == lines(whole[0])
+
+
+def test_a_step_beyond_the_end_ends_and_the_finished_checkpoint_stays(whole, changed, tmp_path):
+  shutil.copytree(whole[0], tmp_path / "run")
+  less = {"steps": 4, "checkpoint.allow": ("steps",), "checkpoint.keep": 1}
+  less["checkpoint.allow"] = ("steps", "checkpoint.keep")
+  done = changed(tmp_path / "run", less)
+  assert (int(done.state.step), done.stopped) == (6, False)
+  assert_same(done.state, whole[1].state)
+  assert 6 in checkpoint._steps(checkpoint._folder(tmp_path / "run"))
+  assert lines(tmp_path / "run") == lines(whole[0])
+
+
+def test_a_failed_first_attempt_leaves_its_folder_to_the_next(
+  whole, start, changed, assembled, tmp_path
+):
+  """Bad data leave no config behind; a death in the first step none that counts."""
+  config = tiny.train({"prompts.path": str(tmp_path / "typo.jsonl")})
+  with pytest.raises(ValueError, match=r"typo.jsonl"):
+    train.run(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "config.json").exists()
+  with pytest.raises(RuntimeError, match="killed"):
+    changed(tmp_path / "run", {"seed": 1}, sample=at(1, kill, assembled.programs.sample))
+  done = start(tmp_path / "run")
+  assert_same(done.state, whole[1].state)
+
+
+def test_prompts_that_changed_are_named_at_a_resume(changed, assembled, tmp_path):
+  path = tmp_path / "p.jsonl"
+  path.write_text('{"prompt": "Lily saw a kite."}\n')
+  fields = {"prompts.path": str(path)}
+  with pytest.raises(RuntimeError, match="killed"):
+    changed(tmp_path / "run", fields, sample=at(5, kill, assembled.programs.sample))
+  with path.open("a") as file:
+    file.write('{"prompt": "A new line."}\n')
+  with pytest.raises(ValueError, match=r"prompts.path: .*p.jsonl\n.*'prompts.path'"):
+    changed(tmp_path / "run", fields)
+  assert lines(tmp_path / "run")[-1]["step"] == 3
+  done = changed(tmp_path / "run", {**fields, "checkpoint.allow": ("prompts.path",)})
+  assert int(done.state.step) == 6
+
+
+def test_every_input_that_a_run_hangs_on_is_summed(assembled, tmp_path):
+  """Each file in turn is changed: its config field, and no other, has another sum."""
+  files = {
+    "prompts.path": "prompts.jsonl", "prompts.held_out_path": "held_out.jsonl",
+    "model.tokenizer": "tokenizer.model", "judge.table": "game.npy",
+    "judge.template": "template.txt", "judge.model.tokenizer": "judge_tokenizer.model",
+  }  # fmt: skip
+  files = {field: tmp_path / name for field, name in files.items()}
+  for path in files.values():
+    path.write_text("1")
+  config = tiny.train({field: str(path) for field, path in files.items()})
+  params, parts = assembled.judge.params, (assembled.train_prompts, assembled.held_out)
+
+  def found(judge):
+    config.judge.name = judge
+    return inputs.of_training(config, params, *parts)
+
+  for judge in ("population", "table", "table_reward", "http", "gemma_text"):
+    before = found(judge)
+    read = {"prompts.path", "prompts.held_out_path", "model.tokenizer"}
+    read |= {"judge.table"} if "table" in judge else set()
+    read |= {"judge.template"} if judge in ("http", "gemma_text") else set()
+    read |= {"judge.model.tokenizer"} if judge == "gemma_text" else set()
+    assert set(before) == read
+    for field in read:
+      files[field].write_text("2")
+      after = found(judge)
+      assert {name for name in read if before[name] != after[name]} == {field}
+      files[field].write_text("1")
+  config.judge.name, config.judge.template = "gemma", "stories"
+  config.judge.model.weights = "judge.safetensors"
+  sums = [
+    inputs.of_training(config, {"w": jnp.float32([x, 2])}, *parts)["judge.model.weights"]
+    for x in (1, 1, 3)
+  ]
+  assert sums[0] == sums[1] != sums[2]
+  config.prompts.task = "registered elsewhere"
+  by_content = inputs.of_training(config, params, *parts)
+  assert by_content == inputs.of_training(config, params, *parts)
+  other = inputs.of_training(config, params, assembled.held_out, assembled.held_out)
+  assert {name for name in other if other[name] != by_content[name]} == {"prompts.task"}
+
+
+def test_a_longer_run_says_where_its_learning_rate_jumps(whole, changed, tmp_path, caplog):
+  caplog.set_level(logging.WARNING, "nash_jax.run.loop")
+  cosine = {"optimizer.schedule": "cosine", "steps": 3}
+  changed(tmp_path / "cosine", cosine)
+  longer = {"steps": 4, "checkpoint.allow": ("steps",)}
+  changed(tmp_path / "cosine", {**cosine, **longer})
+  assert "the learning rate jumps from 0.01 to 0.02318 at step 3" in caplog.text
+  assert "schedule='cosine' over steps=4 instead of 3" in caplog.text
+  caplog.clear()
+  shutil.copytree(whole[0], tmp_path / "constant")
+  changed(tmp_path / "constant", {**longer, "steps": 7})
+  assert "jumps" not in caplog.text
+
+
+@pytest.mark.parametrize("reported", ["loss", "parameters"])
+def test_unreadable_texts_do_not_hide_that_a_run_diverged(
+  start, assembled, tmp_path, monkeypatch, reported
+):
+  """The held-out texts at step 3 are ids without a piece; so is the loss, or the state, NaN."""
+
+  def poison(state, reference, batch):
+    state, values = assembled.programs.train_step(state, reference, batch)
+    bad = jax.tree.map(lambda x: x * jnp.nan, state.params)
+    state = state.replace(
+      params=jax.tree.map(lambda a, b: jnp.where(state.step == 3, b, a), state.params, bad)
+    )
+    return state, values
+
+  def no_piece(self, ids):
+    raise IndexError("OUT_OF_RANGE: piece id is out of range.")
+
+  monkeypatch.setattr(tokenizer.Tokenizer, "decode", no_piece)
+  start_texts = metrics.Metrics.text
+  monkeypatch.setattr(
+    metrics.Metrics, "text", lambda self, step, *more: step == 3 and start_texts(self, step, *more)
+  )
+  functions = {"train_step": poison}
+  if reported == "loss":
+    functions["evaluate"] = lambda *args: assembled.programs.evaluate(*args)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda *args: None)
+  message = "params.* is not finite after step 3" if reported == "parameters" else "'loss' is nan"
+  with pytest.raises(FloatingPointError, match=f"{message}.*there is no checkpoint yet in .*Lower"):
+    start(tmp_path, **functions)
+
+
+def test_a_full_disk_under_the_record_ends_the_run_in_a_line_that_resumes(
+  whole, start, changed, assembled, tmp_path, monkeypatch
+):
+  """TensorBoard's file cannot be written from the fifth step on."""
+  write = record_writer.RecordWriter.write
+
+  def full(self, data):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  def fill():
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+
+  message = (
+    r"tensorboard cannot be written .*No space left.*last good checkpoint is step 3 in .*same"
+  )
+  with pytest.raises(OSError, match=message):
+    start(tmp_path, sample=at(5, fill, assembled.programs.sample))
+  monkeypatch.setattr(record_writer.RecordWriter, "write", write)
+  done = start(tmp_path)
+  assert_same(done.state, whole[1].state)
+  assert lines(tmp_path) == lines(whole[0])
+  fields = {"on_record_error": "continue"}
+  done = changed(tmp_path / "on", fields, sample=at(2, fill, assembled.programs.sample))
+  assert_same(done.state, whole[1].state)
+  assert lines(tmp_path / "on") == lines(whole[0])
+
+
+def test_a_signal_while_the_last_save_is_written_costs_nothing(
+  whole, start, assembled, tmp_path, monkeypatch
+):
+  """Signals are heeded until the checkpoints are closed, however many come."""
+  close, heeded = checkpoint.Checkpoints.close, []
+
+  def closing(self):
+    heeded.append(signal.getsignal(signal.SIGTERM).__name__)
+    close(self)
+    heeded.append(signal.getsignal(signal.SIGTERM).__name__)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "close", closing)
+  before = signal.getsignal(signal.SIGTERM)
+
+  def many():
+    for _ in range(30):
+      terminate()
+
+  done = start(tmp_path, sample=at(5, many, assembled.programs.sample))
+  assert done.stopped
+  assert heeded == ["_handle", "_handle"]
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert max(checkpoint._steps(checkpoint._folder(tmp_path))) == 5
+  assert_same(start(tmp_path).state, whole[1].state)
+  assert lines(tmp_path) == lines(whole[0])
 
 
 def test_checkpoints_are_closed_whatever_else_fails(start, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 DTYPES = ("float32", "bfloat16", "float16")  # of files
+RECORD_ERRORS = ("stop", "continue")
 COMPUTE_DTYPES = ("float32", "bfloat16")  # whose range Gemma's activations and masks fit
 # What only some optimisers, schedules and judges read of their group: the first dots of its fields.
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sgd": ()}
@@ -171,6 +172,9 @@ def _run(job: str, **fields) -> ConfigDict:
     },
     checkpoint={"every": number(50, "[1, 1e9]"), "keep": number(2, "[1, 1e6]"), "allow": ()},
     profile=False,
+    # Continue: go on without a part of the record (metrics, samples, TensorBoard) that cannot be
+    # written, such as on a full disk.
+    on_record_error=_choice("stop", RECORD_ERRORS),
     **fields,
   )
 

@@ -27,8 +27,7 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
   config.resolve(_arena_config(run_config, base, base))  # before the run, after which it is held
   done = train.run(run_config, workdir)
   if done.stopped:
-    print(f"stopped at step {int(done.state.step)}; the same command goes on from there")
-    return {}
+    return {}  # the command says so
   arena_config = _arena_config(run_config, f"{folder}@params", f"{folder}@target")
   arena.recorded_result(config.resolve(arena_config), folder / "arena")  # an older one gives way
   result = arena.run(arena_config, folder / "arena")

@@ -2,13 +2,15 @@
 
 workdir/config.json, versions.json      config and library versions of the latest start
 workdir/base.json                       checksums of the parameters that the run never changes
+workdir/inputs.json                     checksums of the files and weights that it reads (inputs.py)
 workdir/checkpoints/00000050/<field>    one Orbax folder for each field of the state
 workdir/checkpoints/00000050/manifest   type and checksum of each leaf, score, config, versions
 
 A checkpoint is good if it has the expected leaves, with the checksums of the state that was saved.
-A bad one that is passed over is renamed, never deleted.
+A bad one that is passed over is renamed, never deleted; one that cannot be read for now is neither.
 """
 
+import functools
 import importlib.metadata
 import json
 import logging
@@ -79,24 +81,93 @@ def _sync(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+# Seconds before a file that could not be read is read again.
+READ_AGAIN = (0.1, 1.0, 3.0)
+# How a path is not what it should be; other errors of the system may pass.
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def _retry[T](path: epath.Path, read: Callable[[], T]) -> T:
+  """Returns what `read` does; an error of the system that may pass is waited for a few seconds."""
+  for seconds in READ_AGAIN:
+    try:
+      return read()
+    except _ABSENT:
+      raise
+    except OSError as error:
+      log.warning("%s: %s; it is read again in %g s", path, error, seconds)
+      time.sleep(seconds)
+  try:
+    return read()
+  except _ABSENT:
+    raise
+  except OSError as error:
+    raise OSError(
+      f"{path} cannot be read ({error}): nothing is changed, and the same command goes on once it"
+      " can be"
+    ) from error
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+  """Returns the object in a JSON file.
+
+  Raises:
+    ValueError: a file that holds something else.
+    OSError: no such file, or one that cannot be read.
+  """
+  text = _retry(path, path.read_bytes)
+  try:
+    value = json.loads(text)
+  except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
+    raise ValueError(f"{path} does not parse ({error}): restore it or move it") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: expected a JSON object, got {value!r:.60}: restore it or move it")
+  return value
+
+
 def _write_json(path: epath.Path, value: Any) -> None:
   """Replaces a file at once: no reader meets one that is half written."""
   part = path.with_name(f"{path.name}.part")
-  part.write_text(json.dumps(value, indent=2) + "\n")
-  part.replace(path)
+  try:
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    part.replace(path)
+  except OSError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _folder(workdir: Workdir) -> epath.Path:
   return epath.Path(workdir if "://" in str(workdir) else os.path.abspath(workdir)) / "checkpoints"
 
 
+def _names(folder: epath.Path) -> list[str]:
+  """Returns what lies in a folder of checkpoints, sorted; [] where there is none."""
+  try:
+    return sorted(path.name for path in _retry(folder, lambda: list(folder.iterdir())))
+  except FileNotFoundError:
+    return []
+  except NotADirectoryError:
+    raise ValueError(f"{folder}: expected a folder, got a file: move it away") from None
+
+
+def _is_step(name: str) -> bool:
+  """Whether a checkpoint is called so."""
+  return name.isascii() and name.isdigit() and name == f"{int(name):08d}"
+
+
 def _steps(folder: epath.Path) -> list[int]:
-  names = [path.name for path in folder.iterdir()] if folder.exists() else []
-  return sorted(int(name) for name in names if name.isdigit())
+  return sorted(int(name) for name in _names(folder) if _is_step(name))
 
 
 def _manifest(folder: epath.Path, step: int) -> dict[str, Any]:
-  return json.loads((folder / f"{step:08d}" / "manifest" / "metadata").read_text())
+  """Returns what a checkpoint says of itself; ValueError where that is damaged."""
+  manifest = _read_json(folder / f"{step:08d}" / "manifest" / "metadata")
+  leaves, score = manifest.get("leaves"), manifest.get("score")
+  whole = isinstance(leaves, dict) and all(
+    isinstance(leaf, dict) and {"type", "sum"} <= leaf.keys() for leaf in leaves.values()
+  )
+  if not whole or not isinstance(score, int | float | None):
+    raise ValueError(f"the manifest of {folder / f'{step:08d}'} is damaged")
+  return manifest
 
 
 def _scores(folder: epath.Path) -> dict[int, float]:
@@ -106,7 +177,7 @@ def _scores(folder: epath.Path) -> dict[int, float]:
     try:
       score = _manifest(folder, step)["score"]
       scores[step] = -np.inf if score is None else score
-    except (OSError, ValueError, KeyError) as error:
+    except (*_ABSENT, ValueError) as error:
       log.info("checkpoint %d does not count: %s", step, error)
   return scores
 
@@ -143,6 +214,42 @@ def _restore_verified(
   return jax.tree.unflatten(jax.tree.structure(spec), leaves.values())
 
 
+def _read_through(path: epath.Path) -> None:
+  """Reads every byte below a path, so that what cannot be read is an error of the system."""
+  if path.is_dir():
+    for inner in path.iterdir():
+      _read_through(inner)
+  else:
+    with path.open("rb") as file:
+      while file.read(1 << 24):
+        continue
+
+
+def _problem(path: epath.Path, read: Callable[[], Any]) -> tuple[Any, str]:
+  """Returns (what `read` returns, ""), or (None, what is damaged at `path`).
+
+  Files that are there and can be read, and yet are refused twice, are damaged.
+
+  Raises:
+    OSError: they cannot be read, which says nothing about what they hold.
+  """
+  for last in (False, True):
+    try:
+      return read(), ""
+    except (MemoryError, jax.errors.JaxRuntimeError):
+      raise  # the machine's trouble, not the checkpoint's
+    except Exception as error:  # a broken file can make a reader raise anything
+      # The first line says what is wrong; Orbax goes on with the trees it was given.
+      problem = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    try:
+      _retry(path, lambda: _read_through(path))
+    except _ABSENT as error:
+      return None, f"{type(error).__name__}: {error}"
+    if last:
+      break
+  return None, problem
+
+
 def _restore_newest(
   reader: ocp.Checkpointer, folder: epath.Path, steps: list[int], spec: State, field: str = ""
 ) -> tuple[State, int, list[int]]:
@@ -150,15 +257,12 @@ def _restore_newest(
 
   Raises:
     ValueError: none of them is good; says why, for each.
+    OSError: one that is newer than every good one cannot be read.
   """
   bad: dict[int, str] = {}
   for step in sorted(steps, reverse=True):
-    problem = ""
-    try:
-      tree = _restore_verified(reader, folder, step, spec, field)
-    except Exception as error:  # a broken file can make a reader raise anything
-      # The first line says what is wrong; Orbax goes on with the trees it was given.
-      problem = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    read = functools.partial(_restore_verified, reader, folder, step, spec, field)
+    tree, problem = _problem(folder / f"{step:08d}", read)
     if not np.any(multihost_utils.process_allgather(np.array(problem != ""))):
       if bad:
         log.warning("damaged checkpoints in %s: %s; %d is used instead", folder, bad, step)
@@ -179,14 +283,31 @@ def read_config(workdir: Workdir) -> dict[str, Any]:
     ValueError: a file that does not parse.
   """
   path = _folder(workdir).parent / "config.json"
-  try:
-    return json.loads(path.read_text()) if path.exists() else {}
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} does not parse ({error}): restore it or move it") from error
+  return _read_json(path) if path.exists() else {}
+
+
+def holds_run(workdir: Workdir) -> bool:
+  """Returns whether a workdir holds a checkpoint, whole or not, or a record beyond step 0."""
+  folder = _folder(workdir)
+  record = folder.parent / "metrics.jsonl"
+  if _names(folder) or not record.exists():
+    return bool(_names(folder))
+  return _retry(record, record.read_bytes).count(b"\n") > 1
+
+
+def forget(workdir: Workdir) -> None:
+  """Deletes what an attempt that came to nothing has left about itself."""
+  for name in ("config.json", "base.json", "inputs.json") if jax.process_index() == 0 else ():
+    (_folder(workdir).parent / name).unlink(missing_ok=True)
+
+
+def permits(allow: tuple[str, ...], field: str) -> bool:
+  """Returns whether a dotted field, or a group that it is in, is among those that may differ."""
+  return f"{field}.".startswith(tuple(f"{name}." for name in allow))
 
 
 # Fields that older configs lack, and what they meant.
-ADDED = {"prompts.duplicates": "keep", "data.duplicates": "keep"}
+ADDED = {"prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop"}
 
 
 def differences(
@@ -207,12 +328,27 @@ def differences(
   )
   # The list of fields that may differ is itself no property of a run.
   allow = ("checkpoint.allow", *allow) if "job" in old else ("checkpoint.allow", "job", *allow)
-  allowed = tuple(f"{field}." for field in allow)
-  names = (name for name in sorted(old.keys() | new.keys()) if not f"{name}.".startswith(allowed))
-  values = {
-    name: (old.get(name, ADDED.get(name, "absent")), new.get(name, "absent")) for name in names
-  }
+  old = {**{name: value for name, value in ADDED.items() if name in new}, **old}
+  names = (name for name in sorted(old.keys() | new.keys()) if not permits(allow, name))
+  values = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in names}
   return {name: f"  {name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b}
+
+
+def check_config(
+  workdir: Workdir, config: dict[str, Any], allow: tuple[str, ...] = ()
+) -> dict[str, Any]:
+  """Returns the config of the run in a workdir, {} for none; ValueError if it is another run's.
+
+  Args: as those of `differences`.
+  """
+  path, saved = _folder(workdir).parent, read_config(workdir)
+  if lines := differences(saved, config, allow) if saved else {}:
+    listed, fix = "\n".join(lines.values()), f"set checkpoint.allow={(*allow, *lines)!r}."
+    raise ValueError(
+      f"workdir {path} was made with another config:\n{listed}\nUse another workdir, or, where"
+      f" a resumed run may differ in these, {fix}"
+    )
+  return saved
 
 
 class Checkpoints:
@@ -232,19 +368,13 @@ class Checkpoints:
     self, workdir: Workdir, *, keep: int, config: dict[str, Any], allow: tuple[str, ...] = ()
   ):
     require(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
-    self._keep, self._folder = keep, _folder(workdir)
+    self._keep, self._folder, self._saving = keep, _folder(workdir), -1
     path = self._folder.parent
     self._config = json.loads(json.dumps(config, default=str))
     self._versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     try:
       path.mkdir(parents=True, exist_ok=True)
-      saved = read_config(path)
-      if lines := differences(saved, self._config, allow) if saved else {}:
-        listed, fix = "\n".join(lines.values()), f"set checkpoint.allow={(*allow, *lines)!r}."
-        raise ValueError(
-          f"workdir {path} was made with another config:\n{listed}\nUse another workdir, or, where"
-          f" a resumed run may differ in these, {fix}"
-        )
+      check_config(path, self._config, allow)
       _sync("every process has read the workdir's config")
       if jax.process_index() == 0:
         _write_json(path / "config.json", self._config)
@@ -265,6 +395,7 @@ class Checkpoints:
 
     Raises:
       FloatingPointError: a leaf is not finite; such a state is never saved.
+      OSError: this one or the one before cannot be written.
     """
     self.wait()
     if step in _steps(self._folder):
@@ -281,7 +412,18 @@ class Checkpoints:
       "versions": self._versions,
     }
     args = _composite(leaves, ocp.args.StandardSave, manifest=ocp.args.JsonSave(manifest))
-    self._orbax.save(self._folder / f"{step:08d}", args=args)
+    self._saving = step
+    self._write(lambda: self._orbax.save(self._folder / f"{step:08d}", args=args))
+
+  def _write(self, write: Callable[[], None]) -> None:
+    """Writes, or waits until it is written; what fails there is the disk's, whoever raises it."""
+    try:
+      write()
+    except Exception as error:  # tensorstore reports a full disk as ValueError
+      problem = f"{error}".splitlines()[0][:300]
+      raise OSError(
+        f"the checkpoint of step {self._saving} in {self._folder} cannot be written: {problem}"
+      ) from error
 
   def restore(self, spec: State) -> tuple[State, int] | None:
     """Returns (state, step) of the newest good checkpoint in the shardings of `spec`, or None.
@@ -294,14 +436,27 @@ class Checkpoints:
     """
     self.wait()
     state, step, bad = _restore_newest(self._orbax, self._folder, _steps(self._folder), spec)
-    for path in self._folder.glob("*.orbax-checkpoint-tmp*"):
-      if int(path.name.split(".")[0]) > step:
-        log.warning("half-written %s was never finished: step %d is used instead", path, step)
-    for number in bad if jax.process_index() == 0 else ():
-      path = self._folder / f"{number:08d}"
-      path.rename(self._folder / f"{path.name}.damaged-{time.time_ns()}")
+    _sync("every process has read its checkpoint")
+    if jax.process_index() == 0:
+      self._tidy(step, bad)
     _sync("damaged checkpoints are renamed")
     return None if step < 0 else (state, step)
+
+  def _tidy(self, step: int, bad: list[int]) -> None:
+    """Renames bad checkpoints, deletes half-written ones, and names what is no checkpoint."""
+    for number in bad:
+      path = self._folder / f"{number:08d}"
+      path.rename(self._folder / f"{path.name}.damaged-{time.time_ns()}")
+    for name in _names(self._folder):
+      path, (digits, _, suffix) = self._folder / name, name.partition(".")
+      if not _is_step(digits) or not (
+        suffix == "" or suffix.startswith(("orbax-checkpoint-tmp", "damaged-"))
+      ):
+        log.warning("%s is no checkpoint of this program: it is left alone", path)
+      elif suffix.startswith("orbax-checkpoint-tmp"):
+        if int(digits) > step:
+          log.warning("half-written %s was never finished: step %d is used instead", path, step)
+        _delete(path)
 
   def last_good(self) -> int | None:
     """Returns the newest step that was saved completely."""
@@ -310,19 +465,29 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits until what was saved is on disk, raises any error of saving, then deletes old ones."""
-    self._orbax.wait_until_finished()
+    self._write(self._orbax.wait_until_finished)
     scores = _scores(self._folder) if jax.process_index() == 0 else {}
     kept = {*sorted(scores)[-self._keep :], _best(scores)}
     for step in _steps(self._folder) if scores else ():
       # What is newer than the last good one is left for `restore` to judge.
       if step not in kept and step < max(scores):
-        (self._folder / f"{step:08d}").rmtree()
+        _delete(self._folder / f"{step:08d}")
     _sync("old checkpoints are deleted")
 
   def close(self) -> None:
     """Waits, and ends Orbax's threads."""
-    self.wait()
-    self._orbax.close()
+    try:
+      self.wait()
+    finally:
+      self._orbax.close()
+
+
+def _delete(path: epath.Path) -> None:
+  """Deletes a folder that is not needed; a run does not end because that fails."""
+  try:
+    path.rmtree()
+  except OSError as error:
+    log.warning("%s stays behind: %s", path, error)
 
 
 def restore_part(
@@ -337,6 +502,7 @@ def restore_part(
 
   Raises:
     ValueError: no such checkpoint, a damaged one, or a leaf that differs (the first is named).
+    OSError: it cannot be read.
   """
   folder, given = _folder(workdir), step
   for _ in range(ATTEMPTS):
@@ -367,22 +533,81 @@ def saved_steps(workdir: Workdir) -> list[int]:
   return _steps(_folder(workdir))
 
 
-def verify_base(workdir: Workdir, base: Params, record: bool = False) -> None:
+def newest_step(workdir: Workdir) -> int:
+  """Returns the completed steps of the newest checkpoint; 0 where there is none."""
+  return max(_steps(_folder(workdir)), default=0)
+
+
+def checksum(tree: Params) -> tuple[str, int]:
+  """Returns (dtype, one checksum) of parameters of one dtype, the same on every mesh."""
+  checksums = jax.device_get(_checksums(_leaves(tree)))
+  total = sum(int(leaf_sum) for leaf_sum, _ in checksums.values()) % 2**32
+  return str(jax.tree.leaves(tree)[0].dtype), total
+
+
+def verify_base(
+  workdir: Workdir, base: Params, record: bool = False, changed: bool = False
+) -> None:
   """Raises ValueError unless the parameters that a run never changes are those it began with.
 
   Args:
     base: the reference, in which adapters learn; identified by its checksum in its dtype.
     record: remember the checksum of a dtype that has none yet.
+    changed: they may have changed: remember what they are now.
   """
   path = _folder(workdir).parent / "base.json"
-  recorded = json.loads(path.read_text()) if path.exists() else {}
-  dtype = str(jax.tree.leaves(base)[0].dtype)
-  checksums = jax.device_get(_checksums(_leaves(base)))
-  checksum = sum(int(leaf_sum) for leaf_sum, _ in checksums.values()) % 2**32
-  if recorded.setdefault(dtype, checksum) != checksum:
+  recorded = _read_json(path) if path.exists() and not changed else {}
+  dtype, total = checksum(base)
+  if recorded.setdefault(dtype, total) != total:
     raise ValueError(
       f"model.weights of {path.parent}: expected what the run began with, got other numbers. Put"
-      f" them back, or, to go on with these, delete {path}."
+      f" them back, or, to go on with these, set checkpoint.allow=('model.weights',) or delete"
+      f" {path}."
     )
   if record and jax.process_index() == 0:
     _write_json(path, recorded)
+
+
+def verify_inputs(
+  workdir: Workdir, found: dict[str, dict[str, str]], allow: tuple[str, ...] = ()
+) -> None:
+  """Raises ValueError unless a run's inputs are those it began with, and remembers new ones.
+
+  Args:
+    found: by config field, the checksum of each of its files; "dtype:sum" of parameters, which
+      differs between dtypes.
+    allow: fields, or groups of them, whose inputs may have changed.
+  """
+  path, first = _folder(workdir).parent / "inputs.json", jax.process_index() == 0
+
+  def compare(recorded: dict[str, Any]) -> None:
+    changed = {
+      field: ", ".join(files)
+      for field, files in found.items()
+      if field in recorded and _changed(recorded[field], files)
+    }
+    if lines := [f"  {field}: {x}" for field, x in changed.items() if not permits(allow, field)]:
+      listed = "\n".join(lines)
+      raise ValueError(
+        f"inputs of the run in {path.parent} are not those that it began with:\n{listed}\nPut them"
+        " back, use another workdir, or, where the resumed run may go on with these, set"
+        f" checkpoint.allow={(*allow, *(x for x in changed if not permits(allow, x)))!r}."
+      )
+
+  if first:
+    recorded = _read_json(path) if path.exists() else {}
+    compare(recorded)
+    if recorded != found:
+      _write_json(path, found)
+  _sync("the first process has written its inputs")
+  if not first:  # each has files of its own
+    compare(_read_json(path))
+
+
+def _changed(recorded: Any, files: dict[str, str]) -> bool:
+  """Whether the sums of files or parameters differ, wherever they lie now."""
+  old = list(recorded.values()) if isinstance(recorded, dict) else []
+  new = list(files.values())
+  if [x.split(":")[0] for x in map(str, old)] != [x.split(":")[0] for x in new]:
+    return len(old) != len(new)  # of another dtype: nothing can be compared
+  return old != new

@@ -1,14 +1,20 @@
 """What surrounds every training loop: start or resume, record, save, and stop cleanly."""
 
 import contextlib
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from etils import epath
+from ml_collections import ConfigDict
 
+from nash_jax import update
 from nash_jax.config import describe
-from nash_jax.run import checkpoint, metrics, signals
+from nash_jax.run import checkpoint, lock, metrics, signals
+from nash_jax.run.inputs import Inputs
 from nash_jax.types import Params, TrainState
+
+log = logging.getLogger(__name__)
 
 
 class Setup(Protocol):
@@ -18,6 +24,7 @@ class Setup(Protocol):
     reference: parameters that the run never changes, or None.
     state_spec: the state's shapes and shardings.
     initial_state: makes the state in which a fresh run starts.
+    inputs: returns the checksums of what it has read.
   """
 
   @property
@@ -26,6 +33,7 @@ class Setup(Protocol):
   def state_spec(self) -> TrainState: ...
   @property
   def initial_state(self) -> Callable[[], TrainState]: ...
+  def inputs(self) -> Inputs: ...
 
 
 # (setup, state, first step, log, checkpoints, stop) -> the last state.
@@ -45,6 +53,9 @@ def run_loop[SetupT: Setup](
 ) -> tuple[SetupT, TrainState]:
   """Sets up a run, restores what its workdir holds, and loops to the end or until a signal.
 
+  The workdir is this process's alone. A signal that stops the run is heeded until its last save is
+  on the disk, and so are all that follow it.
+
   Args:
     config: resolved.
     set_up: config -> Setup; called once the workdir is known to belong to the run.
@@ -55,23 +66,101 @@ def run_loop[SetupT: Setup](
     The setup and the last state.
 
   Raises:
-    ValueError: a workdir of another run, or one that cannot be written.
+    ValueError: a workdir of another run, in use, or that cannot be written; inputs that changed.
     FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
+    OSError: what must be read or written cannot be; names the last good checkpoint.
   """
-  workdir, keep, allow = epath.Path(workdir), config.checkpoint.keep, tuple(config.checkpoint.allow)
-  checkpoints = checkpoint.Checkpoints(workdir, keep=keep, config=describe(config), allow=allow)
-  with contextlib.closing(checkpoints):
+  with lock.hold(workdir):
+    saved = _saved_config(config, workdir)
     setup = set_up(config)
-    if setup.reference is not None:
-      checkpoint.verify_base(workdir, setup.reference, record=True)
-    state, first_step = checkpoints.restore(setup.state_spec) or (setup.initial_state(), 0)
-    log = metrics.Metrics(
-      workdir, first_step=first_step, total_steps=config.steps, show=show, progress=progress,
-      profile=config.profile,
+    with signals.Stop() as stop, _closing(_begin(config, workdir, setup, saved)) as checkpoints:
+      state, first_step = checkpoints.restore(setup.state_spec) or (setup.initial_state(), 0)
+      _warn(config, saved, first_step)
+      try:
+        record = metrics.Metrics(
+          workdir, first_step=first_step, total_steps=config.steps, show=show, progress=progress,
+          profile=config.profile, on_error=config.on_record_error,
+        )  # fmt: skip
+        with _closing(record):
+          return setup, loop(setup, state, first_step, record, checkpoints, stop)
+      except FloatingPointError as error:
+        raise FloatingPointError(
+          f"{error}; {_last_good(checkpoints, workdir)}. {advice}"
+        ) from error
+      except OSError as error:
+        raise OSError(
+          f"{error}; {_last_good(checkpoints, workdir)}: once this is mended, the same command goes"
+          " on from there"
+        ) from error
+
+
+def _saved_config(config, workdir: checkpoint.Workdir) -> dict[str, Any]:
+  """Returns the config of the run in a workdir; {} where there is no run to go on with."""
+  if not checkpoint.holds_run(workdir):
+    return {}
+  return checkpoint.check_config(workdir, describe(config), tuple(config.checkpoint.allow))
+
+
+def _begin(
+  config, workdir: checkpoint.Workdir, setup: Setup, saved: dict[str, Any]
+) -> checkpoint.Checkpoints:
+  """Compares what a run has read with what it began with, and opens its checkpoints."""
+  allow = tuple(config.checkpoint.allow)
+  if not saved and not checkpoint.holds_run(workdir):
+    checkpoint.forget(workdir)
+  checkpoint.verify_inputs(workdir, setup.inputs(), allow)
+  if setup.reference is not None:
+    changed = checkpoint.permits(allow, "model.weights")
+    checkpoint.verify_base(workdir, setup.reference, record=True, changed=changed)
+  return checkpoint.Checkpoints(
+    workdir, keep=config.checkpoint.keep, config=describe(config), allow=allow
+  )
+
+
+def _warn(config, saved: dict[str, Any], first_step: int) -> None:
+  """Says what a resumed run's own config does to it: an end that is passed, a rate that jumps."""
+  if first_step > config.steps:
+    log.warning("step %d is beyond steps=%d: nothing is left to do", first_step, config.steps)
+  if not saved or not 0 < first_step < config.steps:
+    return
+  now = describe(config)["optimizer"]
+  before = ConfigDict({**now, **saved.get("optimizer", {})})
+  old, new = (
+    float(update.make_schedule(optimizer, steps)(first_step))
+    for optimizer, steps in (
+      (before, saved.get("steps", config.steps)),
+      (config.optimizer, config.steps),
+    )
+  )
+  if not math.isclose(old, new, rel_tol=1e-5):
+    log.warning(
+      "the learning rate jumps from %.4g to %.4g at step %d: optimizer.schedule=%r over steps=%d"
+      " instead of %d", old, new, first_step, config.optimizer.schedule, config.steps,
+      saved.get("steps", config.steps),
     )  # fmt: skip
+
+
+def _last_good(checkpoints: checkpoint.Checkpoints, workdir: checkpoint.Workdir) -> str:
+  """Returns which checkpoint a run that fails can go on from, whatever else fails."""
+  try:
+    step = checkpoints.last_good()
+  except Exception as error:
+    return f"its checkpoints in {workdir} cannot be read: {error}"
+  found = (
+    "there is no checkpoint yet" if step is None else f"the last good checkpoint is step {step}"
+  )
+  return f"{found} in {workdir}"
+
+
+@contextlib.contextmanager
+def _closing[T: (metrics.Metrics, checkpoint.Checkpoints)](thing: T) -> Iterator[T]:
+  """Closes it at the end; an error of closing never takes the place of one that came before."""
+  try:
+    yield thing
+  except BaseException:
     try:
-      with contextlib.closing(log), signals.Stop() as stop:
-        return setup, loop(setup, state, first_step, log, checkpoints, stop)
-    except FloatingPointError as error:
-      good = f"the last good checkpoint is step {checkpoints.last_good()} in {workdir}"
-      raise FloatingPointError(f"{error}; {good}. {advice}") from error
+      thing.close()
+    except Exception as error:
+      log.warning("after that: %s", error)
+    raise
+  thing.close()

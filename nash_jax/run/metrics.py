@@ -1,25 +1,35 @@
-"""The record of a run: JSON lines, TensorBoard and a progress bar; read one step late."""
+"""The record of a run: JSON lines, TensorBoard and a progress bar; read one step late.
 
+All of it is written by the loop itself: no queue can fill and no thread can die behind its back.
+"""
+
+import functools
 import itertools
 import json
+import logging
 import math
 import os
 import pathlib
 import shutil
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TextIO
 
 import jax
-import tensorboardX
 import tqdm
-from absl import logging
 from etils import epath
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter, directory_check
 
 from nash_jax.types import Mean
+
+log = logging.getLogger(__name__)
+FLUSH_SECONDS = 120  # how long TensorBoard's events may be in memory
 
 Value = Mean | jax.Array | float
 PHASES = ("sample", "judge", "update", "evaluate", "save")
@@ -55,14 +65,62 @@ def _check_names(names: Iterable[str]) -> None:
       )
 
 
+def _step(line: bytes) -> int | None:
+  """Returns the step of a line of a record; None for one that is damaged."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):  # not UTF-8 is a ValueError too
+    return None
+  step = row.get("step") if isinstance(row, dict) else None
+  return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
 def _reopen(path: pathlib.Path, first_step: int) -> TextIO:
   """Opens JSON lines for appending, without those that a run from `first_step` writes again."""
   # A line without its end is one in whose middle the run was killed.
-  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+  kept = []
+  for number, line in enumerate(lines, 1):
+    step = _step(line)
+    if step is None:
+      log.warning("%s:%d is damaged and dropped: %r", path, number, line[:60])
+    elif step < first_step:
+      kept.append(line + b"\n")
   part = path.with_suffix(".part")
-  part.write_text("".join(f"{x}\n" for x in lines if json.loads(x)["step"] < first_step))
+  part.write_bytes(b"".join(kept))
   part.replace(path)
   return path.open("a", buffering=1)
+
+
+class _Board:
+  """An events file of TensorBoard's."""
+
+  def __init__(self, folder: str, first_step: int):
+    directory_check(folder)
+    # A run that is resumed within one second must not share a file.
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{first_step:08d}"
+    self._file, self._due = RecordWriter(os.path.join(folder, name)), 0.0
+    self._write(event_pb2.Event(file_version="brain.Event:2"))
+    if first_step:  # hides what an earlier process wrote from there on
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write(event_pb2.Event(step=first_step, session_log=start))
+
+  def _write(self, event: event_pb2.Event) -> None:
+    event.wall_time = time.time()
+    self._file.write(event.SerializeToString())
+    if time.monotonic() > self._due:
+      self.flush()
+
+  def add(self, step: int, values: Sequence[summary.Summary]) -> None:
+    for value in values:
+      self._write(event_pb2.Event(step=step, summary=value))
+
+  def flush(self) -> None:
+    self._due = time.monotonic() + FLUSH_SECONDS
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
 
 
 class Metrics:
@@ -77,6 +135,10 @@ class Metrics:
     first_step: where the run starts or resumes; an earlier record from there on is dropped.
     show: names for the progress bar.
     profile: leave a trace of the run's third and fourth step in workdir/profile.
+    on_error: "stop" where a part cannot be written, or "continue" without that part.
+
+  Raises:
+    OSError: a part that cannot be written.
   """
 
   def __init__(
@@ -88,8 +150,10 @@ class Metrics:
     show: tuple[str, ...] = (),
     progress: bool = True,
     profile: bool = False,
+    on_error: str = "stop",
   ):
     _check_names(show)
+    self._on_error, self._lost = on_error, set[str]()
     self._first_step, self._show, self._profile = first_step, show, profile
     self._shown: dict[str, str] = {}
     self._pending: tuple[int, dict[str, Value]] | None = None
@@ -102,21 +166,51 @@ class Metrics:
     self._bucket = bucket = epath.Path(workdir) if "://" in str(workdir) else None
     folder = pathlib.Path(tempfile.mkdtemp(prefix="nash_jax_") if bucket else workdir)
     self._folder = folder
+    self._files: dict[str, TextIO] = {}
+    self._board: _Board | None = None
     if self._writes:
-      folder.mkdir(parents=True, exist_ok=True)
-      for path in [bucket / name for name in ("metrics.jsonl", "samples.jsonl")] if bucket else ():
-        if path.exists():
-          (folder / path.name).write_bytes(path.read_bytes())
-      self._lines = _reopen(folder / "metrics.jsonl", first_step)
-      self._samples = _reopen(folder / "samples.jsonl", first_step)
-      suffix = f".{first_step:08d}"  # a run that is resumed within one second must not share a file
-      self._board = tensorboardX.SummaryWriter(
-        str(folder / "tensorboard"), purge_step=first_step or None, filename_suffix=suffix
-      )
+      self._record(".", lambda: folder.mkdir(parents=True, exist_ok=True))
+      for name in ("metrics.jsonl", "samples.jsonl"):
+        self._record(name, functools.partial(self._open, name))
+      self._record("tensorboard", self._open_board)
     self._bar = tqdm.tqdm(
       total=total_steps, initial=first_step, disable=not (progress and self._writes), unit="step",
       mininterval=0.5 if sys.stderr.isatty() else 30,
     )  # fmt: skip
+
+  def _open(self, name: str) -> None:
+    path = self._folder / name
+    if self._bucket and (self._bucket / name).exists():
+      path.write_bytes((self._bucket / name).read_bytes())
+    self._files[name] = _reopen(path, self._first_step)
+
+  def _open_board(self) -> None:
+    self._board = _Board(str(self._folder / "tensorboard"), self._first_step)
+
+  def _record(self, part: str, write: Callable[[], object]) -> None:
+    """Writes to a part of the record; where that fails, stops or goes on without the part."""
+    if not self._writes or part in self._lost:
+      return
+    try:
+      write()
+    except OSError as error:
+      self._fail(part, error)
+
+  def _fail(self, part: str, error: OSError) -> None:
+    if part in self._lost:
+      return
+    problem = f"{self._folder / part} cannot be written ({error})"
+    self._lost.add(part)  # half a line may be there: nothing is written behind it
+    if self._on_error == "stop":
+      raise OSError(problem) from error
+    log.warning("%s: the run goes on without it", problem)
+
+  def _line(self, name: str, row: dict[str, Any]) -> None:
+    self._record(name, lambda: self._files[name].write(json.dumps(row) + "\n"))
+
+  def _events(self, step: int, values: Iterable[summary.Summary]) -> None:
+    if self._board is not None:
+      self._record("tensorboard", functools.partial(self._board.add, step, list(values)))
 
   def push(self, step: int, values: Mapping[str, Value]) -> None:
     """Takes a step's values; pushes of one step join in one line.
@@ -151,12 +245,20 @@ class Metrics:
     """
     if self._pending is not None and self._pending[0] < step:
       self._write_pending(None)
-    if self._bucket and self._writes:
-      self._board.flush()
-      for path in (path for path in self._folder.rglob("*") if path.is_file()):
-        copy = self._bucket / path.relative_to(self._folder)
+    if self._board is not None:
+      self._record("tensorboard", self._board.flush)
+    if self._bucket:
+      self._record(".", self._copy)
+
+  def _copy(self) -> None:
+    assert self._bucket is not None
+    for path in (path for path in self._folder.rglob("*") if path.is_file()):
+      copy = self._bucket / path.relative_to(self._folder)
+      try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
+      except Exception as error:  # a bucket's library has errors of its own
+        raise OSError(f"{copy}: {error}") from error
 
   def read(self, step: int, values: dict[str, Value]) -> dict[str, float | None]:
     """Waits for a step's values and returns them as floats: the loop's only device read."""
@@ -188,28 +290,18 @@ class Metrics:
     clocks = self._clocks.pop(step, [])
     counts = {f"tokens_per_second/{p}": tokens for p, tokens, _ in clocks if tokens is not None}
     row = self.read(step, {**values, **counts})
-    while self._texts and self._texts[0][0] <= step:
-      number, name, arrays, decode = self._texts.pop(0)
-      if self._writes:
-        texts = decode(jax.device_get(arrays))
-        self._samples.write(json.dumps({"step": number, "name": name, "rows": texts}) + "\n")
-        self._board.add_text(name, "\n\n---\n\n".join(texts), number)
     for phase, _, end in clocks:
       start, self._clock = self._clock, end.result()
       row[f"seconds/{phase}"] = seconds = self._clock - start
       if (count := row.get(f"tokens_per_second/{phase}")) is not None:
         row[f"tokens_per_second/{phase}"] = count / seconds
     finite = {name: x for name, x in row.items() if x is not None and math.isfinite(x)}
-    if self._writes:
-      self._lines.write(json.dumps({"step": step, **{n: finite.get(n) for n in row}}) + "\n")
-      for name, x in finite.items():
-        self._board.add_scalar(name, x, step)
-    self._shown |= {name: f"{finite[name]:.3g}" for name in self._show if name in finite}
-    self._bar.set_postfix(self._shown, refresh=False)
-    self._bar.update(min(step + 1, self._bar.total) - self._bar.n)
+    self._line("metrics.jsonl", {"step": step, **{name: finite.get(name) for name in row}})
+    self._events(step, (summary.scalar(name, x) for name, x in finite.items()))
+    self._show_progress(step, finite)
     if row.get("valid") == 0 and not self._warned:
       self._warned = True
-      logging.warning(
+      log.warning(
         "step %d: no verdict could be read, so nothing is learned; see `valid` in metrics.jsonl. "
         "Expected answers that the judge can give, and responses that it can read",
         step,
@@ -219,6 +311,25 @@ class Metrics:
       if value is not None and not math.isfinite(value) and not self._failed:
         self._failed = True
         raise FloatingPointError(f"metric {name!r} is {value} at step {step}")
+    # After the loss: what a policy writes that is not finite any more may have no text.
+    while self._texts and self._texts[0][0] <= step and not self._failed:
+      number, name, arrays, decode = self._texts.pop(0)
+      if self._writes:
+        texts = decode(jax.device_get(arrays))
+        self._line("samples.jsonl", {"step": number, "name": name, "rows": texts})
+        self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
+
+  def _show_progress(self, step: int, finite: dict[str, float]) -> None:
+    self._shown |= {name: f"{finite[name]:.3g}" for name in self._show if name in finite}
+    self._bar.set_postfix(self._shown, refresh=False)
+    self._on_bar(self._bar.update, min(step + 1, self._bar.total) - self._bar.n)
+
+  def _on_bar(self, change: Callable, *args: Any) -> None:
+    try:
+      change(*args)
+    except OSError as error:  # such as a log file on a full disk
+      self._bar.disable = True
+      log.warning("the progress bar cannot be written: %s", error)
 
   def value(self, step: int, name: str) -> float | None:
     """Waits for a value of the current step: the score of a checkpoint, which waits anyway."""
@@ -231,17 +342,29 @@ class Metrics:
 
   def close(self) -> None:
     """Writes the last line; closes files and threads."""
+    ends: list[Callable[[], object]] = [lambda: self.flush(sys.maxsize), self._wait_for_clocks]
+    ends += [self._stop_trace, self._waiter.shutdown, lambda: self._on_bar(self._bar.close)]
+    ends += [functools.partial(self._end, name, file) for name, file in self._files.items()]
+    ends += [functools.partial(self._end, "tensorboard", self._board)] if self._board else []
+    ends += [lambda: shutil.rmtree(self._folder)] if self._bucket else []
+    errors: list[Exception] = []
+    for end in ends:  # each, whatever becomes of the others
+      try:
+        end()
+      except Exception as error:
+        errors.append(error)
+    for later in errors[1:]:
+      log.warning("after that: %s", later)
+    if errors:
+      raise errors[0]
+
+  def _wait_for_clocks(self) -> None:
+    for _, _, end in itertools.chain(*self._clocks.values()):
+      end.result()
+
+  def _end(self, part: str, file: TextIO | _Board) -> None:
+    """Closes a part; of one that is lost what is still in memory is lost too."""
     try:
-      self.flush(sys.maxsize)
-      for _, _, end in itertools.chain(*self._clocks.values()):
-        end.result()
-    finally:
-      self._stop_trace()
-      self._waiter.shutdown()
-      self._bar.close()
-      if self._writes:
-        self._lines.close()
-        self._samples.close()
-        self._board.close()
-      if self._bucket:
-        shutil.rmtree(self._folder)
+      file.close()
+    except OSError as error:
+      self._fail(part, error)

@@ -1,5 +1,6 @@
 """Signals that end a run: it stops between two steps, on all hosts at the same one."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -30,7 +31,8 @@ class Stop:
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)  # to the service's handler
     # No logging here: its lock may be held by the very code that was interrupted.
-    os.write(2, b"\nstopping after this step, then saving; press Ctrl-C again to quit at once\n")
+    with contextlib.suppress(OSError):  # a terminal that is gone, or a log on a full disk
+      os.write(2, b"\nstopping after this step, then saving; press Ctrl-C again to quit at once\n")
 
   def before(self, step: int) -> bool:
     """Returns whether to stop before `step`; every process calls it once at every step."""

@@ -1,0 +1,75 @@
+"""One writer a workdir: a lock that the system releases with the process that held it."""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import filelock
+import jax
+from etils import epath
+
+log = logging.getLogger(__name__)
+
+
+def _owner(path: epath.Path) -> dict[str, Any]:
+  """Returns what the owner of a workdir wrote about itself; {} where that cannot be read."""
+  try:
+    owner = json.loads(path.read_text())
+    return owner if isinstance(owner, dict) else {}
+  except (OSError, ValueError):
+    return {}
+
+
+def _described(owner: dict[str, Any]) -> str:
+  pid, host, since = (owner.get(name, "unknown") for name in ("pid", "host", "since"))
+  return f"process {pid} on {host}, since {since}"
+
+
+@contextlib.contextmanager
+def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
+  """Holds a workdir, so that no other process writes there; owner.json names the holder.
+
+  Of several processes of one run the first holds it. The lock is flock's (on NFS the server's): a
+  process that dies, in whatever way, has released it. A bucket has no locks: there, an owner that
+  has not signed off is named in a warning, since it may have died or may be writing still.
+
+  Raises:
+    ValueError: another process holds it, or the folder cannot be written.
+  """
+  if jax.process_index() > 0:
+    yield
+    return
+  bucket = "://" in str(workdir)
+  path = epath.Path(workdir if bucket else os.path.abspath(workdir))
+  name, now = path / "owner.json", datetime.datetime.now(datetime.UTC)
+  with contextlib.ExitStack() as on_exit:
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+      if not bucket:
+        on_exit.enter_context(filelock.FileLock(path / ".lock", timeout=0))
+      elif owner := _owner(name):
+        log.warning(
+          "%s was not signed off by %s: if that one still runs, stop one of the two; a bucket has"
+          " no locks", path, _described(owner),
+        )  # fmt: skip
+      owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{now:%FT%TZ}"}
+      name.write_text(json.dumps(owner) + "\n")
+    except filelock.Timeout:
+      raise ValueError(
+        f"workdir {path} is in use by {_described(_owner(name))}. One process writes a workdir:"
+        " wait for it, stop it, or use another --workdir."
+      ) from None
+    except OSError as error:
+      raise ValueError(f"workdir {path}: expected a folder that can be written: {error}") from error
+    try:
+      yield
+    finally:
+      try:
+        name.unlink(missing_ok=True)
+      except OSError as error:  # the lock itself is released all the same
+        log.warning("%s stays behind: %s", name, error)
