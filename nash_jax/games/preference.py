@@ -37,6 +37,7 @@ def numbers(what, x):
     ValueError: ragged, or of another type, such as bool, str, complex or object.
   """
   fix = "Give floats, as a list or an array."
+  array: jax.Array | np.ndarray
   if isinstance(x, jax.Array):
     array = x
   else:
@@ -49,19 +50,22 @@ def numbers(what, x):
   return array
 
 
-def number(what, value, *, zero=False, at_most=math.inf, infinite=False):
+def number(what, value, *, zero=False, at_most=math.inf, infinite=False, array=False,
+           fix="Give one in this interval."):
   """Returns value, a number in (0, at_most], or [0, at_most] with zero=True, or an array of them.
 
-  NaN is never one; infinity only with infinite=True.
+  NaN is never one, infinity only with infinite=True, an array only with array=True.
   """
-  array = numbers(what, value)
-  if concrete(array):
-    array = np.asarray(array, np.float64).ravel()
-    good = ((array >= 0) if zero else (array > 0)) & (array <= at_most)
-    good &= infinite | np.isfinite(array)
-    interval = f"{'[0' if zero else '(0'}, {at_most:g}{']' if infinite or at_most < np.inf else ')'}"
-    worst = float(array[~good][0]) if not good.all() else None
-    require(good.all(), what, f"a number in {interval}", worst, "Give one in this interval.")
+  values = numbers(what, value)
+  require(array or values.ndim == 0, what, "one number", f"shape {values.shape}", fix)
+  if concrete(values):
+    values = np.asarray(values, np.float64).ravel()
+    good = ((values >= 0) if zero else (values > 0)) & (values <= at_most)
+    good &= infinite | np.isfinite(values)
+    closed = infinite or at_most < math.inf
+    interval = f"a number in {'[' if zero else '('}0, {at_most:g}{']' if closed else ')'}"
+    worst = float(values[~good][0]) if not good.all() else None
+    require(good.all(), what, interval, worst, fix)
   return value
 
 
@@ -261,11 +265,11 @@ def gap(p_win, log_policy, log_ref, beta):
   relative accuracy near 0; at β = 0, and below what wins can be divided by, the exploitability
   max_y P(y≻π) - 1/2 of the original game. NaN where β is traced and no number ≥ 0.
   """
-  number("beta", beta, zero=True)
+  number("beta", beta, zero=True, array=True)
   log_distribution("log_policy", log_policy)
   log_distribution("log_ref", log_ref, full_support=True)
   _check_actions(p_win)
-  return _gap(*map(jnp.asarray, (p_win, log_policy, log_ref)), beta)
+  return _gap(jnp.asarray(p_win), jnp.asarray(log_policy), jnp.asarray(log_ref), beta)
 
 
 def _gap(p_win, log_policy, log_ref, beta):
@@ -311,15 +315,15 @@ def suboptimality(p_win, policy, ref, beta):
   """
   number("beta", beta, zero=True)
   _check_policies(p_win, policy=policy, ref=ref)
-  p_win, log_policy, log_ref = jnp.asarray(p_win), *map(jnp.log, map(jnp.asarray, (policy, ref)))
-  log_ref = jnp.broadcast_to(log_ref, jnp.broadcast_shapes(log_ref.shape, log_policy.shape))
-  return jnp.mean(_gap(p_win, log_policy, log_ref, beta))
+  log_policy, log_ref = (jnp.broadcast_to(jnp.log(jnp.asarray(p)), jnp.shape(p_win)[:-1])
+                         for p in (policy, ref))
+  return jnp.mean(_gap(jnp.asarray(p_win), log_policy, log_ref, beta))
 
 
 def exploitability(p_win, policy):
   """max_y P(y≻policy) - 1/2 in the original game, averaged over contexts."""
   _check_policies(p_win, policy=policy)
-  wins = _win_rates(jnp.asarray(p_win), jnp.asarray(policy))
+  wins = _win_rates(jnp.asarray(p_win), jnp.asarray(policy))  # of a policy shared by contexts too
   return jnp.mean(jnp.max(wins, -1) - 0.5)
 
 
@@ -339,10 +343,8 @@ def equilibrium(p_win, ref, beta):
       reference that is no distribution of full support.
     RuntimeError: π* was not reached to 1e-12.
   """
-  if concrete(beta) and jnp.ndim(beta) == 0 and float(numbers("beta", beta)) == 0:
-    raise ValueError("beta must be > 0, got 0; the original game is nash_equilibrium's.")
-  number("beta", beta)
-  p_win, beta = np.asarray(validate(p_win), np.float64), float(beta)
+  beta = float(number("beta", beta, fix="The original game is nash_equilibrium's."))
+  p_win = np.asarray(validate(p_win), np.float64)
   ref = reference(ref, p_win.shape[:-1])
   payoff = np.abs(p_win - 0.5).max()
   require(beta >= 1e-15 * payoff, "beta", f"at least 1e-15 of the largest payoff, {payoff:.3g}",
@@ -488,7 +490,7 @@ def bradley_terry(p_win, weights=None, ridge=1e-9):
                        np.float64)
   require(weights.shape == p_win.shape, "weights", f"the game's shape {p_win.shape}", weights.shape,
           "Give a weight for every pair.")
-  number("weights", weights, zero=True)
+  number("weights", weights, zero=True, array=True)
   with np.errstate(over="ignore"):
     weights = (weights + weights.T) / 2
     total = number("the sum of weights", weights.sum())
