@@ -87,9 +87,9 @@ def curves(method, updates, games, knobs, keys, *, points, every, batch=0,
   solvers.check(games, knobs)
   points, every = preference.count("points", points), preference.count("every", every)
   for name, knob in knobs._asdict().items():
-    enough = jnp.ndim(knob) > 0 and (jnp.ndim(knob) < 2 or jnp.shape(knob)[1] >= points * every)
+    enough = np.ndim(knob) > 0 and (np.ndim(knob) < 2 or np.shape(knob)[1] >= points * every)
     require(enough, name, f"[G] numbers or schedules [G iterations] of at least {points * every}",
-            jnp.shape(knob), "See grid.")
+            np.shape(knob), "See grid.")
   return _curves(method, updates, games, knobs, keys, points=points, every=every,
                  batch=preference.count("batch", batch, least=0), measure=measure)
 
@@ -174,7 +174,7 @@ def interval(values, level_z=1.96):
   Raises:
     ValueError: fewer than two seeds, which have no spread, or a value that is negative or NaN.
   """
-  values = np.asarray(preference.numbers("values", values), float)
+  values = np.asarray(preference.numbers("values", values))
   require(values.ndim > 0 and len(values) > 1, "values", "at least two seeds on axis 0",
           values.shape, "Play more seeds.")
   preference.number("values", values, zero=True, infinite=True, array=True)

@@ -197,7 +197,7 @@ def reference(ref, shape):
 
 def _check_policies(p_win, **policies):
   """Checks a game and probabilities of its actions; `ref` has full support as jax reads it."""
-  shape = jnp.shape(validate(p_win))[:-1]
+  shape = np.shape(validate(p_win))[:-1]
   for what, policy in policies.items():
     distribution(what, policy, shape)
     if what == "ref" and concrete(policy):
@@ -255,7 +255,8 @@ def best_response(p_win, policy, ref, beta):
   _check_actions(p_win, policy=policy, ref=ref)
   wins = _win_rates(jnp.asarray(p_win), jnp.asarray(policy))
   wins = wins - jnp.max(wins, -1, keepdims=True)  # so that a tiny β makes -inf of them, never inf
-  return jax.nn.softmax(jnp.log(jnp.asarray(ref)) + wins / jnp.where(beta > 0, beta, jnp.nan))
+  beta = jnp.where(beta > 0, jnp.maximum(beta, jnp.finfo(wins.dtype).tiny), jnp.nan)
+  return jax.nn.softmax(jnp.log(jnp.asarray(ref)) + wins / beta)
 
 
 def gap(p_win, log_policy, log_ref, beta):
@@ -266,9 +267,10 @@ def gap(p_win, log_policy, log_ref, beta):
   max_y P(y≻π) - 1/2 of the original game. NaN where β is traced and no number ≥ 0.
   """
   number("beta", beta, zero=True, array=True)
-  log_distribution("log_policy", log_policy)
-  log_distribution("log_ref", log_ref, full_support=True)
   _check_actions(p_win)
+  for what, log in (("log_policy", log_policy), ("log_ref", log_ref)):
+    log_distribution(what, log, full_support=what == "log_ref")
+    _check_size(what, log, np.shape(p_win)[-1])
   return _gap(jnp.asarray(p_win), jnp.asarray(log_policy), jnp.asarray(log_ref), beta)
 
 
@@ -290,18 +292,19 @@ def _check_actions(p_win, **policies):
   validate(game)
   for what, policy in policies.items():
     distribution(what, policy, full_support=what == "ref")
-    require(jnp.shape(policy)[-1] == game.shape[-1], what,
-            f"probabilities of the game's {game.shape[-1]} actions", jnp.shape(policy),
-            "Give a probability for every action.")
+    _check_size(what, policy, game.shape[-1])
+
+
+def _check_size(what, policy, actions):
+  require(np.shape(policy)[-1] == actions, what, f"one number for each of {actions} actions",
+          np.shape(policy), "Give a probability for every action.")
 
 
 def _check_pair(log_p, log_q, full_support=False):
   """The two as jax arrays, checked to be log-probabilities of the same actions."""
   for what, log in (("log_p", log_p), ("log_q", log_q)):
     log_distribution(what, log, full_support=full_support)
-  alike = jnp.shape(log_p)[-1] == jnp.shape(log_q)[-1]
-  require(alike, "log_q", f"the {jnp.shape(log_p)[-1]} actions of log_p", jnp.shape(log_q),
-          "Give a log-probability for every action.")
+  _check_size("log_q", log_q, np.shape(log_p)[-1])
   return jnp.asarray(log_p), jnp.asarray(log_q)
 
 
@@ -315,7 +318,7 @@ def suboptimality(p_win, policy, ref, beta):
   """
   number("beta", beta, zero=True)
   _check_policies(p_win, policy=policy, ref=ref)
-  log_policy, log_ref = (jnp.broadcast_to(jnp.log(jnp.asarray(p)), jnp.shape(p_win)[:-1])
+  log_policy, log_ref = (jnp.broadcast_to(jnp.log(jnp.asarray(p)), np.shape(p_win)[:-1])
                          for p in (policy, ref))
   return jnp.mean(_gap(jnp.asarray(p_win), log_policy, log_ref, beta))
 
@@ -346,24 +349,34 @@ def equilibrium(p_win, ref, beta):
   beta = float(number("beta", beta, fix="The original game is nash_equilibrium's."))
   p_win = np.asarray(validate(p_win), np.float64)
   ref = reference(ref, p_win.shape[:-1])
-  payoff = np.abs(p_win - 0.5).max()
-  require(beta >= 1e-15 * payoff, "beta", f"at least 1e-15 of the largest payoff, {payoff:.3g}",
-          beta, "The original game is nash_equilibrium's.")
   if p_win.ndim == 2:
     return jnp.asarray(_equilibrium(p_win, np.log(ref), beta))
   return jnp.stack([_equilibrium(*game, beta) for game in zip(p_win, np.log(ref), strict=True)])
 
 
 def _equilibrium(p_win, log_ref, beta):
-  try:
-    pi, error, shift = _refine(p_win, log_ref, beta, _follow(p_win, log_ref, beta))
-  except np.linalg.LinAlgError:  # float64 cannot tell the Jacobian from a singular matrix
-    error = shift = math.inf
-  if not (error < 1e-12 and shift < max(1e-12, 1e-15 / beta)):
+  payoff = np.abs(p_win - 0.5).max()
+  if payoff == 0 or beta > 1e17 * payoff:  # nothing to win, or nothing beside the price of it
+    return softmax(log_ref)
+  require(beta >= 1e-15 * payoff, "beta", f"at least 1e-15 of the largest payoff, {payoff:.3g}",
+          beta, "The original game is nash_equilibrium's.")
+  scale = 2.0 ** np.floor(-np.log2(2 * payoff)) if payoff < 0.25 else 1.0
+  if scale > 1:  # a power of 2, which rounds nothing: near ½ floats hold small payoffs exactly
+    p_win = 0.5 + scale * (p_win - 0.5)
+  pi, error, shift = _newton(p_win, log_ref, scale * beta)
+  if not (error < 1e-12 and shift < max(1e-12, 1e-15 / (scale * beta))):
     raise RuntimeError(f"equilibrium stopped {max(error, shift):.2g} away from its fixed point at "
                        f"beta={beta}, wanted 1e-12: a smaller beta than float64 resolves for this "
                        "game; nash_equilibrium solves the original one.")
   return pi
+
+
+def _newton(p_win, log_ref, beta):
+  """π and what is known of its error, as _refine gives them."""
+  try:
+    return _refine(p_win, log_ref, beta, _follow(p_win, log_ref, beta))
+  except np.linalg.LinAlgError:  # float64 cannot tell the Jacobian from a singular matrix
+    return softmax(log_ref), math.inf, math.inf
 
 
 def _follow(p_win, log_ref, beta):

@@ -87,8 +87,8 @@ def check(game, knobs=None, state=None):
   preference.log_distribution("log_ref", game.log_ref, policy, full_support=True)
   if state is not None:
     preference.log_distribution("logp", state.logp, policy)
-    require(jnp.shape(state.other) in (policy, policy[-1:]), "other", f"a policy {list(policy)}",
-            jnp.shape(state.other), "Begin with init(log_ref).")
+    require(np.shape(state.other) in (policy, policy[-1:]), "other", f"a policy {list(policy)}",
+            np.shape(state.other), "Begin with init(log_ref).")
   for name, knob in () if knobs is None else knobs._asdict().items():
     check_knob(name, knob)
 
@@ -240,7 +240,7 @@ def gradient(loss, game, logp, draws, opponent=None, judge=None, centre=None, et
     centre, eta: the prox centre and its η, for methods that have one.
   """
   check(game)
-  preference.log_distribution("logp", logp, jnp.shape(game.p_win)[:-1])
+  preference.log_distribution("logp", logp, np.shape(game.p_win)[:-1])
   check_knob("eta", eta)
   one_of("loss", getattr(loss, "__name__", str(loss)), ("_play", "_regression", "_logistic"))
   preference.count("batch", draws.batch, least=0)
@@ -454,9 +454,9 @@ def run(method, updates, game, knobs, key, *, points, every=1, batch=0, inner=10
   batch = preference.count("batch", batch, least=0)
   inner = preference.count("inner", inner)
   for name, knob in knobs._asdict().items():
-    if jnp.ndim(knob) and preference.concrete(every):
+    if np.ndim(knob) and preference.concrete(every):
       require(len(knob) >= points * every, name, f"a number, or one for each of {points * every} "
-              "iterations", jnp.shape(knob), "Give a longer schedule.")
+              "iterations", np.shape(knob), "Give a longer schedule.")
   return _run(method, updates, game, knobs, key, points=points, every=every, batch=batch,
               inner=inner, measure=measure)
 
@@ -465,7 +465,7 @@ def run(method, updates, game, knobs, key, *, points, every=1, batch=0, inner=10
   jax.jit, static_argnames=("method", "updates", "points", "batch", "inner", "measure"))
 def _run(method, updates, game, knobs, key, *, points, every, batch, inner, measure):
   def one(_, state):
-    now = jax.tree.map(lambda knob: knob[state.k] if jnp.ndim(knob) else knob, knobs)
+    now = jax.tree.map(lambda knob: knob[state.k] if np.ndim(knob) else knob, knobs)
     if updates == "proximal":
       logp, other = PROXIMAL[method](state, game, now)
     else:

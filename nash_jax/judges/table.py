@@ -27,7 +27,7 @@ def load(path: str) -> Float[np.ndarray, "X A A"]:
     # A map never runs a pickle, opens no archive, and is no larger than the file.
     table = check(np.lib.format.open_memmap(path, mode="r"))
     return np.array(table, np.float32 if table.dtype.itemsize <= 4 else np.float64)
-  except (OSError, ValueError, TypeError, OverflowError, SyntaxError, RecursionError) as error:
+  except Exception as error:  # numpy reads a header as Python: bytes can make any error of it
     expected, why = "an .npy file of preferences [X A A]", " ".join(str(error).split())
     raise ValueError(f"judge.table: expected {expected}, got {path!r}: {why}") from error
 
