@@ -355,7 +355,7 @@ def equilibrium(p_win, ref, beta):
 
 
 def _equilibrium(p_win, log_ref, beta):
-  payoff = np.abs(p_win - 0.5).max()
+  payoff = max(p_win.max() - 0.5, 0.5 - p_win.min())
   if payoff == 0 or beta > 1e17 * payoff:  # nothing to win, or nothing beside the price of it
     return softmax(log_ref)
   require(beta >= 1e-15 * payoff, "beta", f"at least 1e-15 of the largest payoff, {payoff:.3g}",
@@ -494,6 +494,10 @@ def bradley_terry(p_win, weights=None, ridge=1e-9):
   Args:
     weights: how often each pair is compared, [A A], symmetrised here; all pairs alike by default.
     ridge: weight of ΣR²; keeps scores finite when a pair is decided for certain.
+
+  Raises:
+    ValueError: not one game, weights that are none or compare no pair, a ridge ≤ 0.
+    RuntimeError: the minimum was not reached.
   """
   p_win = np.asarray(validate(p_win), np.float64)
   if p_win.ndim != 2:
@@ -507,6 +511,9 @@ def bradley_terry(p_win, weights=None, ridge=1e-9):
   with np.errstate(over="ignore"):
     weights = (weights + weights.T) / 2
     total = number("the sum of weights", weights.sum())
+  compared = len(p_win) == 1 or np.trace(weights) < total
+  require(bool(compared), "weights", "a pair that is compared", "the diagonal alone",
+          "Give a positive weight beside it.")
   weights = weights / total
 
   def loss(scores):
@@ -523,6 +530,9 @@ def bradley_terry(p_win, weights=None, ridge=1e-9):
 
   fit = scipy.optimize.minimize(loss, np.zeros(len(p_win)), jac=gradient, hess=hessian,
                                 method="trust-exact", options={"gtol": 1e-12, "maxiter": 500})
+  if not (slope := np.abs(fit.jac).max()) < 1e-8:
+    raise RuntimeError(f"bradley_terry stopped at a slope of {slope:.2g}, wanted 1e-8: "
+                       f"{fit.message}")
   return jnp.asarray(fit.x - fit.x.mean())
 
 

@@ -220,7 +220,8 @@ def test_a_rounded_payoff_is_made_antisymmetric():
 
 
 @pytest.mark.parametrize("weights", [np.ones((2, 2)), -np.ones((3, 3)), np.full((3, 3), np.nan),
-                                     np.zeros((3, 3)), np.full((3, 3), 1e308), [[True] * 3] * 3])
+                                     np.zeros((3, 3)), np.full((3, 3), 1e308), [[True] * 3] * 3,
+                                     np.eye(3)])
 def test_weights_of_pairs_that_are_none_are_refused(weights):
   _refused(lambda: preference.bradley_terry(P, weights), "weights")
   _refused(lambda: preference.intransitive_residue(P, weights), "weights")
