@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nash_jax.games import preference, solvers, zoo
+from nash_jax.validation import require
 
 
 class Entrant(NamedTuple):
@@ -35,6 +36,9 @@ def make_games(seeds, *, contexts, actions, rank, strength, beta, cyclicity=1.0)
 
   One game a seed; the reference is uniform.
   """
+  seeds = list(seeds)
+  require(bool(seeds), "seeds", "at least one", seeds, "Give a seed for every game.")
+  preference.number("beta", beta, zero=True)
   p_win = np.stack([
     zoo.random_game(seed, actions, rank, cyclicity, strength, contexts).p_win for seed in seeds])
   log_ref = np.full(p_win.shape[:-1], -np.log(actions))
@@ -42,10 +46,22 @@ def make_games(seeds, *, contexts, actions, rank, strength, beta, cyclicity=1.0)
 
 
 def grid(entrant, steps, beta, iterations):
-  """(list of settings, Knobs whose leaves lead with G): every step with every other knob."""
+  """(list of settings, Knobs whose leaves lead with G): every step with every other knob.
+
+  Raises:
+    ValueError: an unknown method, updates or knob, no value of one, or a value out of its range.
+  """
+  solvers.check_method(entrant.method, entrant.updates)
+  preference.number("beta", beta, zero=True)
   names = list(entrant.knobs)
   if set(names) - {"eta", "kappa", "mixture"}:
     raise ValueError(f"{entrant.label} has knobs {names}; choices: eta, kappa, mixture.")
+  for name, values in {"step": steps, **entrant.knobs}.items():
+    require(len(values) > 0, name, "at least one value to try", values, "Give one.")
+    for value in values:
+      if not (name == "kappa" and isinstance(value, str) and value == "harmonic"):
+        preference.number(name, value, zero=name in ("kappa", "mixture"), infinite=name == "eta")
+        solvers.check_knob(name, value)
   settings = [dict(zip(["step", *names], values, strict=True))
               for values in itertools.product(steps, *entrant.knobs.values())]
   schedules = {"harmonic": solvers.harmonic(iterations)}
@@ -60,10 +76,26 @@ def grid(entrant, steps, beta, iterations):
     step=knobs.step * solvers.unit(entrant.method, entrant.updates, beta))
 
 
-@functools.partial(jax.jit, static_argnames=("method", "updates", "points", "batch", "measure"))
 def curves(method, updates, games, knobs, keys, *, points, every, batch=0,
            measure=solvers.suboptimality):
-  """Measures [G S points] of a grid on games, each seed with its own draws, shared by the grid."""
+  """Measures [G S points] of a grid on games, each seed with its own draws, shared by the grid.
+
+  Raises:
+    ValueError: an unknown method or updates, games or knobs that are none, too short a schedule.
+  """
+  solvers.check_method(method, updates)
+  solvers.check(games, knobs)
+  points, every = preference.count("points", points), preference.count("every", every)
+  for name, knob in knobs._asdict().items():
+    enough = np.ndim(knob) > 0 and (np.ndim(knob) < 2 or np.shape(knob)[1] >= points * every)
+    require(enough, name, f"[G] numbers or schedules [G iterations] of at least {points * every}",
+            np.shape(knob), "See grid.")
+  return _curves(method, updates, games, knobs, keys, points=points, every=every,
+                 batch=preference.count("batch", batch, least=0), measure=measure)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "updates", "points", "batch", "measure"))
+def _curves(method, updates, games, knobs, keys, *, points, every, batch, measure):
   def one(knob, game, key):
     return solvers.run(method, updates, game, knob, key, points=points, every=every, batch=batch,
                        measure=measure)[1]
@@ -77,7 +109,9 @@ def score(values):
 
   Rounding counts as 1e-30, and what diverged as 1e3.
   """
-  final = np.asarray(values, float)
+  final = np.asarray(preference.numbers("values", values), float)
+  require(final.ndim > 0 and final.size > 0, "values", "SubOpt_β of at least one seed", final.shape,
+          "Give the last axis to seeds.")
   return np.log10(np.where(np.isfinite(final), np.clip(final, 1e-30, 1e3), 1e3)).mean(-1)
 
 
@@ -94,7 +128,12 @@ def tune(entrant, games, *, steps, horizons, key):
 
   Returns:
     (settings, their Knobs, scores [horizons G] of the last iterate at each horizon).
+
+  Raises:
+    ValueError: as grid, or a horizon that is no positive whole number.
   """
+  require(len(horizons) > 0, "horizons", "at least one", horizons, "Give one.")
+  horizons = [preference.count("horizons", horizon) for horizon in horizons]
   settings, knobs = grid(entrant, steps, float(games.beta[0]), max(horizons))
   every = math.gcd(*horizons)
   values = _play(entrant, games, knobs, key, max(horizons) // every, every)
@@ -107,7 +146,14 @@ def race(entrant, tuning, games, *, steps, horizons, points=100):
   Returns:
     a tuple for each horizon: (chosen setting, [(setting, score)] of the whole grid, SubOpt_β
     [S points] on `games`, of each multiple of horizon/points steps).
+
+  Raises:
+    ValueError: as tune, or a horizon that is no multiple of points.
   """
+  preference.count("points", points)
+  for horizon in horizons:
+    require(horizon > 0 and horizon % points == 0, "horizons", f"multiples of points = {points}",
+            horizon, "Set the two together.")
   key = jax.random.key(0)
   settings, knobs, scores = tune(entrant, tuning, steps=steps, horizons=horizons,
                                  key=jax.random.fold_in(key, 0))
@@ -121,13 +167,27 @@ def race(entrant, tuning, games, *, steps, horizons, points=100):
 
 
 def interval(values, level_z=1.96):
-  """Geometric mean and 95% interval over seeds (axis 0) of positive values: (mean, low, high)."""
-  logs = np.log10(np.clip(values, 1e-32, None))
+  """Geometric mean and 95% interval over seeds (axis 0) of values ≥ 0: (mean, low, high).
+
+  Values below 1e-32, which is rounding, count as that. All three are infinite where a value is.
+
+  Raises:
+    ValueError: fewer than two seeds, which have no spread, or a value that is negative or NaN.
+  """
+  values = np.asarray(preference.numbers("values", values))
+  require(values.ndim > 0 and len(values) > 1, "values", "at least two seeds on axis 0",
+          values.shape, "Play more seeds.")
+  preference.number("values", values, zero=True, infinite=True, array=True)
+  preference.number("level_z", level_z)
+  diverged = np.isinf(values).any(0)
+  logs = np.log10(np.clip(np.where(diverged, 1.0, values), 1e-32, None))
   mean, error = logs.mean(0), logs.std(0, ddof=1) / np.sqrt(len(logs))
+  mean = np.where(diverged, np.inf, mean)[()]
   return 10**mean, 10 ** (mean - level_z * error), 10 ** (mean + level_z * error)
 
 
 def reference_gap(games):
   """SubOpt_β of the reference on each game, [S]: where every curve starts."""
+  solvers.check(games)
   gaps = jax.vmap(preference.gap)(games.p_win, games.log_ref, games.log_ref, games.beta)
   return np.asarray(gaps.mean(-1))

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nash_jax.games import preference
+from nash_jax.validation import one_of, require
 
 
 class Game(NamedTuple):
@@ -65,12 +66,51 @@ def init(log_ref):
 
 def harmonic(iterations):
   """κ_k = 10/(k+10), k completed steps from 0: the paper's games."""
-  return 10 / (jnp.arange(iterations) + 10.0)
+  return 10 / (jnp.arange(preference.count("iterations", iterations)) + 10.0)
 
 
 def periodic(period, iterations):
   """κ that copies after every `period` steps and stands still between them."""
-  return ((jnp.arange(iterations) + 1) % period == 0).astype(float)
+  steps = jnp.arange(preference.count("iterations", iterations)) + 1
+  return (steps % preference.count("period", period) == 0).astype(float)
+
+
+def check(game, knobs=None, state=None):
+  """Raises ValueError where a Game, Knobs or State holds what a step has no meaning for.
+
+  What is traced is checked by its shape alone, as in preference.
+  """
+  p_win = preference.numbers("p_win", game.p_win)
+  preference.validate(p_win if p_win.ndim < 4 else p_win.reshape(-1, *p_win.shape[-2:]))
+  preference.number("beta", game.beta, zero=True, array=True)
+  policy = p_win.shape[:-1]
+  preference.log_distribution("log_ref", game.log_ref, policy, full_support=True)
+  if state is not None:
+    preference.log_distribution("logp", state.logp, policy)
+    require(np.shape(state.other) in (policy, policy[-1:]), "other", f"a policy {list(policy)}",
+            np.shape(state.other), "Begin with init(log_ref).")
+  for name, knob in () if knobs is None else knobs._asdict().items():
+    check_knob(name, knob)
+
+
+def check_knob(name, value):
+  """Raises ValueError unless a knob lies in its range; η = inf is no prox term, 0 stands for unset.
+
+  The theory of a method that has no step at β = 0 says so by a step of 0.
+  """
+  most = {"step": np.inf, "eta": np.inf, "kappa": 1.0, "mixture": 1.0}
+  one_of("knob", name, most)
+  preference.number(name, value, zero=True, at_most=most[name], infinite=name == "eta", array=True)
+
+
+def _checked(step):
+  """A step whose arguments are checked where it is called outside of jit."""
+  @functools.wraps(step)
+  def checked(state, game, knobs, *others, **options):
+    check(game, knobs, state)
+    return step(state, game, knobs, *others, **options)
+
+  return checked
 
 
 def _prox(game, step, log_base, log_opponent):
@@ -83,12 +123,14 @@ def _prox(game, step, log_base, log_opponent):
 # Proximal updates: (state, game, knobs) -> (logp, other).
 
 
+@_checked
 def nash_mp(state, game, knobs):
   """NashMP and EGPO alike: a half step, then the step against it (2505.19731; 2503.08942)."""
   half = _prox(game, knobs.step, state.logp, state.logp)
   return _prox(game, knobs.step, state.logp, half), half
 
 
+@_checked
 def proximal_point(state, game, knobs, inner=60):
   """The ideal method, opponent π_{k+1} itself, by `inner` rounds that contract for s < 2."""
   new = jax.lax.fori_loop(
@@ -96,11 +138,13 @@ def proximal_point(state, game, knobs, inner=60):
   return new, state.logp
 
 
+@_checked
 def mmd(state, game, knobs):
   """Magnetic mirror descent, also MD and INPO (Sokota et al.; 2407.00617)."""
   return _prox(game, knobs.step, state.logp, state.logp), state.other
 
 
+@_checked
 def mpo(state, game, knobs):
   """MMD to a magnet that moves to the iterate every M steps: κ = periodic(M) (2410.16714)."""
   new = _prox(game._replace(log_ref=state.other), knobs.step, state.logp, state.logp)
@@ -111,12 +155,14 @@ def _mixture(state, game, weight):
   return jax.nn.log_softmax((1 - weight) * state.logp + weight * game.log_ref)
 
 
+@_checked
 def nash_md(state, game, knobs):
   """Against the geometric mixture π^{1-sβ} ref^{sβ} (2312.00886)."""
   opponent = _mixture(state, game, knobs.step * game.beta)
   return _prox(game, knobs.step, state.logp, opponent), opponent
 
 
+@_checked
 def mwu(state, game, knobs):
   """Multiplicative weights, SPPO's population form; β plays no part (2405.00675).
 
@@ -126,6 +172,7 @@ def mwu(state, game, knobs):
   return _prox(game._replace(beta=0.0), knobs.step, state.logp, state.logp), jnp.log(mean)
 
 
+@_checked
 def omwu(state, game, knobs):
   """Optimistic MWU, ONPO's population form; β plays no part: `other` is the auxiliary iterate."""
   free = game._replace(beta=0.0)
@@ -133,13 +180,15 @@ def omwu(state, game, knobs):
   return _prox(free, knobs.step, auxiliary, state.logp), auxiliary
 
 
+@_checked
 def fictitious_play(state, game, knobs):
   """Best response to the mean of past policies; the iterate is that mean."""
   del knobs
   wins = preference.win_rates(game.p_win, jnp.exp(state.logp))
-  soft = jax.nn.softmax(game.log_ref + wins / jnp.where(game.beta > 0, game.beta, 1))
+  positive = game.beta >= jnp.finfo(wins.dtype).tiny  # wins can be divided by it
+  soft = jax.nn.softmax(game.log_ref + wins / jnp.where(positive, game.beta, 1))
   hard = jax.nn.one_hot(jnp.argmax(wins, -1), wins.shape[-1], dtype=wins.dtype)
-  best = jnp.where(game.beta > 0, soft, hard)
+  best = jnp.where(positive, soft, hard)
   mean = jnp.exp(state.logp) + (best - jnp.exp(state.logp)) / (state.k + 2)
   return jnp.log(mean), jnp.log(best)
 
@@ -190,6 +239,11 @@ def gradient(loss, game, logp, draws, opponent=None, judge=None, centre=None, et
       EGPO's label; y and y' are then uniform, its behaviour law.
     centre, eta: the prox centre and its η, for methods that have one.
   """
+  check(game)
+  preference.log_distribution("logp", logp, np.shape(game.p_win)[:-1])
+  check_knob("eta", eta)
+  one_of("loss", getattr(loss, "__name__", str(loss)), ("_play", "_regression", "_logistic"))
+  preference.count("batch", draws.batch, least=0)
   pull = logp - game.log_ref
   if centre is not None:
     pull = pull + (logp - centre) / eta
@@ -252,12 +306,14 @@ def _self_play(loss, state, game, knobs, draws):
   return _descend(loss, game, state.logp, knobs.step, draws), state.other
 
 
+@_checked
 def nash_mp_ema(state, game, knobs, draws):
   """Regularised self-play with a KL to a target that follows by κ (2505.19731, section 5)."""
   new = _descend(_play, game, state.logp, knobs.step, draws, centre=state.other, eta=knobs.eta)
   return new, knobs.kappa * new + (1 - knobs.kappa) * state.other
 
 
+@_checked
 def nash_mp_approximate(state, game, knobs, draws):
   """Both halves of NashMP by gradient steps, `inner` each, against frozen copies (2505.19731)."""
   def half(opponent, key):
@@ -273,18 +329,21 @@ def nash_mp_approximate(state, game, knobs, draws):
   return new, middle
 
 
+@_checked
 def nash_md_pg(state, game, knobs, draws):
   """Nash-MD-PG: against the geometric mixture with weight m of the reference (2312.00886)."""
   mixed = _mixture(state, game, knobs.mixture)
   return _descend(_play, game, state.logp, knobs.step, draws, opponent=mixed), mixed
 
 
+@_checked
 def mmd_regression(state, game, knobs, draws):
   """Mirror descent by regression on uniform pairs, labelled by a third draw from π_t."""
   new = _descend(_regression, game, state.logp, knobs.step, draws, judge=state.logp)
   return new, state.other
 
 
+@_checked
 def egpo_regression(state, game, knobs, draws):
   """EGPO by regression on uniform pairs: both halves start at θ_t (2503.08942)."""
   first, second = jax.random.split(draws.key)
@@ -309,11 +368,19 @@ def unit(method, updates, beta):
   Online IPO's exact gradient is 4/β times ∇J, Online DPO's about 2β times (its logistic slope is
   1/4), and on uniform pairs EGPO's and MMD's regressions are scaled as Online IPO's.
   """
+  check_method(method, updates)
+  preference.number("beta", beta, zero=True)
   if updates == "proximal":
     return 1.0
   if method == "online_dpo":
-    return 1 / (2 * beta)
+    return 1 / (2 * preference.number("beta", beta))
   return beta / 4 if method in ("online_ipo", "egpo", "mmd") else 1.0
+
+
+def check_method(method, updates):
+  """Raises ValueError that lists the choices, unless a method has such updates."""
+  one_of("updates", updates, UPDATES)
+  one_of(f"method with {updates} updates", method, UPDATES[updates])
 
 
 def theory(method, updates, beta, actions, iterations, eta=None):
@@ -322,13 +389,24 @@ def theory(method, updates, beta, actions, iterations, eta=None):
   SGD has theory for none of these losses: its steps are 1/(β + β/η + ½) in units of ∇J, a bound on
   the curvature of J's surrogate, and EGPO's and MMD's proximal steps in units of their regression.
   A step of 0 says that the theory needs a β > 0.
+
+  Raises:
+    ValueError: an unknown method or updates, β < 0, NaN or infinite, η ≤ 0 or NaN, no actions.
   """
-  magnetic = beta / (1 + beta**2)
+  check_method(method, updates)
+  beta = float(preference.number("beta", beta, zero=True))
+  actions = preference.count("actions", actions)
+  iterations = preference.count("iterations", iterations)
+  if eta is not None:
+    preference.number("eta", eta, infinite=True, array=True)
+  magnetic = beta / (1 + beta**2) if beta < 1e150 else 1 / beta
   kappa = harmonic(iterations)
-  if method == "mpo":
-    kappa = periodic(int(2 / (magnetic * beta)) if beta > 0 else 1, iterations)
+  if method == "mpo":  # a period beyond the last step never ends
+    often = magnetic * beta * iterations > 1
+    kappa = periodic(int(2 / (magnetic * beta)) if often else iterations + 1, iterations)
+    kappa = kappa if beta > 0 else periodic(1, iterations)
   eta = 2 * beta if eta is None else eta  # the natural one, whose step has a limit at β = 0
-  prox = 2 / (1 + 2 * beta) if eta == 2 * beta else eta / (beta * (1 + eta))
+  prox = 2 / (1 + 2 * beta) if np.all(eta == 2 * beta) else _prox_step(beta, eta)
   steps = {
     "nash_mp": prox, "proximal_point": prox, "egpo": 1 / (1 + beta + 2 * actions),
     "mmd": magnetic, "mpo": magnetic, "omwu": 1 / 8, "fictitious_play": 1.0,
@@ -346,13 +424,19 @@ def theory(method, updates, beta, actions, iterations, eta=None):
   return Knobs(step, eta, kappa, 0.25)
 
 
+def _prox_step(beta, eta):
+  """s of a prox term of weight β/η: 1/β without one, 0 where β = 0 leaves only the prox term."""
+  if not beta > 0:
+    return 0.0
+  finite = np.where(np.isinf(eta), 1, eta)
+  return np.where(np.isinf(eta), 1 / beta, finite / (beta * (1 + finite)))
+
+
 def suboptimality(game, state):
   """SubOpt_β of the iterate, averaged over contexts."""
   return jnp.mean(preference.gap(game.p_win, state.logp, game.log_ref, game.beta))
 
 
-@functools.partial(
-  jax.jit, static_argnames=("method", "updates", "points", "batch", "inner", "measure"))
 def run(method, updates, game, knobs, key, *, points, every=1, batch=0, inner=10,
         measure=suboptimality):
   """Iterates points·every times from the reference; returns (State, measures [points, ...]).
@@ -360,9 +444,28 @@ def run(method, updates, game, knobs, key, *, points, every=1, batch=0, inner=10
   measure(game, state) is taken after every `every` steps: by default SubOpt_β of the iterate.
   Pure and vmappable over game, knobs and key; `every` is no constant of the compiled program.
   batch, inner: as in Draws. Schedules in knobs must be long enough.
+
+  Raises:
+    ValueError: an unknown method or updates, no game, knobs out of range or too short.
   """
+  check_method(method, updates)
+  check(game, knobs)
+  points, every = preference.count("points", points), preference.count("every", every)
+  batch = preference.count("batch", batch, least=0)
+  inner = preference.count("inner", inner)
+  for name, knob in knobs._asdict().items():
+    if np.ndim(knob) and preference.concrete(every):
+      require(len(knob) >= points * every, name, f"a number, or one for each of {points * every} "
+              "iterations", np.shape(knob), "Give a longer schedule.")
+  return _run(method, updates, game, knobs, key, points=points, every=every, batch=batch,
+              inner=inner, measure=measure)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("method", "updates", "points", "batch", "inner", "measure"))
+def _run(method, updates, game, knobs, key, *, points, every, batch, inner, measure):
   def one(_, state):
-    now = jax.tree.map(lambda knob: knob[state.k] if jnp.ndim(knob) else knob, knobs)
+    now = jax.tree.map(lambda knob: knob[state.k] if np.ndim(knob) else knob, knobs)
     if updates == "proximal":
       logp, other = PROXIMAL[method](state, game, now)
     else:
@@ -394,22 +497,44 @@ def solve(method, p_win, ref, *, beta, iterations, step=None, updates=None, eta=
     (log-probabilities of the last iterate, SubOpt_β after each `every` iterations).
 
   Raises:
-    ValueError: an unknown method or updates, no valid game or reference, knobs that do not fit.
+    ValueError: an unknown method or updates, no valid game or reference, knobs that do not fit or
+      lie outside of their range, or a step so large that the iterate is no policy.
   """
   have = [kind for kind in UPDATES if method in UPDATES[kind]]
   if not have:
     choices = ", ".join(sorted(PROXIMAL | GRADIENT))
     raise ValueError(f"unknown method {method!r}; choices: {choices}.")
+  batch = preference.count("batch", batch, least=0)
   updates = updates or ("gradient" if batch else have[0])
   if updates not in have or (batch and updates == "proximal"):
     raise ValueError(f"{method} has no updates={updates!r} with batch={batch}; choices: "
                      f"{', '.join(have)}, of which proximal is exact: batch=0.")
-  if iterations < 1 or iterations % every:
+  iterations, every = preference.count("iterations", iterations), preference.count("every", every)
+  if iterations % every:
     raise ValueError(f"iterations must be a positive multiple of every={every}, got {iterations}.")
+  preference.number("beta", beta, zero=True)
   p_win = jnp.asarray(preference.validate(p_win), float)
   log_ref = jnp.asarray(np.log(preference.reference(ref, p_win.shape[:-1])), float)
-  default = theory(method, updates, beta, p_win.shape[-1], iterations, eta)
-  given = Knobs(step, eta, kappa, mixture)
+  knobs = _knobs(method, updates, beta, p_win.shape[-1], iterations,
+                 Knobs(step, eta, kappa, mixture))
+  game = Game(p_win, log_ref, jnp.asarray(beta, float))
+  key = jax.random.key(0) if key is None else key
+  state, curve = run(method, updates, game, knobs, key, points=iterations // every, every=every,
+                     batch=batch, inner=inner)
+  finite = bool(jnp.isfinite(curve).all() & ~jnp.isnan(state.logp).any())
+  require(finite, "step", f"one at which {method} stays a policy in {p_win.dtype}",
+          float(jnp.max(knobs.step)), "Lower it, or raise beta.")
+  return state.logp, curve
+
+
+def _knobs(method, updates, beta, actions, iterations, given):
+  """The given knobs, and theory's where None is, as arrays whose ranges are checked."""
+  for name, knob in given._asdict().items():
+    if knob is not None:
+      check_knob(name, knob)
+      if name in ("step", "eta"):
+        preference.number(name, knob, infinite=name == "eta", array=True)
+  default = theory(method, updates, beta, actions, iterations, given.eta)
   knobs = Knobs(*(jnp.asarray(d if g is None else g, float)
                   for g, d in zip(given, default, strict=True)))
   for name, knob in knobs._asdict().items():
@@ -417,8 +542,16 @@ def solve(method, p_win, ref, *, beta, iterations, step=None, updates=None, eta=
       raise ValueError(f"{name} must be a number or [iterations={iterations}], got {knob.shape}.")
   if not jnp.all(knobs.step > 0):
     raise ValueError(f"{method} has no step of its theory at beta={beta}: give step > 0.")
-  game = Game(p_win, log_ref, jnp.asarray(beta, float))
-  key = jax.random.key(0) if key is None else key
-  state, curve = run(method, updates, game, knobs, key, points=iterations // every, every=every,
-                     batch=batch, inner=inner)
-  return state.logp, curve
+  if updates == "gradient":
+    divided = method in ("online_ipo", "online_dpo", "mmd", "egpo")
+    require(beta > 0 or not divided, "beta", f"a number > 0, by which {method} divides", beta,
+            "Take a method of the original game, such as omwu or mpo.")
+    centred = method in ("nash_mp_ema", "nash_mp_approximate")
+    require(bool(jnp.all(knobs.eta > 0)) or not centred, "eta", "a number > 0", float(beta) * 2,
+            "Give eta: its default is 2·beta.")
+  elif method in ("nash_mp", "egpo", "proximal_point", "mmd", "mpo", "nash_md"):
+    largest = float(jnp.max(knobs.step))
+    require(largest * beta <= 1 + 1e-6, "step",
+            f"a number in (0, 1 / beta = {1 / beta if beta > 0 else np.inf:g}]", largest,
+            "Lower it, or beta.")
+  return knobs

@@ -15,22 +15,49 @@ import numpy as np
 import tqdm
 
 from nash_jax.games import contextual, preference, solvers, zoo
-from nash_jax.validation import file_name
+from nash_jax.validation import file_name, require
 
 QUERIES = {  # of P(·≻π) an iteration, where it is not one
   "nash_mp": 2, "egpo": 2, "proximal_point": 60, "nash_mp_approximate": 20}
+
+
+_COUNTS = (  # fields of the studies, and what each of their values is
+  "actions", "actions_steps", "batches", "contexts", "csv_every", "games", "horizons",
+  "inner_sampled", "inner_steps", "iterations", "iterations_large", "iterations_original", "points",
+  "queries", "rank", "repeats", "seed", "seeds", "step_iterations", "tuning_seeds", "warmup")
+_POSITIVE = (
+  "beta", "betas", "epsilons", "eta_multiples", "etas", "kappas", "law_weights", "payoffs", "step",
+  "step_sampled", "steps", "strength", "strengths", "targets", "votes")
+_FROM_ZERO = ("batches", "seed", "seeds", "tuning_seeds", "warmup")
+
+
+def check(config):
+  """Raises ValueError that names the field of a study's config which is out of its range."""
+  for name, given in config.items():
+    values = given if isinstance(given, (tuple, list)) else (given,)
+    if name in _COUNTS + _POSITIVE:
+      require(len(values) > 0, name, "at least one value", given, "Give one.")
+    for value in values:
+      if name in _COUNTS and not (name == "contexts" and value is None):
+        preference.count(name, value, least=0 if name in _FROM_ZERO else 1)
+      elif name in _POSITIVE and not (name == "kappas" and value == "harmonic"):
+        preference.number(name, value, at_most=1.0 if name == "kappas" else np.inf)
+  if config.study == "figure":
+    require(len(config.seeds) > 1, "seeds", "at least two, for an interval", config.seeds,
+            "Give more seeds.")
 
 
 def run(config, workdir):
   """Runs config.study in float64 and writes its tables and figures under workdir.
 
   Raises:
-    ValueError: an unknown study.
+    ValueError: an unknown study, or a field out of its range.
   """
   studies = {"theorem": theorem, "rates": rates, "figure": figure, "map": prox_map,
              "approximation": approximation, "bradley_terry": bradley_terry}
   if config.study not in studies:
     raise ValueError(f"unknown study {config.study!r}; choices: {', '.join(studies)}.")
+  check(config)
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   with jax.enable_x64(True):
@@ -250,7 +277,8 @@ def figure(config):
   blank = dict.fromkeys(("step", "eta", "kappa", "mixture"), "")
 
   def band(values):
-    return dict(zip(("mean", "low95", "high95"), contextual.interval(values), strict=True))
+    shown = contextual.interval(np.where(np.isnan(values), np.inf, values))  # NaN has diverged
+    return dict(zip(("mean", "low95", "high95"), shown, strict=True))
 
   tuned, tried, lines = [], [], []
   finals = [{"version": "reference", "method": "", "horizon": 0, **band(start)}]

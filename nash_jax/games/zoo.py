@@ -1,13 +1,17 @@
 """Small preference games, each with what is known of its equilibrium; readers of measured ones."""
 
 import csv
+import io
 import itertools
 import json
+import math
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
 from nash_jax.games import preference
+from nash_jax.validation import require
 
 EFRON = {"A": (4, 4, 4, 4, 0, 0), "B": (3,) * 6, "C": (6, 6, 2, 2, 2, 2), "D": (5, 5, 5, 1, 1, 1)}
 MIWIN = {"III": (1, 2, 5, 6, 7, 9), "IV": (1, 3, 4, 5, 8, 9), "V": (2, 3, 4, 6, 7, 8)}
@@ -35,10 +39,14 @@ def rock_paper_scissors(rock=1.0, paper=1.0, scissors=1.0):
 
   Rock wins `rock` from scissors, paper wins `paper` from rock, scissors wins `scissors` from paper.
   """
+  for what, payoff in (("rock", rock), ("paper", paper), ("scissors", scissors)):
+    preference.number(what, payoff, zero=True, at_most=1.0)
+  worth = preference.number("rock + paper + scissors", rock + paper + scissors)
   payoff = [[0, -paper, rock], [paper, 0, -scissors], [-rock, scissors, 0]]
-  nash = np.array([scissors, rock, paper]) / (rock + paper + scissors)
+  nash = np.array([scissors, rock, paper]) / worth
+  note = "unique" if min(rock, paper, scissors) > 0 else "not unique"
   return ZooGame("rock_paper_scissors", preference.from_payoff(payoff), ("R", "P", "S"), nash,
-                 "unique: each is played as often as the win it does not take part in is worth")
+                 f"{note}: each is played as often as the win it does not take part in is worth")
 
 
 def condorcet_cycle(actions=3, p_cycle=2 / 3):
@@ -47,6 +55,8 @@ def condorcet_cycle(actions=3, p_cycle=2 / 3):
   Raises:
     ValueError: an even number of actions, which leaves opposite ones without a winner.
   """
+  preference.count("actions", actions)
+  preference.number("p_cycle", p_cycle, zero=True, at_most=1.0)
   if actions % 2 == 0:
     raise ValueError(f"a Condorcet cycle needs an odd number of actions, got {actions}.")
   ahead = (np.arange(actions)[None] - np.arange(actions)[:, None]) % actions
@@ -57,15 +67,20 @@ def condorcet_cycle(actions=3, p_cycle=2 / 3):
 
 def dice(faces, name="dice", nash=None, note=""):
   """Two dice of {label: faces} are thrown; the higher face wins, ties count one half."""
-  throws = [np.asarray(f, float) for f in faces.values()]
+  require(len(faces) > 0, "faces", "at least one die", faces, "Give {label: faces}.")
+  throws = [_finite(f"the faces of {label}", f, ndim=1) for label, f in faces.items()]
   p_win = [[(np.sign(a[:, None] - b[None]).mean() + 1) / 2 for b in throws] for a in throws]
   return ZooGame(name, preference.validate(np.array(p_win)), tuple(faces), nash, note)
 
 
 def population(utilities, weights=None, name="population"):
   """P(y≻y') = Σ ν(type)·1{u(y) > u(y')}, ties one half; utilities [types A], weights ν [types]."""
-  utilities = np.asarray(utilities, float)
-  weights = _uniform(len(utilities)) if weights is None else np.asarray(weights, float)
+  utilities = _finite("utilities", utilities, ndim=2)
+  weights = _uniform(len(utilities)) if weights is None else _finite("weights", weights, ndim=1)
+  require(len(weights) == len(utilities), "weights", f"one for each of {len(utilities)} types",
+          weights.shape, "Give one a type.")
+  preference.number("weights", weights, zero=True, array=True)
+  preference.number("the sum of weights", weights.sum())
   sign = np.sign(utilities[:, :, None] - utilities[:, None, :])
   p_win = 0.5 + 0.5 * np.einsum("z,zab->ab", weights / weights.sum(), sign)
   return ZooGame(name, preference.validate(p_win), tuple(range(utilities.shape[1])), None,
@@ -81,6 +96,11 @@ def majority(utilities):
 
 def blotto(soldiers=5, fields=3):
   """Colonel Blotto: whoever holds more fields wins; all ordered allocations are the actions."""
+  preference.count("soldiers", soldiers)
+  preference.count("fields", fields)
+  size = math.comb(soldiers + fields - 1, fields - 1)
+  require(size <= 10_000, "soldiers and fields", "at most 10,000 allocations", size,
+          "Give fewer of them.")
   plans = np.array([plan for plan in itertools.product(range(soldiers + 1), repeat=fields)
                     if sum(plan) == soldiers])
   held = np.sign(plans[:, None] - plans[None]).sum(-1)
@@ -94,6 +114,11 @@ def random_game(seed, actions, rank=4, cyclicity=1.0, strength=1.0, contexts=Non
   cyclicity c = 0 is a Bradley-Terry game whose best answer is argmax R; c = 1 is the paper's game.
   contexts: None for one game [A A], or X for [X A A] with U, V and R shared and Θ_x drawn for each.
   """
+  preference.count("seed", seed, least=0)
+  for what, size in (("actions", actions), ("rank", rank), ("contexts", contexts or 1)):
+    preference.count(what, size)
+  preference.number("cyclicity", cyclicity, zero=True, at_most=1.0)
+  preference.number("strength", strength, zero=True)
   rng = np.random.default_rng(seed)
   left, right = rng.normal(size=(2, actions, rank))
   theta = rng.normal(size=(contexts or 1, rank, rank))
@@ -101,7 +126,8 @@ def random_game(seed, actions, rank=4, cyclicity=1.0, strength=1.0, contexts=Non
   cyclic = np.einsum("ai,xij,bj->xab", left, theta, right, optimize=True) / np.sqrt(rank)
   margin = (1 - cyclicity) * (reward[:, None] - reward[None])
   margin = strength * (margin + cyclicity * (cyclic - cyclic.swapaxes(1, 2)))
-  p_win = 1 / (1 + np.exp(-margin))
+  with np.errstate(over="ignore"):  # a certain win
+    p_win = 1 / (1 + np.exp(-margin))
   nash = np.eye(actions)[reward.argmax()] if cyclicity == 0 else None
   if contexts is None:
     p_win = p_win[0]
@@ -116,13 +142,45 @@ def planted(seed, nash):
 
   The only one when actions are odd: an antisymmetric matrix of even size has an even null space.
   """
-  nash = np.asarray(nash, float)
+  preference.count("seed", seed, least=0)
+  nash = np.asarray(preference.distribution("nash", nash, full_support=True), float)
+  require(nash.ndim == 1, "nash", "one policy [A]", nash.shape, "Plant one at a time.")
   noise = np.random.default_rng(seed).normal(size=(len(nash), len(nash)))
   off = np.eye(len(nash)) - np.outer(nash, nash) / (nash @ nash)
   payoff = off @ (noise - noise.T) @ off
-  return ZooGame(f"planted_{len(nash)}", preference.from_payoff(payoff / np.abs(payoff).max()),
+  largest = np.abs(payoff).max() if len(nash) > 2 else np.inf  # of two actions both win one half
+  return ZooGame(f"planted_{len(nash)}", preference.from_payoff(payoff / largest),
                  tuple(range(len(nash))), nash,
                  "unique, full support" if len(nash) % 2 else "not unique")
+
+
+def _finite(what, values, ndim):
+  array = np.asarray(preference.numbers(what, values), float)
+  require(array.ndim == ndim and array.size > 0, what, f"numbers on {ndim} axes", array.shape,
+          "Give at least one on each.")
+  require(bool(np.isfinite(array).all()), what, "finite numbers", "NaN or infinity", "Replace it.")
+  return array
+
+
+def _read(path):
+  """The text of a file without its byte-order mark; its lines end as they do.
+
+  Raises:
+    ValueError: file and line of what is no text in UTF-8.
+  """
+  data = pathlib.Path(path).read_bytes()
+  if data.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+    raise ValueError(f"{path}: compressed: unpack it.")
+  try:
+    text = data.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    line = data.count(b"\n", 0, error.start) + 1
+    raise ValueError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8: convert the "
+                     "file.") from error
+  if "\0" in text:
+    raise ValueError(f"{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL character: "
+                     "the file is damaged or no text.")
+  return text
 
 
 def load_json(path):
@@ -130,14 +188,58 @@ def load_json(path):
 
   Rounding is made antisymmetric; "nash_example" is kept as known, "stats" and "notes" as the note,
   "votes" [A A] where present.
+
+  Raises:
+    ValueError: the file, and what of it is no such game.
   """
-  with open(path) as f:
-    data = json.load(f)
-  nash = np.maximum(data["nash_example"], 0) if "nash_example" in data else None
-  votes = np.asarray(data["votes"]) if "votes" in data else None
-  return ZooGame(data["name"], preference.from_payoff(data["payoff_antisymmetric"]),
-                 tuple(data["labels"]), None if nash is None else nash / nash.sum(),
-                 f"{data.get('notes', '')} {data.get('stats', '')}".strip(), votes)
+  def no_number(name):
+    raise ValueError(f"{name} is no number of JSON")
+
+  text = _read(path)
+  try:
+    data = json.loads(text, parse_constant=no_number)
+    return _from_json(data)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path}:{error.lineno}: no JSON: {error.msg}.") from error
+  except RecursionError as error:
+    raise ValueError(f"{path}: nested too deeply for a game.") from error
+  except (ValueError, OverflowError) as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def _from_json(data):
+  need = "name", "labels", "payoff_antisymmetric"
+  require(isinstance(data, dict), "the file", "a JSON object", type(data).__name__,
+          f"Give {', '.join(need)}.")
+  for key in need:
+    require(key in data, key, "a value", "none", "Add it.")
+  name, labels = data["name"], data["labels"]
+  require(isinstance(name, str), "name", "a string", name, "Put it in quotes.")
+  p_win = preference.from_payoff(data["payoff_antisymmetric"])
+  require(p_win.ndim == 2, "payoff_antisymmetric", "one matrix", p_win.shape, "Give one a file.")
+  good = isinstance(labels, list) and all(
+    isinstance(label, (str, int)) and not isinstance(label, bool) for label in labels)
+  require(good and len(set(labels)) == len(labels) == len(p_win), "labels",
+          f"{len(p_win)} different strings or whole numbers, one for each row of the payoff",
+          f"{len(labels)} of them" if good else labels, "Name each action once.")
+  nash, votes = data.get("nash_example"), data.get("votes")
+  if nash is not None:
+    nash = np.maximum(_finite("nash_example", nash, ndim=1), 0)
+    require(len(nash) == len(p_win) and abs(nash.sum() - 1) < 0.01, "nash_example",
+            f"{len(p_win)} probabilities", f"{len(nash)} with the sum {nash.sum():.6g}",
+            "Give one for each label, or leave it out.")
+    nash = nash / nash.sum()
+    gain = (p_win @ nash).max() - 0.5
+    require(gain < 1e-3, "nash_example", "an equilibrium, against which nobody gains",
+            f"a gain of {gain:.3g}", "Leave it out: nash_equilibrium finds one.")
+  if votes is not None:
+    _finite("votes", votes, ndim=2)
+    votes = np.asarray(votes)
+    require(votes.shape == p_win.shape, "votes", f"shape {p_win.shape}", votes.shape,
+            "Give the number of comparisons of each pair.")
+    preference.number("votes", votes, zero=True, array=True)
+  note = " ".join(str(data.get(key) or "") for key in ("notes", "stats")).strip()
+  return ZooGame(name, p_win, tuple(labels), nash, note, votes)
 
 
 def load_votes(path, prior=0.0):
@@ -146,24 +248,49 @@ def load_votes(path, prior=0.0):
   winner is left, right or tie. P = (wins + ties/2 + prior/2)/(votes + prior); unseen pairs are 1/2.
 
   Raises:
-    ValueError: a winner that is none of the three.
+    ValueError: file and line of what is no such vote, or a prior that is no number ≥ 0.
   """
-  with open(path, newline="") as f:
-    rows = list(csv.DictReader(f))
-  labels = tuple(sorted({row[side] for row in rows for side in ("left", "right")}))
+  preference.number("prior", prior, zero=True)
+  votes = _votes(path)
+  labels = tuple(sorted({label for vote in votes for label in vote[:2]}))
+  require(len(labels) <= 20_000, f"{path}: left and right", "at most 20,000 different answers",
+          len(labels), "Name the columns of who was compared.")
   place = {label: i for i, label in enumerate(labels)}
   wins = np.zeros((len(labels), len(labels)))
-  share = {"left": 1.0, "right": 0.0, "tie": 0.5}
-  for row in rows:
-    if row["winner"] not in share:
-      raise ValueError(f"{path}: winner must be one of {', '.join(share)}, got {row['winner']!r}.")
-    i, j = place[row["left"]], place[row["right"]]
-    wins[i, j] += share[row["winner"]]
-    wins[j, i] += 1 - share[row["winner"]]
+  for left, right, share in votes:
+    i, j = place[left], place[right]
+    wins[i, j] += share
+    wins[j, i] += 1 - share
   votes = wins + wins.T
   p_win = np.where(votes > 0, (wins + prior / 2) / np.maximum(votes + prior, 1e-300), 0.5)
   np.fill_diagonal(p_win, 0.5)
   return ZooGame("votes", preference.validate(p_win), labels, None, "measured", votes)
+
+
+def _votes(path):
+  """[(left, right, the share of the vote that left gets)] of a CSV."""
+  share, columns = {"left": 1.0, "right": 0.0, "tie": 0.5}, ("left", "right", "winner")
+  reader = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True)
+  votes = []
+  try:
+    header = reader.fieldnames or []
+    require(all(header.count(name) == 1 for name in columns), f"{path}:1",
+            f"a header with one column each of {', '.join(columns)}", ",".join(header)[:200],
+            "Name the columns.")
+    for row in reader:
+      at = f"{path}:{reader.line_num}"
+      cells = [row[name] for name in columns]
+      require(None not in row and None not in row.values(), at, f"{len(header)} cells",
+              "another number of them", "Quote cells that hold commas.")
+      require("" not in cells[:2], at, "who was compared, left and right", "an empty cell",
+              "Leave the row out.")
+      require(cells[2] in share, f"{at}: winner", f"one of {', '.join(share)}", cells[2],
+              "Rename it.")
+      votes.append((*cells[:2], share[cells[2]]))
+  except csv.Error as error:
+    raise ValueError(f"{path}:{reader.line_num}: no CSV: {error}.") from error
+  require(bool(votes), str(path), "at least one vote", "none", "Add rows under the header.")
+  return votes
 
 
 def menagerie():

@@ -18,20 +18,31 @@ Actions = tuple[Int[Array, "N"], Bool[Array, "N"]]  # and whether each could be 
 
 
 def load(path: str) -> Float[np.ndarray, "X A A"]:
-  """Returns the table P of an .npy file, checked.
+  """Returns the table P of an .npy file, checked, as float32 or, where it is wider, float64.
 
   Raises:
     ValueError: no such array, or the worst entry that breaks 0 <= P <= 1 or P + Pᵀ = 1.
   """
   try:
-    table = preference.validate(np.load(path), atol=1e-6)
-    if table.ndim != 3:
-      raise ValueError(f"got shape {table.shape}")
-    if table.min() < 0 or table.max() > 1:
-      raise ValueError(f"p_win must hold probabilities, got {table.min()} to {table.max()}")
-  except (OSError, ValueError) as error:
-    expected = "an .npy file of preferences [X A A]"
-    raise ValueError(f"judge.table: expected {expected}, got {path!r}: {error}") from error
+    # A map never runs a pickle, opens no archive, and is no larger than the file.
+    table = check(np.lib.format.open_memmap(path, mode="r"))
+    return np.array(table, np.float32 if table.dtype.itemsize <= 4 else np.float64)
+  except Exception as error:  # numpy reads a header as Python: bytes can make any error of it
+    expected, why = "an .npy file of preferences [X A A]", " ".join(str(error).split())
+    raise ValueError(f"judge.table: expected {expected}, got {path!r}: {why}") from error
+
+
+def check(table: np.ndarray) -> Float[np.ndarray, "X A A"]:
+  """Returns the table if every entry is a probability and each game is one.
+
+  Raises:
+    ValueError: another shape or type, or the worst entry that breaks 0 <= P <= 1 or P + Pᵀ = 1.
+  """
+  preference.validate(table, atol=1e-6)
+  if table.ndim != 3:
+    raise ValueError(f"got shape {table.shape}")
+  if table.min() < 0 or table.max() > 1:
+    raise ValueError(f"p_win must hold probabilities, got {table.min()} to {table.max()}")
   return table
 
 
@@ -56,7 +67,7 @@ def judge(table: Float[np.ndarray, "X A A"], first_token: int, base: int) -> Jud
   token - first_token, in `base`, the most significant first; A must be a power of the base. Other
   tokens, or too few, make the comparison not valid.
   """
-  read = _reader(table.shape[1], first_token, base)
+  read = _reader(check(table).shape[1], first_token, base)
 
   def compare(params, prompts, a, b):
     (action, readable), (other_action, other_readable) = a, b
@@ -72,7 +83,7 @@ def reward_judge(table: Float[np.ndarray, "X A A"], first_token: int, base: int)
 
   Responses are read as `judge` reads them; an unreadable one has no reward (NaN).
   """
-  read = _reader(table.shape[1], first_token, base)
+  read = _reader(check(table).shape[1], first_token, base)
   with jax.enable_x64(True):
     rewards = np.stack([preference.bradley_terry(game.astype(np.float64)) for game in table])
 
@@ -89,6 +100,7 @@ def reward_judge(table: Float[np.ndarray, "X A A"], first_token: int, base: int)
 
 def _reader(num_actions: int, first_token: int, base: int) -> Callable[[Answers], Actions]:
   """Returns answers -> (the action of each, whether it could be read)."""
+  preference.count("judge.table_tokens", base)
   digits = next((n for n in range(1, num_actions + 1) if base**n >= num_actions), 1)
   if base**digits != num_actions:
     raise ValueError(
