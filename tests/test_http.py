@@ -1134,8 +1134,11 @@ def test_a_signal_ends_an_arena_whose_server_is_silent(serve, tmp_path, number):
 
   server, _ = serve(spoil)
   process = start_arena(tmp_path, server.server_port, "http.timeout=600")
-  assert asked.wait(300)
-  process.send_signal(number)
-  process.communicate(timeout=60)  # of which a busy machine takes ten seconds to leave Python
-  ended.set()
+  try:
+    assert asked.wait(300)
+    process.send_signal(number)
+    process.communicate(timeout=60)  # of which a busy machine takes ten seconds to leave Python
+  finally:
+    process.kill()
+    ended.set()
   assert process.returncode == -number
