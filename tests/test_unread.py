@@ -107,7 +107,9 @@ def test_a_run_of_a_comparison_that_sets_what_it_does_not_read_is_refused(told):
   resolve(c)
   assert told == []
   c.runs = (*c.runs, {"algorithm.name": "online_dpo", "algorithm.eta": 0.5})
-  message = "runs, .*online_dpo.*algorithm.eta: expected no value, for algorithm.name = online_dpo"
+  message = (
+    "run 'online_dpo, eta = 0.5': algorithm.eta: expected no value, for algorithm.name = online_dpo"
+  )
   with pytest.raises(ValueError, match=message):
     resolve(c)
   c.runs = ({"algorithm.name": "online_dpo"}, {"algorithm.name": "nash_md"})
@@ -123,11 +125,20 @@ def test_a_run_of_a_comparison_that_sets_what_it_does_not_read_is_refused(told):
 def test_a_field_that_does_not_exist_is_refused_in_a_run_of_a_comparison():
   c = short_compare.get_config("smoke")
   for changes, message in (
-    ({"algorithm.etta": 1.0}, "config field algorithm.etta is unknown"),
-    ({"algorithm.name.x": 1.0}, "runs, .*expected changes by field"),
-    ({"algorithm.name": "nash_mp", "seed": 3}, "runs: expected no seed, which seeds sets, got"),
-    ({"optimizer.learning_rate": 0.1}, "optimizer.learning_rate, which learning_rates sets"),
-    ("nash_mp", "expected changes by field, got 'nash_mp'"),
+    (
+      {"algorithm.etta": 1.0},
+      "config field algorithm.etta: got 'etta', expected one of .*did you mean 'eta'",
+    ),
+    ({"algorithm.name.x": 1.0}, "config field algorithm.name.x: algorithm.name is a value"),
+    (
+      {"algorithm.name": "nash_mp", "seed": 3},
+      "seed: expected no change, got 3. `seeds` and `tuning_seed` set it",
+    ),
+    (
+      {"optimizer.learning_rate": 0.1},
+      "optimizer.learning_rate: expected no change, .*`learning_rates` set it",
+    ),
+    ("nash_mp", "run 1: expected a dict of values by dotted field, got 'nash_mp'"),
   ):
     c.runs = (changes,)
     with pytest.raises(ValueError, match=message):

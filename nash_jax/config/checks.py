@@ -100,6 +100,7 @@ def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> 
 def _checked(field: Any, value: Any, path: str) -> Any:
   """Returns the value of a declared field that is no group; ValueError if it may not hold it."""
   if isinstance(field, fields.Choice):
+    require(not field.why or value in field.choices, path, field.describe(), value, field.why)
     one_of(path, value, field.choices)
   elif isinstance(field, fields.Number):
     if not field.many:
@@ -173,8 +174,6 @@ def _check_model(model, path: str) -> None:
   heads, expected = config.num_heads % config.num_kv_heads == 0, "num_kv_heads to divide num_heads"
   check("changes", heads, expected, "Change either.")
   check("changes", config.head_dim % 2 == 0, "an even head_dim, which is rotated", "Change it.")
-  fix = "float16 is for files: Gemma's activations and masks leave its range."
-  check("dtype", model.dtype in fields.COMPUTE_DTYPES, "bfloat16 or float32", fix)
   check.one_of("template", TEMPLATES)
   fix = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
   check.file("tokenizer", "a file that exists", fix)

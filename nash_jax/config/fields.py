@@ -14,7 +14,7 @@ from ml_collections.config_dict import placeholder
 
 DTYPES = ("float32", "bfloat16", "float16")  # of files
 RECORD_ERRORS = ("stop", "continue")
-COMPUTE_DTYPES = ("float32", "bfloat16")  # whose range Gemma's activations and masks fit
+COMPUTE_DTYPES = ("bfloat16", "float32")  # whose range Gemma's activations and masks fit
 # What only some optimisers, schedules and judges read of their group: the first dots of its fields.
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sgd": ()}
 SCHEDULES = {"constant": (), "linear": ("final_fraction",), "cosine": ("final_fraction",)}
@@ -64,10 +64,15 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """A declared field that holds one of a few names."""
+  """A declared field that holds one of a few names; `why` says why no others."""
 
   default: str
   choices: tuple[str, ...]
+  why: str = ""
+
+  def describe(self) -> str:
+    """Returns what the field may hold, in words."""
+    return " or ".join(self.choices)
 
 
 def number(
@@ -81,8 +86,8 @@ def _numbers(kind: type, interval: str) -> Number:
   return Number((), interval, {}, kind, many=True)
 
 
-def _choice(default: str, choices: Iterable[str]) -> Choice:
-  return Choice(default, tuple(choices))
+def _choice(default: str, choices: Iterable[str], why: str = "") -> Choice:
+  return Choice(default, tuple(choices), why)
 
 
 def _group(**fields) -> ConfigDict:
@@ -130,7 +135,8 @@ def _model(weights: str = "") -> ConfigDict:
     weights=weights,
     tokenizer="assets:stories/tokenizer.model",
     template="plain",
-    dtype=_choice("float32", DTYPES),  # of compute; the master parameters are float32
+    # Of compute; the master parameters are float32.
+    dtype=_choice("float32", COMPUTE_DTYPES, "float16 is for files: Gemma leaves its range."),
     remat=False,
     # Rank of the adapters, times alpha / rank, that train and fit train instead of the parameters.
     lora={
