@@ -78,18 +78,16 @@ class Verdict:
 
     Their P becomes 1/2: a NaN that a mask hides would still be one in the gradient.
     """
-    p_win, valid = checked_probability(self.p_win, self.valid)
+    valid = self.valid & is_probability(self.p_win)
     if self.rewards is not None:
       valid &= jnp.isfinite(self.rewards)[..., None]
+    p_win = jnp.where(valid, jnp.clip(self.p_win, 0, 1), 0.5)
     return self.replace(p_win=p_win, valid=valid)  # type: ignore[attr-defined]
 
 
-def checked_probability(
-  p: Float[Array, "*n"], valid: Bool[Array, "*n"]
-) -> tuple[Float[Array, "*n"], Bool[Array, "*n"]]:
-  """Returns P and what of it is valid: nothing but [0, 1], to rounding; P is 1/2 elsewhere."""
-  valid = valid & (p >= -ROUNDING) & (p <= 1 + ROUNDING)  # False for NaN
-  return jnp.where(valid, jnp.clip(p, 0, 1), 0.5), valid
+def is_probability(p: Float[Array, "*n"]) -> Bool[Array, "*n"]:
+  """Returns where P lies in [0, 1], to rounding: NaN does not."""
+  return (p >= -ROUNDING) & (p <= 1 + ROUNDING)
 
 
 @flax.struct.dataclass

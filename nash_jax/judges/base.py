@@ -15,7 +15,7 @@ import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from nash_jax.types import Answers, Mean, Params, Prompts, Verdict, checked_probability
+from nash_jax.types import Answers, Mean, Params, Prompts, Verdict, is_probability
 
 TIE = 0.05  # |p - 1/2| below which a pair counts as a tie, in metrics only
 
@@ -92,7 +92,7 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
     p, valid, metrics = compare(params, _repeat(prompts, len(i)), firsts, seconds)
     if scalar:
       valid = valid & jnp.isfinite(firsts) & jnp.isfinite(seconds)
-    p, valid = checked_probability(p, valid)
+    valid = valid & is_probability(p)
     metrics = {**metrics, "tie_mass": Mean.from_values(jnp.abs(p - 0.5) < TIE, valid)}
     shape = (batch, samples, num_opponents)
     p, valid = p.reshape(batch, -1), valid.reshape(batch, -1)
@@ -100,7 +100,7 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
     compared = jnp.zeros(shape, bool).at[:, i, j].set(valid)
     if opponents is None:
       p_win, compared = p_win.at[:, j, i].set(1 - p), compared.at[:, j, i].set(valid)
-    return Verdict(p_win, compared, a if scalar else None, metrics)
+    return Verdict(p_win, compared, a if scalar else None, metrics).checked()
 
   return fn
 
