@@ -83,9 +83,9 @@ class Tokenizer:
   def forbidden(self, rows: int) -> Bool[np.ndarray, "V"]:
     """Returns bool[rows], true for ids never to sample: markers, unused pieces, rows of no piece.
 
-    Stop tokens are allowed.
+    Stop tokens are allowed. A model may have more rows than fit: none is ever sampled.
     """
-    self.check_rows(rows)
+    self.check_rows(min(rows, self.size))
     forbidden, model = np.ones(rows, bool), self._model
     for i in range(self.size):
       marker = re.fullmatch("<" + _MARKER, self._pieces[i]) is not None
