@@ -105,7 +105,7 @@ def run() -> None:
     print(f"nash-jax {job}: {error}", file=sys.stderr)
     sys.exit(BAD_INPUT if isinstance(error, ValueError) else 1)
   except KeyboardInterrupt as error:
-    print(f"nash-jax {job}: {error or 'interrupted'}", file=sys.stderr)
+    print(f"nash-jax {job}: {str(error) or 'interrupted'}", file=sys.stderr)
     sys.exit(STOPPED if str(error) else 128 + signal.SIGINT)
 
 

@@ -9,6 +9,7 @@ import errno
 import functools
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -132,7 +133,10 @@ def test_a_full_disk_at_any_moment_ends_the_run_in_a_line_and_it_goes_on(
   print(reached, *ends, sep="\n")
   assert len({*reached}) > 3, "the disk was full at different moments"
   assert sum(map(bool, ends)) >= MOMENTS - 2
-  assert any("last good checkpoint is step" in end for end in ends)
+  for end, step in zip(ends, reached, strict=True):  # what it names is what a resume finds
+    named = re.search(r"last good checkpoint is step (\d+)", end)
+    assert named is None or int(named[1]) == step, end
+  assert sum("last good checkpoint is step" in end for end in ends) > 3
 
 
 READING, FAILED = {"after": 0, "folder": "", "error": 0}, []

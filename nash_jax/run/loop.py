@@ -143,6 +143,10 @@ def _warn(config, saved: dict[str, Any], first_step: int) -> None:
 def _last_good(checkpoints: checkpoint.Checkpoints, workdir: checkpoint.Workdir) -> str:
   """Returns which checkpoint a run that fails can go on from, whatever else fails."""
   try:
+    checkpoints.wait()
+  except Exception as error:  # a save that was under way
+    log.warning("after that: %s", error)
+  try:
     step = checkpoints.last_good()
   except Exception as error:
     return f"its checkpoints in {workdir} cannot be read: {error}"
