@@ -327,3 +327,15 @@ def test_a_run_that_diverged_is_a_result_and_is_not_made_again(tmp_path, monkeyp
     result = compare.run(c, tmp_path, progress=False)
     assert result["network"]["sppo"]["seeds"][0][compare.WIN] == [0.5, None]
   assert len(folders) == 1
+
+
+def test_a_file_that_is_still_to_be_made_is_looked_for_before_the_first_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(train, "run", lambda *_, **__: pytest.fail("a run starts"))
+  c = stories_compare.get_config("smoke")
+  rewards = {"algorithm.name": "rlhf", "judge.name": "bradley_terry"}
+  paths = [str(tmp_path / name) for name in ("one.safetensors", "two.safetensors")]
+  runs = [{**rewards, "judge.model.weights": path} for path in paths]
+  c.runs = ({}, *({**run, "label": run["judge.model.weights"]} for run in runs))
+  resolve(c)
+  with pytest.raises(ValueError, match=r"judge.model.weights: expected a file .*one.safetensors"):
+    compare.run(c, tmp_path / "work", progress=False)

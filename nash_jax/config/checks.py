@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -327,8 +327,9 @@ def _check_compare(config) -> None:
     good = kind == "network" or config.base.evaluation.exact
     require(good, "kinds", "network alone, for texts", kind, "Leave tabular out.")
   _check_rates(config)
-  resolved = [_resolve_run(config, run) for run in runs]
-  for (one, first), (two, second) in itertools.combinations(zip(runs, resolved, strict=True), 2):
+  resolved, absent = zip(*(_resolve_run(config, run) for run in runs), strict=True)
+  configs = zip(runs, zip(resolved, absent, strict=True), strict=True)
+  for (one, first), (two, second) in itertools.combinations(configs, 2):
     what = f"runs {printable(one.name)!r} and {printable(two.name)!r}"
     fix = "Leave one out: a label changes nothing, nor does a value that the base has."
     require(first != second, what, "runs that differ", "one config", fix)
@@ -347,26 +348,39 @@ def _check_rates(config) -> None:
   check("tuning_seed", own, expected, "Set 100.")
 
 
-def _resolve_run(config, run: comparison.Run) -> ConfigDict:
-  """Returns the config of a run with its first seed, checked as a run of this comparison."""
+def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str]]:
+  """Returns the config of a run, checked as one of this comparison, and the files it lacks.
+
+  These may still have to be made; they are looked for before the first run starts.
+  """
   taken = {"job": "a comparison is of runs of train", "seed": "`seeds` and `tuning_seed` set it"}
   if config.learning_rates:
     taken["optimizer.learning_rate"] = "`learning_rates` set it; empty that to set it here"
   try:
     for field, reason in taken.items():
       require(field not in run.changes, field, "no change", run.changes.get(field), f"{reason}.")
-    changed = comparison.run_config(config.base, run.changes, None, 0)
+    absent = {field: value for field, value in run.changes.items() if _is_absent(field, value)}
+    changes = {field: value for field, value in run.changes.items() if field not in absent}
+    changed = comparison.run_config(config.base, changes, None, 0)
     c = resolve(changed, "train")
-    _refuse_unread(changed, "train", [field for field in run.changes if field != "label"])
+    _refuse_unread(changed, "train", [field for field in changes if field != "label"])
     same = c.evaluation.exact == config.base.evaluation.exact
     fix = "Compare the two kinds of runs in two comparisons."
     require(same, "evaluation.exact", "the base's", c.evaluation.exact, fix)
   except (TypeError, ValueError) as error:
     raise ValueError(f"run {printable(run.name)!r}: {error}") from None
-  return c
+  return c, absent
 
 
-def _check_arena_of_runs(config, runs: list[comparison.Run], resolved: list[ConfigDict]) -> None:
+def _is_absent(field: str, value: Any) -> bool:
+  is_file = field.rpartition(".")[2] in ("weights", "path", "held_out_path", "table", "tokenizer")
+  named = is_file and isinstance(value, str) and value != ""
+  return named and not os.path.exists(parse_weights(value).path)
+
+
+def _check_arena_of_runs(
+  config, runs: list[comparison.Run], resolved: Iterable[ConfigDict]
+) -> None:
   """Checks the arena of a comparison before its runs, after which it is held."""
   exact, advice = config.base.evaluation.exact, "Set arena.judges = {}."
   good = "network" in config.kinds and not exact
