@@ -150,6 +150,7 @@ def test_numbers_of_other_libraries_and_negative_zero_become_pythons_own():
     ("model.weights", None, "model.weights: expected text, got None. The default is 'assets:"),
     ("checkpoint.allow", "steps", r"checkpoint.allow: expected a tuple, got 'steps'"),
     ("sampling.tokens", 7, r"sampling.tokens: expected whole numbers in \[0, 1e6\], got 7"),
+    ("sampling.tokens", (7,), r"sampling.tokens: expected two ids or more .*, got \(7,\)"),
     ("sampling.tokens", (7, 7), r"sampling.tokens: expected different ids, got \(7, 7\)"),
     ("algorithm.labels", None, "algorithm.labels: got None, expected one of sampled, soft"),
     ("judge.http.timeout", math.inf, r"judge.http.timeout: expected a number in .*, got inf"),
@@ -174,6 +175,15 @@ def test_other_values_that_cannot_work_are_refused(field, value, message):
   config = tiny.train({"judge.name": "gemma", "algorithm.name": "online_dpo"})
   with pytest.raises(ValueError, match=message):
     resolve(with_value(config, field, value))
+
+
+def test_beta_is_one_whose_equilibrium_is_found_where_that_is_asked_for():
+  game = short_game.get_config()
+  game.algorithm.beta = 1e-5
+  with pytest.raises(ValueError, match=r"algorithm.beta: expected at least 0.0001 .*got 1e-05"):
+    resolve(game)
+  game.evaluation.exact = False
+  resolve(game)
 
 
 # What makes a run read a field, by the beginning of its name; of what is left nothing reads it.

@@ -284,10 +284,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   count = min(len(held_out), config.max_prompts or len(held_out))
   fix = "Set prompts.held_out, or prompts.held_out_path."
   require(count > 1, "held-out prompts", "at least two, for an interval", count, fix)
+  judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
   specs = {entry.weights for entry in config.policies.values()}
   loaded = {spec: load_weights(spec, model_config) for spec in specs}
   params_by_name = {name: loaded[entry.weights] for name, entry in config.policies.items()}
-  judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   judged = _sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy)
   result = evaluate(config, tokenizer, judged)
