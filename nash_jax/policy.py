@@ -72,8 +72,8 @@ def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Boo
   allowed = np.asarray(sampling.tokens, int)
   if not len(allowed):
     return jnp.asarray(forbidden)
-  pieces, expected = np.arange(tokenizer.size), f"ids below the tokenizer's {tokenizer.size} pieces"
-  unknown = allowed[~np.isin(allowed, pieces)].tolist()
+  expected = f"ids below the tokenizer's {tokenizer.size} pieces, none of a marker or of padding"
+  unknown = allowed[~np.isin(allowed, np.flatnonzero(~forbidden))].tolist()
   fix = "Leave it empty to allow every piece."
   require(not unknown, "sampling.tokens", expected, unknown, fix)
   return jnp.asarray(~np.isin(np.arange(model_config.num_embed), allowed))

@@ -412,15 +412,19 @@ def test_policies_come_from_files_and_from_any_part_and_step_of_a_run(files, tmp
   ("field", "value", "message"),
   [
     ("policies.base.weights", "runs/absent", "policies.base.weights: expected a weights file"),
-    ("policies.base.best_of", 0, "policies.base.best_of: expected 1, or n"),
+    (
+      "policies.base.best_of",
+      0,
+      r"policies.base.best_of: expected a whole number in \[1, 1024\], got 0",
+    ),
     ("policies.base.best_of", 2, "base: expected a policy with best_of = 1"),
     ("base", "bse", "base: got 'bse', expected one of.*did you mean 'base'"),
     ("select_judge", "x", "select_judge: got 'x', expected one of judge"),
     ("judges.judge.name", "gpt", "judges.judge.name: got 'gpt', expected one of bradley_terry"),
-    ("samples", 1, "samples: expected at least 2"),
-    ("sampling.temperature", 0.0, "sampling.temperature: expected a positive number"),
+    ("samples", 1, r"^samples: expected a whole number in \[2, 1024\], got 1"),
+    ("sampling.temperature", 0.0, "sampling.temperature: expected a number in .*, got 0.0"),
     ("prompts.held_out", 0, "held-out prompts: expected at least two"),
-    ("prompts.batch_size", 0, "prompts.batch_size: expected a positive number"),
+    ("prompts.batch_size", 0, "prompts.batch_size: expected a whole number in .*, got 0"),
   ],
 )
 def test_bad_configs_are_refused_with_what_is_wrong(files, tmp_path, field, value, message):

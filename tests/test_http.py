@@ -280,7 +280,7 @@ def test_a_request_that_is_refused_says_what_to_check(serve):
   [
     ({"model": ""}, "http.model: expected a name"),
     ({"url": "file:///x"}, "http.url: expected an"),
-    ({"timeout": 0.0}, "http.timeout: expected at least"),
+    ({"timeout": 0.0}, "http.timeout: expected a number in .*, got"),
     ({"workers": 0}, "http.workers"),
   ],
 )

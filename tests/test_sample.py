@@ -168,8 +168,8 @@ def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monke
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"realign": -1.0}, r"realign: expected a number of at least 0.*got -1\.0"),
-    ({"realign": float("nan")}, r"realign: expected a number of at least 0.*got nan"),
+    ({"realign": -1.0}, r"realign: expected a number in \[0, 1000\], got -1\.0"),
+    ({"realign": float("nan")}, r"realign: expected a number in \[0, 1000\], got nan"),
     ({"realign": 2.0, "reference": "none.safetensors"}, "reference: .*got 'none.safetensors'"),
     ({"realign": 2.0, "reference": ""}, "reference: expected a weights file or a run's workdir"),
     ({"prompt": "", "file": "none.txt"}, "file: expected a readable text file, got .*none.txt"),
@@ -186,5 +186,7 @@ def test_bad_input_is_refused_before_weights_load(printed, monkeypatch, changes,
 def test_the_flag_is_short_for_the_field():
   done = test_main.command("sample", "--realign=-2", "--prompt=x")
   assert done.returncode == 2
-  assert done.stderr.startswith("nash-jax sample: realign: expected a number of at least 0")
+  assert done.stderr.startswith(
+    "nash-jax sample: realign: expected a number in [0, 1000], got -2.0"
+  )
   assert "got -2.0" in done.stderr

@@ -26,6 +26,8 @@ from nash_jax.validation import asset_path, did_you_mean, one_of, printable, req
 
 _WEIGHTS = "Give runs/x, runs/x@target, runs/x@params:50 or a file."  # what a policy's may be
 
+EXACT_BETA = 1e-4  # the least β of a game whose equilibrium float64 resolves
+
 
 def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigDict:
   """See config.resolve."""
@@ -207,6 +209,7 @@ def _check_sampling(config) -> None:
   check("top_k", top_p == 1 or top_k > 0, expected, "top-p works within it: try top_k=64.")
   tokens = sampling.tokens
   check("tokens", len({*tokens}) == len(tokens), "different ids", "Leave the doubles out.")
+  check("tokens", len(tokens) != 1, "two ids or more to choose from", "() allows every piece.")
 
 
 def _check_judge(judge, path: str, remote: bool = False) -> None:
@@ -445,6 +448,9 @@ def _check_algorithm(config) -> None:
   uses = method.uses(algorithm)
   check, name = _Checker(algorithm, "algorithm"), algorithm.name
   temperature = algorithm.behaviour_temperature
+  solved = algorithm.beta >= EXACT_BETA or not config.evaluation.exact
+  expected = f"at least {EXACT_BETA} for the equilibrium of evaluation.exact"
+  check("beta", solved, expected, "Raise it, or leave evaluation.exact out.")
   most = 1 / algorithm.beta if "beta" in method.fields else math.inf
   in_range, expected = algorithm.step <= most, f"in (0, 1 / beta = {most:g}]"
   check("step", in_range or "step" not in uses, expected, "Lower it, or algorithm.beta.")

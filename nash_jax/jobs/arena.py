@@ -360,10 +360,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   count = min(len(held_out), config.max_prompts or len(held_out))
   fix = "Set prompts.held_out, or prompts.held_out_path."
   require(count > 1, "held-out prompts", "at least two, for an interval", count, fix)
+  judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
   specs = {entry.weights for entry in config.policies.values()}
   loaded = {spec: load_weights_and_step(spec, model_config) for spec in specs}
   params_by_name = {name: loaded[entry.weights][0] for name, entry in config.policies.items()}
-  judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
   for judge in judges_by_name.values():
     if judge.server:
       judge.server.keep_answers(folder)
