@@ -394,7 +394,7 @@ def test_a_redirect_is_refused_and_neither_key_nor_question_go_along(
   [
     ("3", 3.0), ("0.25", 0.25), ("0", 0.01), ("-5", 0.01), ("86400", 9.0), ("inf", 9.0),
     ("nan", 0.01), ("9" * 400, 9.0), ("soon", 0.01), ("", 0.01),
-    (formatdate(time.time() + 86400, usegmt=True), 9.0), (formatdate(0, usegmt=True), 0.01),
+    (formatdate(4e9, usegmt=True), 9.0), (formatdate(0, usegmt=True), 0.01),
   ],
 )  # fmt: skip
 def test_retry_after_is_honoured_and_bounded(serve, monkeypatch, header, wait):
