@@ -229,7 +229,7 @@ def _check_collect(config) -> None:
     _check_names(source, fields.collect().sources.base, f"sources.{name}.")
     check_source = _Checker(source, f"sources.{name}")
     check_source.positive("temperature", "Try 1.")
-    check_source.weights("weights", "a weights file or a run's workdir", _WEIGHTS)
+    check_source.weights("weights", "a weights file or a run's workdir", _WEIGHTS, optional=True)
   _check_sampling(ConfigDict({**config.sampling, "temperature": 1.0}))  # each source has its own
   _check_judge(config.judge, "judge")
 
