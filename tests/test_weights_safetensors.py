@@ -238,6 +238,10 @@ def test_a_folder_is_not_overwritten_by_a_file(tmp_path):
   config = gemma.preset("tiny")
   with pytest.raises(ValueError, match="expected the name of a file, got a folder"):
     weights.save(str(tmp_path), random(config), config, "float32", {})
+  c = nash_jax.config.fit()
+  c.export = str(tmp_path)
+  with pytest.raises(ValueError, match="export: expected the name of a file, or none, got"):
+    resolve(c)
 
 
 @pytest.fixture(scope="module")

@@ -316,7 +316,7 @@ def _check_collect(config) -> None:
   _check_sampling(config)
   for name, source in config.sources.items():
     check = _Checker(source, f"sources.{printable(name)}")
-    check.weights("weights", "a weights file or a run's workdir", _WEIGHTS)
+    check.weights("weights", "a weights file or a run's workdir", _WEIGHTS, optional=True)
   _check_judge(config.judge, "judge")
 
 

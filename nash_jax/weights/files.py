@@ -39,7 +39,7 @@ def explain(path: pathlib.Path, error: Exception) -> str:
 
 def others(folder: pathlib.Path) -> str:
   """Returns a word on weights of another format in a folder, if there are any: "; x.bin is …"."""
-  found = sorted(file.name for file in folder.iterdir() if file.suffix in OTHERS)
+  found = sorted(file.name for file in folder.glob("*") if file.suffix in OTHERS)
   return f"; {found[0]} is of another format: convert it to safetensors" if found else ""
 
 
