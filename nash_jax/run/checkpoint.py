@@ -332,6 +332,11 @@ def differences(
   return {name: f"  {name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b}
 
 
+def check_keep(keep: int) -> None:
+  """Raises ValueError unless a run keeps a checkpoint."""
+  require(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
+
+
 def check_config(
   workdir: Workdir,
   config: dict[str, Any],
@@ -375,7 +380,7 @@ class Checkpoints:
     allow: tuple[str, ...] = (),
     defaults: dict[str, Any] | None = None,
   ):
-    require(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
+    check_keep(keep)
     self._keep, self._folder, self._saving = keep, _folder(workdir), -1
     path = self._folder.parent
     self._config = json.loads(json.dumps(config, default=str))
