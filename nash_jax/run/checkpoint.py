@@ -334,6 +334,11 @@ def differences(
   return {name: f"  {name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b}
 
 
+def check_keep(keep: int) -> None:
+  """Raises ValueError unless a run keeps a checkpoint."""
+  require(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
+
+
 def check_config(
   workdir: Workdir, config: dict[str, Any], allow: tuple[str, ...] = ()
 ) -> dict[str, Any]:
@@ -367,7 +372,7 @@ class Checkpoints:
   def __init__(
     self, workdir: Workdir, *, keep: int, config: dict[str, Any], allow: tuple[str, ...] = ()
   ):
-    require(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
+    check_keep(keep)
     self._keep, self._folder, self._saving = keep, _folder(workdir), -1
     path = self._folder.parent
     self._config = json.loads(json.dumps(config, default=str))
