@@ -235,7 +235,7 @@ def kl(log_p, log_q):
   log_p, log_q = _check_pair(log_p, log_q)
   p = jnp.exp(log_p)
   delta = jnp.where(p > 0, log_p - log_q, 0)
-  rare = delta < -30  # e^{-δ} can overflow where p·e^{-δ} = q is a number like any other
+  rare = delta < -80  # e^{-δ} overflows soon, where p·e^{-δ} = q is a number like any other
   near = jnp.where(rare, 0, delta)
   summand = jnp.where(rare, p * delta + jnp.exp(log_q) - p,
                       p * jnp.maximum(near + jnp.expm1(-near), 0))
