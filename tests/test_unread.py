@@ -174,22 +174,36 @@ def test_a_loss_and_a_task_that_do_not_belong_together_are_refused(loss, task, e
 
 
 @pytest.mark.parametrize("job", ["train", "fit"])
-def test_evaluations_and_checkpoints_that_never_meet_are_refused(job, tmp_path, monkeypatch):
-  """The best evaluation is to be exported, so that it must be a checkpoint."""
+def test_which_evaluations_can_be_the_best_is_said_and_an_export_needs_them_to_meet(
+  job, tmp_path, monkeypatch
+):
   lines = []
-  monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
+  log = lines.append
+  monkeypatch.setattr(logging, "log", lambda level, text, *x: log((level, text % x)))
+  monkeypatch.setattr(logging, "warning", lambda *_: None)  # of what is not read
   config = tiny.train() if job == "train" else test_fit.settings(tmp_path, "sft")
   config.steps = 20
-  for every, save, good in ((4, 6, False), (6, 4, False), (4, 4, True), (8, 4, True), (4, 8, True)):
+  for every, save, among in ((4, 4, 4), (8, 4, 8), (4, 8, 8), (4, 6, 12), (50, 3, None)):
     config.evaluation.every, config.checkpoint.every = every, save
-    if good:
+    lines.clear()
+    resolve(config)
+    told = [] if among in (every, None) else [f"checkpoints every {save}: the best is one of those"]
+    assert all(
+      part in line and f"those every {among}," in line
+      for (_, line), part in zip(lines, told, strict=True)
+    )
+  if job == "train":
+    return
+  config.export = "x.safetensors"
+  for every, save in ((4, 6), (6, 4)):
+    config.evaluation.every, config.checkpoint.every = every, save
+    expected = rf"evaluation.every: expected a divisor or a multiple of checkpoint.every = {save}"
+    with pytest.raises(ValueError, match=expected):
       resolve(config)
-    else:
-      expected = rf"evaluation.every: expected a divisor or a multiple of checkpoint.every = {save}"
-      with pytest.raises(ValueError, match=expected):
-        resolve(config)
-  assert len(lines) == 1, "where some evaluations have no checkpoint"
-  assert "every 8 steps, not of all every 4" in lines[0]
+  config.evaluation.every, config.checkpoint.every = 4, 8
+  lines.clear()
+  resolve(config)
+  assert [level for level, _ in lines] == [logging.WARNING]
 
 
 def test_zero_is_no_clipping_and_less_is_refused():
