@@ -1,16 +1,17 @@
 """A field that nothing reads is refused where a flag or a run of a comparison sets it."""
 
 import pytest
+import test_configs
 import test_fit
 import tiny
 from absl import logging
 from test_main import command
 
 from nash_jax import config as configs
-from nash_jax import judges
+from nash_jax import judges, main
 from nash_jax.config import fields, refuse_unread, resolve
 from nash_jax.config.unread import unread, unread_and_set
-from nash_jax.configs import short_compare
+from nash_jax.configs import short_compare, stories
 
 
 @pytest.fixture
@@ -99,6 +100,22 @@ def test_defaults_and_what_methods_fill_in_are_not_told(told):
       assert unread_and_set(getattr(configs, job)(), job) == []
   for name in ("sppo", "egpo", "mpo"):
     resolve(tiny.train({"algorithm.name": name, "judge": fields.judge(), "optimizer.eps": 1e-8}))
+  assert told == []
+
+
+def test_the_demo_and_the_configs_of_the_package_are_told_nothing(told, tmp_path, monkeypatch):
+  from nash_jax.jobs import demo
+
+  for workdir in ("run", "runs/stories"):
+    (tmp_path / workdir).mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  resolve(demo._arena_config(stories.get_config(), tmp_path / "run"))
+  for name in main.config_names():
+    if not name.startswith("games/"):
+      config = test_configs.load(name)
+      for file in test_configs.local_files(config):
+        (tmp_path / file).mkdir(parents=True, exist_ok=True)
+      resolve(config, config.job)
   assert told == []
 
 
