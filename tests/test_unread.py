@@ -151,25 +151,14 @@ def test_a_field_that_does_not_exist_is_refused_in_a_run_of_a_comparison():
       resolve(c)
 
 
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    (
-      ("train", "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=0.5"),
-      "nash-jax train: optimizer.weight_decay: expected no value, for optimizer.name = sgd does not"
-      " read it, got 0.5. Leave it out, or choose what reads it.\n",
-    ),
-    (
-      ("sweep", "--config=ablations/kappa:smoke", "--config.base.optimizer.eps=0.5"),
-      "nash-jax sweep: base.optimizer.eps: expected no value, for optimizer.name = sgd does not",
-    ),
-  ],
-)
-def test_a_flag_that_nothing_reads_is_refused_in_one_line(tmp_path, arguments, message):
-  done = command(*arguments, f"--workdir={tmp_path / 'run'}")
+def test_a_flag_that_nothing_reads_is_refused_in_one_line(tmp_path):
+  flags = "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=0.5"
+  done = command("train", *flags, f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 2
-  assert done.stderr.startswith(message)
-  assert done.stderr.count("\n") == 1
+  assert done.stderr == (
+    "nash-jax train: optimizer.weight_decay: expected no value, for optimizer.name = sgd does not"
+    " read it, got 0.5. Leave it out, or choose what reads it.\n"
+  )
   assert not (tmp_path / "run").exists()
 
 
