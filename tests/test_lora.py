@@ -179,8 +179,14 @@ def test_every_algorithm_keeps_copies_of_adapters(name):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"model.lora.rank": -1}, r"model.lora.rank: expected 0 \(all .* trained\) or a rank"),
-    ({"model.lora.alpha": 0.0}, "model.lora.alpha: expected a positive number, got 0.0. Try 32"),
+    (
+      {"model.lora.rank": -1},
+      r"model.lora.rank: expected a whole number in .*, or 0 \(all .* trained\)",
+    ),
+    (
+      {"model.lora.alpha": 0.0},
+      "model.lora.alpha: expected a number in .*, got 0.0. The default is 32",
+    ),
     ({"judge.name": "gemma", "judge.model.lora.rank": 4}, "judge.model.lora.rank: expected 0"),
   ],
 )

@@ -196,6 +196,7 @@ READ_WITH = {
   "sampling.top": {"algorithm.name": "online_dpo", "sampling.top_k": 4},
   "optimizer.final_fraction": {"optimizer.schedule": "cosine"},
   "model.lora.alpha": {"model.lora.rank": 2},
+  "model.changes": {"model.weights": ""},
   "judge.max_tokens": {"judge.name": "gemma"},
   "judge.micro_batches": {"judge.name": "gemma"},
   "judge.mesh": {"judge.name": "gemma"},

@@ -1,16 +1,17 @@
 """A field that nothing reads is refused where a flag or a run of a comparison sets it."""
 
 import pytest
+import test_configs
 import test_fit
 import tiny
 from absl import logging
 from test_main import command
 
 from nash_jax import config as configs
-from nash_jax import judges
+from nash_jax import judges, main
 from nash_jax.config import fields, refuse_unread, resolve
 from nash_jax.config.unread import unread, unread_and_set
-from nash_jax.configs import short_compare
+from nash_jax.configs import short_compare, stories
 
 
 @pytest.fixture
@@ -102,6 +103,22 @@ def test_defaults_and_what_methods_fill_in_are_not_told(told):
   assert told == []
 
 
+def test_the_demo_and_the_configs_of_the_package_are_told_nothing(told, tmp_path, monkeypatch):
+  from nash_jax.jobs import demo
+
+  for workdir in ("run", "runs/stories"):
+    (tmp_path / workdir).mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  resolve(demo._arena_config(stories.get_config(), tmp_path / "run"))
+  for name in main.config_names():
+    if not name.startswith("games/"):
+      config = test_configs.load(name)
+      for file in test_configs.local_files(config):
+        (tmp_path / file).mkdir(parents=True, exist_ok=True)
+      resolve(config, config.job)
+  assert told == []
+
+
 def test_a_run_of_a_comparison_that_sets_what_it_does_not_read_is_refused(told):
   c = short_compare.get_config("smoke")
   resolve(c)
@@ -145,25 +162,14 @@ def test_a_field_that_does_not_exist_is_refused_in_a_run_of_a_comparison():
       resolve(c)
 
 
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    (
-      ("train", "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=0.5"),
-      "nash-jax train: optimizer.weight_decay: expected no value, for optimizer.name = sgd does not"
-      " read it, got 0.5. Leave it out, or choose what reads it.\n",
-    ),
-    (
-      ("sweep", "--config=ablations/kappa:smoke", "--config.base.optimizer.eps=0.5"),
-      "nash-jax sweep: base.optimizer.eps: expected no value, for optimizer.name = sgd does not",
-    ),
-  ],
-)
-def test_a_flag_that_nothing_reads_is_refused_in_one_line(tmp_path, arguments, message):
-  done = command(*arguments, f"--workdir={tmp_path / 'run'}")
+def test_a_flag_that_nothing_reads_is_refused_in_one_line(tmp_path):
+  flags = "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=0.5"
+  done = command("train", *flags, f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 2
-  assert done.stderr.startswith(message)
-  assert done.stderr.count("\n") == 1
+  assert done.stderr == (
+    "nash-jax train: optimizer.weight_decay: expected no value, for optimizer.name = sgd does not"
+    " read it, got 0.5. Leave it out, or choose what reads it.\n"
+  )
   assert not (tmp_path / "run").exists()
 
 
@@ -185,22 +191,36 @@ def test_a_loss_and_a_task_that_do_not_belong_together_are_refused(loss, task, e
 
 
 @pytest.mark.parametrize("job", ["train", "fit"])
-def test_evaluations_and_checkpoints_that_never_meet_are_refused(job, tmp_path, monkeypatch):
-  """The best evaluation is to be exported, so that it must be a checkpoint."""
+def test_which_evaluations_can_be_the_best_is_said_and_an_export_needs_them_to_meet(
+  job, tmp_path, monkeypatch
+):
   lines = []
-  monkeypatch.setattr(logging, "info", lambda text, *values: lines.append(text % values))
+  log = lines.append
+  monkeypatch.setattr(logging, "log", lambda level, text, *x: log((level, text % x)))
+  monkeypatch.setattr(logging, "warning", lambda *_: None)  # of what is not read
   config = tiny.train() if job == "train" else test_fit.settings(tmp_path, "sft")
   config.steps = 20
-  for every, save, good in ((4, 6, False), (6, 4, False), (4, 4, True), (8, 4, True), (4, 8, True)):
+  for every, save, among in ((4, 4, 4), (8, 4, 8), (4, 8, 8), (4, 6, 12), (50, 3, None)):
     config.evaluation.every, config.checkpoint.every = every, save
-    if good:
+    lines.clear()
+    resolve(config)
+    told = [] if among in (every, None) else [f"checkpoints every {save}: the best is one of those"]
+    assert all(
+      part in line and f"those every {among}," in line
+      for (_, line), part in zip(lines, told, strict=True)
+    )
+  if job == "train":
+    return
+  config.export = "x.safetensors"
+  for every, save in ((4, 6), (6, 4)):
+    config.evaluation.every, config.checkpoint.every = every, save
+    expected = rf"evaluation.every: expected a divisor or a multiple of checkpoint.every = {save}"
+    with pytest.raises(ValueError, match=expected):
       resolve(config)
-    else:
-      expected = rf"evaluation.every: expected a divisor or a multiple of checkpoint.every = {save}"
-      with pytest.raises(ValueError, match=expected):
-        resolve(config)
-  assert len(lines) == 1, "where some evaluations have no checkpoint"
-  assert "every 8 steps, not of all every 4" in lines[0]
+  config.evaluation.every, config.checkpoint.every = 4, 8
+  lines.clear()
+  resolve(config)
+  assert [level for level, _ in lines] == [logging.WARNING]
 
 
 def test_zero_is_no_clipping_and_less_is_refused():

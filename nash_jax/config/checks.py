@@ -276,16 +276,21 @@ def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
   return sharding.resolve_mesh(sizes, devices, "judge.mesh")
 
 
-def _check_best(config) -> None:
-  """Checks that evaluations and checkpoints meet: the best checkpoint is one with a score."""
+def _check_best(config, export: bool = False) -> None:
+  """Checks that evaluations and checkpoints meet where the best checkpoint is to be exported.
+
+  Where some evaluations have no checkpoint, a line says which ones can be the best.
+  """
   every, save = config.evaluation.every, config.checkpoint.every
-  expected = f"a divisor or a multiple of checkpoint.every = {save}, for the best checkpoint"
-  meet = every % save == 0 or save % every == 0 or min(every, save) >= config.steps
-  _Checker(config)("evaluation.every", meet, expected, f"Set {save}, or both to the same.")
-  if save % every == 0 and every < min(save, config.steps):
-    logging.info(
-      "best checkpoints are those of the evaluations every %d steps, not of all every %d: lower"
-      " checkpoint.every to evaluation.every for these", save, every,
+  if export:
+    expected = f"a divisor or a multiple of checkpoint.every = {save}, to export the best"
+    meet = every % save == 0 or save % every == 0 or min(every, save) >= config.steps
+    _Checker(config)("evaluation.every", meet, expected, f"Set {save}, or both to the same.")
+  if (scored := math.lcm(every, save)) > every and every < config.steps:
+    logging.log(
+      logging.WARNING if export else logging.INFO,
+      "evaluations are every %d steps, checkpoints every %d: the best is one of those every %d, or"
+      " the last. Set both to the same to choose among all", every, save, scored,
     )  # fmt: skip
 
 
@@ -307,7 +312,7 @@ def _check_fit(config) -> None:
   check("export", not folder, "the name of a file, or none", "Add a name: out/policy.safetensors.")
   _check_steps(config, "data.batch_size")
   if config.data.held_out or config.data.held_out_path:
-    _check_best(config)
+    _check_best(config, export=config.export != "")
 
 
 def _check_collect(config) -> None:
