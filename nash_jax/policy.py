@@ -170,7 +170,10 @@ def _load_from_run(
   if adapted:
     init, join = lora.init_and_join(adapted)
     shapes = jax.eval_shape(init, shapes)
-    base = load_weights(adapted.model.weights, model_config, adapted.seed, mesh=mesh)
+    try:
+      base = load_weights(adapted.model.weights, model_config, adapted.seed, mesh=mesh)
+    except ValueError as error:
+      raise ValueError(f"run {path}, whose adapters need model.weights: {error}") from error
     checkpoint.verify_base(path, gemma.cast(base, adapted.model.dtype))
   if mesh is not None:
     shapes = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
@@ -203,10 +206,12 @@ def _read_lora(workdir: str) -> ConfigDict | None:
     if not rank:
       return None
     base = {"weights": model["weights"], "dtype": model["dtype"]}
-    if rank < 0 or base["dtype"] not in _DTYPES or not isinstance(base["weights"], str):
+    if not (0 < rank < 2**31 and base["dtype"] in _DTYPES and base["weights"].isprintable()):
       raise ValueError(f"rank {rank}, {base}")
+    if not 0 <= int(config["seed"]) < 2**63:
+      raise ValueError(f"seed {config['seed']}")
     found = {"model": {**base, "lora": {"rank": rank, "alpha": alpha}}, "seed": int(config["seed"])}
-  except (TypeError, KeyError, ValueError, AttributeError) as error:
+  except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
     raise ValueError(
       f"{os.path.join(workdir, 'config.json')}: expected a run's config, with its seed, model.lora,"
       f" model.weights and model.dtype, got {error!r:.80}: restore it"
