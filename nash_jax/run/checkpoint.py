@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -340,14 +340,17 @@ def check_keep(keep: int) -> None:
 
 
 def check_config(
-  workdir: Workdir, config: dict[str, Any], allow: tuple[str, ...] = ()
+  workdir: Workdir,
+  config: dict[str, Any],
+  allow: tuple[str, ...] = (),
+  unread: Collection[str] = (),
 ) -> dict[str, Any]:
   """Returns the config of the run in a workdir, {} for none; ValueError if it is another run's.
 
-  Args: as those of `differences`.
+  Args: as those of `differences`; in `unread`, further fields, which nothing in this run reads.
   """
   path, saved = _folder(workdir).parent, read_config(workdir)
-  if lines := differences(saved, config, allow) if saved else {}:
+  if lines := differences(saved, config, (*allow, *unread)) if saved else {}:
     listed, fix = "\n".join(lines.values()), f"set checkpoint.allow={(*allow, *lines)!r}."
     raise ValueError(
       f"workdir {path} was made with another config:\n{listed}\nUse another workdir, or, where"
@@ -364,13 +367,20 @@ class Checkpoints:
   Args:
     config: the run's, as plain types (config.describe).
     allow: dotted fields, or groups of them, in which it may differ from the workdir's.
+    unread: further ones, which nothing in this run reads.
 
   Raises:
     ValueError: `keep` below 1, a workdir that cannot be written, or one made with another config.
   """
 
   def __init__(
-    self, workdir: Workdir, *, keep: int, config: dict[str, Any], allow: tuple[str, ...] = ()
+    self,
+    workdir: Workdir,
+    *,
+    keep: int,
+    config: dict[str, Any],
+    allow: tuple[str, ...] = (),
+    unread: Collection[str] = (),
   ):
     check_keep(keep)
     self._keep, self._folder, self._saving = keep, _folder(workdir), -1
@@ -379,7 +389,7 @@ class Checkpoints:
     self._versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     try:
       path.mkdir(parents=True, exist_ok=True)
-      check_config(path, self._config, allow)
+      check_config(path, self._config, allow, unread)
       _sync("every process has read the workdir's config")
       if jax.process_index() == 0:
         _write_json(path / "config.json", self._config)

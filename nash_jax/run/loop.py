@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import update
 from nash_jax.config import describe
+from nash_jax.config.unread import unread
 from nash_jax.run import checkpoint, lock, metrics, signals
 from nash_jax.run.inputs import Inputs
 from nash_jax.types import Params, TrainState
@@ -99,7 +100,8 @@ def _saved_config(config, workdir: checkpoint.Workdir) -> dict[str, Any]:
   checkpoint.check_keep(config.checkpoint.keep)
   if not checkpoint.holds_run(workdir):
     return {}
-  return checkpoint.check_config(workdir, describe(config), tuple(config.checkpoint.allow))
+  allow, ignored = tuple(config.checkpoint.allow), unread(config, config.job)
+  return checkpoint.check_config(workdir, describe(config), allow, ignored)
 
 
 def _begin(
@@ -114,7 +116,11 @@ def _begin(
     changed = checkpoint.permits(allow, "model.weights")
     checkpoint.verify_base(workdir, setup.reference, record=True, changed=changed)
   return checkpoint.Checkpoints(
-    workdir, keep=config.checkpoint.keep, config=describe(config), allow=allow
+    workdir,
+    keep=config.checkpoint.keep,
+    config=describe(config),
+    allow=allow,
+    unread=unread(config, config.job),
   )
 
 
