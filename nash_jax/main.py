@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -214,10 +215,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
-    # Orbax reports every read; a user wants this program's own messages, and all warnings.
-    handler.addFilter(lambda r: r.levelno > 20 or "nash_jax" in r.pathname)
-    # Orbax's tasks that fail together with the one whose error is raised: it says it all.
-    handler.addFilter(lambda r: r.name != "asyncio")
+    handler.addFilter(_shorten)
+    threading.excepthook = _tell_of_thread
     expected = CONFIG_OF.get(job, job)
     got = config.value.job if "job" in config.value else expected
     require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
@@ -235,6 +234,27 @@ def _run_job(job: str, arguments: list[str]) -> None:
       print(f"  --{flag.name}: {flags.FLAGS[flag.name].help} [{flags.FLAGS[flag.name].value}]")
     return
   app.run(main, argv=argv, flags_parser=parse)
+
+
+def _shorten(record: Any) -> bool:
+  """Lets through this program's own messages, and libraries' warnings without their tracebacks.
+
+  Orbax reports every read, and a failed save once for each of its tasks; its error is raised again.
+  """
+  if record.pathname.startswith(os.path.dirname(__file__)):
+    return True
+  record.exc_info = record.exc_text = None
+  return record.levelno > 20 and record.name != "asyncio"
+
+
+def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+  """Says in a line why a thread ended; what needs its work raises the error again."""
+  from absl import logging
+
+  name = failed.thread.name if failed.thread else "unknown"
+  lines = str(failed.exc_value).splitlines() or [""]
+  logging.warning("thread %s ended: %s: %.300s", name, failed.exc_type.__name__, lines[0])
+  logging.debug("its traceback", exc_info=failed.exc_value)
 
 
 def _exit_status(steps: int, workdir: str) -> int:
