@@ -491,12 +491,12 @@ def test_a_checkpoint_that_cannot_be_written_says_so(tmp_path, monkeypatch):
   checkpoints.close()
 
 
-def test_a_field_that_is_newer_than_a_run_counts_as_its_default():
-  old, new = {"steps": 3}, {"steps": 3, "judge": {"floor": 0.1}}
-  differences = checkpoint.differences
-  assert list(differences(old, new)) == ["judge.floor"]
-  assert differences(old, new, defaults={"judge": {"floor": 0.1}, "other": 1}) == {}
-  assert list(differences(old, new, defaults={"judge": {"floor": 0.2}})) == ["judge.floor"]
+def test_a_field_that_is_newer_than_a_run_counts_as_what_it_then_meant():
+  old, differences = {"prompts": {"path": "x"}}, checkpoint.differences
+  new = {"prompts": {"path": "x", "duplicates": "keep"}, "on_record_error": "stop"}
+  assert differences(old, new) == {}
+  assert list(differences(old, {**new, "on_record_error": "continue"})) == ["on_record_error"]
+  assert list(differences(old, {**new, "judge": {"floor": 0.1}})) == ["judge.floor"]
 
 
 def test_inputs_that_changed_are_named_and_can_be_permitted(tmp_path):

@@ -549,7 +549,11 @@ def test_converting_reads_null_columns_marks_and_never_its_own_output(tmp_path):
     ("x.jsonl", b'{"prompt": "x"}\n{"prompt": "\\ud83d"}', "x.jsonl:2: .*half of a surrogate"),
     ("x.json", b'[{"prompt": "a\\u0000"}]', "x.json, row 1: .*NUL"),
     ("x.parquet", b"PAR1 and no more", "x.parquet: not a parquet file"),
-    ("x.jsonl.gz", gzip.compress(b"{}", mtime=0), "input: expected files that are not compressed, got"),
+    (
+      "x.jsonl.gz",
+      gzip.compress(b"{}", mtime=0),
+      "input: expected files that are not compressed, got",
+    ),
     ("x.csv", b"prompt\nx\n", "input: expected files in .parquet, .json, .jsonl"),
     ("x.parquet", b"version https://git-lfs.github.com/spec/v1", "x.parquet: a Git LFS pointer"),
   ],

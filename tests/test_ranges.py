@@ -29,8 +29,7 @@ def base(job: str) -> ConfigDict:
   if job == "compare":
     c.base, c.runs = configs.train(), ({"algorithm.name": "nash_mp"},)
     c.arena.judges = {"judge": fields.judge()}
-    c.arena.policies = {"base": fields.ENTRIES["policies"]().copy_and_resolve_references()}
-    c.arena.policies.base = {"weights": "", "best_of": 1}
+    c.arena.policies = {}
   return c
 
 
