@@ -1,24 +1,32 @@
-"""Tokens per second of our sampler against gm.text's sampler loop, on the same parameters.
+"""Tokens per second of our sampler against gm.text's loop or transformers, on the same parameters.
 
-Both decode every row to the full length (no stop id can be drawn), in one process, taking turns,
-so that a busy machine slows them alike. They are compared twice: from prompts to responses (the
+Both decode every row to the full length (no stop id can be drawn), taking turns, so that a busy
+machine slows them alike. With gm.text they are compared twice: from prompts to responses (the
 library runs its prefill operation by operation), and the loops alone (ours is the whole call less
 that of a sampler of one token: cast, prefill and first draw).
 
   python benchmarks/decode.py
+  python benchmarks/decode.py --weights=FOLDER --transformers=ENVIRONMENT/bin/python --tokens=48
+
+FOLDER holds a Gemma of Hugging Face's, ENVIRONMENT torch and transformers; both sides are float32.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import json
+import pathlib
 import statistics
+import subprocess
 import time
 
 import jax
 from gemma import gm
 from jax import numpy as jnp
 
-from nash_jax import sampler
+from nash_jax import config, sampler
 from nash_jax.models import gemma
+from nash_jax.policy import load_weights, tokenizer_and_model
 from nash_jax.types import Prompts
 
 
@@ -61,6 +69,39 @@ def library(model_config, params, prompts, tokens, key):
   return prefill, decode
 
 
+class Peer:
+  """A program of this folder in another environment, which does its work when it is asked to.
+
+  Args:
+    python: the environment's interpreter.
+    program: a file that prints a JSON line of versions, then one for each line that it reads.
+    flags: its command line.
+  """
+
+  def __init__(self, python, program, flags):
+    path = pathlib.Path(__file__).with_name(program)
+    command = [python, path, *(f"--{name}={value}" for name, value in flags.items())]
+    pipe = subprocess.PIPE
+    self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    self.versions = self.answer()
+
+  def answer(self):
+    line = self.process.stdout.readline()
+    if not line:
+      status = self.process.wait()
+      raise RuntimeError(f"{self.process.args[1]} ended with status {status}; see above")
+    return json.loads(line)
+
+  def step(self):
+    """Does the work once; returns nothing to wait for."""
+    print(file=self.process.stdin, flush=True)
+    self.answer()
+
+  def close(self):
+    self.process.stdin.close()
+    self.process.wait()
+
+
 def take_turns(repeats, contenders):
   """Returns each contender's seconds in every round; a first round, not kept, compiles.
 
@@ -82,6 +123,45 @@ def ratio(slow, fast):
   return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
+def against_transformers(args):
+  """Prints our tokens per second on a folder's weights beside those of transformers."""
+  preset = config.model(args.weights)
+  preset.preset, preset.tokenizer = args.preset, f"{args.weights}/tokenizer.model"
+  _, model_config = tokenizer_and_model(preset)
+  params = load_weights(args.weights, model_config, seed=0)
+  prompts, key = random_prompts(args, model_config.num_embed), jax.random.key(3)
+  options = {"max_tokens": args.tokens, "samples": 1, "stop_ids": (), "pad_id": 0}
+  sample = jax.jit(sampler.make_sampler(model_config, **options))
+  flags = {name: vars(args)[name] for name in ("weights", "batch", "prompt", "tokens")}
+  with contextlib.closing(Peer(args.transformers, "transformers_generate.py", flags)) as peer:
+    contenders = {
+      "nash_jax": lambda: sample(params, prompts, key).tokens,
+      "transformers": peer.step,
+    }
+    seconds = take_turns(args.repeats, contenders)
+  print_rates(args, seconds)
+  versions = ", ".join(f"{name} {version}" for name, version in peer.versions.items())
+  faster = ratio(seconds["transformers"], seconds["nash_jax"])
+  print(f"{faster:.2f} times the tokens per second of transformers ({versions}; bar 3)")
+
+
+def random_prompts(args, vocabulary):
+  """Returns prompts without padding."""
+  shape = (args.batch, args.prompt)
+  tokens = jax.random.randint(jax.random.key(2), shape, 4, vocabulary)
+  return Prompts(tokens, jnp.ones(shape, bool), jnp.arange(args.batch))
+
+
+def print_rates(args, seconds):
+  """Prints each contender's median and best time, and its tokens per second."""
+  print(f"{jax.devices()[0].platform}: batch {args.batch}, {args.prompt} + {args.tokens} tokens")
+  for name, times in seconds.items():
+    s = statistics.median(times)
+    tokens = args.batch * (args.tokens - (name == "nash_jax loop alone"))
+    rate = "" if name == "nash_jax one token" else f"{tokens / s:,.0f} tokens/s"
+    print(f"{name:22}{1e3 * s:9.1f} ms, best {1e3 * min(times):7.1f}  {rate}")
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
@@ -90,17 +170,18 @@ def main():
   add("--tokens", type=int, default=64, help="new tokens (64)")
   add("--vocabulary", type=int, default=512, help="rows of the embedding (512)")
   add("--repeats", type=int, default=11, help="timed rounds; the median counts (11)")
+  add("--weights", default="", help="a folder of Hugging Face's, to compare with transformers")
+  add("--preset", default="gemma3_270m", help="the model of that folder (gemma3_270m)")
+  add("--transformers", default="python", help="an interpreter with torch and transformers")
   args = parser.parse_args()
+  if args.weights:
+    against_transformers(args)
+    return
 
   model_config = gemma.preset("stories", num_embed=args.vocabulary)
   params = gemma.init(jax.random.key(0), model_config)
   reference = gemma.init(jax.random.key(1), model_config)
-  shape = (args.batch, args.prompt)
-  prompts = Prompts(
-    tokens=jax.random.randint(jax.random.key(2), shape, 4, args.vocabulary),
-    mask=jnp.ones(shape, bool),
-    index=jnp.arange(args.batch),
-  )
+  prompts = random_prompts(args, args.vocabulary)
   key = jax.random.key(3)
   options = {"max_tokens": args.tokens, "samples": 1, "stop_ids": (), "pad_id": 0}
   plain = jax.jit(sampler.make_sampler(model_config, **options))
@@ -120,15 +201,10 @@ def main():
       "nash_jax mixture": lambda: mixture((params, reference), prompts, key).tokens,
     },
   )
-  print(f"{jax.devices()[0].platform}: batch {args.batch}, {args.prompt} + {args.tokens} tokens")
   ours = seconds["nash_jax"]
   pairs = zip(ours, seconds["nash_jax one token"], strict=True)
   seconds["nash_jax loop alone"] = [whole - first for whole, first in pairs]
-  for name, times in seconds.items():
-    s = statistics.median(times)
-    tokens = args.batch * (args.tokens - (name == "nash_jax loop alone"))
-    rate = "" if name == "nash_jax one token" else f"{tokens / s:,.0f} tokens/s"
-    print(f"{name:22}{1e3 * s:9.1f} ms, best {1e3 * min(times):7.1f}  {rate}")
+  print_rates(args, seconds)
   whole = ratio(seconds["gm.text"], ours)
   print(f"from prompts to responses, {whole:.2f} times gm.text's tokens per second")
   loop = ratio(seconds["gm.text loop alone"], seconds["nash_jax loop alone"])

@@ -14,13 +14,10 @@ Without the flag our side is timed alone.
 import argparse
 import contextlib
 import functools
-import json
-import pathlib
 import statistics
-import subprocess
 
 import jax
-from decode import ratio, take_turns
+from decode import Peer, ratio, take_turns
 from jax import numpy as jnp
 
 from nash_jax import config, iteration, judges, sampler, update
@@ -66,40 +63,6 @@ def stepper(name, args, model_config, prompts):
   return step
 
 
-class Trl:
-  """TRL's trainer in a process of its own, which takes a step when it is asked to."""
-
-  def __init__(self, python, args):
-    sizes = {name: vars(args)[name] for name in ("batch", "prompt", "tokens", "vocabulary")}
-    sizes["steps"] = 2 * (args.repeats + 1)
-    self.process = subprocess.Popen(
-      [
-        python,
-        pathlib.Path(__file__).with_name("trl_nash_md.py"),
-        *(f"--{name}={value}" for name, value in sizes.items()),
-      ],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    self.versions = self.answer()
-
-  def answer(self):
-    line = self.process.stdout.readline()
-    if not line:
-      raise RuntimeError(f"the TRL side ended with status {self.process.wait()}; see above")
-    return json.loads(line)
-
-  def step(self):
-    """Takes a step; returns nothing to wait for."""
-    print(file=self.process.stdin, flush=True)
-    self.answer()
-
-  def close(self):
-    self.process.stdin.close()
-    self.process.wait()
-
-
 def rounds(repeats, contenders):
   """Returns each contender's seconds in every round, and prints the medians."""
   seconds = take_turns(repeats, contenders)
@@ -135,7 +98,9 @@ def main():
   }
 
   if args.trl_python:
-    with contextlib.closing(Trl(args.trl_python, args)) as trl:
+    sizes = {name: vars(args)[name] for name in ("batch", "prompt", "tokens", "vocabulary")}
+    sizes["steps"] = 2 * (args.repeats + 1)
+    with contextlib.closing(Peer(args.trl_python, "trl_nash_md.py", sizes)) as trl:
       print(", ".join(f"{name} {version}" for name, version in trl.versions.items()))
       both = {"Nash-MD step": steps["nash_md"], "Nash-MD step, TRL": trl.step}
       seconds = rounds(args.repeats, both)

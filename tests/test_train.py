@@ -363,6 +363,20 @@ def test_every_input_that_a_run_hangs_on_is_summed(assembled, tmp_path):
   assert {name for name in other if other[name] != by_content[name]} == {"prompts.task"}
 
 
+def test_a_run_begun_under_another_draw_is_refused(changed, assembled, tmp_path, monkeypatch):
+  """Of a large vocabulary: a run from before ids were drawn in two levels would change its law."""
+  sampling = assembled.programs.sample
+  for folder, most in (("before", 2000), ("since", 1000)):
+    monkeypatch.setattr(inputs.sampler, "MOST_AT_ONCE", most)  # of 1,024 ids
+    with pytest.raises(RuntimeError, match="killed"):
+      changed(tmp_path / folder, {}, sample=at(5, kill, sampling))
+  assert int(changed(tmp_path / "since", {}).state.step) == 6
+  with pytest.raises(ValueError, match=r"sampling.draw: an id of a large vocabulary\n"):
+    changed(tmp_path / "before", {})
+  done = changed(tmp_path / "before", {"checkpoint.allow": ("sampling.draw",)})
+  assert int(done.state.step) == 6
+
+
 def test_a_longer_run_says_where_its_learning_rate_jumps(whole, changed, tmp_path, caplog):
   caplog.set_level(logging.WARNING, "nash_jax.run.loop")
   cosine = {"optimizer.schedule": "cosine", "steps": 3}

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nash_jax import sampler
 from nash_jax.data import corpus, judge_template, prompts
 from nash_jax.data.corpus import Examples
+from nash_jax.models import gemma
 from nash_jax.run import checkpoint
 from nash_jax.types import Params
 from nash_jax.validation import asset_path
@@ -59,12 +61,21 @@ def _judge(config, params: Params) -> Inputs:
   return found
 
 
+def _draw(model) -> Inputs:
+  """Returns how a token is drawn where not all ids are drawn from at once."""
+  vocabulary = gemma.preset(model.preset, **model.changes).num_embed
+  if vocabulary <= sampler.MOST_AT_ONCE:
+    return {}
+  return {"sampling.draw": {"an id of a large vocabulary": "levels:2"}}
+
+
 def of_training(config, judge_params: Params, train: Examples, held_out: Examples) -> Inputs:
   """Returns the checksums of an online run's inputs; the base's are in base.json."""
   registered = config.prompts.task not in prompts.TASKS
   return {
     "model.tokenizer": _files([asset_path(config.model.tokenizer)]),
     **_data(config.prompts, "prompts", (train, held_out) if registered else ()),
+    **_draw(config.model),
     **_judge(config.judge, judge_params),
   }
 
