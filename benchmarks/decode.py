@@ -35,8 +35,10 @@ def library(model_config, params, prompts, tokens, key):
   from gemma.gm.text import _prefill, _sampler_loop
   from gemma.gm.utils import _types
 
+  fields = dataclasses.asdict(model_config)
+  assert fields.pop("query_pre_attn_scalar") is None  # not of the benchmark's model
   architecture = gm.nn.config.TransformerConfig(
-    use_post_attn_norm=True, use_post_ffw_norm=True, **dataclasses.asdict(model_config)
+    use_post_attn_norm=True, use_post_ffw_norm=True, **fields
   )
   model = gm.nn.Transformer(config=architecture, dtype=jnp.float32)
   params = jax.device_put(gemma.unstack(params, model_config))

@@ -34,6 +34,7 @@ GENERATIONS = {
     "head_dim": 8,
     "sliding_window_size": 4,
     "global_scale_factor": 8.0,
+    "query_pre_attn_scalar": 4,  # embed_dim / num_heads, as in 27B, and not head_dim
     "attention_types": (LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL, LOCAL),
   },
 }
@@ -41,8 +42,14 @@ GENERATIONS = {
 
 def library_config(config):
   """The library's config of an architecture of ours."""
+  fields = dataclasses.asdict(config)
+  norms = gm.nn.config.QueryPreAttentionNormalisation
+  norm = norms.BY_ONE_OVER_SQRT_HEAD_DIM
+  if scalar := fields.pop("query_pre_attn_scalar"):
+    assert scalar == config.embed_dim / config.num_heads
+    norm = norms.BY_ONE_OVER_SQRT_EMBED_DIM_DIV_NUM_HEADS
   return gm.nn.config.TransformerConfig(
-    use_post_attn_norm=True, use_post_ffw_norm=True, **dataclasses.asdict(config)
+    use_post_attn_norm=True, use_post_ffw_norm=True, query_pre_attn_norm=norm, **fields
   )
 
 
@@ -144,11 +151,13 @@ def test_remat_and_bfloat16_change_no_structure(model):
     ("gemma3_270m", "Gemma3_270M"),
     ("gemma3_1b", "Gemma3_1B"),
     ("gemma3_4b", "Gemma3_4B"),
+    ("gemma3_12b", "Gemma3_12B"),
+    ("gemma3_27b", "Gemma3_27B"),
   ],
 )
 def test_full_size_presets_have_the_gemma_librarys_names_and_shapes(name, library):
   config = gemma.preset(name)
-  text_only = {"text_only": True} if name == "gemma3_4b" else {}
+  text_only = {"text_only": True} if name in ("gemma3_4b", "gemma3_12b", "gemma3_27b") else {}
   model = getattr(gm.nn, library)(dtype=jnp.float32, **text_only)
   assert library_config(config) == model.config
   with jax.numpy_rank_promotion("allow"):

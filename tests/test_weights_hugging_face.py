@@ -344,6 +344,34 @@ PUBLISHED = {
       "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     },
   },
+  "gemma3_12b": {
+    "model_type": "gemma3",
+    "text_config": {
+      "model_type": "gemma3_text",
+      "hidden_size": 3840,
+      "intermediate_size": 15360,
+      "num_attention_heads": 16,
+      "num_hidden_layers": 48,
+      "num_key_value_heads": 8,
+      "sliding_window": 1024,
+      "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    },
+  },
+  "gemma3_27b": {
+    "model_type": "gemma3",
+    "text_config": {
+      "model_type": "gemma3_text",
+      "head_dim": 128,
+      "hidden_size": 5376,
+      "intermediate_size": 21504,
+      "num_attention_heads": 32,
+      "num_hidden_layers": 62,
+      "num_key_value_heads": 16,
+      "query_pre_attn_scalar": 168,
+      "sliding_window": 1024,
+      "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    },
+  },
 }
 
 

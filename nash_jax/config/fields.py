@@ -121,6 +121,7 @@ CHANGES = {
      for name in ("final_logit_softcap", "attn_logits_soft_cap")},
   **{name: number(1, _FREQUENCY) for name in ("local_base_frequency", "global_base_frequency")},
   **{name: number(1.0, "[1, 1e6]") for name in ("local_scale_factor", "global_scale_factor")},
+  "query_pre_attn_scalar": number(1, _SIZE, {None: "head_dim"}),
   "use_qk_norm": False, "transpose_gating_einsum": False,
 }  # fmt: skip
 

@@ -54,6 +54,11 @@ class GemmaConfig:
   global_base_frequency: int = 10_000
   local_scale_factor: float = 1.0
   global_scale_factor: float = 1.0
+  query_pre_attn_scalar: int | None = None  # queries are divided by its root; None: head_dim
+
+  @property
+  def query_scale(self) -> float:
+    return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
   @property
   def num_layers(self) -> int:
@@ -85,6 +90,22 @@ PRESETS = {  # positional: from num_embed to sliding_window_size
   "gemma3_1b": GemmaConfig(262_144, 1152, 6912, 4, 1, 256, (_SIX * 5)[:26], 512, **_GEMMA3),
   "gemma3_4b": GemmaConfig(
     262_144, 2560, 10_240, 8, 4, 256, (_SIX * 6)[:34], 1024, global_scale_factor=8.0, **_GEMMA3
+  ),
+  "gemma3_12b": GemmaConfig(
+    262_144, 3840, 15_360, 16, 8, 256, _SIX * 8, 1024, global_scale_factor=8.0, **_GEMMA3
+  ),
+  "gemma3_27b": GemmaConfig(
+    262_144,
+    5376,
+    21_504,
+    32,
+    16,
+    128,
+    (_SIX * 11)[:62],
+    1024,
+    global_scale_factor=8.0,
+    **_GEMMA3,
+    query_pre_attn_scalar=168,
   ),
 }
 
@@ -146,7 +167,7 @@ def block(
     hidden_dim=model_config.hidden_dim, sliding_window_size=model_config.sliding_window_size,
     use_post_attn_norm=True, use_post_ffw_norm=True,
     attn_logits_soft_cap=model_config.attn_logits_soft_cap, attn_type=attn_type,
-    query_pre_attn_scalar=model_config.head_dim**-0.5, transpose_gating_einsum=transpose_gating,
+    query_pre_attn_scalar=model_config.query_scale, transpose_gating_einsum=transpose_gating,
     use_qk_norm=model_config.use_qk_norm, rope_base_frequency=frequency, rope_scale_factor=scale,
   )  # fmt: skip
 

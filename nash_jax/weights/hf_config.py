@@ -77,7 +77,7 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
     "hidden_size": model_config.embed_dim, "intermediate_size": model_config.hidden_dim,
     "num_hidden_layers": model_config.num_layers, "num_attention_heads": model_config.num_heads,
     "num_key_value_heads": model_config.num_kv_heads, "head_dim": model_config.head_dim,
-    "query_pre_attn_scalar": model_config.head_dim,
+    "query_pre_attn_scalar": model_config.query_pre_attn_scalar or model_config.head_dim,
     "layer_types": [
       "sliding_attention" if attn_type == gemma.LOCAL else "full_attention"
       for attn_type in model_config.attention_types
