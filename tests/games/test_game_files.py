@@ -50,7 +50,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_change_nothing(tmp_path, nam
 
 @pytest.mark.parametrize(("name", "line", "data", "words"), [
   ("votes.csv", 2, CSV.replace(b"1,a", b"1,caf\xe9"), "byte 0xe9 is not UTF-8"),
-  ("votes.csv", None, CSV.decode().encode("utf-16"), "not UTF-8"),
+  ("votes.csv", None, CSV.decode().encode("utf-16"), "expected UTF-8"),
   ("votes.csv", None, b"\x1f\x8b" + CSV, "compressed"),
   ("votes.csv", 3, CSV.replace(b"b,c", b"b\0,c"), "NUL"),
   ("votes.csv", None, b"", "left, right, winner"),
