@@ -101,5 +101,5 @@ def file_name(name: str) -> str:
     return name
   digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
   letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-  kept = re.sub(r"[^a-z0-9=+-]+", "_", letters)[:60].strip("_-")
+  kept = re.sub(r"[^a-z0-9=+-]+", "_", letters)[:60].strip("_-").lstrip("=+_-")
   return f"{kept or 'name'}-{digest}"
