@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.games import preference
-from nash_jax.judges.base import Judge, pairwise
+from nash_jax.judges.base import Judge, compare_rewards, pairwise
 from nash_jax.models import sharding
 from nash_jax.types import Answers
 from nash_jax.validation import asset_path
@@ -91,11 +91,7 @@ def reward_judge(table: Float[np.ndarray, "X A A"], first_token: int, base: int)
     action, readable = read(answers)
     return jnp.where(readable, params[prompts.index % len(params), action], jnp.nan)
 
-  def compare(params, prompts, a, b):
-    valid = jnp.isfinite(a) & jnp.isfinite(b)
-    return jnp.where(valid, jax.nn.sigmoid(a - b), 0.5), valid, {}
-
-  return Judge(jnp.asarray(rewards, jnp.float32), pairwise(compare, reward, scalar=True))
+  return Judge(jnp.asarray(rewards, jnp.float32), pairwise(compare_rewards, reward, scalar=True))
 
 
 def _reader(num_actions: int, first_token: int, base: int) -> Callable[[Answers], Actions]:

@@ -46,6 +46,10 @@ class Place:
   layers: tuple[int, ...] = ()
   stacked: bool = False
 
+  def shape(self, sizes: Mapping[str, int]) -> Shape:
+    """Returns the shape of the leaf."""
+    return (len(self.layers),) * self.stacked + shape(self.tensor.axes, sizes)
+
 
 # (place, shape, dtype, sharding) -> the array of one leaf.
 Read = Callable[[Place, Shape, Any, Sharding], jax.Array]
