@@ -204,7 +204,7 @@ def _loaded_or_refused(folder, name, data):
 def test_a_mutated_file_is_loaded_as_a_game_or_refused_in_one_line(tmp_path, name):
   valid = {"votes.csv": CSV, "game.json": JSON}.get(name) or _npy(tmp_path, _table())
 
-  @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+  @settings(max_examples=60, suppress_health_check=list(HealthCheck))
   @given(st.one_of(_mutated(valid), st.binary(max_size=200)))
   def check(data):
     _loaded_or_refused(tmp_path, name, data)
@@ -217,7 +217,7 @@ def test_a_mutated_file_is_loaded_as_a_game_or_refused_in_one_line(tmp_path, nam
 def test_many_mutated_files_are_loaded_or_refused(tmp_path, name):
   valid = {"votes.csv": CSV, "game.json": JSON}.get(name) or _npy(tmp_path, _table())
 
-  @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+  @settings(max_examples=1500, suppress_health_check=list(HealthCheck))
   @given(st.one_of(_mutated(valid), st.binary(max_size=200)))
   def check(data):
     _loaded_or_refused(tmp_path, name, data)
