@@ -183,11 +183,7 @@ def _load_from_run(
 
 
 def _read_lora(workdir: str) -> ConfigDict | None:
-  """Returns what a run's config says of its adapters and what they adapt; None without adapters.
-
-  Raises:
-    ValueError: fields that say it have another type.
-  """
+  """Returns what a run's config says of its adapters and what they adapt; None without adapters."""
   config = checkpoint.read_config(workdir)
   if not config:
     return None

@@ -103,11 +103,7 @@ def _folder(name: str) -> str:
 
 
 def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
-  """Returns whether a run has nothing left to do; one that was stopped has.
-
-  Raises:
-    ValueError: the folder holds a run of another config, or a damaged one.
-  """
+  """Returns whether a run has nothing left to do; one that was stopped has."""
   exact, last = config.evaluation.exact, _last_step(folder / "metrics.jsonl", config)
   changes = differences(read_config(folder), describe(config)) if last is not None else {}
   if diverged(config, folder):

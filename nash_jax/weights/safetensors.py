@@ -163,11 +163,7 @@ def _prefix(path: str, slices: dict[str, Any]) -> str:
 
 
 def _tie(path: str, slices: dict[str, Any], prefix: str) -> None:
-  """Takes the output layer out of `slices`: Gemma's is its embedding, whichever a file has.
-
-  Raises:
-    ValueError: a file that has both, and they differ.
-  """
+  """Takes the output layer out of `slices`: Gemma's is its embedding, whichever a file has."""
   embedding = prefix + "embed_tokens.weight"
   for name in {prefix.removesuffix("model.") + "lm_head.weight", "lm_head.weight"} & slices.keys():
     head = slices.pop(name)
