@@ -33,11 +33,7 @@ def load(path: str) -> Float[np.ndarray, "X A A"]:
 
 
 def check(table: np.ndarray) -> Float[np.ndarray, "X A A"]:
-  """Returns the table if every entry is a probability and each game is one.
-
-  Raises:
-    ValueError: another shape or type, or the worst entry that breaks 0 <= P <= 1 or P + Pᵀ = 1.
-  """
+  """Returns the table if every entry is a probability and each game is one; see `load`."""
   preference.validate(table, atol=1e-6)
   if table.ndim != 3:
     raise ValueError(f"got shape {table.shape}")

@@ -92,7 +92,7 @@ def parse_object(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]:
     value = json.loads(data)
   except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
     raise ValueError(f"{path}: does not parse ({error}): restore it or move it away") from error
-  fix = "restore it or move it away"
   if not isinstance(value, dict):
-    raise ValueError(f"{path}: expected a JSON object, got {value!r:.60}: {fix}")
+    got = f"{value!r:.60}: restore it or move it away"
+    raise ValueError(f"{path}: expected a JSON object, got {got}")
   return value
