@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -112,17 +112,9 @@ def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
   return WeightsSource(path, field or "params", step)
 
 
-def load_weights(
-  spec: str,
-  model_config: GemmaConfig,
-  seed: int = 0,
-  dtype: DTypeLike = jnp.float32,
-  mesh: Mesh | None = None,
-  *,
-  head: bool = False,
-) -> Params:
-  """Returns parameters from a file or a run, or random ones for ""; see load_weights_and_step."""
-  return load_weights_and_step(spec, model_config, seed, dtype, mesh, head=head)[0]
+def load_weights(spec: str, model_config: GemmaConfig, *args: Any, **options: Any) -> Params:
+  """Returns the parameters of `load_weights_and_step`, whose arguments it takes."""
+  return load_weights_and_step(spec, model_config, *args, **options)[0]
 
 
 def load_weights_and_step(
@@ -191,11 +183,7 @@ def _load_from_run(
 
 
 def _read_lora(workdir: str) -> ConfigDict | None:
-  """Returns what a run's config says of its adapters and what they adapt; None without adapters.
-
-  Raises:
-    ValueError: fields that say it have another type.
-  """
+  """Returns what a run's config says of its adapters and what they adapt; None without adapters."""
   config = checkpoint.read_config(workdir)
   if not config:
     return None

@@ -239,11 +239,7 @@ def read_rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
-  """Returns (steps, values) of every metric in workdir/metrics.jsonl; nulls are left out.
-
-  Raises:
-    ValueError: no such file, or a line that does not parse (file and line named).
-  """
+  """Returns (steps, values) of every metric of `read_rows`; nulls are left out."""
   series: dict[str, tuple[list[int], list[float]]] = collections.defaultdict(lambda: ([], []))
   for row in read_rows(workdir):
     for name, value in row.items():

@@ -9,6 +9,7 @@ from unittest import mock
 # Tests compile much and run little: a quarter less time without LLVM's optimisations.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
+import hypothesis
 import jax
 import jaxtyping
 import numpy as np
@@ -34,6 +35,9 @@ jax.config.update(
   "jax_persistent_cache_min_compile_time_secs",
   float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
 )
+# A busy machine is no fault of what is tested.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 # Modules and compiled programs stay: looking through them for garbage is a twentieth of the time.
 gc.set_threshold(100_000, 50, 100)
 

@@ -278,7 +278,7 @@ def test_a_workdir_that_cannot_be_used_is_refused(tmp_path):
   with pytest.raises(ValueError, match="keep: expected at least 1, got 0"):
     start(tmp_path, keep=0)
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ValueError, match=r"config.json does not parse"):
+  with pytest.raises(ValueError, match=r"config.json: does not parse"):
     start(tmp_path)
 
 

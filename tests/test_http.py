@@ -131,6 +131,15 @@ def serve():
     server.server_close()
 
 
+def ask(config, text):
+  """Returns the probability of the first answer, or NaN where the server gives no readable one."""
+  with contextlib.closing(chat.Chat(config.http)) as client:
+    outcome = client.complete([text])[text]
+  if outcome.kind == "refused":
+    raise ValueError(f"the judge at {client.url} {outcome.message}")
+  return http_judge._read(outcome.reply, AB) if outcome.kind == "answered" else math.nan
+
+
 TEXTS = (" ran.", " saw a big red ball and was happy.", " sat down to eat.")
 
 
@@ -259,17 +268,17 @@ def test_failures_that_may_pass_are_retried(serve, monkeypatch, fault):
 
   server, config = serve(spoil, timeout=0.25)
   waits = waits_of(monkeypatch)
-  np.testing.assert_allclose(http_judge.ask(config, text), 1 / (1 + math.exp(-BIAS)))
+  np.testing.assert_allclose(ask(config, text), 1 / (1 + math.exp(-BIAS)))
   assert (server.asked[text], waits) == (4, [0.01, 0.02, 0.04])
   server, config = serve(spoil, timeout=0.25, retries=2)
-  assert math.isnan(http_judge.ask(config, text))
+  assert math.isnan(ask(config, text))
   assert server.asked[text] == 3
 
 
 def test_a_request_that_is_refused_says_what_to_check(serve):
   server, config = serve(lambda text, times: (401, ""))
   with pytest.raises(ValueError, match=r"answered 401 .*model, and the environment variable NASH"):
-    http_judge.ask(config, "text")
+    ask(config, "text")
   assert server.asked["text"] == 1
   with pytest.raises(jax.errors.JaxRuntimeError, match=r"answered 401 .*check judge.http.url"):
     jax.block_until_ready(verdict_of(config))
@@ -279,7 +288,8 @@ def test_a_request_that_is_refused_says_what_to_check(serve):
   ("changes", "message"),
   [
     ({"model": ""}, "http.model: expected a name"),
-    ({"url": "file:///x"}, "http.url: expected an"),
+    ({"url": "file:///x"}, "^judges.judge.http.url: expected an"),
+    ({"url": "http://me:hunter2@a/v1"}, "^judges.judge.http.url: expected an"),
     ({"timeout": 0.0}, "http.timeout: expected a number in .*, got"),
     ({"workers": 0}, "http.workers"),
   ],
@@ -358,10 +368,10 @@ def test_what_comes_of_what_a_server_does(serve, name):
   start = time.monotonic()
   if isinstance(expected, str):
     with pytest.raises(ValueError, match=expected) as raised:
-      http_judge.ask(config, "text")
+      ask(config, "text")
     assert "\n" not in str(raised.value)
   else:
-    np.testing.assert_equal(http_judge.ask(config, "text"), expected)
+    np.testing.assert_equal(ask(config, "text"), expected)
   assert server.asked["text"] == asked
   assert time.monotonic() - start < 15, "three times 0.2 seconds, on a busy machine"
 
@@ -370,12 +380,17 @@ def test_a_huge_body_is_not_read(serve):
   part = b" " * (1 << 16)
   server, config = serve(lambda text, times: chunks(part, 10_000))
   with pytest.raises(ValueError, match="answered with more than 1048576 bytes"):
-    http_judge.ask(config, "text")
+    ask(config, "text")
   assert server.sent < 64 << 20, "of 600 MB; sockets hold a few"
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 300, 304])
-@pytest.mark.parametrize("where", ["http://127.0.0.1:{port}/v1", "/elsewhere", None])
+@pytest.mark.parametrize(
+  ("status", "where"),
+  [
+    (301, "http://127.0.0.1:{port}/v1"), (307, "http://127.0.0.1:{port}/v1"), (302, "/elsewhere"),
+    (304, None),
+  ],
+)  # fmt: skip
 def test_a_redirect_is_refused_and_neither_key_nor_question_go_along(
   serve, monkeypatch, status, where
 ):
@@ -384,7 +399,7 @@ def test_a_redirect_is_refused_and_neither_key_nor_question_go_along(
   headers = {"Location": where.format(port=other.server_port)} if where else {}
   server, config = serve(lambda text, times: (status, "", headers))
   with pytest.raises(ValueError, match=rf"answered {status} .*redirects are not followed"):
-    http_judge.ask(config, "text")
+    ask(config, "text")
   assert server.asked["text"] == 1
   assert not other.asked
 
@@ -401,7 +416,7 @@ def test_retry_after_is_honoured_and_bounded(serve, monkeypatch, header, wait):
   replies = {1: (429, "", {"Retry-After": header}), 2: (503, ""), 3: (200, says("A"))}
   _, config = serve(lambda text, times: replies[times], timeout=9.0)
   waits = waits_of(monkeypatch)
-  assert http_judge.ask(config, "text") == 1
+  assert ask(config, "text") == 1
   assert waits == [wait, 0.02]
 
 
@@ -447,8 +462,10 @@ UNSUPPORTED = {
 }
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED)
-@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize(
+  ("status", "name"),
+  [*((400, name) for name in UNSUPPORTED), (403, "logprobs"), (422, "top_logprobs")],
+)
 def test_what_a_server_does_not_know_is_learnt_once(serve, caplog, name, status):
   server, config = serve(
     lambda text, times, body: (status, UNSUPPORTED[name]) if name in body else (200, says("A"))
@@ -471,7 +488,7 @@ def test_all_that_a_server_does_not_know_is_learnt(serve):
     return (400, UNSUPPORTED[unknown[0]]) if unknown else (200, says("B"))
 
   server, config = serve(spoil)
-  assert http_judge.ask(config, "text") == 0
+  assert ask(config, "text") == 0
   assert server.asked["text"] == 4
   assert set(server.seen[-1]) == {"model", "messages", "max_completion_tokens", "key"}
 
@@ -487,7 +504,7 @@ def test_all_that_a_server_does_not_know_is_learnt(serve):
 def test_a_refusal_for_another_reason_changes_no_parameter(serve, message):
   server, config = serve(lambda text, times: (400, error(message)))
   with pytest.raises(ValueError, match=re.escape(message[:40])):
-    http_judge.ask(config, "text")
+    ask(config, "text")
   assert server.asked["text"] == 1
 
 
@@ -495,7 +512,7 @@ def test_a_server_that_knows_neither_spelling_is_quoted(serve):
   message = "max_tokens is not supported, use max_completion_tokens"
   server, config = serve(lambda text, times: (400, error(message)))
   with pytest.raises(ValueError, match=f"answered 400 Bad Request .*{message}"):
-    http_judge.ask(config, "text")
+    ask(config, "text")
   assert server.asked["text"] == 2
 
 
@@ -507,9 +524,9 @@ def test_a_server_that_knows_neither_spelling_is_quoted(serve):
     "ftp://a/", "http:a/v1", "http://a\x00b/",
   ],
 )  # fmt: skip
-def test_an_address_that_is_none_is_refused_before_anything_loads(serve, url):
-  with pytest.raises(ValueError, match=r"^judges.judge.http.url: expected an? "):
-    serve(url=url)
+def test_an_address_that_is_none_is_refused(url):
+  with pytest.raises(ValueError, match=r"^field: expected an? "):
+    chat.check_url(url, "field")
 
 
 @pytest.mark.parametrize(
@@ -521,10 +538,10 @@ def test_an_address_that_is_none_is_refused_before_anything_loads(serve, url):
     "http://a/hunter2/v1", "http://a/v1?sig=hunter2", "http://a/v1?%6bey=hunter2",
   ],
 )  # fmt: skip
-def test_a_password_in_the_address_is_refused_and_not_shown(serve, monkeypatch, url):
+def test_a_password_in_the_address_is_refused_and_not_shown(monkeypatch, url):
   monkeypatch.setenv(chat.KEY, "hunter2")
-  with pytest.raises(ValueError, match=r"^judges.judge.http.url: expected") as raised:
-    serve(url=url)
+  with pytest.raises(ValueError, match=r"^field: expected") as raised:
+    chat.check_url(url, "field")
   if "/hunter2/" not in url:
     assert "hunter2" not in str(raised.value)
 
@@ -540,7 +557,7 @@ def test_other_addresses_are_taken(serve, url):
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(serve, monkeypatch, key):
   _, config = serve()
   monkeypatch.setenv(chat.KEY, key)
-  for attempt in (serve, lambda: http_judge.ask(config, "text")):
+  for attempt in (serve, lambda: ask(config, "text")):
     with pytest.raises(ValueError, match=f"^{chat.KEY}: expected .* Set it again") as raised:
       attempt()
     assert "sk" not in str(raised.value)
@@ -613,61 +630,28 @@ def test_the_floor_is_met_by_half():
 
 
 FIRST = (
-  "A",
-  "a",
-  "a.",
-  "A.",
-  "(A)",
-  "[[A]]",
-  "**A**",
-  "'A'",
-  '{"answer": "A"}',
-  "A) because",
-  "A!",
-)
-FIRST += (
-  "Answer: A",
-  "**Answer:** A",
-  "The answer is A.",
-  "Reply A",
-  "Reply A is better",
-  "A\n\nIt",
-)
-FIRST += (
-  "I prefer reply A.",
-  "A because it",
-  "A, because",
-  "A. It is shorter",
-  "Ａ",
-  "\n A \n",
-  "A:",
-)
-NEITHER = ("", "A dog", "a dog", "A dog. A", "The answer is a dog", "A or B", "A) or B)", "A/B")
-NEITHER += (
-  "A, B",
-  "A and B",
-  "A\nB",
-  "Both",
-  "Neither A nor B",
-  "not A",
-  "About",
-  "A's",
-  "A.I. is",
-)
-NEITHER += ("A?", "A+", "A is not better", "Reply A: the cat. Reply B: the dog", "A, dear dog", "C")
+  "A", "a", "a.", "A.", "(A)", "[[A]]", "**A**", "'A'", '{"answer": "A"}', "A) because", "A!",
+  "Answer: A", "**Answer:** A", "The answer is A.", "Reply A", "Reply A is better", "A\n\nIt",
+  "I prefer reply A.", "A because it", "A, because", "A. It is shorter", "Ａ", "\n A \n", "A:",
+)  # fmt: skip
+NEITHER = (
+  "", "A dog", "a dog", "A dog. A", "The answer is a dog", "A or B", "A) or B)", "A/B", "A, B",
+  "A and B", "A\nB", "Both", "Neither A nor B", "not A", "About", "A's", "A.I. is", "A?", "A+",
+  "A is not better", "Reply A: the cat. Reply B: the dog", "A, dear dog", "C",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("text", FIRST)
-def test_an_answer_in_other_words_is_read(text):
-  assert http_judge._read(json.loads(says(text)), AB) == 1
-  swapped = re.sub(r"\b[Aaａ]\b|Ａ", "B", text)
-  assert http_judge._read(json.loads(says(swapped)), AB) == 0
-  assert http_judge._read(json.loads(says(swapped)), ("B", "A")) == 1
+def test_an_answer_in_other_words_is_read():
+  for text in FIRST:
+    assert http_judge._read(json.loads(says(text)), AB) == 1, text
+    swapped = re.sub(r"\b[Aaａ]\b|Ａ", "B", text)
+    assert http_judge._read(json.loads(says(swapped)), AB) == 0, swapped
+    assert http_judge._read(json.loads(says(swapped)), ("B", "A")) == 1, swapped
 
 
-@pytest.mark.parametrize("text", NEITHER)
-def test_what_is_no_answer_is_not_read(text):
-  assert math.isnan(http_judge._read(json.loads(says(text)), AB))
+def test_what_is_no_answer_is_not_read():
+  for text in NEITHER:
+    assert math.isnan(http_judge._read(json.loads(says(text)), AB)), text
 
 
 def test_other_answers_are_told_apart():
@@ -719,7 +703,7 @@ def test_any_body_is_a_probability_none_or_one_line(serve, status):
   )
   valid = json.dumps(reply_of(0.3)).encode()
 
-  @hypothesis.settings(max_examples=25, deadline=None)
+  @hypothesis.settings(max_examples=25)
   @hypothesis.given(
     st.binary(max_size=50)
     | VALUES.map(lambda value: json.dumps(value).encode())
@@ -734,9 +718,9 @@ def test_any_body_is_a_probability_none_or_one_line(serve, status):
       with pytest.raises(
         ValueError, match=r"^the judge at [ -~]* answered 400 Bad Request \(.*\)$"
       ):
-        http_judge.ask(config, "text")
+        ask(config, "text")
       return
-    p = http_judge.ask(config, "text")
+    p = ask(config, "text")
     assert math.isnan(p) or 0 <= p <= 1
 
   check()
@@ -748,18 +732,16 @@ def one_order(text):
   return first > last >= 0
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(
-  ("reply", "metric", "message"),
+  ("reply", "metric", "message", "compiled"),
   [
-    ((400, error("too long", code="context_length_exceeded")), "refused", "400 .*too long"),
-    ((400, error("content management policy")), "refused", "content management policy"),
-    ((200, says("Neither", finish_reason="length")), "neither", "'Neither' .*'length'"),
-    ((503, "busy"), "unanswered", "503 .*busy"),
+    ((400, error("too long", code="context_length_exceeded")), "refused", "400 .*too long", True),
+    ((200, says("Neither", finish_reason="length")), "neither", "'Neither' .*'length'", False),
+    ((503, "busy"), "unanswered", "503 .*busy", False),
   ],
 )
 def test_a_lost_question_costs_its_pair_and_is_counted(
-  serve, caplog, compiled, reply, metric, message
+  serve, caplog, reply, metric, message, compiled
 ):
   _, config = serve(lambda text, times: reply if one_order(text) else None, retries=0)
   verdict = verdict_of(config, compiled, finish=True)
@@ -931,7 +913,7 @@ def test_a_proxy_that_is_none_is_one_line(serve, monkeypatch, proxy):
   _, config = serve()
   monkeypatch.setenv("ALL_PROXY", proxy)
   with pytest.raises(ValueError, match=r"^HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used"):
-    http_judge.ask(config, "text")
+    ask(config, "text")
 
 
 def test_one_file_serves_several_at_once(serve, tmp_path):
@@ -991,13 +973,13 @@ def test_a_notebook_that_runs_a_loop_may_ask(serve):
 def test_no_line_is_logged_for_a_request(serve, caplog):
   _, config = serve()
   with caplog.at_level("INFO"):
-    http_judge.ask(config, "text")
+    ask(config, "text")
   assert not caplog.records
 
 
 def test_half_a_surrogate_pair_is_sent(serve):
   server, config = serve()
-  http_judge.ask(config, "a \ud83d b")
+  ask(config, "a \ud83d b")
   assert server.seen[0]["messages"][0]["content"] == "a \ud83d b"
 
 

@@ -126,7 +126,7 @@ CHARACTERS = st.characters(exclude_categories=("Cs",))
 TYPED_TEXT = st.text(st.sampled_from("aB ,.…\n\t<>{}|*-#1'\"é世🙂\u200b") | CHARACTERS, max_size=40)
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(st.lists(st.tuples(TYPED_TEXT, TYPED_TEXT, TYPED_TEXT), min_size=4, max_size=4))
 def test_ids_of_any_text_are_those_of_the_whole_text(data_dir, texts):
   tokenizer, ids = splice("gemma", str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")

@@ -217,9 +217,7 @@ def check(name, data):
   return False
 
 
-QUIET = settings(
-  deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+QUIET = settings(derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("name", NAMES)

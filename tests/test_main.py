@@ -1,6 +1,7 @@
 """The command: quick to answer, and bad input refused in a line."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -35,20 +36,19 @@ def command(*arguments, folder=ROOT):
   )
 
 
-@pytest.mark.parametrize("flag", ["--help", None])
-def test_help_lists_every_job_with_a_line_and_imports_nothing_heavy(flag):
-  arguments = ["nash-jax", flag] if flag else ["nash-jax"]
-  out = python(f"sys.argv = {arguments!r}\nfrom nash_jax import main\nmain.run()")
-  assert "imported: []" in out
-  for job, (_, _, what) in main.JOBS.items():
-    assert f"  {job:10} {what}\n" in out
-
-
-def test_a_jobs_help_lists_its_flags_and_fields_and_imports_nothing_heavy():
-  out = python("sys.argv = ['nash-jax', 'train', '--help']\nfrom nash_jax import main\nmain.run()")
-  assert "imported: []" in out
-  assert main.JOBS["train"][2] in out
-  assert all(name in out for name in ("--config:", "--workdir:", "beta: 0.", "runs/train"))
+def test_help_lists_what_there_is_and_imports_nothing_heavy():
+  asked = (["--help"], [], ["train", "--help"])
+  code = "from nash_jax import main"
+  code += "".join(
+    f"\nsys.argv = {['nash-jax', *words]!r}; main.run(); print('###')" for words in asked
+  )
+  *texts, imported = python(code).split("###")
+  assert "imported: []" in imported
+  for text in texts[:2]:
+    for job, (_, _, what) in main.JOBS.items():
+      assert f"  {job:10} {what}\n" in text
+  assert main.JOBS["train"][2] in texts[2]
+  assert all(name in texts[2] for name in ("--config:", "--workdir:", "beta: 0.", "runs/train"))
 
 
 def test_every_job_is_a_module_with_a_config_file():
@@ -65,61 +65,80 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
   assert capsys.readouterr().err == f"nash-jax: no job 'tran'; jobs are {', '.join(main.JOBS)}\n"
 
 
-@pytest.mark.parametrize(
-  ("argument", "message"),
-  [
-    ("--config.algorithm.beta=-1", "algorithm.beta: expected a number in [1e-9, 1e6], got -1.0"),
-    ("--config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),
-    ("--config.algorithm.beta=much", "could not convert string to float: 'much'"),
-    ("--config=none.py", "No such file or directory: 'none.py'"),
-  ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, argument, message):
-  done = command("train", argument, f"--workdir={tmp_path / 'run'}")
-  assert done.returncode == 2
-  assert done.stdout == ""
-  assert message in done.stderr
-  assert done.stderr.startswith("nash-jax train: ")
-  assert done.stderr.count("\n") == 1, done.stderr
-  assert not (tmp_path / "run").exists()
-
-
-RUN = """
-import os, sys, types
-steps, end = {steps}, {end!r}
-def run(config, workdir):
-  if end == "signal":
-    os.makedirs(workdir + "/checkpoints/00000003")
-    return
-  raise {{"disk": OSError(28, "No space left on device", "x"),
-         "interrupt": KeyboardInterrupt(), "sweep": KeyboardInterrupt("stopped in a; the same"),
-         "nan": FloatingPointError("metric 'loss' is nan at step 5")}}[end]
-sys.modules["nash_jax.train"] = types.SimpleNamespace(run=run)  # the real one imports for seconds
-sys.argv = ["nash-jax", "train", f"--config.steps={{steps}}", "--workdir={workdir}"]
+# Of one interpreter that has imported everything, a child for each command: (its module train or
+# None, arguments). Prints their exit statuses.
+CHILDREN = """
+import json, os, sys, types
+import ml_collections.config_flags, nash_jax.config.checks, nash_jax.run.checkpoint
 from nash_jax import main
-main.run()
+commands, statuses = json.loads(sys.argv[1]), []
+def act(end):
+  def run(config, workdir):
+    if end == "signal":
+      os.makedirs(workdir + "/checkpoints/00000003")
+      return
+    raise {"disk": OSError(28, "No space left on device", "x"),
+           "interrupt": KeyboardInterrupt(), "sweep": KeyboardInterrupt("stopped in a; the same"),
+           "nan": FloatingPointError("metric 'loss' is nan at step 5")}[end]
+  return types.SimpleNamespace(run=run)
+for number, (end, arguments) in enumerate(commands):
+  if child := os.fork():
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    continue
+  for stream, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open(f"{number}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+  if end:
+    sys.modules["nash_jax.train"] = act(end)
+  sys.argv = ["nash-jax", *arguments, f"--workdir=run{number}"]
+  main.run()
+  sys.exit()
+print(json.dumps(statuses))
 """
-
-
-@pytest.mark.parametrize(
-  ("end", "steps", "status", "last"),
-  [
-    ("signal", 9, 75, "stopped at step 3 of 9; the same command goes on"),
-    pytest.param("signal", 3, 0, "", marks=pytest.mark.slow),
-    ("disk", 9, 1, "nash-jax train: [Errno 28] No space left on device: 'x'"),
-    pytest.param(
-      "nan", 9, 1, "nash-jax train: metric 'loss' is nan at step 5", marks=pytest.mark.slow
-    ),
-    ("interrupt", 9, 130, "nash-jax train: interrupted"),
-    ("sweep", 9, 75, "nash-jax train: stopped in a; the same"),
-  ],
+ENDS = (
+  ("signal", 9, 75, "stopped at step 3 of 9; the same command goes on"),
+  ("signal", 3, 0, ""),
+  ("disk", 9, 1, "nash-jax train: [Errno 28] No space left on device: 'x'"),
+  ("nan", 9, 1, "nash-jax train: metric 'loss' is nan at step 5"),
+  ("interrupt", 9, 130, "nash-jax train: interrupted"),
+  ("sweep", 9, 75, "nash-jax train: stopped in a; the same"),
 )
-def test_a_status_says_how_a_run_ended(tmp_path, end, steps, status, last):
-  code = RUN.format(steps=steps, end=end, workdir=tmp_path / "run")
-  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
-  assert done.returncode == status, done.stderr
-  assert "Traceback" not in done.stderr
-  assert done.stderr.splitlines()[-1:] == [last] * bool(last)
+BAD = (
+  ("train --config.algorithm.beta=-1", "beta: expected a number in [1e-9, 1e6], got -1.0"),
+  ("train --config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),
+  ("train --config.algorithm.beta=much", "could not convert string to float: 'much'"),
+  ("train --config=none.py", "No such file or directory: 'none.py'"),
+  ("train --config=storis", "did you mean 'stories'?"),
+  (
+    "train --config.optimizer.name=sgd --config.optimizer.weight_decay=0.5",
+    "train: optimizer.weight_decay: expected no value, for optimizer.name = sgd does not read it,"
+    " got 0.5. Leave it out, or choose what reads it.\n",
+  ),
+  ("sample --realign=-2 --prompt=x", "sample: realign: expected a number in [0, 1000], got -2.0"),
+)
+
+
+def test_how_a_run_ended_and_bad_input_have_a_status_and_a_line(tmp_path):
+  commands = [(end, ["train", f"--config.steps={steps}"]) for end, steps, *_ in ENDS]
+  commands += [(None, words.split()) for words, _ in BAD]
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+  done = subprocess.run(
+    [sys.executable, "-c", CHILDREN, json.dumps(commands)], cwd=tmp_path, text=True,
+    capture_output=True, env={**os.environ, "PYTHONPATH": path},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  out, err = (
+    [(tmp_path / f"{n}.{x}").read_text() for n in range(len(commands))] for x in ("out", "err")
+  )
+  assert json.loads(done.stdout) == [*(status for *_, status, _ in ENDS), *[2] * len(BAD)], err
+  for (*_, last), said in zip(ENDS, err, strict=False):
+    assert "Traceback" not in said
+    assert said.splitlines()[-1:] == [last] * bool(last)
+  for number, (words, message) in enumerate(BAD, len(ENDS)):
+    assert out[number] == ""
+    assert message in err[number]
+    assert err[number].startswith(f"nash-jax {words.split()[0]}: ")
+    assert err[number].count("\n") == 1, err[number]
+    assert not (tmp_path / f"run{number}").exists()
 
 
 def test_the_package_imports_its_jobs_when_they_are_named():

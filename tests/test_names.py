@@ -23,7 +23,7 @@ NASTY = (
   "<b>&amp;</b>", "[a](b)", "# a", "\x1b[31mred\x1b[0m", "\x00", "\x07", "\u202egnp.exe",
   "\u2028", "\ud800", "模型", "🙂", "Base", "base", "é", "e\u0301", "ﬁ", "fi", "a b", "a  b",
   "ab", "a@b", "a:b", "a*b?", "%s", "{0}", "'", '"', " ", "a ", " a", "a.", "a|", "a\\",
-  "a\\|b", "~~x~~", "1e-3", "0.1",
+  "a\\|b", "~~x~~", "1e-3", "0.1", "+", "=-x",
 )  # fmt: skip
 # Lone surrogates, control characters and unassigned code points too.
 names = strategies.one_of(
@@ -53,10 +53,11 @@ def test_nasty_names_have_files_of_their_own():
   assert len({*map(on_a_mac, found)}) == len(NASTY)
   for name in found:
     check_is_safe(name)
+    assert is_file_name(name)
 
 
 @given(strategies.lists(names, unique=True, min_size=2, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_two_names_never_share_a_file_and_none_leaves_its_folder(given_names):
   # What a file is called is a name too: nothing else may be called so.
   with_files = {*given_names, *map(file_name, given_names)}
@@ -103,7 +104,7 @@ def rendered(markdown):
 
 @given(strategies.lists(names, unique=True, min_size=1, max_size=3))
 @example(["a|b", "a\\|b", "a\\"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_table_shows_every_name_as_it_is(given_names):
   cell = {"mean": 0.7, "sigma3": 0.1, "significant": False, "n": 9}
   table = report.win_rate_table({row: dict.fromkeys(given_names, cell) for row in given_names})
@@ -117,7 +118,7 @@ def test_a_table_shows_every_name_as_it_is(given_names):
 
 
 @given(names, names)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_cell_ends_its_row(header, cell):
   """Also one that did not go through `escaped`."""
   rows = rendered(report.markdown_table(["a" + header, "b"], [["c" + cell, "d"]]))
@@ -125,7 +126,7 @@ def test_no_cell_ends_its_row(header, cell):
 
 
 @given(strategies.lists(names, unique=True, min_size=1, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_labels_of_a_figure_are_short_and_no_two_alike(given_names):
   labels = report.figure_labels(given_names)
   assert len({*labels}) == len(given_names)
@@ -146,7 +147,7 @@ def test_a_heat_map_is_drawn_of_names_that_are_no_formulas(tmp_path):
 
 @pytest.mark.slow
 @given(strategies.lists(names, unique=True, min_size=1, max_size=3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_heat_map_is_drawn_of_every_name(tmp_path_factory, given_names):
   check_heat_map(given_names, tmp_path_factory.mktemp("map"))
 
@@ -157,7 +158,7 @@ def test_every_name_has_a_key():
 
 
 @given(strategies.lists(names, unique=True, min_size=1, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_runs_of_any_labels_have_folders_of_their_own(labels):
   runs = comparison.name_runs([{"label": name} for name in labels])
   assert [run.name for run in runs] == labels

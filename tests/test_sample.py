@@ -5,7 +5,6 @@ import types
 
 import jax
 import pytest
-import test_main
 from jax import numpy as jnp
 
 import nash_jax
@@ -181,12 +180,3 @@ def test_bad_input_is_refused_before_weights_load(printed, monkeypatch, changes,
   monkeypatch.setattr("nash_jax.jobs.sample.load_weights", None)
   with pytest.raises(ValueError, match=message):
     printed(**changes)
-
-
-def test_the_flag_is_short_for_the_field():
-  done = test_main.command("sample", "--realign=-2", "--prompt=x")
-  assert done.returncode == 2
-  assert done.stderr.startswith(
-    "nash-jax sample: realign: expected a number in [0, 1000], got -2.0"
-  )
-  assert "got -2.0" in done.stderr

@@ -48,7 +48,7 @@ def test_population_cycles_and_no_reward_explains_it(tokenizer):
   )
   rewards = np.random.default_rng(0).normal(0, 3, (1000, 3)).astype(np.float32)
   pairs = (rewards.ravel(), np.roll(rewards, -1, axis=1).ravel())
-  fits, _, _ = jax.jit(bradley_terry.compare)(None, None, *pairs)
+  fits, _, _ = jax.jit(judges.base.compare_rewards)(None, None, *pairs)
   assert np.abs(np.reshape(fits, (1000, 3)) - 2 / 3).max(axis=1).min() >= 1 / 6 - 1e-6
 
 
@@ -169,7 +169,7 @@ def test_a_judge_of_ones_own_that_gives_no_probability_is_not_valid_and_counted(
 def test_a_reward_that_is_not_finite_makes_no_comparison(missing):
   """σ(∞) would be a certain win."""
   rewards = jax.device_put(np.array([1.0, 3.0, missing], np.float32))
-  fn = judges.pairwise(bradley_terry.compare, lambda *_: rewards, scalar=True)
+  fn = judges.pairwise(judges.base.compare_rewards, lambda *_: rewards, scalar=True)
   verdict = judges.labels(fn, "soft", None, *a_few(1, 3), None, jax.random.key(0))
   assert verdict.valid[0].tolist() == [[False, True, False], [True, False, False], [False] * 3]
   np.testing.assert_allclose(verdict.p_win[0, 1, 0], 1 / (1 + np.exp(-2)), rtol=1e-6)

@@ -58,7 +58,7 @@ def test_real_gemma_has_its_published_special_pieces(gemma):
 
 
 @given(st.lists(st.sampled_from(MARKERS), max_size=6).map("".join))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_marker_can_be_typed(gemma, text):
   steering = {gemma.id_of(piece) for piece in MARKERS[:6]}
   assert not steering & set(gemma.encode(text))
@@ -245,7 +245,7 @@ TURNS = st.lists(st.text("ab \n<é", max_size=12), min_size=1, max_size=5).filte
 
 
 @given(TURNS, st.booleans(), st.integers(1, 60))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_a_prompt_cut_to_any_budget_has_the_templates_form(texts, system, most):
   messages = [
     {"role": "model" if i % 2 else "user", "content": text} for i, text in enumerate(texts)

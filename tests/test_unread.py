@@ -5,7 +5,6 @@ import test_configs
 import test_fit
 import tiny
 from absl import logging
-from test_main import command
 
 from nash_jax import config as configs
 from nash_jax import judges, main
@@ -160,17 +159,6 @@ def test_a_field_that_does_not_exist_is_refused_in_a_run_of_a_comparison():
     c.runs = (changes,)
     with pytest.raises(ValueError, match=message):
       resolve(c)
-
-
-def test_a_flag_that_nothing_reads_is_refused_in_one_line(tmp_path):
-  flags = "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=0.5"
-  done = command("train", *flags, f"--workdir={tmp_path / 'run'}")
-  assert done.returncode == 2
-  assert done.stderr == (
-    "nash-jax train: optimizer.weight_decay: expected no value, for optimizer.name = sgd does not"
-    " read it, got 0.5. Leave it out, or choose what reads it.\n"
-  )
-  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

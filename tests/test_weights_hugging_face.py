@@ -453,7 +453,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
       "expected JSON with fields, got 'hidden_size' twice",
     ),
     (b'{"a": "caf\xe9"}', "can't decode byte 0xe9"),
-    ('{"a": 1}'.encode("utf-16"), "can't decode byte 0xff"),
+    ('{"a": 1}'.encode("utf-16"), "UTF-16 or UTF-32, expected UTF-8"),
     (b"[" * 100_000, "RecursionError"),
     (b"", "got an empty file"),
     (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),

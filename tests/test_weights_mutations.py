@@ -36,7 +36,7 @@ OFTEN = pytest.mark.parametrize("often", [1, pytest.param(40, marks=pytest.mark.
 
 def every(examples, strategy, check):
   """Runs a check on that many examples."""
-  run = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+  run = settings(max_examples=examples, suppress_health_check=list(HealthCheck))
   run(given(strategy)(check))()
 
 

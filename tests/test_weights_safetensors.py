@@ -171,7 +171,7 @@ def test_a_tensor_of_another_type_is_refused(file, dtype):
 
 
 OTHERS = {
-  "gz": (gzip.compress(b"x" * 100), "a file that gzip compressed: unpack it"),
+  "gz": (gzip.compress(b"x" * 100), "compressed .gzip.: unpack it"),
   "pickle": (pickle.dumps({"a": 1}), "a pickle: convert it to safetensors"),
   "archive": (b"PK\x03\x04" + bytes(60), "a PyTorch or NumPy archive: convert it"),
   "gguf": (b"GGUF" + bytes(60), "a GGUF file: convert it"),
@@ -211,7 +211,7 @@ def test_a_folder_of_another_format_says_so(tmp_path):
 def test_a_leaf_with_a_line_break_in_its_name_is_shown_on_one_line(file):
   path, config, _ = file
   save_file({**load_file(path), "two\nlines": np.ones(2, np.float32)}, path)
-  with pytest.raises(ValueError, match=r"unknown leaf 'two\\nlines'"):
+  with pytest.raises(ValueError, match=r"unknown leaf two\\nlines"):
     weights.load(path, config)
 
 

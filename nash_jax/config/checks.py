@@ -46,10 +46,6 @@ def refuse_unread(config: ConfigDict, job: str, given: Collection[str]) -> None:
   """See config.refuse_unread."""
   config = config.copy_and_resolve_references().unlock()
   _check_fields(config, fields.DECLARED[job]())
-  _refuse_unread(config, job, given)
-
-
-def _refuse_unread(config: ConfigDict, job: str, given: Collection[str]) -> None:
   reasons = unread(config, job)
   for field in given:
     reason, fix = reasons.get(field), "Leave it out, or choose what reads it."
@@ -121,7 +117,8 @@ def _checked_number(field: fields.Number, value: Any, path: str) -> Any:
   is_number = isinstance(value, kind) and not isinstance(value, bool)
   good = field.holds(value) if is_number else False
   special = (value is None or is_number) and value in field.special
-  require(good or special, path, field.describe(), value, field.advice())
+  advice = f"The default is {field.default}."
+  require(good or special, path, field.describe(), value, advice)
   if value is None or (type(value) is field.kind and repr(value) != "-0.0"):
     return value
   return field.kind(value) + 0
@@ -249,7 +246,8 @@ def _check_arena(config) -> None:
   for name, judge in config.judges.items():
     _check_judge(judge, f"judges.{printable(name)}", remote=True)
   for name, policy in config.policies.items():
-    _check_arena_policy(policy, f"policies.{printable(name)}")
+    check_policy = _Checker(policy, f"policies.{printable(name)}")
+    check_policy.weights("weights", "a weights file or a run's workdir", _WEIGHTS)
   count = config.prompts.held_out
   enough = bool(config.prompts.held_out_path) or count > 1
   fix = "Set prompts.held_out, or prompts.held_out_path."
@@ -259,11 +257,6 @@ def _check_arena(config) -> None:
   check("base", single, "a policy with best_of = 1", "Best-of-n has no log-probabilities for KL.")
   check.one_of("select_judge", config.judges)
   _check_sampling(config)
-
-
-def _check_arena_policy(policy, path: str) -> None:
-  weights = _Checker(policy, path).weights
-  weights("weights", "a weights file or a run's workdir", _WEIGHTS)
 
 
 def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
@@ -371,7 +364,7 @@ def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str
     changes = {field: value for field, value in run.changes.items() if field not in absent}
     changed = comparison.run_config(config.base, changes, None, 0)
     c = resolve(changed, "train")
-    _refuse_unread(changed, "train", [field for field in changes if field != "label"])
+    refuse_unread(changed, "train", [field for field in changes if field != "label"])
     same = c.evaluation.exact == config.base.evaluation.exact
     fix = "Compare the two kinds of runs in two comparisons."
     require(same, "evaluation.exact", "the base's", c.evaluation.exact, fix)

@@ -57,10 +57,6 @@ class Number:
     one = f"{kind}s in {self.interval}" if self.many else f"a {kind} in {self.interval}"
     return ", ".join([one, *(f"or {value} ({means})" for value, means in self.special.items())])
 
-  def advice(self) -> str:
-    """Returns what to do where it holds something else."""
-    return f"The default is {self.default}."
-
 
 @dataclasses.dataclass(frozen=True)
 class Choice:

@@ -7,22 +7,7 @@ import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# How files begin that are no text, and what to do with them.
-_FOREIGN = {
-  b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
-  b"\x1f\x8b": "compressed (gzip): unpack it",
-  b"PK\x03\x04": "compressed (zip): unpack it",
-  b"BZh91AY&SY": "compressed (bzip2): unpack it",
-  b"\xfd7zXZ\0": "compressed (xz): unpack it",
-  b"\x28\xb5\x2f\xfd": "compressed (zstd): unpack it",
-  b"\x04\x22\x4d\x18": "compressed (lz4): unpack it",
-  b"7z\xbc\xaf\x27\x1c": "compressed (7z): unpack it",
-  b"PAR1": "a parquet file: write its rows as JSON lines",
-  b"ARROW1": "an Arrow file: write its rows as JSON lines",
-  b"\xff\xfe": "UTF-16 or UTF-32, expected UTF-8: convert it",
-  b"\xfe\xff": "UTF-16, expected UTF-8: convert it",
-}
-
+from nash_jax.validation import decode, foreign
 
 shorten = reprlib.Repr(maxstring=80, maxother=80).repr  # a value's repr, for one line
 
@@ -31,21 +16,15 @@ def read_bytes(path: str | pathlib.Path) -> bytes:
   """Returns a file's bytes.
 
   Raises:
-    ValueError: a file that cannot be read, or that check_beginning refuses.
+    ValueError: a file that cannot be read, or that is compressed, UTF-16 or a Git LFS pointer.
   """
   try:
     data = pathlib.Path(path).read_bytes()
   except OSError as error:
     raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-  check_beginning(path, data)
+  if what := foreign(data):
+    raise ValueError(f"{path}: {what}")
   return data
-
-
-def check_beginning(path: str | pathlib.Path, data: bytes) -> None:
-  """Raises ValueError for a Git LFS pointer, and for a file that is compressed or UTF-16."""
-  for beginning, advice in _FOREIGN.items():
-    if data.startswith(beginning):
-      raise ValueError(f"{path}: {advice}")
 
 
 def read_text(path: str | pathlib.Path) -> str:
@@ -56,17 +35,7 @@ def read_text(path: str | pathlib.Path) -> str:
   Raises:
     ValueError: as for read_bytes; a byte that is not UTF-8, or NUL, with its line.
   """
-  data = read_bytes(path)
-  try:
-    text = data.decode("utf-8")
-    place, byte = data.find(0), 0
-  except UnicodeDecodeError as error:
-    text, place, byte = "", error.start, data[error.start]
-  if place >= 0:
-    line = len(re.split(rb"\r\n|\r|\n", data[:place]))
-    what = "is not UTF-8" if byte else "(NUL) is no text"
-    raise ValueError(f"{path}:{line}: byte {byte:#04x} {what}: convert the file to UTF-8")
-  text = text.replace("\r\n", "\n").replace("\r", "\n")
+  text = decode(path, read_bytes(path)).replace("\r\n", "\n").replace("\r", "\n")
   return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from nash_jax.data import files
 from nash_jax.data.chat_template import turns
 from nash_jax.data.corpus import field, has
-from nash_jax.validation import require
+from nash_jax.run.files import replacing
+from nash_jax.validation import foreign, require
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
 _COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z")
@@ -31,26 +32,19 @@ def convert(source: str, output: str) -> dict[str, int]:
   Raises:
     ValueError: no such files, or one that cannot be read; names the file and the row.
   """
-  counts, target = {"written": 0, "skipped": 0}, pathlib.Path(output)
-  unfinished = target.with_name(target.name + ".unfinished")
-  inputs = _inputs(pathlib.Path(source), target)
-  try:
-    with unfinished.open("w", encoding="utf-8") as lines:
-      for place, row in (pair for file in inputs for pair in _rows(file)):
-        if messages := _messages(row):
-          try:
-            line = json.dumps({"messages": messages}, ensure_ascii=False, allow_nan=False)
-            for text in (line, *(turn.system + turn.text for turn in turns(messages))):
-              files.check_text(text)
-            lines.write(line + "\n")
-          except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-        counts["written" if messages else "skipped"] += 1
-    unfinished.replace(target)
-  except OSError as error:
-    raise ValueError(f"{output}: cannot be written: {error.strerror}") from error
-  finally:
-    unfinished.unlink(missing_ok=True)
+  counts = {"written": 0, "skipped": 0}
+  inputs = _inputs(pathlib.Path(source), pathlib.Path(output))
+  with replacing(output) as part, part.open("w", encoding="utf-8") as lines:
+    for place, row in (pair for file in inputs for pair in _rows(file)):
+      if messages := _messages(row):
+        try:
+          line = json.dumps({"messages": messages}, ensure_ascii=False, allow_nan=False)
+          for text in (line, *(turn.system + turn.text for turn in turns(messages))):
+            files.check_text(text)
+          lines.write(line + "\n")
+        except ValueError as error:
+          raise ValueError(f"{place}: {error}") from None
+      counts["written" if messages else "skipped"] += 1
   return counts
 
 
@@ -97,8 +91,8 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     try:
       number = 0
       with path.open("rb") as file:
-        if not (head := file.read(64)).startswith(b"PAR1"):
-          files.check_beginning(path, head)
+        if (head := file.read(64))[:4] != b"PAR1" and (what := foreign(head)):
+          raise ValueError(f"{path}: {what}")
       for batch in parquet.ParquetFile(path).iter_batches():
         for row in batch.to_pylist():
           number += 1

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nash_jax.games import preference
-from nash_jax.validation import require
+from nash_jax.validation import decode, require
 
 EFRON = {"A": (4, 4, 4, 4, 0, 0), "B": (3,) * 6, "C": (6, 6, 2, 2, 2, 2), "D": (5, 5, 5, 1, 1, 1)}
 MIWIN = {"III": (1, 2, 5, 6, 7, 9), "IV": (1, 3, 4, 5, 8, 9), "V": (2, 3, 4, 6, 7, 8)}
@@ -163,24 +163,8 @@ def _finite(what, values, ndim):
 
 
 def _read(path):
-  """The text of a file without its byte-order mark; its lines end as they do.
-
-  Raises:
-    ValueError: file and line of what is no text in UTF-8.
-  """
-  data = pathlib.Path(path).read_bytes()
-  if data.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-    raise ValueError(f"{path}: compressed: unpack it.")
-  try:
-    text = data.decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    line = data.count(b"\n", 0, error.start) + 1
-    raise ValueError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8: convert the "
-                     "file.") from error
-  if "\0" in text:
-    raise ValueError(f"{path}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: a NUL character: "
-                     "the file is damaged or no text.")
-  return text
+  """The text of a file without its byte-order mark; its lines end as they do."""
+  return decode(path, pathlib.Path(path).read_bytes()).removeprefix("\ufeff")
 
 
 def load_json(path):

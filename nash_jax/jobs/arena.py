@@ -7,7 +7,6 @@ spread is the cell's error; the pairs of one prompt are not.
 
 import functools
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -318,9 +317,7 @@ def evaluate(config: ConfigDict, tokenizer: Tokenizer, judged: Judged) -> dict[s
     "texts": _texts(config, tokenizer, judged.prompts, judged.responses),
     "config": describe(config),
   }  # fmt: skip
-  # Through JSON, NaN, which JSON has not, becomes null.
-  text = json.dumps(result, default=lambda x: x.item() if isinstance(x, np.generic) else str(x))
-  return json.loads(text, parse_constant=lambda _: None)
+  return files.without_nan(result)
 
 
 def summary(
@@ -354,7 +351,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
       that cannot be written or holds an arena of another config.
   """
   config, folder = resolve(config, "arena"), files.make_folder(workdir)
-  _check_previous(config, folder / "arena.json")
+  _, changes = _recorded(config, folder)
+  fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that file away."
+  what, expected = f"{folder}/arena.json", "an arena of this config"
+  require(not changes, what, expected, "one of another config", fix)
   tokenizer, model_config = tokenizer_and_model(config.model)
   _, held_out = load_prompts(config.prompts, tokenizer, config.seed)
   count = min(len(held_out), config.max_prompts or len(held_out))
@@ -391,17 +391,13 @@ def recorded_result(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   Args:
     config: resolved.
   """
-  path = folder / "arena.json"
-  previous = files.read_json(path)
-  if differences(previous.get("config", {}), describe(config)):
-    path.unlink(missing_ok=True)
-    return {}
-  return previous
+  result, changes = _recorded(config, folder)
+  if changes:
+    (folder / "arena.json").unlink()
+  return {} if changes else result
 
 
-def _check_previous(config: ConfigDict, path: pathlib.Path) -> None:
-  """Raises ValueError if there is the result of an arena of another config."""
-  previous = files.read_json(path)
-  changes = differences(previous.get("config", {}), describe(config)) if previous else {}
-  fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that file away."
-  require(not changes, str(path), "an arena of this config", "one of another config", fix)
+def _recorded(config: ConfigDict, folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
+  """Returns the result that is there, and in what its config differs; ({}, {}) for none."""
+  result = files.read_json(folder / "arena.json")
+  return result, differences(result.get("config", {}), describe(config)) if result else {}

@@ -49,8 +49,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
     return load_weights(source.weights, model_config), sample
 
   sources = [make_source(source) for source in config.sources.values()]
-  unfinished, strengths, unread = path.with_suffix(".unfinished"), [], 0
-  with unfinished.open("w", encoding="utf-8") as lines:
+  strengths, unread = [], 0
+  with files.replacing(path) as part, part.open("w", encoding="utf-8") as lines:
     for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
       params, sample = sources[step % len(sources)]
       prompts = data.batch(step // len(sources), config.prompts.batch_size)
@@ -63,12 +63,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
           continue
         lines.write(json.dumps(pair) + "\n")
         strengths.append(abs(pair["p_a"] - 0.5))
-  fix = "Check the judge: its answers, or for a table judge first_token."
-  expected = f"a readable verdict on some of the {unread} pairs"
-  if not strengths:
-    unfinished.unlink()
-  require(len(strengths) > 0, "judge", expected, "none", fix)
-  unfinished.replace(path)
+    fix = "Check the judge: its answers, or for a table judge first_token."
+    expected = f"a readable verdict on some of the {unread} pairs"
+    require(len(strengths) > 0, "judge", expected, "none", fix)
   if unread:
     logging.warning("%d of %d pairs have no verdict: left out", unread, unread + len(strengths))
   logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(strengths), path, np.mean(strengths))

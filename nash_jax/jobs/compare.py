@@ -98,11 +98,7 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
 
 
 def _record(config, folder: pathlib.Path) -> dict[str, Any]:
-  """Returns {"steps": …, metric: values} of one run, None from where it was no longer finite.
-
-  Raises:
-    ValueError: an evaluation that is not there, though the run did not diverge.
-  """
+  """Returns {"steps": …, metric: values} of one run, None from where it was no longer finite."""
   metrics = (SUBOPT, KL_TO_EQUILIBRIUM) if config.evaluation.exact else (WIN, KL)
   rows = {row["step"]: row for row in report.read_rows(folder)}
   steps = sorted({*range(0, config.steps, config.evaluation.every), config.steps})

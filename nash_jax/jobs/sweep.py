@@ -30,6 +30,7 @@ from nash_jax.iteration import make_sample
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
 from nash_jax.run import files
 from nash_jax.run.checkpoint import Workdir, differences, read_config, saved_steps
+from nash_jax.run.metrics import step_of
 from nash_jax.update import Batch, make_update
 from nash_jax.validation import file_name, is_file_name, one_of, require
 
@@ -102,11 +103,7 @@ def _folder(name: str) -> str:
 
 
 def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
-  """Returns whether a run has nothing left to do; one that was stopped has.
-
-  Raises:
-    ValueError: the folder holds a run of another config, or a damaged one.
-  """
+  """Returns whether a run has nothing left to do; one that was stopped has."""
   exact, last = config.evaluation.exact, _last_step(folder / "metrics.jsonl", config)
   changes = differences(read_config(folder), describe(config)) if last is not None else {}
   if diverged(config, folder):
@@ -128,17 +125,14 @@ def diverged(config: ConfigDict, folder: pathlib.Path) -> bool:
 
 def _last_step(path: pathlib.Path, config: ConfigDict) -> int | None:
   """Returns the step of the last whole line of a run's metrics, if there is one."""
-  text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-  lines = text.split("\n")[:-1]
-  if not lines:
-    return None
-  try:
-    return int(json.loads(lines[-1])["step"])
-  except (KeyError, RecursionError, TypeError, ValueError):
-    # train.run, which goes on from a checkpoint, writes its last lines again.
-    where, fix = f"{path}:{len(lines)}", "Move the run's folder away to make it again."
-    require(not config.evaluation.exact, where, "a step and its metrics", lines[-1][:80], fix)
-    return None
+  lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+  last = lines[-1] if lines else b""
+  step = step_of(last)
+  # Of others train.run, which goes on from a checkpoint, writes the last lines again.
+  good = step is not None or not lines or not config.evaluation.exact
+  where, fix = f"{path}:{len(lines)}", "Move the run's folder away to make it again."
+  require(good, where, "a step and its metrics", last[:80], fix)
+  return step
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:
@@ -188,13 +182,10 @@ def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -
   """Writes config.json and metrics.jsonl of one run; what is not finite becomes null."""
   folder.mkdir(parents=True, exist_ok=True)
   files.write_text(folder / "config.json", json.dumps(describe(config), indent=2))
-  every = config.evaluation.every
-  lines = [
-    {"step": i * every}
-    | {name: float(x[i]) if np.isfinite(x[i]) else None for name, x in curves.items()}
-    for i in range(config.steps // every + 1)
-  ]
-  files.write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+  steps = range(0, config.steps + 1, config.evaluation.every)
+  rows = ({"step": step} | {k: x[i] for k, x in curves.items()} for i, step in enumerate(steps))
+  lines = (json.dumps(files.without_nan(row)) + "\n" for row in rows)
+  files.write_text(folder / "metrics.jsonl", "".join(lines))
 
 
 def _single_run(

@@ -105,6 +105,11 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
   return fn
 
 
+def compare_rewards(params, prompts, a: Array, b: Array) -> Comparison:
+  """Returns P(a ≻ b) = σ(a - b) of rewards a and b; see `pairwise`, with scalar=True."""
+  return jax.nn.sigmoid(a - b), jnp.ones(a.shape, bool), {}
+
+
 def labels(fn: JudgeFn, form: str, params, prompts, responses, opponents, key: Array) -> Verdict:
   """Returns fn's verdict; with form="sampled", each probability is replaced by a Bernoulli draw."""
   verdict = fn(params, prompts, responses, opponents).checked()

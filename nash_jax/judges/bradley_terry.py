@@ -5,7 +5,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.judges.base import Judge, pairwise
+from nash_jax.judges.base import Judge, compare_rewards, pairwise
 from nash_jax.judges.gemma import architecture, load
 from nash_jax.models import gemma
 from nash_jax.types import Answers, Mean, Params, Prompts
@@ -61,11 +61,6 @@ def reward_loss(
   }
 
 
-def compare(params, prompts, a: Array, b: Array) -> tuple[Array, Array, dict[str, Mean]]:
-  """Returns P(a ≻ b) = σ(a - b) of rewards a and b, valid and metrics; see base.pairwise."""
-  return jax.nn.sigmoid(a - b), jnp.ones(a.shape, bool), {}
-
-
 def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
   """Builds the judge; see judges.make."""
   model_config, options = architecture(config.model, tokenizer)
@@ -80,4 +75,4 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
   def read(params, prompts, answers):
     return rewards(params, model_config, prompts, answers, **options)
 
-  return Judge(params, pairwise(compare, read, scalar=True))
+  return Judge(params, pairwise(compare_rewards, read, scalar=True))

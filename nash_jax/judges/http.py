@@ -1,7 +1,6 @@
 """A judge behind an OpenAI-compatible server, for the arena: sends text, receives A or B."""
 
 import collections
-import contextlib
 import math
 import pathlib
 import re
@@ -20,7 +19,7 @@ from nash_jax.judges.base import Judge, pairwise
 from nash_jax.judges.chat import KEY, Chat, Outcome
 from nash_jax.types import Mean
 
-__all__ = ["FLOOR", "KEPT", "KEY", "ask", "make"]
+__all__ = ["FLOOR", "KEPT", "KEY", "make"]
 
 KEPT = "judge_answers.sqlite3"  # the file of the answers, in the folder of an arena
 # The least probability that both answers together must have. Below one half, the server's model
@@ -77,23 +76,6 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   return Judge(None, pairwise(compare), survey)
 
 
-def ask(config, text: str) -> float:
-  """Returns the probability of the first answer, or NaN where the server gives no readable one.
-
-  It tries again after time-outs, dropped connections, answers that are no JSON, and the statuses
-  408, 409, 425, 429 and 5xx, waiting 1, 2, 4, … times `config.http.backoff` seconds, or as long as
-  the server asks for in Retry-After, but at most `config.http.timeout`.
-
-  Raises:
-    ValueError: the server refuses the request, as with a wrong key or model; nobody is there.
-  """
-  with contextlib.closing(Chat(config.http)) as chat:
-    outcome = chat.complete([text])[text]
-  if outcome.kind == "refused":
-    raise ValueError(f"the judge at {chat.url} {outcome.message}")
-  return _read(outcome.reply, tuple(config.answers)) if outcome.kind == "answered" else math.nan
-
-
 class _Survey:
   """All that is asked of one server in the course of an arena, and what came of it.
 
@@ -110,11 +92,7 @@ class _Survey:
     self.compared = 0
 
   def ask(self, questions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each question's probability, NaN where none was read, and its kind of LOST, from 1.
-
-    Raises:
-      ValueError: see Chat.complete; nothing could be read of FIRST questions or more.
-    """
+    """Returns each question's probability, NaN where none was read, and its number in LOST or 0."""
     # In an order without pattern: the first ones tell whether this server's answers can be read.
     distinct = np.array([*dict.fromkeys(questions)], object)
     distinct = np.random.default_rng(0).permutation(distinct).tolist()
@@ -162,11 +140,7 @@ class _Survey:
     self._chat.keep_in(folder / KEPT)
 
   def finish(self) -> None:
-    """Says what was lost, after the last question.
-
-    Raises:
-      ValueError: there were questions, and of no pair both orders have an answer.
-    """
+    """Says what was lost, after the last question."""
     if self._counts and not self.compared:
       raise self._unreadable()
     if self._examples:

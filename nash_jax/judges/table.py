@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.games import preference
-from nash_jax.judges.base import Judge, pairwise
+from nash_jax.judges.base import Judge, compare_rewards, pairwise
 from nash_jax.models import sharding
 from nash_jax.types import Answers
 from nash_jax.validation import asset_path
@@ -33,11 +33,7 @@ def load(path: str) -> Float[np.ndarray, "X A A"]:
 
 
 def check(table: np.ndarray) -> Float[np.ndarray, "X A A"]:
-  """Returns the table if every entry is a probability and each game is one.
-
-  Raises:
-    ValueError: another shape or type, or the worst entry that breaks 0 <= P <= 1 or P + Pᵀ = 1.
-  """
+  """Returns the table if every entry is a probability and each game is one; see `load`."""
   preference.validate(table, atol=1e-6)
   if table.ndim != 3:
     raise ValueError(f"got shape {table.shape}")
@@ -91,11 +87,7 @@ def reward_judge(table: Float[np.ndarray, "X A A"], first_token: int, base: int)
     action, readable = read(answers)
     return jnp.where(readable, params[prompts.index % len(params), action], jnp.nan)
 
-  def compare(params, prompts, a, b):
-    valid = jnp.isfinite(a) & jnp.isfinite(b)
-    return jnp.where(valid, jax.nn.sigmoid(a - b), 0.5), valid, {}
-
-  return Judge(jnp.asarray(rewards, jnp.float32), pairwise(compare, reward, scalar=True))
+  return Judge(jnp.asarray(rewards, jnp.float32), pairwise(compare_rewards, reward, scalar=True))
 
 
 def _reader(num_actions: int, first_token: int, base: int) -> Callable[[Answers], Actions]:

@@ -1,7 +1,6 @@
 """Compiles a run for devices that need not be present: does it fit, and what bounds each phase."""
 
 import functools
-import json as jsonlib
 import math
 import os
 import re
@@ -253,5 +252,5 @@ def run(config: ConfigDict, topology: str = "v5e:4x4", json: str = "") -> dict[s
   plan = {"topology": topology, **compile(config, devices(topology))}
   print(text(plan))
   if json:
-    files.write_text(json, jsonlib.dumps(plan, indent=2) + "\n")
+    files.write_json(json, plan)
   return plan

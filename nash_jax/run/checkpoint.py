@@ -12,6 +12,7 @@ A bad one that is passed over is renamed, never deleted; one that cannot be read
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from flax import traverse_util
 from jax import numpy as jnp
 from jax.experimental import multihost_utils
 
+from nash_jax.run import files
 from nash_jax.types import Params
 from nash_jax.validation import require
 
@@ -89,40 +91,25 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 def _retry[T](path: epath.Path, read: Callable[[], T]) -> T:
   """Returns what `read` does; an error of the system that may pass is waited for a few seconds."""
-  for seconds in READ_AGAIN:
+  for seconds in itertools.chain(READ_AGAIN, [None]):
     try:
       return read()
     except _ABSENT:
       raise
     except OSError as error:
+      if seconds is None:
+        raise OSError(
+          f"{path} cannot be read ({error}): nothing is changed, and the same command goes on once"
+          " it can be"
+        ) from error
       log.warning("%s: %s; it is read again in %g s", path, error, seconds)
       time.sleep(seconds)
-  try:
-    return read()
-  except _ABSENT:
-    raise
-  except OSError as error:
-    raise OSError(
-      f"{path} cannot be read ({error}): nothing is changed, and the same command goes on once it"
-      " can be"
-    ) from error
+  raise AssertionError("the last attempt returns or raises")
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-  """Returns the object in a JSON file.
-
-  Raises:
-    ValueError: a file that holds something else.
-    OSError: no such file, or one that cannot be read.
-  """
-  text = _retry(path, path.read_bytes)
-  try:
-    value = json.loads(text)
-  except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
-    raise ValueError(f"{path} does not parse ({error}): restore it or move it") from error
-  if not isinstance(value, dict):
-    raise ValueError(f"{path}: expected a JSON object, got {value!r:.60}: restore it or move it")
-  return value
+  """Returns the object in a JSON file; OSError where there is none or it cannot be read."""
+  return files.parse_object(path, _retry(path, path.read_bytes))
 
 
 def _write_json(path: epath.Path, value: Any) -> None:
@@ -338,11 +325,6 @@ def differences(
   return {name: f"  {name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b}
 
 
-def check_keep(keep: int) -> None:
-  """Raises ValueError unless a run keeps a checkpoint."""
-  require(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
-
-
 def check_config(
   workdir: Workdir,
   config: dict[str, Any],
@@ -386,7 +368,7 @@ class Checkpoints:
     allow: tuple[str, ...] = (),
     unread: Collection[str] = (),
   ):
-    check_keep(keep)
+    require(keep > 0, "checkpoint.keep", "at least 1", keep, "Set --config.checkpoint.keep.")
     self._keep, self._folder, self._saving = keep, _folder(workdir), -1
     path = self._folder.parent
     self._config = json.loads(json.dumps(config, default=str))

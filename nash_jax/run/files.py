@@ -75,11 +75,24 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError: it does not parse, or holds something else.
   """
   try:
-    value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    return parse_object(path, pathlib.Path(path).read_bytes())
   except FileNotFoundError:
     return {}
-  except (OSError, ValueError, RecursionError) as error:
+  except OSError as error:
+    raise ValueError(f"{path}: cannot be read ({error}): restore it or move it away") from error
+
+
+def parse_object(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]:
+  """Returns the object in a JSON file of these bytes.
+
+  Raises:
+    ValueError: it does not parse, or holds something else.
+  """
+  try:
+    value = json.loads(data)
+  except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
     raise ValueError(f"{path}: does not parse ({error}): restore it or move it away") from error
-  fix = "Restore it, or move it away."
-  require(isinstance(value, dict), str(path), "a JSON object", type(value).__name__, fix)
+  if not isinstance(value, dict):
+    got = f"{value!r:.60}: restore it or move it away"
+    raise ValueError(f"{path}: expected a JSON object, got {got}")
   return value

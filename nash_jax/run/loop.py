@@ -97,7 +97,6 @@ def run_loop[SetupT: Setup](
 
 def _saved_config(config, workdir: checkpoint.Workdir) -> dict[str, Any]:
   """Returns the config of the run in a workdir; {} where there is no run to go on with."""
-  checkpoint.check_keep(config.checkpoint.keep)
   if not checkpoint.holds_run(workdir):
     return {}
   allow, ignored = tuple(config.checkpoint.allow), unread(config, config.job)

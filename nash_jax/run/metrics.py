@@ -65,7 +65,7 @@ def _check_names(names: Iterable[str]) -> None:
       )
 
 
-def _step(line: bytes) -> int | None:
+def step_of(line: bytes) -> int | None:
   """Returns the step of a line of a record; None for one that is damaged."""
   try:
     row = json.loads(line)
@@ -81,7 +81,7 @@ def _reopen(path: pathlib.Path, first_step: int) -> TextIO:
   lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
   kept = []
   for number, line in enumerate(lines, 1):
-    step = _step(line)
+    step = step_of(line)
     if step is None:
       log.warning("%s:%d is damaged and dropped: %r", path, number, line[:60])
     elif step < first_step:

@@ -66,8 +66,7 @@ def load(
   by_name, sizes = _shardings(shardings, places), names.sizes(model_config)
   leaves = {}
   for name, place in places.items():
-    shape = (len(place.layers),) * place.stacked + names.shape(place.tensor.axes, sizes)
-    leaves[name] = read(place, shape, jnp.dtype(dtype), by_name[name])
+    leaves[name] = read(place, place.shape(sizes), jnp.dtype(dtype), by_name[name])
   params = traverse_util.unflatten_dict(leaves, sep="/")
   check_finite(f"weights {path}", params, dtype)
   return params
@@ -204,10 +203,7 @@ def _check_params(path: str, params: Params, model_config: gemma.GemmaConfig, dt
   places, sizes = names.places(model_config), names.sizes(model_config)
   if "head" in params:
     places[names.HEAD.name] = names.Place(names.HEAD)
-  expected = {
-    name: (len(place.layers),) * place.stacked + names.shape(place.tensor.axes, sizes)
-    for name, place in places.items()
-  }
+  expected = {name: place.shape(sizes) for name, place in places.items()}
   leaves = traverse_util.flatten_dict(params, sep="/")
   names.check(f"for {path}", {name: x.shape for name, x in leaves.items()}, expected)
   check_finite(f"weights for {path}", params, dtype)

@@ -4,14 +4,11 @@ import json
 import pathlib
 from typing import Any
 
+from nash_jax.validation import foreign
+
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")  # of pickles
-# By a file's first bytes: what it is, and what to do. Only asked of a file that could not be read.
+# Other weights by their first bytes, and what to do. Only asked of a file that could not be read.
 _KINDS = (
-  (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull` in its folder"),
-  (b"\x1f\x8b", "a file that gzip compressed: unpack it"),
-  (b"\x28\xb5\x2f\xfd", "a file that zstd compressed: unpack it"),
-  (b"\xfd7zXZ", "a file that xz compressed: unpack it"),
-  (b"BZh", "a file that bzip2 compressed: unpack it"),
   (b"PK\x03\x04", "a PyTorch or NumPy archive: convert it to safetensors"),
   *((b"\x80" + protocol, "a pickle: convert it to safetensors") for protocol in _PROTOCOLS),
   (b"GGUF", "a GGUF file: convert it to safetensors, or download the original"),
@@ -30,9 +27,9 @@ def explain(path: pathlib.Path, error: Exception) -> str:
     return str(unreadable)
   if not head:
     return "an empty file"
-  kinds = [what for start, what in _KINDS if head.startswith(start)]
-  if kinds and head[8:9] != b"{":  # as a .safetensors file has it, whatever its length before
-    return kinds[0]
+  kind = next((what for start, what in _KINDS if head.startswith(start)), foreign(head))
+  if kind and head[8:9] != b"{":  # as a .safetensors file has it, whatever its length before
+    return kind
   kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
   return f"{kind}{error}".splitlines()[0]
 
@@ -65,8 +62,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice")
   return found
-
-
-def shown(name: str) -> str:
-  """Returns a name out of a file as a message may show it: on one line."""
-  return name if name.isprintable() else repr(name)

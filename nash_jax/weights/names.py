@@ -14,7 +14,7 @@ from jax.sharding import Sharding
 
 from nash_jax.models import gemma
 from nash_jax.models.gemma import GemmaConfig
-from nash_jax.weights.files import shown
+from nash_jax.validation import printable
 
 Shape = tuple[int, ...]
 # Names of the tensors in a file that make one tensor of our tree, and the axes of each.
@@ -45,6 +45,10 @@ class Place:
   tensor: Tensor
   layers: tuple[int, ...] = ()
   stacked: bool = False
+
+  def shape(self, sizes: Mapping[str, int]) -> Shape:
+    """Returns the shape of the leaf."""
+    return (len(self.layers),) * self.stacked + shape(self.tensor.axes, sizes)
 
 
 # (place, shape, dtype, sharding) -> the array of one leaf.
@@ -133,13 +137,13 @@ def check(path: str, got: Mapping[str, Shape], expected: Mapping[str, Shape]) ->
   hint = "; is model.preset right for this file?"
   for name, shape in expected.items():
     if name not in got:
-      raise ValueError(f"weights {path}: no leaf {shown(name)}{hint}")
+      raise ValueError(f"weights {path}: no leaf {printable(name)}{hint}")
     if got[name] != shape:
-      leaf = f"leaf {shown(name)} expected shape {shape}, got {got[name]}"
+      leaf = f"leaf {printable(name)} expected shape {shape}, got {got[name]}"
       raise ValueError(f"weights {path}: {leaf}{hint}")
   unknown = sorted(set(got) - set(expected))
   if unknown:
-    raise ValueError(f"weights {path}: unknown leaf {shown(unknown[0])}{hint}")
+    raise ValueError(f"weights {path}: unknown leaf {printable(unknown[0])}{hint}")
 
 
 def check_dtypes(path: str, got: Mapping[str, str]) -> None:
@@ -147,5 +151,5 @@ def check_dtypes(path: str, got: Mapping[str, str]) -> None:
   for name, dtype in got.items():
     if dtype not in ("F32", "BF16", "F16", "float32", "bfloat16", "float16"):
       quantised = "; quantised files are not read" if "8" in dtype or "4" in dtype[:2] else ""
-      expected = f"tensor {shown(name)} expected F32, BF16 or F16, got {dtype}{quantised}"
+      expected = f"tensor {printable(name)} expected F32, BF16 or F16, got {dtype}{quantised}"
       raise ValueError(f"weights {path}: {expected}")

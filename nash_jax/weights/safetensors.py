@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from nash_jax.models import gemma
 from nash_jax.types import Params
+from nash_jax.validation import printable
 from nash_jax.weights import files, hf_config, names
 
 _ROWS_READ = 4096  # at a time, of a head that is compared with the embedding
@@ -51,7 +52,7 @@ def _open_shards(index_path: pathlib.Path) -> dict[str, Any]:
   missing = [shard for shard in shards if not (folder / shard).is_file()]
   if missing:
     count = f"{len(missing)} of {len(shards)} that {index_path.name} names"
-    shard = f"shard {files.shown(missing[0])} is missing ({count})"
+    shard = f"shard {printable(missing[0])} is missing ({count})"
     raise ValueError(f"weights {folder}: {shard}: download it")
   if "model.safetensors" not in shards and (folder / "model.safetensors").exists():
     got = f"got both model.safetensors and {index_path.name}, which does not name it"
@@ -60,12 +61,12 @@ def _open_shards(index_path: pathlib.Path) -> dict[str, Any]:
   for name, shard in index.items():
     if name not in tensors[shard]:
       listed = f"which {index_path.name} says is in it"
-      raise ValueError(f"weights {folder / shard}: no tensor {files.shown(name)}, {listed}")
+      raise ValueError(f"weights {folder / shard}: no tensor {printable(name)}, {listed}")
   for shard, found in tensors.items():
     for name in found:
       if index.get(name) != shard:
         listed = f"which {index_path.name} says is in {index.get(name, 'no file')}"
-        raise ValueError(f"weights {folder / shard}: tensor {files.shown(name)}, {listed}")
+        raise ValueError(f"weights {folder / shard}: tensor {printable(name)}, {listed}")
   return {name: tensors[shard][name] for name, shard in index.items()}
 
 
@@ -77,7 +78,7 @@ def _index(path: pathlib.Path) -> dict[str, str]:
     raise ValueError(f"weights {path}: expected {expected}, got {index!r:.80} there")
   for name, shard in index.items():
     if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard or shard == "..":
-      expected = f"the name of a file of this folder for {files.shown(name)}"
+      expected = f"the name of a file of this folder for {printable(name)}"
       raise ValueError(f"weights {path}: expected {expected}, got {shard!r:.80}")
   return index
 
@@ -156,24 +157,20 @@ def _prefix(path: str, slices: dict[str, Any]) -> str:
     found = [name for name in slices if name.endswith(known)]
     if len(found) == 1:
       return found[0].removesuffix(known)
-  first = files.shown(min(slices, default="none"))
+  first = printable(min(slices, default="none"))
   got = f"{len(slices)} others ({first}, ...)"
   raise ValueError(f"weights {path}: expected the tensors of a Gemma text model, got {got}")
 
 
 def _tie(path: str, slices: dict[str, Any], prefix: str) -> None:
-  """Takes the output layer out of `slices`: Gemma's is its embedding, whichever a file has.
-
-  Raises:
-    ValueError: a file that has both, and they differ.
-  """
+  """Takes the output layer out of `slices`: Gemma's is its embedding, whichever a file has."""
   embedding = prefix + "embed_tokens.weight"
   for name in {prefix.removesuffix("model.") + "lm_head.weight", "lm_head.weight"} & slices.keys():
     head = slices.pop(name)
     tied = slices.setdefault(embedding, head)
     names.check_dtypes(path, {name: head.get_dtype(), embedding: tied.get_dtype()})
     if not _equal(head, tied):
-      differs = f"{files.shown(name)} differs from {files.shown(embedding)}"
+      differs = f"{printable(name)} differs from {printable(embedding)}"
       fix = "Gemma's output layer is its embedding, so this is another architecture"
       raise ValueError(f"weights {path}: {differs}: {fix}")
 

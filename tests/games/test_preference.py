@@ -46,7 +46,7 @@ def test_validate_sees_a_fault_across_its_blocks_of_rows():
     preference.validate(p_win)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([2, 5, 9]), st.sampled_from([0.005, 0.05, 0.5, 5.0]))
 def test_equilibrium_is_its_own_best_response_and_nothing_else_is(seed, actions, beta):
   p_win, ref = _game(seed, actions, strength=4.0)
@@ -65,7 +65,7 @@ def test_equilibrium_is_its_own_best_response_and_nothing_else_is(seed, actions,
     assert gain <= 0.5 + 1e-12
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([0.02, 0.3, 2.0]))
 def test_suboptimality_is_its_definition(seed, beta):
   p_win, ref = _game(seed, 6)
@@ -130,7 +130,7 @@ def test_equilibrium_refuses_what_has_none():
     preference.equilibrium(p_win, np.array([0.5, 0.5, 0.0]), 0.1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.sampled_from([2, 6, 15]))
 def test_linear_programming_finds_an_unexploitable_policy(seed, actions):
   p_win, _ = _game(seed, actions)

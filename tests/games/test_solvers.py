@@ -64,7 +64,7 @@ def _slope_at_the_closed_step(game, base, opponent, eta):
   return jax.grad(prox)(closed)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from([0.02, 0.1, 1.0]), st.sampled_from([0.01, 0.5, 3.0]))
 def test_the_closed_step_zeroes_the_gradient_of_its_prox_objective(seed, beta, eta):
   game = _game(seed, beta=beta)
@@ -111,7 +111,7 @@ def _enumerated_and_differentiated(game, logp, target, opponent):
   ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6))
 def test_the_enumerated_estimator_is_the_gradient_of_its_objective(seed):
   game = _game(seed)
@@ -212,7 +212,7 @@ def test_many_inner_steps_are_the_two_closed_half_steps():
 # Convergence.
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 10**6), st.sampled_from([0.03, 0.1, 0.45]), st.sampled_from([2, 5, 11]))
 def test_kl_falls_every_iteration_within_the_theorem(seed, beta, actions):
   game = _game(seed, actions, beta, strength=6.0)
@@ -252,7 +252,7 @@ def test_methods_that_claim_convergence_reach_the_equilibrium_of_every_zoo_game(
       curve[-1], suboptimality(p_win, np.exp(logp), ref, beta), atol=1e-14)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6), st.sampled_from([0.05, 0.3]))
 def test_nash_mp_reaches_the_equilibrium_of_random_games(seed, beta):
   game = _game(seed, 7, beta, strength=5.0, contexts=2)
