@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from nash_jax import judges, keys
 from nash_jax.config import resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
-from nash_jax.run import files
+from nash_jax.run import files, lock
 from nash_jax.types import Params, Prompts, Responses
 from nash_jax.validation import require
 
@@ -31,9 +32,15 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
       with each of `sources`, (weights, temperature), in turn, and pairs the samples of a prompt.
 
   Raises:
-    ValueError: a bad config, data or weights; pairs that are there already; no readable verdict.
+    ValueError: a bad config, data or weights; pairs that are there already; a workdir in use; no
+      readable verdict.
   """
-  config, path = resolve(config, "collect"), files.make_folder(workdir) / "pairs.jsonl"
+  config, folder = resolve(config, "collect"), files.make_folder(workdir)
+  with lock.hold(folder):
+    return _run(config, folder / "pairs.jsonl")
+
+
+def _run(config: ConfigDict, path: pathlib.Path) -> str:
   fix = "Use another workdir, or move them away."
   require(not path.exists(), "workdir", "one without pairs.jsonl", str(path), fix)
   tokenizer, model_config = tokenizer_and_model(config.model)
