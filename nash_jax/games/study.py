@@ -39,7 +39,8 @@ def check(config):
       require(len(values) > 0, name, "at least one value", given, "Give one.")
     for value in values:
       if name in _COUNTS and not (name == "contexts" and value is None):
-        preference.count(name, value, least=0 if name in _FROM_ZERO else 1)
+        least = 2 if name in ("actions", "actions_steps") else 1  # one action is no game
+        preference.count(name, value, least=0 if name in _FROM_ZERO else least)
       elif name in _POSITIVE and not (name == "kappas" and value == "harmonic"):
         preference.number(name, value, at_most=1.0 if name == "kappas" else np.inf)
   if config.study == "figure":

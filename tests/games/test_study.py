@@ -36,6 +36,14 @@ def test_an_unknown_study_lists_the_choices(tmp_path):
     study.run(config, tmp_path)
 
 
+@pytest.mark.parametrize("field", ["actions", "actions_steps"])
+def test_one_action_is_no_game(tmp_path, field):
+  config = _config("theorem")
+  config.update({field: (1,) if field == "actions" else 1})
+  with pytest.raises(ValueError, match=f"{field}: expected a whole number of at least 2, got 1"):
+    study.run(config, tmp_path)
+
+
 def test_the_theorem_holds_and_both_slopes_keep_their_promise(ran):
   rows = ran("theorem")["theorem_slopes"]
   assert len(rows) == 4
