@@ -263,8 +263,11 @@ def _exit_status(steps: int, workdir: str) -> int:
 
   if (step := checkpoint.newest_step(workdir)) >= steps:
     return 0
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # everything is saved: this is the end already
-  print(f"stopped at step {step} of {steps}; the same command goes on", file=sys.stderr, flush=True)
+  for number in (signal.SIGTERM, signal.SIGHUP):  # everything is saved: this is the end already
+    signal.signal(number, signal.SIG_IGN)
+  line = f"stopped at step {step} of {steps}; the same command goes on"
+  with contextlib.suppress(OSError):  # a terminal that is gone
+    print(line, file=sys.stderr, flush=True)
   return STOPPED
 
 
