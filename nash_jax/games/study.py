@@ -52,7 +52,7 @@ def run(config, workdir):
   """Runs config.study in float64 and writes its tables and figures under workdir.
 
   Raises:
-    ValueError: an unknown study, or a field out of its range.
+    ValueError: an unknown study, a field out of its range, or a folder that cannot be written.
   """
   studies = {"theorem": theorem, "rates": rates, "figure": figure, "map": prox_map,
              "approximation": approximation, "bradley_terry": bradley_terry}
@@ -63,11 +63,18 @@ def run(config, workdir):
   folder.mkdir(parents=True, exist_ok=True)
   with jax.enable_x64(True):
     tables = studies[config.study](config)
+  try:
+    _write_all(config, tables, folder)
+  except OSError as error:  # that of a full disk names no file
+    raise ValueError(f"{folder}: expected a folder that can be written: {error}") from error
+  print(f"wrote the tables {', '.join(tables)} and figures {', '.join(config.figures)} to {folder}")
+
+
+def _write_all(config, tables, folder):
   for name, rows in tables.items():
     _write(folder / f"{file_name(name)}.csv", rows)
   for name, settings in config.figures.items():
     _figure(folder / file_name(name), tables, **settings)
-  print(f"wrote the tables {', '.join(tables)} and figures {', '.join(config.figures)} to {folder}")
 
 
 def _bar(things, what):

@@ -57,7 +57,7 @@ def _run(config: ConfigDict, path: pathlib.Path) -> str:
 
   sources = [make_source(source) for source in config.sources.values()]
   unfinished, strengths, unread = path.with_suffix(".unfinished"), [], 0
-  with unfinished.open("w", encoding="utf-8") as lines:
+  with files.writing(unfinished), unfinished.open("w", encoding="utf-8") as lines:
     for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
       params, sample = sources[step % len(sources)]
       prompts = data.batch(step // len(sources), config.prompts.batch_size)
