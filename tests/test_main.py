@@ -10,6 +10,7 @@ from tiny import ROOT
 
 import nash_jax
 from nash_jax import main
+from nash_jax.run import lock
 
 HEAVY = ("jax", "tensorflow", "gemma", "orbax", "matplotlib", "seqio")
 
@@ -120,6 +121,15 @@ def test_a_status_says_how_a_run_ended(tmp_path, end, steps, status, last):
   assert done.returncode == status, done.stderr
   assert "Traceback" not in done.stderr
   assert done.stderr.splitlines()[-1:] == [last] * bool(last)
+
+
+@pytest.mark.slow  # a process of its own; the jobs that hold it themselves are in test_sweep.py
+def test_games_are_refused_where_another_writes(tmp_path):
+  with lock.hold(tmp_path):
+    done = command("games", "--config=games/theorem:smoke", f"--workdir={tmp_path}")
+  assert done.returncode == 2
+  assert f"in use by process {os.getpid()} on " in done.stderr.splitlines()[-1]
+  assert not list(tmp_path.glob("*.csv"))
 
 
 def test_the_package_imports_its_jobs_when_they_are_named():
