@@ -220,7 +220,12 @@ def _run_job(job: str, arguments: list[str]) -> None:
     expected = CONFIG_OF.get(job, job)
     got = config.value.job if "job" in config.value else expected
     require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
-    with _leave_at_once(job):
+    with contextlib.ExitStack() as on_exit:
+      on_exit.enter_context(_leave_at_once(job))
+      if job == "games":  # which import nothing of run/; other jobs hold their workdirs themselves
+        from nash_jax.run import files, lock
+
+        on_exit.enter_context(lock.hold(files.make_folder(others[0].value)))
       if expected in DECLARED:
         given = config_flags.get_override_values(flags.FLAGS["config"])
         refuse_unread(config.value, expected, [*given])
@@ -263,8 +268,11 @@ def _exit_status(steps: int, workdir: str) -> int:
 
   if (step := checkpoint.newest_step(workdir)) >= steps:
     return 0
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # everything is saved: this is the end already
-  print(f"stopped at step {step} of {steps}; the same command goes on", file=sys.stderr, flush=True)
+  for number in (signal.SIGTERM, signal.SIGHUP):  # everything is saved: this is the end already
+    signal.signal(number, signal.SIG_IGN)
+  line = f"stopped at step {step} of {steps}; the same command goes on"
+  with contextlib.suppress(OSError):  # a terminal that is gone
+    print(line, file=sys.stderr, flush=True)
   return STOPPED
 
 

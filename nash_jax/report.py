@@ -228,13 +228,15 @@ def read_rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
   # A line without its end is still being written.
   for line_number, line in enumerate(text.split("\n")[:-1], 1):
     where, expected = f"{path}:{line_number}", "a step and its metrics"
+    fix = "Restore the file, or move the run away."
     try:
-      row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-      raise ValueError(f"{where}: not JSON ({error})") from None
-    good = isinstance(row, dict) and isinstance(row.get("step"), int)
-    good = good and all(x is None or isinstance(x, int | float) for x in row.values())
-    require(good, where, expected, line[:80], "Restore the file, or move the run away.")
+      row = json.loads(line, parse_int=float)  # a number of any length
+    except (ValueError, RecursionError) as error:
+      raise ValueError(f"{where}: not JSON ({error}). {fix}") from None
+    good = isinstance(row, dict) and isinstance(row.get("step"), float) and row["step"].is_integer()
+    good = good and all(x is None or isinstance(x, float) for x in row.values())
+    require(good, where, expected, line[:80], fix)
+    row["step"] = int(row["step"])
     yield row
 
 

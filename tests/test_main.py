@@ -11,6 +11,7 @@ from tiny import ROOT
 
 import nash_jax
 from nash_jax import main
+from nash_jax.run import lock
 
 HEAVY = ("jax", "tensorflow", "gemma", "orbax", "matplotlib", "seqio")
 
@@ -139,6 +140,15 @@ def test_how_a_run_ended_and_bad_input_have_a_status_and_a_line(tmp_path):
     assert err[number].startswith(f"nash-jax {words.split()[0]}: ")
     assert err[number].count("\n") == 1, err[number]
     assert not (tmp_path / f"run{number}").exists()
+
+
+@pytest.mark.slow  # a process of its own; the jobs that hold it themselves are in test_sweep.py
+def test_games_are_refused_where_another_writes(tmp_path):
+  with lock.hold(tmp_path):
+    done = command("games", "--config=games/theorem:smoke", f"--workdir={tmp_path}")
+  assert done.returncode == 2
+  assert f"in use by process {os.getpid()} on " in done.stderr.splitlines()[-1]
+  assert not list(tmp_path.glob("*.csv"))
 
 
 def test_the_package_imports_its_jobs_when_they_are_named():

@@ -1,5 +1,6 @@
 """Supervised data: what counts towards a loss, who won, and the published sets we convert."""
 
+import errno
 import json
 import logging
 import pathlib
@@ -15,7 +16,7 @@ from nash_jax import sampler
 from nash_jax.data import preferences
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.jobs import collect
-from nash_jax.types import Responses
+from nash_jax.types import Responses, Verdict
 
 TOKENIZER = Tokenizer(BUNDLED, "plain")
 CHAT = Tokenizer(BUNDLED, "gemma")
@@ -440,6 +441,28 @@ def test_a_collection_follows_the_configs_sampling_and_dtype(tmp_path, monkeypat
   assert len(pairs) == 2 * 4
   assert {token for pair in pairs for side in "ab" for token in pair[side]} == set(allowed)
   assert dtypes == [jnp.bfloat16]
+
+
+def test_a_collection_on_a_full_disk_names_its_file_and_is_not_taken_for_whole(
+  tmp_path, monkeypatch
+):
+  def full(*arrays):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(collect, "_pairs", full)
+  monkeypatch.setattr(collect, "load_weights", lambda *_: None)
+  policy = types.SimpleNamespace(make_sampler=lambda samples: lambda *_: jnp.ones(1))
+  monkeypatch.setattr(collect, "make_policy", lambda *_: policy)
+  verdict = Verdict(jnp.ones(1), jnp.ones(1, bool))
+  judge = types.SimpleNamespace(fn=lambda *_: verdict, params=None)
+  monkeypatch.setattr(collect.judges, "make", lambda *_: judge)
+  config = nash_jax.config.collect()
+  config.steps = 1
+  with pytest.raises(
+    ValueError, match=r"pairs.unfinished: expected a file that can be written: .*No space"
+  ):
+    collect.run(config, tmp_path)
+  assert not (tmp_path / "pairs.jsonl").exists()
 
 
 def test_collected_votes_are_data_for_a_judge(tmp_path):

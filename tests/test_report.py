@@ -1,6 +1,7 @@
 """Tables and figures from what a run left behind."""
 
 import json
+import math
 
 import pytest
 
@@ -112,6 +113,22 @@ def test_missing_and_broken_metrics_are_named(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 0, "other": 1}\n')
   with pytest.raises(ValueError, match="none of the metrics"):
     report.curves(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "line",
+  ['{"step": 1' + "0" * 5000 + "}", '{"step": true}', '{"step": 1, "loss": true}', "[" * 100_000,
+   '{"step": 1.5}', '{"step": NaN}', '{"step": null}', "\x00", ""],
+)  # fmt: skip
+def test_any_damaged_line_is_named(tmp_path, line):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n' + line + "\n")
+  with pytest.raises(ValueError, match=r"metrics.jsonl:2: .* Restore the file"):
+    report.curves(tmp_path)
+
+
+def test_a_metric_too_great_for_a_float_is_infinite(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1' + "0" * 5000 + "}\n")
+  assert report.read_metrics(tmp_path)["loss"] == ([0], [math.inf])
 
 
 def test_the_panels_are_metrics_that_exist():

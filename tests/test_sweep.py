@@ -1,15 +1,18 @@
 """A sweep leaves alone what is complete, and nothing else; its runs stay in its workdir."""
 
 import json
+import os
 import types
 
 import pytest
 import tiny
 
+import nash_jax
 from nash_jax import train
 from nash_jax.config import describe, resolve
-from nash_jax.configs import short_compare
-from nash_jax.jobs import short_game, sweep
+from nash_jax.configs import short_compare, votes
+from nash_jax.jobs import arena, collect, compare, short_game, sweep
+from nash_jax.run import lock
 from nash_jax.validation import file_name
 
 
@@ -147,6 +150,30 @@ def test_a_bucket_is_refused(job, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="workdir: expected a folder of this machine"):
     job({} if job is sweep.run else exact(), "gs://bucket/x")
   assert not list(tmp_path.iterdir())
+
+
+def meeting():
+  c = nash_jax.config.arena()
+  base = c.model.weights or nash_jax.config.train().model.weights
+  c.policies = {name: {"weights": base, "best_of": 1} for name in ("base", "other")}
+  return c
+
+
+@pytest.mark.parametrize(
+  ("job", "config"),
+  [
+    (arena, meeting),
+    (collect, votes.get_config),
+    (compare, lambda: short_compare.get_config("smoke")),
+    (short_game, exact),
+    (sweep, lambda: {"a": tiny.train()}),
+  ],
+)
+def test_a_job_is_refused_where_another_writes(job, config, trained, tmp_path):
+  with lock.hold(tmp_path), pytest.raises(ValueError, match=f"in use by process {os.getpid()} on "):
+    job.run(config(), tmp_path)
+  assert not trained.folders
+  assert {path.name for path in tmp_path.iterdir()} <= {".lock"}, "nothing else was written"
 
 
 def test_two_names_of_one_folder_are_refused(trained, tmp_path):

@@ -19,7 +19,7 @@ from nash_jax import policy, train
 from nash_jax.config import resolve
 from nash_jax.data import tokenizer
 from nash_jax.models import gemma, logprobs
-from nash_jax.run import checkpoint, inputs, metrics
+from nash_jax.run import checkpoint, inputs, metrics, signals
 from nash_jax.types import Prompts
 
 
@@ -447,6 +447,21 @@ def test_a_full_disk_under_the_record_ends_the_run_in_a_line_that_resumes(
   done = changed(tmp_path / "on", fields, sample=at(2, fill, assembled.programs.sample))
   assert_same(done.state, whole[1].state)
   assert lines(tmp_path / "on") == lines(whole[0])
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_closes_stops_a_run_unless_nohup_says_otherwise(nohup):
+  outside = []
+  handler = signal.SIG_IGN if nohup else lambda number, frame: outside.append(number)
+  before = signal.signal(signal.SIGHUP, handler)
+  try:
+    with signals.Stop() as stop:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert stop.before(1) is not nohup
+    assert signal.getsignal(signal.SIGHUP) is handler
+  finally:
+    signal.signal(signal.SIGHUP, before)
+  assert not outside
 
 
 def test_a_signal_while_the_last_save_is_written_costs_nothing(

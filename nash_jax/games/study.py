@@ -39,7 +39,8 @@ def check(config):
       require(len(values) > 0, name, "at least one value", given, "Give one.")
     for value in values:
       if name in _COUNTS and not (name == "contexts" and value is None):
-        preference.count(name, value, least=0 if name in _FROM_ZERO else 1)
+        least = 2 if name in ("actions", "actions_steps") else 1  # one action is no game
+        preference.count(name, value, least=0 if name in _FROM_ZERO else least)
       elif name in _POSITIVE and not (name == "kappas" and value == "harmonic"):
         preference.number(name, value, at_most=1.0 if name == "kappas" else np.inf)
   if config.study == "figure":
@@ -51,7 +52,7 @@ def run(config, workdir):
   """Runs config.study in float64 and writes its tables and figures under workdir.
 
   Raises:
-    ValueError: an unknown study, or a field out of its range.
+    ValueError: an unknown study, a field out of its range, or a folder that cannot be written.
   """
   studies = {"theorem": theorem, "rates": rates, "figure": figure, "map": prox_map,
              "approximation": approximation, "bradley_terry": bradley_terry}
@@ -62,11 +63,18 @@ def run(config, workdir):
   folder.mkdir(parents=True, exist_ok=True)
   with jax.enable_x64(True):
     tables = studies[config.study](config)
+  try:
+    _write_all(config, tables, folder)
+  except OSError as error:  # that of a full disk names no file
+    raise ValueError(f"{folder}: expected a folder that can be written: {error}") from error
+  print(f"wrote the tables {', '.join(tables)} and figures {', '.join(config.figures)} to {folder}")
+
+
+def _write_all(config, tables, folder):
   for name, rows in tables.items():
     _write(folder / f"{file_name(name)}.csv", rows)
   for name, settings in config.figures.items():
     _figure(folder / file_name(name), tables, **settings)
-  print(f"wrote the tables {', '.join(tables)} and figures {', '.join(config.figures)} to {folder}")
 
 
 def _bar(things, what):

@@ -28,7 +28,7 @@ from nash_jax.data.corpus import Examples
 from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.policy import Policy, load_weights_and_step, make_policy, tokenizer_and_model
-from nash_jax.run import files
+from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import differences
 from nash_jax.types import Mean, Prompts, Responses, Verdict
 from nash_jax.validation import file_name, require
@@ -348,9 +348,14 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     ValueError: a bad config, weights that do not fit, fewer than two held-out prompts, a workdir
-      that cannot be written or holds an arena of another config.
+      that is in use, cannot be written or holds an arena of another config.
   """
   config, folder = resolve(config, "arena"), files.make_folder(workdir)
+  with lock.hold(folder):
+    return _run(config, folder)
+
+
+def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   _, changes = _recorded(config, folder)
   fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that file away."
   what, expected = f"{folder}/arena.json", "an arena of this config"

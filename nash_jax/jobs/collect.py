@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from nash_jax import judges, keys
 from nash_jax.config import resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
-from nash_jax.run import files
+from nash_jax.run import files, lock
 from nash_jax.types import Params, Prompts, Responses
 from nash_jax.validation import require
 
@@ -31,9 +32,15 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
       with each of `sources`, (weights, temperature), in turn, and pairs the samples of a prompt.
 
   Raises:
-    ValueError: a bad config, data or weights; pairs that are there already; no readable verdict.
+    ValueError: a bad config, data or weights; pairs that are there already; a workdir in use; no
+      readable verdict.
   """
-  config, path = resolve(config, "collect"), files.make_folder(workdir) / "pairs.jsonl"
+  config, folder = resolve(config, "collect"), files.make_folder(workdir)
+  with lock.hold(folder):
+    return _run(config, folder / "pairs.jsonl")
+
+
+def _run(config: ConfigDict, path: pathlib.Path) -> str:
   fix = "Use another workdir, or move them away."
   require(not path.exists(), "workdir", "one without pairs.jsonl", str(path), fix)
   tokenizer, model_config = tokenizer_and_model(config.model)
@@ -49,8 +56,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
     return load_weights(source.weights, model_config), sample
 
   sources = [make_source(source) for source in config.sources.values()]
-  strengths, unread = [], 0
-  with files.replacing(path) as part, part.open("w", encoding="utf-8") as lines:
+  unfinished, strengths, unread = path.with_suffix(".unfinished"), [], 0
+  with files.writing(unfinished), unfinished.open("w", encoding="utf-8") as lines:
     for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
       params, sample = sources[step % len(sources)]
       prompts = data.batch(step // len(sources), config.prompts.batch_size)
@@ -63,9 +70,12 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
           continue
         lines.write(json.dumps(pair) + "\n")
         strengths.append(abs(pair["p_a"] - 0.5))
-    fix = "Check the judge: its answers, or for a table judge first_token."
-    expected = f"a readable verdict on some of the {unread} pairs"
-    require(len(strengths) > 0, "judge", expected, "none", fix)
+  fix = "Check the judge: its answers, or for a table judge first_token."
+  expected = f"a readable verdict on some of the {unread} pairs"
+  if not strengths:
+    unfinished.unlink()
+  require(len(strengths) > 0, "judge", expected, "none", fix)
+  unfinished.replace(path)
   if unread:
     logging.warning("%d of %d pairs have no verdict: left out", unread, unread + len(strengths))
   logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(strengths), path, np.mean(strengths))

@@ -17,7 +17,7 @@ from nash_jax import report
 from nash_jax.config import resolve
 from nash_jax.config.comparison import REFERENCE, Run, label, name_runs, rate_name, run_config
 from nash_jax.jobs import arena, sweep
-from nash_jax.run import files
+from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import Workdir
 from nash_jax.validation import require
 
@@ -42,9 +42,14 @@ def run(config: ConfigDict, workdir: Workdir, progress: bool = True) -> dict[str
     What workdir/results.json holds: figures by policy and run, and the tables of the arena.
 
   Raises:
-    ValueError: a bad config, or a workdir that holds runs of another, or damaged ones.
+    ValueError: a bad config, or a workdir in use, or that holds runs of another, or damaged ones.
   """
   config, folder = resolve(config, "compare"), files.make_folder(workdir)
+  with lock.hold(folder):
+    return _run(config, folder, progress)
+
+
+def _run(config: ConfigDict, folder: pathlib.Path, progress: bool) -> dict[str, dict[str, Any]]:
   results = {policy: _tune_and_run(config, folder, policy, progress) for policy in config.kinds}
   if config.arena.judges:
     results["arena"] = _run_arenas(config, results["network"], folder / "arena")

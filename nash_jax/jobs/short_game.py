@@ -22,7 +22,7 @@ from nash_jax.exact import Game
 from nash_jax.games import preference
 from nash_jax.models import gemma
 from nash_jax.policy import make_policy, tokenizer_and_model
-from nash_jax.run import files
+from nash_jax.run import files, lock
 from nash_jax.types import Params
 
 
@@ -77,6 +77,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     config: of a run on the game; its `model.weights` are not read.
   """
   folder = files.make_folder(workdir)
+  with lock.hold(folder):
+    _run(config, folder)
+
+
+def _run(config: ConfigDict, folder: pathlib.Path) -> None:
   for name, strength in (("mild", 4.0), ("strong", 8.0)):
     with files.replacing(folder / f"{name}.npy") as part, part.open("wb") as file:
       np.save(file, random_game(0, strength))

@@ -28,7 +28,7 @@ from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
-from nash_jax.run import files
+from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import Workdir, differences, read_config, saved_steps
 from nash_jax.run.metrics import step_of
 from nash_jax.update import Batch, make_update
@@ -55,7 +55,8 @@ def run(
     policy: "network", or "tabular" in games whose responses can be enumerated.
 
   Raises:
-    ValueError: a bad config, or a folder that holds a run of another config, or a damaged one.
+    ValueError: a bad config, or a folder in use, or that holds a run of another config, or a
+      damaged one.
   """
   one_of("policy", policy, POLICIES)
   runs = {name: resolve(config, "train") for name, config in runs.items()}
@@ -66,6 +67,13 @@ def run(
   folders = {name: workdir / _folder(name) for name in runs}
   twice = [str(path) for path, n in collections.Counter(folders.values()).items() if n > 1]
   require(not twice, "names of runs", "a folder for each", twice, "Rename one.")
+  with lock.hold(workdir):
+    _run(runs, folders, policy, progress)
+
+
+def _run(
+  runs: dict[str, ConfigDict], folders: dict[str, pathlib.Path], policy: str, progress: bool
+) -> None:
   waiting = {name: c for name, c in runs.items() if not _is_complete(c, folders[name])}
   groups: dict[str, dict[str, ConfigDict]] = {}
   for name, config in waiting.items():

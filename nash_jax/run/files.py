@@ -29,6 +29,19 @@ def make_folder(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 @contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Names the file in an error of writing to it: that of a full disk does not.
+
+  Raises:
+    ValueError: it cannot be written.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise ValueError(f"{path}: expected a file that can be written: {error}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Yields a file beside `path` to write to, which takes the place of `path` once it is whole.
 
@@ -38,12 +51,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   path = pathlib.Path(path)
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
   try:
-    yield part
-    with part.open("rb+") as file:  # on the disk before its name is: a crash leaves either file
-      os.fsync(file.fileno())
-    part.replace(path)
-  except OSError as error:
-    raise ValueError(f"{path}: expected a file that can be written: {error}") from error
+    with writing(path):
+      yield part
+      with part.open("rb+") as file:  # on the disk before its name is: a crash leaves either file
+        os.fsync(file.fileno())
+      part.replace(path)
   finally:
     part.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ def _owner(path: epath.Path) -> dict[str, Any]:
   try:
     owner = json.loads(path.read_text())
     return owner if isinstance(owner, dict) else {}
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return {}
 
 

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-  """Turns SIGTERM and Ctrl-C, on any host, into one step before which all hosts stop.
+  """Turns SIGTERM, Ctrl-C and a terminal that closes into one step before which all hosts stop.
 
   With several processes, jax's preemption service takes the signal: beside the loop it asks all of
   them which step they are at, and no process waits for a device. A second Ctrl-C raises
@@ -43,7 +43,10 @@ class Stop:
   def __enter__(self) -> "Stop":
     if threading.current_thread() is threading.main_thread():
       alone = jax.process_count() == 1
-      for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
+      numbers = {signal.SIGINT, signal.SIGHUP} | ({signal.SIGTERM} if alone else set())
+      if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: it is to outlive its terminal
+        numbers.remove(signal.SIGHUP)
+      for number in numbers:
         self._previous[number] = signal.signal(number, self._handle)
     return self
 

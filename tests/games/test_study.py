@@ -1,6 +1,7 @@
 import csv
 import importlib
 import math
+import resource
 
 import pytest
 
@@ -33,6 +34,26 @@ def test_an_unknown_study_lists_the_choices(tmp_path):
   config = _config("theorem")
   config.study = "theorems"
   with pytest.raises(ValueError, match="theorem, rates, figure, map, approximation, bradley_terry"):
+    study.run(config, tmp_path)
+
+
+def test_a_full_disk_is_one_line_that_names_the_folder(tmp_path, monkeypatch):
+  rows = [{"value": i} for i in range(999)]
+  monkeypatch.setattr(study, "bradley_terry", lambda config: {"bradley_terry": rows})
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(ValueError, match=f"{tmp_path}: expected a folder that can be written"):
+      study.run(_config("bradley_terry"), tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("field", ["actions", "actions_steps"])
+def test_one_action_is_no_game(tmp_path, field):
+  config = _config("theorem")
+  config.update({field: (1,) if field == "actions" else 1})
+  with pytest.raises(ValueError, match=f"{field}: expected a whole number of at least 2, got 1"):
     study.run(config, tmp_path)
 
 
