@@ -350,11 +350,36 @@ def check_ids(ids: Sequence[Any], tokenizer: Tokenizer, what: str) -> None:
 
 
 def check_prompt(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:
-  """Raises ValueError where token ids are no prompt: none, or with a token that ends a response."""
+  """Raises ValueError where token ids are no prompt that waits for a response."""
   require(len(ids) > 0, what, "at least one token of a prompt", 0, "Leave such prompts out.")
   fix = "A response would begin after the end: leave the stop token out (seqio: add_eos=False)."
   last = int(ids[-1])
   require(last not in tokenizer.stop_ids, what, "a prompt that waits for a response", last, fix)
+  _check_absent(ids, [tokenizer.pad_id], what, "a prompt without <pad>", _PADDING)
+  fix = "Leave the others out."
+  _check_absent(ids, [tokenizer.bos_id], what, "one <bos>, at its head", fix, start=1)
+  fix = "Make each text a prompt of its own."
+  _check_absent(ids, [tokenizer.eos_id], what, "one text, without <eos>", fix)
+
+
+def check_response(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:
+  """Raises ValueError where token ids are no response: padded, or longer than to its end."""
+  _check_absent(ids, [tokenizer.pad_id], what, "a response without <pad>", _PADDING)
+  fix = "It belongs to the prompt."
+  _check_absent(ids, [tokenizer.bos_id], what, "a response without <bos>", fix)
+  expected, fix = "a response that ends at its stop token", "Leave out what follows."
+  _check_absent(ids[:-1], tokenizer.stop_ids, what, expected, fix)
+
+
+_PADDING = "Leave it out: padding is added here."
+
+
+def _check_absent(
+  ids: Sequence[int], ids_absent: Sequence[int], what: str, expected: str, fix: str, start: int = 0
+) -> None:
+  for place, i in enumerate(ids):
+    absent = place < start or int(i) not in ids_absent
+    require(absent, f"{what}, place {place}", expected, int(i), fix)
 
 
 def read_files(
