@@ -247,7 +247,9 @@ class Texts:
   """
 
   # Gemma's pieces, and what other families' templates write.
-  _SPELLED = re.compile(r"<(?:bos|eos|(?:start|end)_of_turn|\|\w+\|)>|\[/?INST\]")
+  _SPELLED = re.compile(
+    r"<(?:bos|eos|(?:start|end)_of_turn|\|\w+\|?|\w+\|)>|\[/?INST\]|\nAssistant:"
+  )
 
   def __init__(self, tokenizer: Tokenizer):
     self.tokenizer, self.spelled = tokenizer, False
@@ -260,7 +262,7 @@ class Texts:
 
   def prompt(self, record: Any) -> list[int]:
     """Returns the ids of a record's "prompt" or "messages", each a text or a conversation."""
-    name = "messages" if not has(record, "prompt") and has(record, "messages") else "prompt"
+    name = "messages" if has(record, "messages") and not record.get("prompt") else "prompt"
     prompt = field(record, name, list if name == "messages" else (str, list))
     if isinstance(prompt, str):
       return self.tokenizer.prompt(self._checked(prompt))
@@ -306,7 +308,10 @@ def read_records(
     message = (
       "%s: %d of %d records spell out markers such as <bos> or <end_of_turn> (the first: %s)"
     )
-    advice = "; they are read as text, but for a <bos> at the head, which is dropped"
+    advice = (
+      "; they are read as text, but for a <bos> at the head of a prompt or a document, which is"
+      " dropped"
+    )
     logging.warning(message + advice, path, len(spelled), len(records), spelled[0])
   return records
 
