@@ -3,9 +3,10 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
-from nash_jax import train
+from nash_jax import report, train
 from nash_jax.config import comparison, describe, resolve
 from nash_jax.configs import stories_compare
 from nash_jax.jobs import arena, compare, sweep
@@ -45,7 +46,9 @@ def calls(monkeypatch):
 
   def hold(config, workdir):
     calls["arenas"].append(set(config.policies))
-    cell = {"mean": 0.6 + config.seed / 100, "sigma3": 0.03, "n": 96, "significant": True}
+    mean = 0.6 + config.seed / 100
+    ends = {"low": mean - 0.03, "high": mean + 0.03}
+    cell = {"mean": mean, "sigma3": 0.03, "n": 96, "significant": True, **ends}
     table = {a: dict.fromkeys(config.policies, cell) for a in config.policies}
     found = {
       "judges": {"population": {"win_rate": table, "length_matched": table}},
@@ -81,7 +84,7 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(calls, tm
   assert cell == {
     "mean": pytest.approx(0.61),
     "sigma3": pytest.approx(0.03),
-    "n": 288,
+    "n": 96,  # of every seed the same
     "significant": True,
   }
   page = (tmp_path / "compare.md").read_text()
@@ -91,6 +94,26 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(calls, tm
   assert shown == [1e-4, 0.75, 0.74, 0.76, 2.8, 0.61]
   assert page.index("| nash_mp") < page.index("| reg_self_play"), "the greatest win rate first"
   assert (tmp_path / "curves_network.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+  ("wins", "significant", "few"),
+  [
+    ([1] * 5, False, True),
+    ([1] * 9 + [0], False, False),  # its 3σ stays clear of one half, its interval does not
+    ([1] * 12, True, False),
+    ([1] * 30 + [0] * 2, True, False),
+  ],
+)
+def test_seeds_add_no_prompts_to_a_win_rate(wins, significant, few):
+  p_win = np.array(wins, float).reshape(-1, 1, 1, 1, 1)
+  rates = arena.win_rates(p_win, np.ones(p_win.shape, bool))
+  cell = {name: table.item() for name, table in rates.items()}
+  assert cell["significant"] == significant
+  table = {"a": {"b": cell}}
+  mean = compare._mean_cells([table] * 3)["a"]["b"]
+  assert mean == {name: pytest.approx(cell[name]) for name in mean}
+  assert ("too few" in report.win_rate_table({"a": {"b": mean}})) == few
 
 
 def test_an_added_run_is_trained_alone_and_meets_all_others(calls, tmp_path):
@@ -214,6 +237,15 @@ def test_a_comparison_is_checked_before_its_first_run(field, value, message):
   c.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
     resolve(c)
+
+
+def test_rates_are_not_chosen_by_a_kl_that_is_not_measured():
+  c = config("online_dpo")
+  c.base.algorithm.name, c.base.sampling.top_k = "online_dpo", 8
+  with pytest.raises(ValueError, match=r"base\.sampling\.top_k: expected 0 .* chosen by KL, got 8"):
+    resolve(c, "compare")
+  c.learning_rates = ()
+  resolve(c, "compare")
 
 
 def test_a_rate_of_its_own_beside_learning_rates_is_refused():

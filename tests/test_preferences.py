@@ -162,6 +162,26 @@ def test_pairs_of_token_ids_are_taken_as_they_are(tmp_path):
     ),
     ("tokens", '{"inputs": ["x"], "a": [], "b": [], "p_a": 1}', r":2: field 'inputs' holds 'x'"),
     (
+      "tokens",
+      '{"inputs": [2, 9, 0], "a": [7], "b": [8], "p_a": 1}',
+      r":2: field 'inputs', place 2: expected a prompt without <pad>, got 0",
+    ),
+    (
+      "tokens",
+      '{"inputs": [2, 9], "a": [7, 1, 0, 0], "b": [8], "p_a": 1}',
+      r":2: field 'a', place 2: expected a response without <pad>, got 0",
+    ),
+    (
+      "tokens",
+      '{"inputs": [2, 9], "a": [7], "b": [2, 8], "p_a": 1}',
+      r":2: field 'b', place 0: expected a response without <bos>, got 2",
+    ),
+    (
+      "tokens",
+      '{"inputs": [2, 9], "a": [7, 1, 8], "b": [8], "p_a": 1}',
+      r":2: field 'a', place 1: expected a response that ends at its stop token, got 1",
+    ),
+    (
       "preferences",
       '{"prompt": "x", "response_a": "y", "response_b": "z"}',
       r":2: no field 'votes_a'",

@@ -267,7 +267,8 @@ def test_a_plain_text_file_is_refused_alike(tmp_path, kind):
 def test_null_columns_of_a_table_are_no_values(tmp_path):
   ask = [{"role": "user", "content": "Hi", "name": None}]
   rows = [{"prompt": None, "messages": ask}, {"prompt": "Tom ran", "messages": None}]
-  assert load_all(write(tmp_path / "p.jsonl", rows)) == ["Hi", "Tom ran"]
+  rows += [{"prompt": "", "messages": ask}, {"prompt": [], "messages": ask}, {"prompt": ""}]
+  assert load_all(write(tmp_path / "p.jsonl", rows)) == ["Hi", "Tom ran", "Hi", "Hi", ""]
   path = write(tmp_path / "none.jsonl", [{"prompt": None, "messages": None}])
   with pytest.raises(ValueError, match=r"none.jsonl:1: field 'prompt' is None, expected"):
     load_all(path)
@@ -306,6 +307,7 @@ def test_a_prompt_that_carries_the_template_is_refused(tmp_path, text, tokenizer
 
 def test_prompts_that_spell_out_markers_are_counted_in_a_warning(tmp_path, caplog):
   texts = ["Hi", "<bos>Hi", "What is <end_of_turn> for?", "[INST] Hi", "<|im_start|>user", "a <b>"]
+  texts += ["<|turn>user\nHi<turn|>", "Human: Hi\n\nAssistant:", "Dear Assistant: hi", "a <- b|>"]
   path = write(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])
   with caplog.at_level(logging.WARNING, "absl"):
     loaded = load_all(path)
@@ -314,8 +316,9 @@ def test_prompts_that_spell_out_markers_are_counted_in_a_warning(tmp_path, caplo
     *(TOKENIZER._model.decode(TOKENIZER.encode(t)) for t in ["Hi", *texts[2:]]),
   ]
   assert [record.getMessage() for record in caplog.records] == [
-    f"{path}: 4 of 6 records spell out markers such as <bos> or <end_of_turn> (the first:"
-    f" {path}:2); they are read as text, but for a <bos> at the head, which is dropped"
+    f"{path}: 6 of 10 records spell out markers such as <bos> or <end_of_turn> (the first:"
+    f" {path}:2); they are read as text, but for a <bos> at the head of a prompt or a document,"
+    " which is dropped"
   ]
 
 
@@ -394,6 +397,26 @@ def registered():
     ([[2, -1], [2, 9]], {}, {}, "example 0 .*holds -1, expected ids of this tokenizer's 1024"),
     ([[2, 9, 1], [2, 9]], {}, {}, "example 0 .*expected a prompt that waits.*add_eos=False"),
     ([[2, 9], []], {}, {}, "example 1 .*at least one token of a prompt"),
+    (
+      [[2, 9], [2, 9, 0, 0]],
+      {},
+      {},
+      "example 1 .*, place 2: .*without <pad>, got 0. Leave it out: padding is added here",
+    ),
+    ([[0, 0, 2, 9], [2, 9]], {}, {}, "example 0 .*, place 0: expected .*without <pad>, got 0"),
+    (
+      [[2, 9], [2, 2, 9]],
+      {},
+      {},
+      "example 1 .*, place 1: expected .*one <bos>, at its head, got 2",
+    ),
+    ([[2, 9], [9, 2]], {}, {}, "example 1 .*, place 1: expected .*one <bos>, at its head, got 2"),
+    (
+      [[2, 9, 1, 9], [2, 9]],
+      {},
+      {},
+      "example 0 .*, place 2: expected .*one text, without <eos>, got 1",
+    ),
     ([[2.0, 9.5]], {}, {}, r"example 0 .*expected token ids, i32\[n\], got 'float32\[2\]'"),
     ([[[2, 9]]], {}, {}, r"expected token ids, i32\[n\], got 'int32\[1, 2\]'"),
     ([[2, 9]] * 2, {}, {"held_out_path": "eval.jsonl"}, "held_out_path: expected none, with the"),
@@ -524,18 +547,19 @@ def test_converting_reads_null_columns_marks_and_never_its_own_output(tmp_path):
   folder = tmp_path / "in"
   folder.mkdir()
   rows = [{"context_messages": None, "prompt": "Why?"}, {"prompt": None}]
+  rows += [{"context_messages": [], "prompt": "Why?"}, {"context_messages": "", "prompt": "Why?"}]
   (folder / "a.jsonl").write_text(MARK + "\n".join(map(json.dumps, rows)))
   (folder / "b.json").write_text(
     MARK + json.dumps([{"prompt": f"What is {i}?"} for i in range(400)])
   )
   output = folder / "prompts.jsonl"
   for _ in range(2):  # the second time the output is there from the start
-    assert rlhflow.convert(str(folder), str(output)) == {"written": 401, "skipped": 1}
-    assert len(lines_of(output)) == 401
+    assert rlhflow.convert(str(folder), str(output)) == {"written": 403, "skipped": 1}
+    assert len(lines_of(output)) == 403
   assert lines_of(output)[0] == [{"role": "user", "content": "Why?"}]
   with pytest.raises(ValueError, match="output: expected a file other than the input"):
     rlhflow.convert(str(output), str(output))
-  assert len(lines_of(output)) == 401
+  assert len(lines_of(output)) == 403
   assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "b.json", "prompts.jsonl"]
 
 

@@ -342,6 +342,10 @@ def _check_rates(config) -> None:
   check, rates = _Checker(config), tuple(config.learning_rates)
   distinct = len({*rates}) == len(rates)
   check("learning_rates", distinct, "numbers that differ", "Leave out what is there twice.")
+  sampling = config.base.sampling
+  good = len(rates) < 2 or config.base.evaluation.exact or sampling.top_k == 0
+  expected, fix = "0 and top_p = 1 where rates are chosen by KL", "Give one of learning_rates."
+  check("base.sampling.top_k", good, expected, fix)
   for rate in rates:
     resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed), "train")
   own = len(rates) < 2 or config.tuning_seed not in range(config.seeds)

@@ -247,7 +247,9 @@ class Texts:
   """
 
   # Gemma's pieces, and what other families' templates write.
-  _SPELLED = re.compile(r"<(?:bos|eos|(?:start|end)_of_turn|\|\w+\|)>|\[/?INST\]")
+  _SPELLED = re.compile(
+    r"<(?:bos|eos|(?:start|end)_of_turn|\|\w+\|?|\w+\|)>|\[/?INST\]|\nAssistant:"
+  )
 
   def __init__(self, tokenizer: Tokenizer):
     self.tokenizer, self.spelled = tokenizer, False
@@ -260,7 +262,7 @@ class Texts:
 
   def prompt(self, record: Any) -> list[int]:
     """Returns the ids of a record's "prompt" or "messages", each a text or a conversation."""
-    name = "messages" if not has(record, "prompt") and has(record, "messages") else "prompt"
+    name = "messages" if has(record, "messages") and not record.get("prompt") else "prompt"
     prompt = field(record, name, list if name == "messages" else (str, list))
     if isinstance(prompt, str):
       return self.tokenizer.prompt(self._checked(prompt))
@@ -306,7 +308,10 @@ def read_records(
     message = (
       "%s: %d of %d records spell out markers such as <bos> or <end_of_turn> (the first: %s)"
     )
-    advice = "; they are read as text, but for a <bos> at the head, which is dropped"
+    advice = (
+      "; they are read as text, but for a <bos> at the head of a prompt or a document, which is"
+      " dropped"
+    )
     logging.warning(message + advice, path, len(spelled), len(records), spelled[0])
   return records
 
@@ -350,11 +355,36 @@ def check_ids(ids: Sequence[Any], tokenizer: Tokenizer, what: str) -> None:
 
 
 def check_prompt(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:
-  """Raises ValueError where token ids are no prompt: none, or with a token that ends a response."""
+  """Raises ValueError where token ids are no prompt that waits for a response."""
   require(len(ids) > 0, what, "at least one token of a prompt", 0, "Leave such prompts out.")
   fix = "A response would begin after the end: leave the stop token out (seqio: add_eos=False)."
   last = int(ids[-1])
   require(last not in tokenizer.stop_ids, what, "a prompt that waits for a response", last, fix)
+  _check_absent(ids, [tokenizer.pad_id], what, "a prompt without <pad>", _PADDING)
+  fix = "Leave the others out."
+  _check_absent(ids, [tokenizer.bos_id], what, "one <bos>, at its head", fix, start=1)
+  fix = "Make each text a prompt of its own."
+  _check_absent(ids, [tokenizer.eos_id], what, "one text, without <eos>", fix)
+
+
+def check_response(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:
+  """Raises ValueError where token ids are no response: padded, or longer than to its end."""
+  _check_absent(ids, [tokenizer.pad_id], what, "a response without <pad>", _PADDING)
+  fix = "It belongs to the prompt."
+  _check_absent(ids, [tokenizer.bos_id], what, "a response without <bos>", fix)
+  expected, fix = "a response that ends at its stop token", "Leave out what follows."
+  _check_absent(ids[:-1], tokenizer.stop_ids, what, expected, fix)
+
+
+_PADDING = "Leave it out: padding is added here."
+
+
+def _check_absent(
+  ids: Sequence[int], ids_absent: Sequence[int], what: str, expected: str, fix: str, start: int = 0
+) -> None:
+  for place, i in enumerate(ids):
+    absent = place < start or int(i) not in ids_absent
+    require(absent, f"{what}, place {place}", expected, int(i), fix)
 
 
 def read_files(

@@ -97,6 +97,8 @@ def _tokens(record: Any, texts: Texts) -> corpus.Features:
   for name, values in ids.items():
     corpus.check_ids(values, texts.tokenizer, f"field {name!r}")
   corpus.check_prompt(ids["inputs"], texts.tokenizer, "field 'inputs'")
+  for name in ("a", "b"):
+    corpus.check_response(ids[name], texts.tokenizer, f"field {name!r}")
   return {**ids, "p_win": _probability(record)}
 
 

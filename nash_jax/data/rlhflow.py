@@ -72,7 +72,8 @@ def _is_input(name: str) -> bool:
 def _messages(row: Any) -> list[dict] | None:
   """Returns a row's conversation, or None where that does not wait for an answer."""
   try:
-    name = "context_messages" if has(row, "context_messages") else "prompt"
+    filled = has(row, "context_messages") and row["context_messages"] not in ("", [])
+    name = "context_messages" if filled else "prompt"
     messages = field(row, name, (str, list))
     if isinstance(messages, str):
       messages = [{"role": "user", "content": messages}]

@@ -244,15 +244,21 @@ def _renamed(cells: report.Cells, names: dict[str, str]) -> report.Cells:
 
 
 def _mean_cells(tables: list[report.Cells]) -> report.Cells:
-  """Returns the cells' means over seeds; 3σ is the seeds' mean 3σ, for they share their prompts."""
+  """Returns the cells' means over seeds, which share their prompts.
+
+  So seeds add no prompts: 3σ is their mean 3σ, an interval's ends are the means of theirs, and n is
+  the least of them.
+  """
 
   def mean(row, column):
     cells = [table[row][column] for table in tables]
     if any(cell["mean"] is None or cell["sigma3"] is None for cell in cells):
       return {"mean": None, "sigma3": None, "n": 0, "significant": False}
-    m, s = (float(np.mean([cell[name] for cell in cells])) for name in ("mean", "sigma3"))
-    n = sum(cell["n"] for cell in cells)
-    return {"mean": m, "sigma3": s, "n": n, "significant": abs(m - 0.5) > s}
+    m, s, low, high = (
+      float(np.mean([cell[name] for cell in cells])) for name in ("mean", "sigma3", "low", "high")
+    )
+    n = min(cell["n"] for cell in cells)
+    return {"mean": m, "sigma3": s, "n": n, "significant": low > 0.5 or high < 0.5}
 
   return {row: {column: mean(row, column) for column in line} for row, line in tables[0].items()}
 
