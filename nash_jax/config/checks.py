@@ -372,6 +372,11 @@ def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str
     changed = comparison.run_config(config.base, changes, None, 0)
     c = resolve(changed, "train")
     _refuse_unread(changed, "train", [field for field in changes if field != "label"])
+    options = {"top_k": c.sampling.top_k, "top_p": c.sampling.top_p}
+    judged = c.evaluation.exact or len(config.learning_rates) < 2
+    expected = "top_k = 0 and top_p = 1, for the best of learning_rates is judged by a KL"
+    fix = "Set one learning rate, or sample from the whole distribution."
+    require(judged or options == {"top_k": 0, "top_p": 1}, "sampling", expected, options, fix)
     same = c.evaluation.exact == config.base.evaluation.exact
     fix = "Compare the two kinds of runs in two comparisons."
     require(same, "evaluation.exact", "the base's", c.evaluation.exact, fix)
