@@ -44,11 +44,14 @@ class Game(NamedTuple):
   responses: Int[np.ndarray, "A L"]
 
   @classmethod
-  def from_config(cls, config: ConfigDict, held_out: Examples) -> "Game":
+  def from_config(
+    cls, config: ConfigDict, held_out: Examples, train: Examples | None = None
+  ) -> "Game":
     """Returns the game of a resolved run config over its held-out prompts.
 
     Raises:
-      ValueError: where responses cannot be enumerated as the actions of `judge.table`.
+      ValueError: where responses cannot be enumerated as the actions of `judge.table`; a prompt
+        that has another context in `train`.
     """
     sampling, p_win = config.sampling, table.load(asset_path(config.judge.table))
     num_tokens, length, actions = len(sampling.tokens), sampling.max_tokens, p_win.shape[1]
@@ -56,6 +59,12 @@ class Game(NamedTuple):
     fits, got = num_tokens**length == actions, f"{num_tokens} ** {length}"
     expected = f"{product} to be the {actions} actions of judge.table"
     require(fits, "evaluation.exact", expected, got, fix)
+    first = config.judge.first_token
+    digits = (*range(first, first + (config.judge.table_tokens or actions)),)
+    expected = f"{digits}, the digits that the judge reads: judge.first_token and those after it"
+    require(sampling.tokens == digits, "sampling.tokens", expected, sampling.tokens, fix)
+    if train is not None:
+      _check_contexts(train, held_out, len(p_win))
     prompts = jax.tree.map(jnp.asarray, held_out.all())
     responses = enumerate_responses(sampling.tokens, length)
     return cls(prompts, jnp.asarray(p_win)[prompts.index % len(p_win)], responses)
@@ -84,11 +93,24 @@ class Game(NamedTuple):
     }
 
 
+def _check_contexts(train: Examples, held_out: Examples, count: int) -> None:
+  """Raises ValueError for a prompt that is evaluated in another context than it is played in."""
+  sides = (zip(p.columns["inputs"], p.columns["index"], strict=True) for p in (train, held_out))
+  played, evaluated = ([(tuple(ids), index % count) for ids, index in side] for side in sides)
+  contexts: dict[tuple[int, ...], set[int]] = {}
+  for ids, context in played:
+    contexts.setdefault(ids, set()).add(context)
+  wrong = [context for ids, context in evaluated if context not in contexts.get(ids, {context})]
+  expected = f"prompts in those of the {count} contexts of judge.table in which they are played"
+  fix = "Contexts go by the place among all prompts: train on a multiple of their number."
+  require(not wrong, "prompts.held_out_path", expected, f"contexts {wrong}", fix)
+
+
 def make_metrics(
-  config: ConfigDict, logprobs: Logprobs, held_out: Examples, reference: Params
+  config: ConfigDict, logprobs: Logprobs, train: Examples, held_out: Examples, reference: Params
 ) -> Callable[[Params], dict[str, Mean]]:
   """Returns params -> the exact metrics of a run's policy; see Game."""
-  game, beta = Game.from_config(config, held_out), config.algorithm.beta
+  game, beta = Game.from_config(config, held_out, train), config.algorithm.beta
   log_ref = jax.jit(lambda params: game.log_policy(logprobs, params))(reference)
   # On the host, because a function may not close over arrays that lie on several.
   log_ref = multihost_utils.process_allgather(log_ref, tiled=True)

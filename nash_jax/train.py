@@ -71,7 +71,7 @@ def set_up(config: ConfigDict) -> Setup:
   reference, exact_metrics = load(dtype=jnp.dtype(config.model.dtype)), None
   if config.evaluation.exact:
     policy = make_policy(config.model, config.sampling, tokenizer, model_config)
-    exact_metrics = exact.make_metrics(config, policy.logprobs, held_out, reference)
+    exact_metrics = exact.make_metrics(config, policy.logprobs, train_prompts, held_out, reference)
   programs, shardings = make_programs(config, tokenizer, model_config, judge, mesh, exact_metrics)
   state_shapes = jax.eval_shape(programs.init, gemma.shapes(model_config))
   return Setup(

@@ -474,6 +474,32 @@ def made_up(monkeypatch):
   return calls
 
 
+def test_a_judge_that_can_read_nothing_ends_an_arena_with_counts(
+  files, made_up, tmp_path, monkeypatch, caplog
+):
+  """Whatever the judge: a table whose digits no policy writes, rewards that are no numbers."""
+  sample_and_judge, checked = arena._sample_and_judge, []
+
+  def unread(*args):
+    judged = sample_and_judge(*args)
+    verdict = judged.verdicts["judge"]
+    checked.append(
+      judged._replace(verdicts={"judge": verdict.replace(valid=verdict.valid & False)})
+    )
+    return checked[0]
+
+  monkeypatch.setattr(arena, "_sample_and_judge", unread)
+  expected = r"judge 'judge': expected .* some of 700 pairs, got 'none'.*first_token"
+  with pytest.raises(ValueError, match=expected):
+    arena.run(small(files), tmp_path)
+  assert not (tmp_path / "arena.json").exists()
+  verdict = checked[0].verdicts["judge"]
+  verdict = verdict.replace(valid=np.broadcast_to((np.arange(25) > 4)[:, None, None], (25, 8, 8)))
+  judged = checked[0]._replace(verdicts={"judge": verdict})
+  arena._check_read(judged, {"judge": judges.Judge(None, None)})
+  assert "judge 'judge': 140 of 700 pairs have no verdict" in caplog.text
+
+
 def renamed(config, policies=("base", "other"), judges=("judge",)):
   """The same arena with two policies, and one judge under several names."""
   entries, judge = list(config.policies.values()), config.judges.judge

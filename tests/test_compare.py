@@ -48,7 +48,7 @@ def calls(monkeypatch):
     calls["arenas"].append(set(config.policies))
     mean = 0.6 + config.seed / 100
     ends = {"low": mean - 0.03, "high": mean + 0.03}
-    cell = {"mean": mean, "sigma3": 0.03, "n": 96, "significant": True, **ends}
+    cell = {"mean": mean, "sigma3": 0.03, **ends, "n": 96, "significant": True}
     table = {a: dict.fromkeys(config.policies, cell) for a in config.policies}
     found = {
       "judges": {"population": {"win_rate": table, "length_matched": table}},
@@ -84,7 +84,9 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(calls, tm
   assert cell == {
     "mean": pytest.approx(0.61),
     "sigma3": pytest.approx(0.03),
-    "n": 96,  # of every seed the same
+    "low": pytest.approx(0.58),
+    "high": pytest.approx(0.64),
+    "n": 96,
     "significant": True,
   }
   page = (tmp_path / "compare.md").read_text()
@@ -124,6 +126,39 @@ def test_an_added_run_is_trained_alone_and_meets_all_others(calls, tmp_path):
   assert calls["arenas"][3:] == [{"nash_mp", "reg_self_play", "reference"}] * 3
   assert len(calls["runs"]) == len(set(calls["runs"])) == 10
   assert set(result["arena"]["population"]["win_rate"]) == {"nash_mp", "reg_self_play", "reference"}
+
+
+def test_more_seeds_of_the_same_prompts_are_no_more_prompts():
+  """Five prompts that agree are too few for any number of seeds, whatever their ± would say."""
+  low, high = arena.interval(np.ones(1), np.zeros(1), np.full(1, 5.0))
+  few = {"mean": 1.0, "sigma3": 0.3, "n": 5, "low": low.item(), "high": high.item()}
+  found = compare._mean_cells([{"a": {"b": few}}] * 4)["a"]["b"]
+  assert found["n"] == 5
+  assert not found["significant"]
+  assert "too few: 5" in report.win_rate_cell(found)
+  clear = {"mean": 0.7, "sigma3": 0.25, "n": 12, "low": 0.51, "high": 0.9}
+  assert compare._mean_cells([{"a": {"b": clear}}] * 2)["a"]["b"]["significant"]
+
+
+def test_a_learning_rate_is_not_chosen_by_what_is_not_there(calls, tmp_path, monkeypatch, caplog):
+  """Under top-k no KL is recorded, and of rates that all diverged none is the best."""
+  c = config("nash_mp")
+  c.runs = ({"algorithm.name": "online_ipo", "sampling.top_k": 8},)
+  with pytest.raises(ValueError, match=r"run 'online_ipo': sampling: expected top_k = 0 .* KL"):
+    resolve(c)
+  c.learning_rates = c.learning_rates[:1]
+  resolve(c)
+  for rate in (1e-4, 3e-4):
+    monkeypatch.setitem(ENDS, ("nash_mp", rate), (float("nan"), 0.0))
+  compare.run(config("nash_mp"), tmp_path, progress=False)
+  assert "run 'nash_mp' is finite at no learning rate: none is the best" in caplog.text
+
+
+@pytest.mark.parametrize("start", [0.0, 9e-16, None])
+def test_a_reference_without_a_suboptimality_has_no_share(start):
+  seeds = [{"steps": [0, 1], compare.SUBOPT: [start, 1e-4], compare.KL_TO_EQUILIBRIUM: [0.0, 1.0]}]
+  _, _, cells = compare._exact_table({"nash_mp": {"seeds": seeds}})
+  assert cells["nash_mp"] == ["1.00e-04"] * 3 + ["—", "1.00e+00"]
 
 
 def labelled(*runs):
@@ -237,15 +272,6 @@ def test_a_comparison_is_checked_before_its_first_run(field, value, message):
   c.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
     resolve(c)
-
-
-def test_rates_are_not_chosen_by_a_kl_that_is_not_measured():
-  c = config("online_dpo")
-  c.base.algorithm.name, c.base.sampling.top_k = "online_dpo", 8
-  with pytest.raises(ValueError, match=r"base\.sampling\.top_k: expected 0 .* chosen by KL, got 8"):
-    resolve(c, "compare")
-  c.learning_rates = ()
-  resolve(c, "compare")
 
 
 def test_a_rate_of_its_own_beside_learning_rates_is_refused():

@@ -438,3 +438,49 @@ def test_a_win_rate_is_the_mean_over_the_verdicts_that_are_valid(name):
   got, expected = slope(p_win, valid), slope(means, np.ones(means.shape, bool))
   assert np.max(np.abs(expected)) > 1e-2
   np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("opponents", [False, True])
+def test_a_gradient_is_that_of_the_verdicts_that_are_valid_alone(opponents):
+  """All methods: unread prompts and responses, among them NaN verdicts, are as if never drawn."""
+  methods = {n: m for n, m in algorithms.ALGORITHMS.items() if bool(m.opponent) == opponents}
+  configs = {n: config(centre_log_ratios=m.on_policy) for n, m in methods.items()}
+  rng = np.random.default_rng(0)
+  logp, base = rng.normal(size=(2, 3, 4, 2)).astype(np.float32)
+  p_win = rng.random((3, 4, 4), np.float32)
+  rewards = rng.normal(size=(3, 4)).astype(np.float32)
+  valid = np.ones((3, 4, 4), bool) if opponents else np.tile(~np.eye(4, dtype=bool), (3, 1, 1))
+  valid[1] = False  # a prompt of which nothing was read
+  valid[:, 2] = False  # and a response
+  rewards[:, 2] = rewards[1] = np.nan
+  if not opponents:
+    valid[:, :, 2] = False
+  p_win[~valid] = np.nan
+
+  @jax.jit
+  def slopes(logp, base, verdict):
+    def loss(logp, name):
+      weights = methods[name].role_weights(configs[name])
+      roles = dict.fromkeys(weights, logp - jax.lax.stop_gradient(base))
+      objective = methods[name].loss(configs[name])
+      mean = objective(logp, roles, verdict.checked(), role_weights=weights)
+      return mean.total / mean.weight
+
+    return {name: jax.grad(loss)(logp, name) for name in methods}
+
+  def part(verdict_valid, prompts, players):
+    def cut(array):
+      return array[prompts][:, players]
+
+    others = slice(None) if opponents else players
+    table = (x[prompts][:, players][:, :, others] for x in (p_win, verdict_valid))
+    return slopes(cut(logp), cut(base), Verdict(*table, None if opponents else cut(rewards)))
+
+  whole = part(valid, [0, 1, 2], [0, 1, 2, 3])
+  read = part(valid, [0, 2], [0, 1, 3])
+  for name in methods:
+    got, expected = np.asarray(whole[name]), np.asarray(read[name])
+    assert np.max(np.abs(expected)) > 1e-2, name
+    np.testing.assert_allclose(got[[0, 2]][:, [0, 1, 3]], expected, rtol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(got[1], 0, err_msg=name)
+    np.testing.assert_array_equal(got[:, 2], 0, err_msg=name)

@@ -594,3 +594,15 @@ def test_a_bad_file_ends_a_conversion_in_one_line_and_leaves_the_output(
   assert rlhflow.main(str(tmp_path / name), str(output)) == 2
   assert capsys.readouterr().err.count("\n") == 1
   assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out.jsonl"])
+
+
+def test_a_held_out_part_of_which_nothing_fits_is_refused(tmp_path):
+  """An evaluation would be a mean over nothing, and a fit would go on without one."""
+  path, other = tmp_path / "p.jsonl", tmp_path / "held_out.jsonl"
+  path.write_text("".join(json.dumps({"prompt": x}) + "\n" for x in ("One", "Two", "a " * 200)))
+  other.write_text(json.dumps({"prompt": "a " * 200}) + "\n")
+  for held_out in ({"held_out": 1}, {"held_out_path": str(other)}):
+    with pytest.raises(
+      ValueError, match=r"held-out examples .*: expected some of the 1 within max_tokens"
+    ):
+      load_all(path, max_tokens=30, **held_out)

@@ -110,6 +110,40 @@ def test_a_game_that_cannot_be_enumerated_is_refused():
     exact.Game.from_config(c, held_out)
 
 
+def exact_game(c):
+  train_prompts, held_out = load_prompts(c.prompts, tokenizer_and_model(c.model)[0], c.seed)
+  return exact.Game.from_config(c, held_out, train_prompts)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"sampling__tokens": (10, 9, 8, 7)},
+    {"judge__first_token": 8},
+    {"sampling__tokens": (7, 8, 9, 11)},
+  ],
+)
+def test_a_game_whose_judge_reads_other_responses_than_are_enumerated_is_refused(changes):
+  with pytest.raises(ValueError, match=r"^sampling.tokens: expected .*first_token.*got \("):
+    exact_game(config(**changes))
+
+
+def test_a_prompt_that_is_evaluated_in_another_context_than_it_is_played_in_is_refused(tmp_path):
+  """Six prompts and four contexts: the same file again begins in the context of the third."""
+  names = ("six.jsonl", "eight.jsonl")
+  for name, letters in zip(names, ("efghef", "efghefgh"), strict=True):
+    lines = [json.dumps({"prompt": letter}) + "\n" for letter in letters]
+    (tmp_path / name).write_text("".join(lines))
+  six, eight = (
+    {f"prompts__{p}": str(tmp_path / n) for p in ("path", "held_out_path")} for n in names
+  )
+  with pytest.raises(
+    ValueError, match=r"^prompts.held_out_path: expected .*the 4 contexts.*multiple"
+  ):
+    exact_game(config(**six))
+  assert exact_game(config(**eight)).p_win.shape == (8, 64, 64)
+
+
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_every_algorithm_has_its_players_and_their_shares_of_the_samples(name):
   a = config(algorithm__name=name, algorithm__samples=6).algorithm

@@ -11,7 +11,7 @@ from judge_examples import make_judge, prompts_of, responses_of, settings, verdi
 from nash_jax import judges
 from nash_jax.data import judge_template
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
-from nash_jax.judges import bradley_terry, gemma, population, table
+from nash_jax.judges import base, bradley_terry, gemma, population, table
 from nash_jax.models import gemma as gemma_model
 from nash_jax.types import Answers, Verdict
 
@@ -211,3 +211,11 @@ def test_pairs_of_a_preference_batch_that_do_not_count_weigh_nothing(tokenizer):
     np.testing.assert_allclose(means["loss"].value(), each[counted].mean(), rtol=1e-5)
     assert means["loss"].weight == 3 * presentations
     assert (means["accuracy"].total, means["accuracy"].weight) == (2, 2)
+
+
+def test_a_judge_that_prefers_neither_is_half_right_whichever_wins():
+  """As one that has no opinion is, whatever share of the pairs lists its winner first."""
+  p_win, counted = np.array([0.9, 0.9, 0.9, 0.2, 0.5], np.float32), np.ones(5, bool)
+  for ahead, expected in ((np.zeros(5), 0.5), (np.ones(5), 0.75), (-np.ones(5), 0.25)):
+    mean = base.accuracy(ahead.astype(np.float32), p_win, counted)
+    assert (float(mean.value()), float(mean.weight)) == (expected, 4)

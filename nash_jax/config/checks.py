@@ -342,10 +342,6 @@ def _check_rates(config) -> None:
   check, rates = _Checker(config), tuple(config.learning_rates)
   distinct = len({*rates}) == len(rates)
   check("learning_rates", distinct, "numbers that differ", "Leave out what is there twice.")
-  sampling = config.base.sampling
-  good = len(rates) < 2 or config.base.evaluation.exact or sampling.top_k == 0
-  expected, fix = "0 and top_p = 1 where rates are chosen by KL", "Give one of learning_rates."
-  check("base.sampling.top_k", good, expected, fix)
   for rate in rates:
     resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed), "train")
   own = len(rates) < 2 or config.tuning_seed not in range(config.seeds)
@@ -369,6 +365,11 @@ def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str
     changed = comparison.run_config(config.base, changes, None, 0)
     c = resolve(changed, "train")
     refuse_unread(changed, "train", [field for field in changes if field != "label"])
+    options = {"top_k": c.sampling.top_k, "top_p": c.sampling.top_p}
+    judged = c.evaluation.exact or len(config.learning_rates) < 2
+    expected = "top_k = 0 and top_p = 1, for the best of learning_rates is judged by a KL"
+    fix = "Set one learning rate, or sample from the whole distribution."
+    require(judged or options == {"top_k": 0, "top_p": 1}, "sampling", expected, options, fix)
     same = c.evaluation.exact == config.base.evaluation.exact
     fix = "Compare the two kinds of runs in two comparisons."
     require(same, "evaluation.exact", "the base's", c.evaluation.exact, fix)

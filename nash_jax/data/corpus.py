@@ -177,6 +177,9 @@ def load_examples(
       f"no examples left: {everything}{number} are over max_tokens={config.max_tokens} (or"
       f" max_response_tokens){''.join(others)}; raise it, or set overflow='cut' {source}"
     )
+  fix = "Raise it, set overflow='cut', or hold others out."
+  expected = f"some of the {held_out} within max_tokens, no pairs of equals"
+  require(len(held) > 0 or not held_out, f"held-out examples {source}", expected, "none", fix)
   return train, held
 
 

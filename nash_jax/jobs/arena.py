@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
@@ -31,7 +32,7 @@ from nash_jax.policy import Policy, load_weights_and_step, make_policy, tokenize
 from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import differences
 from nash_jax.types import Mean, Prompts, Responses, Verdict
-from nash_jax.validation import file_name, require
+from nash_jax.validation import file_name, printable, require
 
 TAIL = 0.0015  # what an interval leaves on each side: 99.7% are within 3σ
 AGREE = 1e-6  # a standard error below which prompts are told apart by rounding alone
@@ -348,7 +349,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     ValueError: a bad config, weights that do not fit, fewer than two held-out prompts, a workdir
-      that is in use, cannot be written or holds an arena of another config.
+      that is in use, cannot be written or holds an arena of another config, a judge that can read
+      nothing.
   """
   config, folder = resolve(config, "arena"), files.make_folder(workdir)
   with lock.hold(folder):
@@ -374,6 +376,7 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
       judge.server.keep_answers(folder)
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   judged = _sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy)
+  _check_read(judged, judges_by_name)
   result = evaluate(config, tokenizer, judged)
   for statistics in result["policies"].values():
     statistics["step"] = loaded[statistics["weights"]][1]  # a run may have gone on meanwhile
@@ -386,6 +389,19 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     report.heat_map(judge["win_rate"], title, folder / f"arena_{file_name(name)}.png")
   print(tables)
   return result
+
+
+def _check_read(judged: Judged, judges_by_name: dict[str, judges.Judge]) -> None:
+  """Says of each judge what it could not read; ValueError where that is all."""
+  for name, verdict in judged.verdicts.items():
+    i, j = np.triu_indices(verdict.valid.shape[-1], 1)
+    readable = np.asarray(verdict.valid)[:, i, j]
+    pairs, unread = readable.size, int(np.sum(~readable))
+    what, expected = f"judge {printable(name)!r}", f"a readable verdict on some of {pairs} pairs"
+    fix = "Check the judge: its answers, or for a table judge first_token and sampling.tokens."
+    require(unread < pairs, what, expected, "none", fix)
+    if unread and not judges_by_name[name].server:  # which has told it already
+      logging.warning("%s: %d of %d pairs have no verdict: they weigh nothing", what, unread, pairs)
 
 
 def recorded_result(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from nash_jax import report
@@ -19,7 +20,8 @@ from nash_jax.config.comparison import REFERENCE, Run, label, name_runs, rate_na
 from nash_jax.jobs import arena, sweep
 from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import Workdir
-from nash_jax.validation import require
+from nash_jax.types import ROUNDING
+from nash_jax.validation import printable, require
 
 __all__ = ["label", "run", "run_config"]
 
@@ -89,6 +91,9 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
     tuned = run_all((name, rate, config.tuning_seed) for name in runs for rate in rates)
     for (name, rate, seed), c in tuned.items():
       scores[name][rate] = _score(c, record(name, rate, seed, c))
+  for name, tried in scores.items():
+    if tried and not any(map(math.isfinite, tried.values())):
+      logging.warning("run %r is finite at no learning rate: none is the best", printable(name))
   best = {run: max(tried, key=tried.__getitem__, default=rates[0]) for run, tried in scores.items()}
   configs = run_all((name, best[name], seed) for name in runs for seed in seeds)
   return {
@@ -174,13 +179,16 @@ def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
 
 def _exact_table(results: dict[str, Result]) -> Table:
   """Returns the table of the runs by SubOpt_β of their last iterate."""
-  starts = {name: result["seeds"][0][SUBOPT][0] for name, result in results.items()}  # depends on β
-  ends = " to ".join(dict.fromkeys(f"{end(starts.values()):.2e}" for end in (min, max)))
+  starts = {name: _values(result, SUBOPT)[0, 0] for name, result in results.items()}  # depends on β
+  ends = " to ".join(
+    dict.fromkeys(_scientific(end([*starts.values()])) for end in (np.min, np.max))
+  )
   cells = {}
   for name, result in _sorted(results, SUBOPT, 1):
     subopt = _median_and_range(result, SUBOPT)
     kl = _median_and_range(result, KL_TO_EQUILIBRIUM)[0]
-    share = report.number(subopt[0] / starts[name])
+    # A reference at the equilibrium has no share, only rounding.
+    share = report.number(subopt[0] / starts[name] if starts[name] > ROUNDING else math.nan)
     cells[name] = [*map(_scientific, subopt), share, _scientific(kl)]
   columns = ["SubOpt, median", "least", "greatest", "of reference's", "KL(π*‖π)"]
   return f"SubOpt_β of the last iterate; the reference's is {ends}", columns, cells
@@ -244,21 +252,19 @@ def _renamed(cells: report.Cells, names: dict[str, str]) -> report.Cells:
 
 
 def _mean_cells(tables: list[report.Cells]) -> report.Cells:
-  """Returns the cells' means over seeds, which share their prompts.
+  """Returns the cells' means over seeds; so are 3σ and the interval, for they share their prompts.
 
-  So seeds add no prompts: 3σ is their mean 3σ, an interval's ends are the means of theirs, and n is
-  the least of them.
+  `n` is the number of prompts, the least of the seeds'.
   """
 
   def mean(row, column):
     cells = [table[row][column] for table in tables]
-    if any(cell["mean"] is None or cell["sigma3"] is None for cell in cells):
-      return {"mean": None, "sigma3": None, "n": 0, "significant": False}
-    m, s, low, high = (
-      float(np.mean([cell[name] for cell in cells])) for name in ("mean", "sigma3", "low", "high")
-    )
+    fields = ("mean", "sigma3", "low", "high")
     n = min(cell["n"] for cell in cells)
-    return {"mean": m, "sigma3": s, "n": n, "significant": low > 0.5 or high < 0.5}
+    if any(cell[field] is None for cell in cells for field in fields):
+      return {**dict.fromkeys(fields), "n": 0, "significant": False}
+    means = {field: float(np.mean([cell[field] for cell in cells])) for field in fields}
+    return {**means, "n": n, "significant": means["low"] > 0.5 or means["high"] < 0.5}
 
   return {row: {column: mean(row, column) for column in line} for row, line in tables[0].items()}
 

@@ -164,7 +164,7 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
     order = np.stack([batch.index for batch in batches])
     return np.searchsorted(contexts.index, order).astype(np.int32)
 
-  game = Game.from_config(config, held_out)
+  game = Game.from_config(config, held_out, train_prompts)
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   params = load_weights(config.model.weights, model_config, config.seed)
   log_ref = jax.jit(functools.partial(game.log_policy, policy.logprobs))(params)

@@ -122,6 +122,16 @@ def labels(fn: JudgeFn, form: str, params, prompts, responses, opponents, key: A
   return dataclasses.replace(verdict, p_win=wins)
 
 
+def accuracy(ahead: Float[Array, "N"], p_win: Float[Array, "N"], counted: Bool[Array, "N"]) -> Mean:
+  """Returns the share of pairs told right, of those that have a winner; a draw is half right.
+
+  Args:
+    ahead: positive where a is said to win, negative where b is.
+  """
+  right = 0.5 + 0.5 * jnp.sign(ahead) * jnp.sign(p_win - 0.5)
+  return Mean.from_values(right, counted & (p_win != 0.5))
+
+
 def _flatten(array: Array) -> Array:
   return array.reshape(-1, *array.shape[2:])
 

@@ -5,7 +5,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.judges.base import Judge, compare_rewards, pairwise
+from nash_jax.judges.base import Judge, accuracy, compare_rewards, pairwise
 from nash_jax.judges.gemma import architecture, load
 from nash_jax.models import gemma
 from nash_jax.types import Answers, Mean, Params, Prompts
@@ -53,12 +53,8 @@ def reward_loss(
   a, b = rewards(params, model_config, prompts, answers, **options).reshape(-1, 2).T
   margin, p_win = a - b, batch["p_win"]
   soft = p_win * jax.nn.log_sigmoid(margin) + (1 - p_win) * jax.nn.log_sigmoid(-margin)
-  right = (margin > 0) == (p_win > 0.5)
   counted = batch.get("counted", jnp.ones(p_win.shape, bool))
-  return {
-    "loss": Mean.from_values(-soft, counted),
-    "accuracy": Mean.from_values(right, counted & (p_win != 0.5)),
-  }
+  return {"loss": Mean.from_values(-soft, counted), "accuracy": accuracy(margin, p_win, counted)}
 
 
 def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:

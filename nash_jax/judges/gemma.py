@@ -17,7 +17,7 @@ from nash_jax import keys, weights
 from nash_jax.data import judge_template
 from nash_jax.data.judge_template import Layout, assemble, shown
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.judges.base import Compare, Comparison, Judge, pairwise
+from nash_jax.judges.base import Compare, Comparison, Judge, accuracy, pairwise
 from nash_jax.models import gemma, sharding
 from nash_jax.types import Answers, Mean, Params, Prompts
 from nash_jax.validation import asset_path
@@ -74,11 +74,10 @@ def pairwise_loss(
   margins, p_win = jnp.stack([first, second], 1), batch["p_win"]
   soft = p_win[:, None] * jax.nn.log_sigmoid(margins)
   soft += (1 - p_win[:, None]) * jax.nn.log_sigmoid(-margins)
-  right = (_average(first, second) > 0.5) == (p_win > 0.5)
   counted = batch.get("counted", jnp.ones(p_win.shape, bool))
   return {
     "loss": Mean.from_values(-soft, counted[:, None]),
-    "accuracy": Mean.from_values(right, counted & (p_win != 0.5)),
+    "accuracy": accuracy(_average(first, second) - 0.5, p_win, counted),
   }
 
 
