@@ -1,10 +1,12 @@
 """The record of a run: late reads, valid lines, resume, timings, and the glossary page."""
 
+import contextlib
 import errno
 import json
 import logging
 import pathlib
 import re
+import shutil
 import sys
 import types
 
@@ -109,7 +111,8 @@ def test_nothing_is_missing_after_a_kill_just_behind_a_flush(tmp_path):
   assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4]
   with pytest.raises(ValueError, match="step 2: expected a step after 2"):
     m.push(2, {"loss": 0.0})
-  m.close()
+  with pytest.raises(OSError, match="another file has taken its place"):
+    m.close()
 
 
 def test_a_flush_leaves_the_line_of_the_step_itself_open(tmp_path):
@@ -237,6 +240,25 @@ def test_a_part_that_cannot_be_written_stops_the_run_or_is_left_behind(
   whole = {"metrics.jsonl", "samples.jsonl"} - {part}
   for name in whole:
     assert [line["step"] for line in lines(tmp_path / "on", name)] == list(range(60))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("change", ["removed", "moved", "replaced", "folder removed"])
+def test_a_record_that_was_removed_meanwhile_is_not_lost_in_silence(tmp_path, change, name):
+  m = run(tmp_path / "run", 0, 3)
+  path = tmp_path / "run" / name
+  if change == "folder removed":
+    shutil.rmtree(path.parent)
+  else:
+    path.rename(tmp_path / "elsewhere")
+    if change == "replaced":
+      path.write_text("{}\n")
+  reason = "another file" if change == "replaced" else "No such file"
+  first = "metrics.jsonl" if change == "folder removed" else name
+  with pytest.raises(OSError, match=rf"run/{first} cannot be written \(.*{reason}"):
+    m.flush(3)
+  with contextlib.suppress(OSError):  # of the other file, where the folder is gone
+    m.close()
 
 
 def test_no_thread_of_the_record_can_die_behind_the_loop(tmp_path, monkeypatch):

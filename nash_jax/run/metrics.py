@@ -245,10 +245,18 @@ class Metrics:
     """
     if self._pending is not None and self._pending[0] < step:
       self._write_pending(None)
+    for name in self._files:
+      self._record(name, functools.partial(self._check_place, name))
     if self._board is not None:
       self._record("tensorboard", self._board.flush)
     if self._bucket:
       self._record(".", self._copy)
+
+  def _check_place(self, name: str) -> None:
+    """Raises OSError where a file was removed or moved: else what goes there is lost in silence."""
+    written, there = os.fstat(self._files[name].fileno()), os.stat(self._folder / name)
+    if not os.path.samestat(written, there):
+      raise OSError("another file has taken its place")
 
   def _copy(self) -> None:
     assert self._bucket is not None
