@@ -70,6 +70,7 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
   [
     ("--config.algorithm.beta=-1", "algorithm.beta: expected a number in [1e-9, 1e6], got -1.0"),
     ("--config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),
+    ("--config.colour=1", "nash-jax train: the config has no such field: 'colour' (`nash-jax"),
     ("--config.algorithm.beta=much", "could not convert string to float: 'much'"),
     ("--config=none.py", "No such file or directory: 'none.py'"),
   ],
