@@ -1,5 +1,6 @@
 """The `nash-jax` command: one sub-command a job."""
 
+import ast
 import contextlib
 import faulthandler
 import importlib
@@ -284,5 +285,10 @@ def _as_value_error(job: str) -> Iterator[None]:
   try:
     yield
   except (AttributeError, KeyError, OSError, flags.Error) as error:
-    text = " ".join(str(error).replace("\\n", " ").split())
+    text = str(error)
+    if isinstance(error, AttributeError | KeyError):
+      with contextlib.suppress(SyntaxError, ValueError):
+        text = str(ast.literal_eval(text))  # the repr that is a KeyError's text
+      text = f"the config has no such field: {text}"
+    text = " ".join(text.replace("\\n", " ").split())
     raise ValueError(f"{text} (`nash-jax {job} --help` lists the fields)") from error

@@ -146,6 +146,11 @@ def test_what_so_few_or_such_prompts_cannot_show_is_not_significant(values):
   assert cell["sigma3"] > 0.1
 
 
+def test_a_win_rate_over_no_prompt_is_refused():
+  with pytest.raises(ValueError, match="p_win: expected verdicts on at least one prompt, got 0"):
+    arena.win_rates(np.ones((0, 2, 1, 2, 1)), np.ones((0, 2, 1, 2, 1), bool))
+
+
 @pytest.mark.parametrize("n", [10, 20, 96])
 def test_unanimous_prompts_have_the_exact_interval(n):
   """A rate p is possible while n wins of n are: p^n is the tail (Clopper and Pearson)."""

@@ -106,6 +106,7 @@ ENDS = (
 BAD = (
   ("train --config.algorithm.beta=-1", "beta: expected a number in [1e-9, 1e6], got -1.0"),
   ("train --config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),
+  ("train --config.colour=1", "the config has no such field: 'colour' (`nash-jax"),
   ("train --config.algorithm.beta=much", "could not convert string to float: 'much'"),
   ("train --config=none.py", "No such file or directory: 'none.py'"),
   ("train --config=storis", "did you mean 'stories'?"),

@@ -86,6 +86,7 @@ def win_rates(
     p_win: the probability that one sample beats another, of every pair of samples.
     valid: which pairs count; one whose p_win is no probability does not.
   """
+  require(len(p_win) > 0, "p_win", "verdicts on at least one prompt", 0, "Hold out some.")
   valid = valid & (p_win >= 0) & (p_win <= 1)
   pairs = valid.sum(axis=(2, 4))
   total = np.sum(p_win, axis=(2, 4), where=valid, dtype=np.float64)
