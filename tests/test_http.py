@@ -663,6 +663,18 @@ def test_other_answers_are_told_apart():
     np.testing.assert_equal(http_judge._of_text(text, answers), expected)
 
 
+@pytest.mark.parametrize("answers", [("1", "10"), ("C++", "C"), ("", "B")])
+def test_answers_of_which_one_begins_the_other_are_refused(answers):
+  """Of one token "1" may be all of "1", or the first of "10"."""
+  config = nash_jax.config.arena()
+  config.judges.judge.update({"name": "http", "template": "gemma", "answers": answers})
+  config.judges.judge.http.model = "m"
+  with pytest.raises(ValueError, match=r"judges.judge.answers: expected neither to begin with"):
+    resolve(config)
+  config.judges.judge.answers = ("A", "a")
+  resolve(config)
+
+
 VALUES = st.recursive(
   st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
   | st.sampled_from(["A", "B", " A", -0.1, -1e9, 1e9, "Answer: B"]),

@@ -13,7 +13,7 @@ from nash_jax.data import judge_template
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.judges import base, bradley_terry, gemma, population, table
 from nash_jax.models import gemma as gemma_model
-from nash_jax.types import Answers, Verdict
+from nash_jax.types import Answers, Prompts, Responses, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +219,35 @@ def test_a_judge_that_prefers_neither_is_half_right_whichever_wins():
   for ahead, expected in ((np.zeros(5), 0.5), (np.ones(5), 0.75), (-np.ones(5), 0.25)):
     mean = base.accuracy(ahead.astype(np.float32), p_win, counted)
     assert (float(mean.value()), float(mean.weight)) == (expected, 4)
+
+
+def test_judges_are_antisymmetric_whatever_the_responses_are(tokenizer):
+  """Among themselves and against each other, empty responses and equal rewards included."""
+  rng = np.random.default_rng(0)
+  mask = np.arange(4)[None, None] < rng.integers(0, 5, (5, 3, 1))
+  mask[0] = False
+  tokens = np.where(mask, rng.integers(5, 10, mask.shape), 0).astype(np.int32)
+  zeros = np.zeros(mask.shape, np.float32)
+  responses = Responses(tokens, mask, zeros, zeros, mask[..., 3])
+  prompts = Prompts(np.full((5, 2), 9, np.int32), np.ones((5, 2), bool), np.arange(5))
+  p = rng.random((2, 4, 4))
+  game, ties = ((x + 1 - x.swapaxes(1, 2)) / 2 for x in (p, np.full(p.shape, 0.5)))
+  made = {
+    "population": population.judge(tokenizer),
+    "table": table.judge(np.float32(game), 5, 4),
+    "rewards": table.reward_judge(np.float32(game), 5, 4),
+    "ties": table.reward_judge(np.float32(ties), 5, 4),
+  }
+  off = ~np.eye(3, dtype=bool)
+  for name, judge in made.items():
+    run = jax.jit(lambda x, y, j=judge: (j.fn(j.params, x, y), j.fn(j.params, x, y, y)))
+    verdicts = jax.device_get(run(prompts, responses))
+    for v in verdicts:
+      assert np.isfinite(v.p_win).all(), name
+      np.testing.assert_allclose(v.p_win + v.p_win.swapaxes(1, 2), 1, atol=1e-6, err_msg=name)
+      np.testing.assert_array_equal(v.valid, v.valid.swapaxes(1, 2), name)
+      assert v.valid[1:, off].any(), name
+      assert v.valid[0, off].all() == (name == "population"), "what is empty has no digits"
+    np.testing.assert_allclose(verdicts[0].p_win, verdicts[1].p_win, atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(verdicts[0].valid[:, off], verdicts[1].valid[:, off], name)
+    assert not verdicts[0].valid[:, ~off].any(), name

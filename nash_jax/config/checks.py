@@ -223,6 +223,15 @@ def _check_judge(judge, path: str, remote: bool = False) -> None:
     texts = all(isinstance(answer, str) for answer in judge.answers)
     distinct = texts and len(judge.answers) == len({*judge.answers}) == 2
     check("answers", distinct, "two different pieces", "Try ('A', 'B').")
+    # A server's first token may be the beginning of either.
+    one, two = judge.answers
+    alike = one.startswith(two) or two.startswith(one)
+    check(
+      "answers",
+      judge.name != "http" or not alike,
+      "neither to begin with the other",
+      "Try ('A', 'B').",
+    )
     expected = "a budget in the judge's tokens; 0, for none, is gemma's alone"
     good = judge.max_tokens > 0 or judge.name != "gemma_text"
     check("max_tokens", good, expected, "Try 2048.")
