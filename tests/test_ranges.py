@@ -79,12 +79,14 @@ def test_every_number_of_a_job_is_declared_with_its_range(job):
 
 @pytest.mark.parametrize("job", fields.DECLARED)
 def test_a_number_out_of_its_range_is_refused_by_name_whatever_else_is_chosen(job):
-  config, refused, passed = base(job), 0, []
+  config, tried, refused, passed = base(job), 0, 0, []
   resolve(config)
   found = numbers(fields.DECLARED[job](), config)
   assert len(found) >= {"fit": 25, "sample": 11}.get(job, 28)
   for path, field in found.items():
-    for odd in ODD:
+    # The ranges of a comparison's base and arena are those of the jobs train and arena.
+    for odd in ODD[2:3] if path.startswith(("base.", "arena.")) else ODD:
+      tried += 1
       value = (odd,) if field.many else odd
       good = field.holds(odd) or odd in field.special
       good &= odd in field.special or field.kind is float or isinstance(odd, int)
@@ -100,7 +102,7 @@ def test_a_number_out_of_its_range_is_refused_by_name_whatever_else_is_chosen(jo
   infinite = {path.rpartition(".")[2] for path, odd in passed if odd == math.inf}
   assert infinite <= {"eta"}, "infinity passes where it means something"
   assert not [path for path, odd in passed if math.isnan(odd)]
-  assert refused > 3 * len(found)
+  assert refused > 0.6 * tried
 
 
 def test_the_page_of_fields_is_what_the_table_says():
