@@ -46,7 +46,7 @@ def test_defaults_are_good_and_come_back_locked(kind):
       "model.preset",
       "storys",
       "model.preset: got 'storys', expected one of gemma2_2b, gemma2_9b, "
-      "gemma3_1b, .*tiny; did you mean 'stories'",
+      "gemma3_12b, .*tiny; did you mean 'stories'",
     ),
     (
       "algorithm.name",
