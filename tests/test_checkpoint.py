@@ -579,3 +579,11 @@ def test_an_owner_that_has_not_left_a_bucket_is_named(tmp_path, caplog, monkeypa
 @pytest.fixture(autouse=True)
 def _warnings(caplog):
   caplog.set_level(logging.WARNING, "nash_jax.run.checkpoint")
+
+
+def test_the_cause_of_a_failed_write_is_not_cut_off_behind_a_long_path():
+  path = "/".join(["folder"] * 100)
+  text = f'RESOURCE_EXHAUSTED: Error writing "x" at local file "{path}": Failed to write 80 bytes'
+  error = ValueError(f"{text} to file 9: No space left on device [os_error_code='28']\nmore")
+  assert checkpoint._cause(error) == "No space left on device"
+  assert checkpoint._cause(ValueError("x" * 400 + "\nmore")) == "x" * 300

@@ -267,4 +267,4 @@ def test_a_command_on_a_full_disk_ends_in_one_line(disk):
   assert running.returncode == 1
   assert "nash_jax/main.py" not in errors, "its own errors are no tracebacks"
   assert errors.splitlines()[-1].startswith("nash-jax train: ")
-  assert "No space left" in errors.splitlines()[-1]
+  assert "No space left" in errors.splitlines()[-1], errors[-3000:]

@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -76,6 +77,13 @@ def _composite(leaves: dict[str, Any], wrap: Callable, **more: Any) -> ocp.args.
 
 def _type(x) -> str:
   return f"{x.dtype}{list(x.shape)}"
+
+
+def _cause(error: Exception) -> str:
+  """Returns why reading or writing failed; tensorstore says it behind a path of any length."""
+  text = f"{error}".partition("\n")[0]
+  found = re.search(r"([^:]+) \[os_error_code=", text)
+  return found[1].strip() if found else text[:300]
 
 
 def _sync(name: str) -> None:
@@ -421,7 +429,7 @@ class Checkpoints:
     try:
       write()
     except Exception as error:  # tensorstore reports a full disk as ValueError
-      problem = f"{error}".splitlines()[0][:300]
+      problem = _cause(error)
       raise OSError(
         f"the checkpoint of step {self._saving} in {self._folder} cannot be written: {problem}"
       ) from error
