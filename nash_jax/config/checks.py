@@ -18,7 +18,7 @@ from nash_jax.config.unread import unread, unread_and_set
 from nash_jax.data import judge_template
 from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.preferences import TASKS
-from nash_jax.judges import JUDGES, SCALAR, chat
+from nash_jax.judges import JUDGES, SCALAR, chat, table
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
@@ -209,9 +209,13 @@ def _check_sampling(config) -> None:
   check("tokens", len(tokens) != 1, "two ids or more to choose from", "() allows every piece.")
 
 
-def _check_judge(judge, path: str, remote: bool = False) -> None:
+def _check_judge(judge, path: str, sampling, remote: bool = False) -> None:
   check = _Checker(judge, path)
   check.one_of("name", JUDGES)
+  if judge.name in ("table", "table_reward") and os.path.exists(asset_path(judge.table)):
+    least, got = table.action_tokens(judge), sampling.max_tokens
+    expected = f"at least {least}, for an action of {path}.table"
+    require(got >= least, "sampling.max_tokens", expected, got, "Raise it.")
   if judge.name in ("gemma", "gemma_text", "bradley_terry"):
     _check_model(judge.model, f"{path}.model")
     expected, fix = "0, because judges are plain models", "A fitted judge is exported merged."
@@ -253,7 +257,7 @@ def _check_arena(config) -> None:
     require(len(config[group]) > 0, group, "at least one", [], f"Set --config.{group}.<name>.")
   _check_model(config.model, "model")
   for name, judge in config.judges.items():
-    _check_judge(judge, f"judges.{printable(name)}", remote=True)
+    _check_judge(judge, f"judges.{printable(name)}", config.sampling, remote=True)
   for name, policy in config.policies.items():
     check_policy = _Checker(policy, f"policies.{printable(name)}")
     check_policy.weights("weights", "a weights file or a run's workdir", _WEIGHTS)
@@ -324,7 +328,7 @@ def _check_collect(config) -> None:
   for name, source in config.sources.items():
     check = _Checker(source, f"sources.{printable(name)}")
     check.weights("weights", "a weights file or a run's workdir", _WEIGHTS, optional=True)
-  _check_judge(config.judge, "judge")
+  _check_judge(config.judge, "judge", config.sampling)
 
 
 def _check_compare(config) -> None:
@@ -434,7 +438,7 @@ def _check_train(config, devices: int | None = None) -> None:
   _check_model(config.model, "model")
   _check_algorithm(config)
   _check_sampling(config)
-  _check_judge(config.judge, "judge")
+  _check_judge(config.judge, "judge", config.sampling)
   split = _check_steps(config, "prompts.batch_size", devices)
   judge_mesh_sizes(config, devices)
   if config.judge.name in ("gemma", "gemma_text"):

@@ -90,8 +90,21 @@ def reward_judge(table: Float[np.ndarray, "X A A"], first_token: int, base: int)
   return Judge(jnp.asarray(rewards, jnp.float32), pairwise(compare_rewards, reward, scalar=True))
 
 
-def _reader(num_actions: int, first_token: int, base: int) -> Callable[[Answers], Actions]:
-  """Returns answers -> (the action of each, whether it could be read)."""
+def action_tokens(config) -> int:
+  """Returns how many tokens an action of `config.table` has, from the file's header alone.
+
+  Raises:
+    ValueError: no table, or an action is not a number of digits in base `config.table_tokens`.
+  """
+  path = asset_path(config.table)
+  try:
+    _, num_actions, _ = np.lib.format.open_memmap(path, mode="r").shape
+  except Exception:  # what else it may be, `load` names
+    num_actions = load(path).shape[1]
+  return _num_digits(num_actions, config.table_tokens or num_actions)
+
+
+def _num_digits(num_actions: int, base: int) -> int:
   preference.count("judge.table_tokens", base)
   digits = next((n for n in range(1, num_actions + 1) if base**n >= num_actions), 1)
   if base**digits != num_actions:
@@ -99,6 +112,12 @@ def _reader(num_actions: int, first_token: int, base: int) -> Callable[[Answers]
       f"judge.table_tokens: expected a base of which the table's {num_actions} actions are a power,"
       f" got {base}; 0 stands for one token an action"
     )
+  return digits
+
+
+def _reader(num_actions: int, first_token: int, base: int) -> Callable[[Answers], Actions]:
+  """Returns answers -> (the action of each, whether it could be read)."""
+  digits = _num_digits(num_actions, base)
   powers = base ** np.arange(digits)[::-1]
 
   def read(answers: Answers) -> Actions:
