@@ -284,10 +284,10 @@ def read_config(workdir: Workdir) -> dict[str, Any]:
 def holds_run(workdir: Workdir) -> bool:
   """Returns whether a workdir holds a checkpoint, whole or not, or a record beyond step 0."""
   folder = _folder(workdir)
+  if _names(folder):
+    return True
   record = folder.parent / "metrics.jsonl"
-  if _names(folder) or not record.exists():
-    return bool(_names(folder))
-  return _retry(record, record.read_bytes).count(b"\n") > 1
+  return record.exists() and _retry(record, record.read_bytes).count(b"\n") > 1
 
 
 def forget(workdir: Workdir) -> None:
@@ -303,8 +303,6 @@ def permits(allow: tuple[str, ...], field: str) -> bool:
 
 # Fields that older configs lack, and what they meant.
 ADDED = {"prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop"}
-
-
 # Inputs that older runs have not recorded, and what they were.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
 
