@@ -65,6 +65,7 @@ class Server(http.server.ThreadingHTTPServer):
   """
 
   daemon_threads = True
+  request_queue_size = 128  # of the library's 5, a sixth at once is lost and sent again after 1 s
 
   def __init__(self, spoil):
     super().__init__(("127.0.0.1", 0), Handler)

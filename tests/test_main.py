@@ -91,8 +91,13 @@ for number, (end, arguments) in enumerate(commands):
   if end:
     sys.modules["nash_jax.train"] = act(end)
   sys.argv = ["nash-jax", *arguments, f"--workdir=run{number}"]
-  main.run()
-  sys.exit()
+  try:
+    main.run()
+    status = 0
+  except SystemExit as end:
+    status = end.code or 0
+  sys.stdout.flush(), sys.stderr.flush()
+  os._exit(status)  # an interpreter's own end takes most of a second
 print(json.dumps(statuses))
 """
 ENDS = (
