@@ -64,29 +64,34 @@ def make_sampler(
   temperatures = (temperature, behaviour_temperature)
   _check(model_config.num_embed, max_tokens, samples, temperatures, top_k, top_p, forbidden)
   weights = (1.0,) if mixture is None else (1.0 - mixture, mixture)
+  # A large vocabulary's logits are [V, N]: their product, half of a CPU's work, is a third faster.
+  ids_first = model_config.num_embed > MOST_AT_ONCE
+  ids_axis = 0 if ids_first else -1
 
-  def next_logits(policies, hidden) -> Float[Array, "N V"]:
-    """Logits of the next token's trained distribution, not normalised."""
+  def next_logits(policies, hidden) -> Float[Array, "..."]:
+    """Logits of the next token's trained distribution, not normalised: [N, V] or [V, N]."""
     outputs = [
-      gemma.logits(p, model_config, x, forbidden) for p, x in zip(policies, hidden, strict=True)
+      gemma.logits(p, model_config, x, forbidden, ids_first)
+      for p, x in zip(policies, hidden, strict=True)
     ]
     mixed = sum(w * logits for w, logits in zip(weights, outputs, strict=True))
     return jnp.divide(mixed, temperature)
 
   def draw(key, logits) -> tuple[Int[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
     """One token a row, with its log-probability under the trained and the sampling distribution."""
-    log_z = jax.nn.logsumexp(logits, axis=-1)
+    log_z = jax.nn.logsumexp(logits, axis=ids_axis)
 
-    def pick(values, place):
-      return jnp.take_along_axis(values, place[:, None], axis=-1)[:, 0]
+    def pick(values, place, axis=-1):
+      return jnp.take_along_axis(values, jnp.expand_dims(place, axis), axis).squeeze(axis)
 
     if top_k == 0:
-      token = _categorical(key, logits / behaviour_temperature)
-      logp = pick(logits, token) - log_z
+      flatter = logits / behaviour_temperature
+      token = _two_levels(key, flatter) if ids_first else _categorical(key, flatter)
+      logp = pick(logits, token, ids_axis) - log_z
       if behaviour_temperature == 1:
         return token, logp, logp
-      return token, logp, pick(jax.nn.log_softmax(logits / behaviour_temperature), token)
-    best, ids = jax.lax.top_k(logits, top_k)
+      return token, logp, pick(jax.nn.log_softmax(flatter, ids_axis), token, ids_axis)
+    best, ids = jax.lax.top_k(logits.T if ids_first else logits, top_k)
     share = jax.nn.softmax(best / behaviour_temperature)
     # The likeliest id always stays: nothing lies above it.
     kept = jnp.cumsum(share, axis=-1) - share < top_p
@@ -181,32 +186,36 @@ def _decoding_weights(params: Params, model_config: gemma.GemmaConfig, dtype: DT
 
 
 def _categorical(key: Array, logits: Float[Array, "N V"]) -> Int[Array, "N"]:
-  """Draws an id a row from softmax(logits) by the Gumbel trick, a large vocabulary in two levels.
+  """Draws an id a row from softmax(logits): the Gumbel trick, in two levels if there are many."""
+  if logits.shape[-1] > MOST_AT_ONCE:
+    return _two_levels(key, logits.T)
+  return _argmax(logits + jax.random.gumbel(key, logits.shape))
 
-  First a chunk of ids, whose logit is the log-sum-exp of its ids', then an id of it: the same
-  distribution from V / CHUNK + CHUNK random numbers a row in place of V, which cost as much as the
-  model. Few as they are, they come with twice the bits, so that ids below 1e-7 are drawn as well.
+
+def _two_levels(key: Array, logits: Float[Array, "V N"]) -> Int[Array, "N"]:
+  """Draws an id a column from softmax(logits): first a chunk of ids, then an id of it.
+
+  A chunk's logit is the log-sum-exp of its ids': the same distribution from V / CHUNK + CHUNK
+  random numbers a column in place of V, which cost as much as the model. Few as they are, they come
+  with twice the bits, so that ids below 1e-7 are drawn as well.
   """
-  vocabulary = logits.shape[-1]
-  if vocabulary <= MOST_AT_ONCE:
-    return _argmax(logits + jax.random.gumbel(key, logits.shape))
 
   def draw(key, logits):
-    return _argmax(logits + jax.random.gumbel(key, logits.shape, mode="high"))
+    return _argmax(logits.T + jax.random.gumbel(key, logits.T.shape, mode="high"))
 
   chunk_key, id_key = jax.random.split(key)
   first = draw(chunk_key, chunk_logits(logits)) * CHUNK
-  ids = first[:, None] + jnp.arange(CHUNK)[None]
-  inside = jnp.take_along_axis(logits, ids, axis=-1, mode="fill", fill_value=-jnp.inf)
+  ids = first[None] + jnp.arange(CHUNK)[:, None]
+  inside = jnp.take_along_axis(logits, ids, axis=0, mode="fill", fill_value=-jnp.inf)
   # Logits that are NaN must not give an id beyond the last.
-  return jnp.minimum(first + draw(id_key, inside), vocabulary - 1)
+  return jnp.minimum(first + draw(id_key, inside), len(logits) - 1)
 
 
-def chunk_logits(logits: Float[Array, "N V"]) -> Float[Array, "N C"]:
+def chunk_logits(logits: Float[Array, "V N"]) -> Float[Array, "C N"]:
   """Returns the log-sum-exp of every CHUNK ids in turn, the last of which may be fewer."""
-  rows, vocabulary = logits.shape
-  padded = jnp.pad(logits, ((0, 0), (0, -vocabulary % CHUNK)), constant_values=-jnp.inf)
-  return jax.nn.logsumexp(padded.reshape(rows, -1, CHUNK), axis=-1)
+  vocabulary, columns = logits.shape
+  padded = jnp.pad(logits, ((0, -vocabulary % CHUNK), (0, 0)), constant_values=-jnp.inf)
+  return jax.nn.logsumexp(padded.reshape(-1, CHUNK, columns), axis=1)
 
 
 def _argmax(x: Float[Array, "N V"]) -> Int[Array, "N"]:

@@ -28,7 +28,7 @@ def softmax(logits):
 
 
 def test_the_two_levels_multiply_to_the_softmax(logits):
-  chunks = softmax(jax.jit(sampler.chunk_logits)(logits))
+  chunks = softmax(jax.jit(sampler.chunk_logits)(logits.T).T)
   width = chunks.shape[1] * sampler.CHUNK
   padded = np.pad(logits, ((0, 0), (0, width - LARGE)), constant_values=-np.inf)
   inside = softmax(padded.reshape(3, -1, sampler.CHUNK))

@@ -205,6 +205,23 @@ def test_one_token_frequencies_are_the_softmax(policy):
   assert np.sum((counts[~FORBIDDEN] - wrong) ** 2 / wrong) > freedom + 4 * np.sqrt(2 * freedom)
 
 
+def test_a_large_vocabularys_logits_are_the_same_with_ids_first(policy, monkeypatch):
+  prompts, few = make_prompts(), compiled(top_k=8)(policy, make_prompts(), KEY)
+  monkeypatch.setattr(sampler, "MOST_AT_ONCE", 32)  # of 64 ids: four chunks
+  monkeypatch.setattr(sampler, "CHUNK", 16)
+
+  def drawn(**changes):
+    return jax.jit(sampler.make_sampler(TINY, **{**OPTIONS, **changes}))(policy, prompts, KEY)
+
+  assert_same(drawn(top_k=8), few, atol=1e-5)
+  responses = drawn(behaviour_temperature=1.5)
+  logits = raw_logits(policy, prompts, responses) / TEMPERATURE
+  for got, flatter in ((responses.logp, 1.0), (responses.logp_sampling, 1.5)):
+    own = at_tokens(jax.nn.log_softmax(logits / flatter), responses)
+    np.testing.assert_allclose(got, own, atol=1e-4)
+  assert not FORBIDDEN[np.asarray(responses.tokens)[np.asarray(responses.mask)]].any()
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(12, 0.6), (1, 1.0)])
 def test_top_k_and_top_p_narrow_the_sampling_distribution_alone(policy, top_k, top_p):
   prompts = make_prompts()

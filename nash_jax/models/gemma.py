@@ -345,14 +345,22 @@ def logits(
   model_config: GemmaConfig,
   x: Float[Array, "... D"],
   forbidden: Bool[Array, "V"] | None = None,
-) -> Float[Array, "... V"]:
-  """Returns float32 next-token logits: soft-capped, then -inf-like where `forbidden`."""
+  ids_first: bool = False,
+) -> Float[Array, "..."]:
+  """Returns float32 next-token logits: soft-capped, then -inf-like where `forbidden`.
+
+  Their shape is [..., V], or [V, ...] with `ids_first`.
+  """
   embedding = params["embedder"]["input_embedding"].astype(x.dtype)
-  out = jnp.einsum("...D,VD->...V", x, embedding, preferred_element_type=jnp.float32)
+  operands, axes = (
+    ((embedding, x), "VD,...D->V...") if ids_first else ((x, embedding), "...D,VD->...V")
+  )
+  out = jnp.einsum(axes, *operands, preferred_element_type=jnp.float32)
   if model_config.final_logit_softcap is not None:
     out = jnp.tanh(out / model_config.final_logit_softcap) * model_config.final_logit_softcap
   if forbidden is not None:
-    out = jnp.where(jnp.expand_dims(forbidden, range(out.ndim - 1)), -1e30, out)
+    others = range(1, out.ndim) if ids_first else range(out.ndim - 1)
+    out = jnp.where(jnp.expand_dims(forbidden, others), -1e30, out)
   return out
 
 
