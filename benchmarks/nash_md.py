@@ -6,9 +6,11 @@ Gemma 2's architecture with 4 layers of width 128, random float32 weights and re
 length. They take turns, so that a busy machine slows them alike; ratios are medians over rounds.
 
   python benchmarks/nash_md.py --trl-python=ENVIRONMENT/bin/python
+  python benchmarks/nash_md.py --trl-python=... --weights=FOLDER --batch=4 --tokens=32 --repeats=3
 
 ENVIRONMENT holds trl 1.0.0 with a transformers of its time (5.3.0; with 5.23.0 its mixture raises).
-Without the flag our side is timed alone.
+Without the flag our side is timed alone. With a Gemma of Hugging Face's in FOLDER both sides train
+all of its weights, by Nash-MD and by Online DPO, TRL in float32 as ours and in its own bfloat16.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from jax import numpy as jnp
 
 from nash_jax import config, iteration, judges, sampler, update
 from nash_jax.models import gemma, logprobs
-from nash_jax.policy import Policy
+from nash_jax.policy import Policy, load_weights, tokenizer_and_model
 from nash_jax.types import Prompts
 
 
@@ -32,7 +34,7 @@ def constant(params, prompts, a, b):
   return jnp.full(shape, 0.75), jnp.ones(shape, bool), {}
 
 
-def stepper(name, args, model_config, prompts):
+def stepper(name, args, model_config, prompts, params, reference):
   """Returns a function that takes one step of an algorithm and returns its loss."""
   run_config = config.train()
   run_config.algorithm.name = name
@@ -49,8 +51,7 @@ def stepper(name, args, model_config, prompts):
   sample = jax.jit(iteration.make_sample(run_config.algorithm, rule.players, policy))
   judge = jax.jit(judges.pairwise(constant))
   train_step = jax.jit(rule.train_step, donate_argnums=0)
-  state = jax.jit(rule.init)(gemma.init(jax.random.key(0), model_config))
-  reference = gemma.init(jax.random.key(1), model_config)
+  state = jax.jit(rule.init)(params)
 
   def step():
     nonlocal state
@@ -71,40 +72,65 @@ def rounds(repeats, contenders):
   return seconds
 
 
+def random_prompts(args, vocabulary):
+  shape = (args.batch, args.prompt)
+  return Prompts(
+    tokens=jax.random.randint(jax.random.key(2), shape, 4, vocabulary),
+    mask=jnp.ones(shape, bool),
+    index=jnp.arange(args.batch),
+  )
+
+
+def against_trl(args, name, step, vocabulary, **flags):
+  """Prints how many of our steps of a method fit into one of TRL's, and returns that ratio."""
+  flags |= {field: vars(args)[field] for field in ("batch", "prompt", "tokens", "weights")}
+  flags |= {"method": name, "vocabulary": vocabulary, "steps": 2 * (args.repeats + 1)}
+  with contextlib.closing(Peer(args.trl_python, "trl_nash_md.py", flags)) as trl:
+    print(", ".join(f"{library} {version}" for library, version in trl.versions.items()))
+    seconds = rounds(args.repeats, {f"{name} step": step, f"{name} step, TRL": trl.step})
+  return ratio(seconds[f"{name} step, TRL"], seconds[f"{name} step"])
+
+
+def on_real_weights(args):
+  model = config.model(args.weights)
+  model.preset, model.tokenizer = args.preset, f"{args.weights}/tokenizer.model"
+  _, model_config = tokenizer_and_model(model)
+  params = load_weights(args.weights, model_config, seed=0)
+  prompts = random_prompts(args, model_config.num_embed)
+  for name in ("nash_md", "online_dpo"):
+    step = stepper(name, args, model_config, prompts, params, params)
+    for precision, bar in (("float32", "; bar 2"), ("bfloat16", "")):
+      faster = against_trl(args, name, step, model_config.num_embed, precision=precision)
+      print(f"a {name} step in float32 {faster:.1f} times as fast as TRL's in {precision}{bar}")
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
+  add("--weights", default="", help="a folder of Hugging Face's with a Gemma to train")
+  add("--preset", default="gemma3_270m", help="what the folder holds (gemma3_270m)")
   add("--batch", type=int, default=16, help="prompts (16)")
   add("--prompt", type=int, default=32, help="prompt tokens (32)")
   add("--tokens", type=int, default=64, help="new tokens (64)")
-  add("--vocabulary", type=int, default=512, help="rows of the embedding (512)")
+  add("--vocabulary", type=int, default=512, help="rows of a random embedding (512)")
   add("--repeats", type=int, default=9, help="timed rounds; the median counts (9)")
   args = parser.parse_args()
 
-  model_config = gemma.preset("stories", num_embed=args.vocabulary)
-  shape = (args.batch, args.prompt)
-  prompts = Prompts(
-    tokens=jax.random.randint(jax.random.key(2), shape, 4, args.vocabulary),
-    mask=jnp.ones(shape, bool),
-    index=jnp.arange(args.batch),
-  )
-  device = jax.devices()[0].platform
   sizes = f"batch {args.batch}, {args.prompt} + {args.tokens} tokens"
-  print(f"{device}, jax {jax.__version__}: {sizes}")
+  print(f"{jax.devices()[0].platform}, jax {jax.__version__}: {sizes}")
+  if args.weights:
+    on_real_weights(args)
+    return
+  model_config = gemma.preset("stories", num_embed=args.vocabulary)
+  prompts = random_prompts(args, args.vocabulary)
+  params, reference = (gemma.init(jax.random.key(seed), model_config) for seed in (0, 1))
   steps = {
-    name: stepper(name, args, model_config, prompts)
+    name: stepper(name, args, model_config, prompts, params, reference)
     for name in ("nash_md", "nash_mp", "online_dpo")
   }
-
   if args.trl_python:
-    sizes = {name: vars(args)[name] for name in ("batch", "prompt", "tokens", "vocabulary")}
-    sizes["steps"] = 2 * (args.repeats + 1)
-    with contextlib.closing(Peer(args.trl_python, "trl_nash_md.py", sizes)) as trl:
-      print(", ".join(f"{name} {version}" for name, version in trl.versions.items()))
-      both = {"Nash-MD step": steps["nash_md"], "Nash-MD step, TRL": trl.step}
-      seconds = rounds(args.repeats, both)
-    faster = ratio(seconds["Nash-MD step, TRL"], seconds["Nash-MD step"])
+    faster = against_trl(args, "nash_md", steps["nash_md"], args.vocabulary)
     print(f"a Nash-MD step {faster:.1f} times as fast as TRL's (bar 10, goal 15)")
 
   both = {"NashMP step": steps["nash_mp"], "Online DPO step": steps["online_dpo"]}
@@ -113,7 +139,6 @@ def main():
   print(f"a NashMP step costs {cost:.2f} times an Online DPO step (bar 1.3)")
 
   options = {"max_tokens": args.tokens, "samples": 1, "stop_ids": (), "pad_id": 0}
-  params, reference = (gemma.init(jax.random.key(seed), model_config) for seed in (0, 1))
   plain = jax.jit(sampler.make_sampler(model_config, **options))
   mixture = jax.jit(sampler.make_sampler(model_config, mixture=0.25, **options))
   key = jax.random.key(3)

@@ -1,4 +1,4 @@
-"""The TRL side of nash_md.py: NashMDTrainer's own loop, one step for each line of standard input.
+"""The TRL side of nash_md.py: a trainer's own loop, one step for each line of standard input.
 
 Runs in an environment with torch, transformers and trl 1.0.0, and needs nothing of nash_jax.
 Prints a JSON line of versions when ready, then one of each step's seconds: forward, backward,
@@ -22,13 +22,14 @@ import trl
 from datasets import Dataset
 from trl.experimental.judges import BasePairwiseJudge
 from trl.experimental.nash_md import NashMDConfig, NashMDTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 
 class Constant(BasePairwiseJudge):
-  """Says the same of every pair."""
+  """Says the same of every pair: Nash-MD asks for a probability, Online DPO for the better one."""
 
   def judge(self, prompts, completions, shuffle_order=True, return_scores=False):
-    return [0.75] * len(prompts)
+    return [0.75 if return_scores else 0] * len(prompts)
 
 
 class OnRequest(transformers.TrainerCallback):
@@ -82,6 +83,11 @@ def make_model(size):
   return transformers.Gemma2ForCausalLM(config)
 
 
+def load(folder):
+  """Returns the model of a folder in float32, from which no precision trains better."""
+  return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
@@ -90,6 +96,9 @@ def main():
   add("--tokens", type=int, required=True)
   add("--vocabulary", type=int, required=True)
   add("--steps", type=int, required=True)
+  add("--method", choices=("nash_md", "online_dpo"), required=True)
+  add("--weights", required=True, help="a folder of Hugging Face's; empty for random weights")
+  add("--precision", choices=("bfloat16", "float32"), default="bfloat16")
   args = parser.parse_args()
 
   # What a library prints must not be taken for an answer.
@@ -97,28 +106,31 @@ def main():
   torch.manual_seed(1)
   words = torch.randint(4, args.vocabulary, (args.batch * args.steps, args.prompt - 1)).tolist()
   with tempfile.TemporaryDirectory() as folder:
-    # TRL's own precision (bfloat16) and rematerialisation, which makes it sample without a cache.
-    # With one it would be faster and wrong: both models of its mixture write into the same cache.
-    config = NashMDConfig(
-      output_dir=folder,
-      per_device_train_batch_size=args.batch,
-      max_steps=args.steps,
-      max_new_tokens=args.tokens,
-      max_length=2 * (args.prompt + args.tokens),
-      temperature=1.0,
-      mixture_coef=0.25,
-      beta=0.1,
-      learning_rate=1e-4,
-      lr_scheduler_type="constant",
-      generation_kwargs={"suppress_tokens": [1]},  # no row ends early
-      use_cpu=True,
-      report_to=[],
-      save_strategy="no",
-      logging_strategy="no",
-      disable_tqdm=True,
-    )
-    trainer = NashMDTrainer(
-      model=make_model(args.vocabulary),
+    # TRL's own rematerialisation makes Nash-MD sample without a cache. With one it would be faster
+    # and wrong: both models of its mixture write into the same cache. Online DPO samples from one.
+    nash_md = args.method == "nash_md"
+    options = {
+      "output_dir": folder,
+      "bf16": args.precision == "bfloat16",
+      "gradient_checkpointing": nash_md,
+      "per_device_train_batch_size": args.batch,
+      "max_steps": args.steps,
+      "max_new_tokens": args.tokens,
+      "max_length": 2 * (args.prompt + args.tokens),
+      "temperature": 1.0,
+      "beta": 0.1,
+      "learning_rate": 1e-4,
+      "lr_scheduler_type": "constant",
+      "generation_kwargs": {"suppress_tokens": [1, 106]},  # no row ends early
+      "use_cpu": True,
+      "report_to": [],
+      "save_strategy": "no",
+      "logging_strategy": "no",
+      "disable_tqdm": True,
+    }
+    config = NashMDConfig(mixture_coef=0.25, **options) if nash_md else OnlineDPOConfig(**options)
+    trainer = (NashMDTrainer if nash_md else OnlineDPOTrainer)(
+      model=make_model(args.vocabulary) if not args.weights else load(args.weights),
       judge=Constant(),
       args=config,
       processing_class=make_tokenizer(args.vocabulary),
