@@ -23,7 +23,7 @@ ENDS = {
 @pytest.fixture
 def calls(monkeypatch):
   """Makes runs and arenas whose figures are made up; returns which were asked for, in order."""
-  calls = {"runs": [], "arenas": []}
+  calls = {"runs": [], "arenas": [], "steps": {}}
 
   def run(named, workdir, policy, progress):
     for name, config in named.items():
@@ -31,6 +31,7 @@ def calls(monkeypatch):
       if folder.exists():
         continue
       calls["runs"].append(name)
+      calls["steps"][name] = config.steps
       folder.mkdir(parents=True)
       rate, kl = ENDS[config.algorithm.name, config.optimizer.learning_rate]
       rate += config.seed % 100 / 100
@@ -96,6 +97,19 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(calls, tm
   assert shown == [1e-4, 0.75, 0.74, 0.76, 2.8, 0.61]
   assert page.index("| nash_mp") < page.index("| reg_self_play"), "the greatest win rate first"
   assert (tmp_path / "curves_network.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pilots_that_choose_the_rate_may_be_shorter(calls, tmp_path):
+  c = config("nash_mp")
+  c.tuning_steps = 20
+  result = compare.run(c, tmp_path, progress=False)["network"]["nash_mp"]
+  steps = calls["steps"]
+  pilots = {name: n for name, n in steps.items() if name.endswith(f"seed_{c.tuning_seed}")}
+  assert set(pilots.values()) == {20}
+  assert len(pilots) == 2
+  assert {steps[name] for name in steps if name not in pilots} == {40}
+  assert result["tuning"]["0.0001"] == pytest.approx(0.74 - 0.05 * 2.8), "at a pilot's own end"
+  assert result["seeds"][0]["steps"][-1] == 40
 
 
 @pytest.mark.parametrize(

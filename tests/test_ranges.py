@@ -211,6 +211,7 @@ READ_WITH = {
   "judges.judge.max_tokens": {"judges.judge.name": "gemma"},
   "realign": {"realign": 0.5},
   "tuning_seed": {"learning_rates": (0.1, 0.2)},
+  "tuning_steps": {"learning_rates": (0.1, 0.2)},
 }
 QUICKLY = {
   "jax_disable_most_optimizations": True,

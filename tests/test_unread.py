@@ -135,7 +135,7 @@ def test_a_run_of_a_comparison_that_sets_what_it_does_not_read_is_refused(told):
   for field in ("base.algorithm.eta", "base.seed", "base.optimizer.learning_rate", "arena.texts"):
     with pytest.raises(ValueError, match=f"{field}: expected no value"):
       refuse_unread(c, "compare", [field])
-  refuse_unread(c, "compare", ["base.algorithm.mixture", "learning_rates", "tuning_seed"])
+  refuse_unread(c, "compare", ["base.algorithm.mixture", "learning_rates", "tuning_steps"])
 
 
 def test_a_field_that_does_not_exist_is_refused_in_a_run_of_a_comparison():

@@ -3,25 +3,34 @@
 Question: what does NashMP's last iterate lose when its target stands still (κ = 0), follows at
           once (κ = 1, regularised self-play) or averages (10/(k+10))?
 Command:  nash-jax sweep --config=ablations/kappa --workdir=runs/kappa
-          (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
+          (:strong for the strong short game, :stories for the storyteller, :gemma3_270m for a
+          Gemma of one's own, :smoke for seconds)
 Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
-          storyteller, one seed each.
-Expected: docs/short_game.md, docs/compare.md
+          storyteller, half an hour for Gemma, one seed each.
+Expected: docs/short_game.md, docs/compare.md, docs/real_gemma.md
 """
 
 from nash_jax import config
-from nash_jax.configs import short_game, stories
+from nash_jax.configs import gemma3_270m_compare, short_game, stories
 
 VALUES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+FEW = (0.0, 0.1, 1.0)  # where a run takes half an hour
 
 
-def sweep():
+def sweep(game):
+  if game == "gemma3_270m":
+    return [{"algorithm.kappa": value} for value in FEW]
   harmonic = {"label": "kappa = 10/(k+10)", "algorithm.kappa_schedule": "harmonic"}
   return [{"algorithm.kappa": value} for value in VALUES] + [harmonic]
 
 
 def base(game):
-  """Returns the run that an ablation changes: a short game ("mild", "strong") or the stories."""
+  """Returns the run that an ablation changes.
+
+  A short game ("mild", "strong"), the stories, or the same by "gemma3_270m".
+  """
+  if game == "gemma3_270m":
+    return gemma3_270m_compare.base()
   if game == "stories":
     c = stories.get_config()
     c.steps = 40  # as in the comparison of methods
@@ -35,10 +44,10 @@ def base(game):
 
 def kinds_and_seeds(game):
   """Returns which kinds of policies are ablated, and with how many seeds."""
-  if game == "stories":
+  if game in ("stories", "gemma3_270m"):
     return {"kinds": ("network",), "seeds": 1}
   return {"kinds": ("tabular",), "seeds": 3}
 
 
 def get_config(game="mild"):
-  return config.compare(base(game), sweep(), **kinds_and_seeds(game))
+  return config.compare(base(game), sweep(game), **kinds_and_seeds(game))

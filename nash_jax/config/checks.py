@@ -356,7 +356,8 @@ def _check_rates(config) -> None:
   distinct = len({*rates}) == len(rates)
   check("learning_rates", distinct, "numbers that differ", "Leave out what is there twice.")
   for rate in rates:
-    resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed), "train")
+    for steps in {0, config.tuning_steps}:
+      resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed, steps), "train")
   own = len(rates) < 2 or config.tuning_seed not in range(config.seeds)
   expected = f"a seed of its own, none of 0 to {config.seeds - 1}: its runs choose the rate"
   check("tuning_seed", own, expected, "Set 100.")

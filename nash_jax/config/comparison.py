@@ -90,9 +90,9 @@ def rate_name(rate: float) -> str:
 
 
 def run_config(
-  base: ConfigDict, changes: dict[str, Any], rate: float | None, seed: int
+  base: ConfigDict, changes: dict[str, Any], rate: float | None, seed: int, steps: int = 0
 ) -> ConfigDict:
-  """Returns the base config with a run's changes, learning rate and seed.
+  """Returns the base config with a run's changes, learning rate, seed and steps (0: its own).
 
   Raises:
     ValueError: a change of a field that there is not, or to a value of another type.
@@ -104,6 +104,7 @@ def run_config(
   c.seed = seed
   if rate is not None:
     c.optimizer.learning_rate = rate
+  c.steps = steps or c.steps
   return c.lock()  # what no run reads is said once, of the whole comparison
 
 

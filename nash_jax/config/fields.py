@@ -371,6 +371,7 @@ def _compare() -> ConfigDict:
     # Tried with tuning_seed, the best is taken; () for the base's.
     learning_rates=_numbers(float, _optimizer().learning_rate.interval),
     tuning_seed=number(100, "[0, 2147483647]"),
+    tuning_steps=number(0, "[1, 1e9]", {0: "as many as the run's"}),
     seeds=number(3, "[1, 10000]"),
     kinds=("network",),  # of policy; and "tabular", where evaluation.exact
     arena=contest,  # of all runs and the reference; none without judges

@@ -134,7 +134,8 @@ def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
   if config.learning_rates:
     found["base.optimizer.learning_rate"] = "learning_rates"
   if len(config.learning_rates) < 2:
-    found["tuning_seed"] = "learning_rates, of which there is nothing to choose"
+    for field in ("tuning_seed", "tuning_steps"):
+      found[field] = "learning_rates, of which there is nothing to choose"
   arena = _flat(config.arena)
   if not config.arena.judges:
     return found | {f"arena.{field}": "arena.judges, of which there are none" for field in arena}

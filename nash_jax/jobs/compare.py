@@ -38,7 +38,8 @@ def run(config: ConfigDict, workdir: Workdir, progress: bool = True) -> dict[str
 
   Where `learning_rates` names several, each run takes the one that is best with `tuning_seed`: by
   the last SubOpt_β where that is exact, else by the regularised win rate P(π≻π_ref) − β·KL under
-  the training judge on the evaluated held-out prompts. Then it is run with every seed.
+  the training judge on the evaluated held-out prompts, after `tuning_steps`. Then it is run with
+  every seed.
 
   Returns:
     What workdir/results.json holds: figures by policy and run, and the tables of the arena.
@@ -74,9 +75,11 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
   runs, folder = {run.name: run for run in name_runs(config.runs)}, folder / policy
   rates, seeds = tuple(config.learning_rates) or (None,), range(config.seeds)
 
-  def run_all(settings: Iterable[Setting]) -> dict[Setting, ConfigDict]:
+  def run_all(settings: Iterable[Setting], steps: int = 0) -> dict[Setting, ConfigDict]:
     configs = {
-      (name, rate, seed): resolve(run_config(config.base, runs[name].changes, rate, seed), "train")
+      (name, rate, seed): resolve(
+        run_config(config.base, runs[name].changes, rate, seed, steps), "train"
+      )
       for name, rate, seed in settings
     }
     folders = {_folder(runs[name], rate, seed): c for (name, rate, seed), c in configs.items()}
@@ -88,7 +91,8 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
 
   scores: dict[str, dict[float | None, float]] = {name: {} for name in runs}
   if len(rates) > 1:
-    tuned = run_all((name, rate, config.tuning_seed) for name in runs for rate in rates)
+    pilots = ((name, rate, config.tuning_seed) for name in runs for rate in rates)
+    tuned = run_all(pilots, config.tuning_steps)
     for (name, rate, seed), c in tuned.items():
       scores[name][rate] = _score(c, record(name, rate, seed, c))
   for name, tried in scores.items():
