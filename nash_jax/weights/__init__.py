@@ -144,6 +144,7 @@ def export(
   gets its name, or its weights, only when all is written.
 
   Args:
+    dtype: of the files; bfloat16 rounds away much of a short run (docs/weights.md).
     shard_bytes: the most tensor bytes in a file, unless a single tensor is larger.
     tokenizer: whose ids begin and stop a text, and whose pieces' rows are kept; default the
       published Gemma's. It goes into the folder with its template; files of it that are there stay.
