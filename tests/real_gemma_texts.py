@@ -56,3 +56,9 @@ PROMPTS = (
   "Рецепт блинов: мука,",
 )
 NEW_TOKENS = 16
+TURNS = [
+  {"role": "system", "content": "Be brief."},
+  {"role": "user", "content": "Hello there"},
+  {"role": "assistant", "content": " Hi! "},
+  {"role": "user", "content": "What is 7 × 8?\n"},
+]

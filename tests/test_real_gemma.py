@@ -10,16 +10,15 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 
 import jax
 import numpy as np
 import optax
 import pytest
 import sentencepiece
+import transformers_values
 from jax import numpy as jnp
-from real_gemma_texts import LONG, NEW_TOKENS, PROMPTS, SHORT, TEXTS
-from transformers_values import weights_sum
+from real_gemma_texts import LONG, NEW_TOKENS, PROMPTS, SHORT, TEXTS, TURNS
 
 from nash_jax import config, policy, sampler, weights
 from nash_jax.data.tokenizer import Tokenizer
@@ -67,10 +66,7 @@ def run_transformers():
     if not python:
       packages = "torch, transformers, sentencepiece and protobuf"
       pytest.skip(f"set NASH_JAX_TEST_TRANSFORMERS to a Python with {packages}: {purpose}")
-    command = [python, str(HERE / "transformers_values.py"), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return transformers_values.run(python, *args)
 
   return run
 
@@ -79,7 +75,7 @@ def run_transformers():
 def expected(folder, run_transformers, tmp_path_factory):
   """What transformers computes of the folder, by name: see transformers_values.values."""
   stored = dict(np.load(HERE / "fixtures" / "real_gemma.npz"))
-  if weights_sum(folder) != stored["sum"]:
+  if transformers_values.weights_sum(folder) != stored["sum"]:
     out = tmp_path_factory.mktemp("values") / "values.npz"
     run_transformers("the stored values are of other weights", folder, out)
     stored = dict(np.load(out))
@@ -150,18 +146,11 @@ def test_texts_and_templates_have_the_pieces_that_sentencepiece_reads(folder, pi
     assert plain.prompt(text) == [bos, *pieces.encode(text)]
     turn = f"<start_of_turn>user\n{text.strip()}<end_of_turn>\n<start_of_turn>model\n"
     assert chat.prompt(f" {text}\n") == [bos, *read(turn)]
-  messages = [
-    ("system", "Be brief."),
-    ("user", "Hello there"),
-    ("assistant", "Hi! "),
-    ("user", "7×8?\n"),
-  ]
   published = (
     "<start_of_turn>user\nBe brief.\n\nHello there<end_of_turn>\n<start_of_turn>model\nHi!"
-    "<end_of_turn>\n<start_of_turn>user\n7×8?<end_of_turn>\n<start_of_turn>model\n"
+    "<end_of_turn>\n<start_of_turn>user\nWhat is 7 × 8?<end_of_turn>\n<start_of_turn>model\n"
   )
-  conversation = [{"role": role, "content": content} for role, content in messages]
-  assert chat.prompt(conversation) == [bos, *read(published)]
+  assert chat.prompt(TURNS) == [bos, *read(published)]
   assert chat.response("Hi!") == [*pieces.encode("Hi!"), end]
 
 
@@ -311,9 +300,6 @@ def test_an_export_is_read_by_transformers_and_stops(
   tokens, mask = padded([expected["english/ids"]])
   wanted = logp(weights.load(str(out), model_config), tokens, mask)[mask[:, :-1]]
   np.testing.assert_allclose(got["logp"], wanted, rtol=0, atol=1e-3)
-  # Of 8 new tokens the third was forced: only what ends a text ends one.
-  assert got["lengths"] == {"<eos>": 3, "<end_of_turn>": 3, "a": 8}
   assert got["english"] == expected["english/ids"].tolist()
-  turns = [("user", "Hello there"), ("assistant", " Hi! "), ("user", "What is 2 + 2?\n")]
-  conversation = [{"role": role, "content": content} for role, content in turns]
-  assert got["turns"] == chat.prompt(conversation)
+  assert got["turns"] == chat.prompt(TURNS)
+  assert got["lengths"] == transformers_values.LENGTHS

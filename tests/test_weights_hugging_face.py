@@ -11,7 +11,9 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+import transformers_values
 from jax import numpy as jnp
+from real_gemma_texts import TEXTS, TURNS
 from safetensors.numpy import load_file, save_file
 from weight_files import FIXTURES, MODELS, L, half, hugging_face_model, random, same
 
@@ -202,10 +204,27 @@ def _like_gemma3_27b():
   )
 
 
-def test_transformers_reads_exports_again(tmp_path):
-  python = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
-  if not python:
-    pytest.skip("set NASH_JAX_TEST_TRANSFORMERS to a Python that has torch and transformers")
+@pytest.fixture
+def python():
+  """An interpreter that has transformers."""
+  named = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
+  if not named:
+    packages = "torch, transformers, sentencepiece and protobuf"
+    pytest.skip(f"set NASH_JAX_TEST_TRANSFORMERS to a Python with {packages}")
+  return named
+
+
+def test_transformers_reads_an_exports_tokenizer_and_stops(python, tmp_path):
+  tokenizer = Tokenizer(BUNDLED, "gemma")
+  config = gemma.preset("tiny", num_embed=tokenizer.size)
+  weights.export(str(tmp_path / "out"), random(config), config, "float32", tokenizer=tokenizer)
+  got = json.loads(transformers_values.run(python, "--reread", tmp_path / "out"))
+  assert got["english"] == [tokenizer.bos_id, *tokenizer.encode(TEXTS["english"])]
+  assert got["turns"] == tokenizer.prompt(TURNS)
+  assert got["lengths"] == transformers_values.LENGTHS
+
+
+def test_transformers_reads_exports_again(python, tmp_path):
   exported = {name: hugging_face_model(name)[1:] for name in MODELS}
   exported["like_27b"] = _like_gemma3_27b(), random(_like_gemma3_27b(), scale=0.3)
   run, tokens = jax.jit(logits, static_argnums=1), np.random.default_rng(0).integers(0, 64, (2, 20))

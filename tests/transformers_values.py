@@ -16,10 +16,14 @@ import hashlib
 import json
 import os
 import pathlib
+import subprocess
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from real_gemma_texts import LONG, NEW_TOKENS, PROMPTS, SHORT, TEXTS
+from real_gemma_texts import LONG, NEW_TOKENS, PROMPTS, SHORT, TEXTS, TURNS
+
+# Of 8 new tokens the third is forced (see reread): what ends a text, and nothing else, ends one.
+LENGTHS = {"<eos>": 3, "<end_of_turn>": 3, "a": 8}
 
 
 def weights_sum(folder) -> str:
@@ -30,6 +34,14 @@ def weights_sum(folder) -> str:
       while block := file.read(1 << 24):
         content.update(block)
   return content.hexdigest()
+
+
+def run(python, *args) -> str:
+  """Returns what this program prints when another interpreter runs it."""
+  command = [python, __file__, *map(str, args)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
 
 
 class Reader:
@@ -105,11 +117,9 @@ def reread(folder) -> dict:
 
   reader = Reader(folder)
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-  turns = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": " Hi! "}]
-  turns.append({"role": "user", "content": "What is 2 + 2?\n"})
   ids = reader.ids(TEXTS["english"])
   lengths = {}
-  for piece in ("<eos>", "<end_of_turn>", "a"):
+  for piece in LENGTHS:
     forced = reader.pieces.piece_to_id(piece)
 
     def force(tokens, scores, forced=forced):
@@ -125,7 +135,7 @@ def reread(folder) -> dict:
     "logp": reader.logprobs(ids).tolist(),
     "lengths": lengths,
     "english": tokenizer(TEXTS["english"])["input_ids"],
-    "turns": tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False),
+    "turns": tokenizer.apply_chat_template(TURNS, add_generation_prompt=True, return_dict=False),
   }
 
 
