@@ -27,8 +27,7 @@ from nash_jax.types import Prompts
 from nash_jax.weights import hf_config
 
 HERE = pathlib.Path(__file__).parent
-SCALE = 2.0  # of the adapters: alpha / rank
-RATE = 1e-5
+SCALE, RATE = 2.0, 1e-5  # of the adapters: alpha / rank, and learning rate
 LENGTH = 96  # columns of a batch of the short texts, of 11 to 81 tokens
 
 

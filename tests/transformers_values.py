@@ -1,14 +1,13 @@
-"""The transformers side of test_real_gemma.py; runs in an environment with torch, transformers and
-sentencepiece, and needs nothing of nash_jax:
+"""The transformers side of test_real_gemma.py.
 
-  python tests/transformers_values.py FOLDER OUT.npz    # what transformers computes of a Gemma
-  python tests/transformers_values.py --reread FOLDER   # a folder that we exported, in JSON
+Runs in an environment with torch, transformers, sentencepiece and protobuf, and needs nothing of
+nash_jax:
 
-Made with the first, in one process a folder:
+  python tests/transformers_values.py FOLDER OUT.npz    # writes what transformers computes
+  python tests/transformers_values.py --reread FOLDER   # prints what an export of ours gives
 
-  python tests/transformers_values.py FOLDER tests/fixtures/real_gemma.npz
-
-where FOLDER holds a Gemma 3 270M. The file has a sum of its weights, for its values are theirs.
+The first, with OUT tests/fixtures/real_gemma.npz and FOLDER that of a Gemma 3 270M, makes the
+values that are stored (transformers 5.24.0, torch 2.13.0 on a CPU); a sum says of which weights.
 """
 
 import argparse
@@ -140,7 +139,7 @@ def reread(folder) -> dict:
 
 
 if __name__ == "__main__":
-  parser = argparse.ArgumentParser(description=__doc__.split(";")[0])
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder")
   parser.add_argument("out", nargs="?", help="the .npz file to write")
   parser.add_argument("--reread", action="store_true", help="print what an exported folder gives")
