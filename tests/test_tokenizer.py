@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import sandbox
 
 import nash_jax
 from nash_jax import policy
-from nash_jax.data.chat_template import turns
+from nash_jax.data.chat_template import TEMPLATES, turns
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 
 PLAIN = Tokenizer(BUNDLED, "plain")
@@ -55,6 +56,40 @@ def test_real_gemma_has_its_published_special_pieces(gemma):
   assert forbidden[256000:].all()
   assert forbidden[[0, 2, 3, 4, 106, gemma.id_of("<unused7>")]].all()
   assert not forbidden[[1, 107, *gemma.encode("A word, 7 <b>!\n")]].any()
+
+
+TURNS = st.lists(
+  st.sampled_from(["Hi", " two\nlines ", [{"type": "text", "text": " part "}] * 2, ""])
+)
+
+
+@given(TURNS.filter(lambda texts: len(texts) % 2), st.sampled_from([None, "Be brief.", " x\n"]))
+def test_the_template_for_other_programs_is_ours(texts, system):
+  """Rendered as transformers renders it, and read by a SentencePiece that knows the markers."""
+  environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+  template = environment.from_string(TEMPLATES["gemma"].jinja)
+  messages = [] if system is None else [{"role": "system", "content": system}]
+  for i, text in enumerate(texts):
+    messages.append({"role": ("user", "assistant")[i % 2], "content": text})
+  got = template.render(messages=messages, bos_token="<bos>", add_generation_prompt=True)
+  parts = TEMPLATES["gemma"].render(turns(messages))
+  assert got == "<bos>" + "".join(x if isinstance(x, str) else x.piece for x in parts)
+  done = template.render(messages=messages, bos_token="<bos>")
+  assert got == done + "<start_of_turn>model\n"
+
+
+def test_the_template_for_other_programs_refuses_turns_that_do_not_alternate():
+  class Refused(Exception):
+    pass
+
+  def refuse(message):
+    raise Refused(message)
+
+  template = sandbox.ImmutableSandboxedEnvironment().from_string(TEMPLATES["gemma"].jinja)
+  ask = {"role": "user", "content": "Hi"}
+  for messages in ([ask, ask], [{**ask, "role": "assistant"}], [{**ask, "role": "tool"}]):
+    with pytest.raises(Refused, match="turns must alternate"):
+      template.render(messages=messages, raise_exception=refuse)
 
 
 @given(st.lists(st.sampled_from(MARKERS), max_size=6).map("".join))

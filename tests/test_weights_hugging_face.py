@@ -4,17 +4,21 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 
 import jax
 import numpy as np
 import pytest
+import transformers_values
 from jax import numpy as jnp
+from real_gemma_texts import TEXTS, TURNS
 from safetensors.numpy import load_file, save_file
 from weight_files import FIXTURES, MODELS, L, half, hugging_face_model, random, same
 
 from nash_jax import weights
+from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.models import gemma, lora
 from nash_jax.weights import hf_config, safetensors
@@ -182,22 +186,65 @@ def test_adapters_alone_are_no_model(tmp_path):
     weights.load(str(tmp_path), MODELS["hf_gemma2"])
 
 
-def test_transformers_reads_exports_again(from_transformers, tmp_path):
-  python = os.environ.get("NASH_JAX_TRANSFORMERS")
-  if not python:
-    pytest.skip("set NASH_JAX_TRANSFORMERS to a Python that has torch and transformers")
-  _, config, params = from_transformers
-  params = jax.tree.map(lambda x: x * 1.01, params)  # not what transformers has seen before
-  weights.export(str(tmp_path / "out"), params, config, "float32", shard_bytes=50_000)
-  tokens = np.random.default_rng(0).integers(0, 64, (2, 20))
-  np.savez(tmp_path / "out" / "logits.npz", tokens=tokens, logits=logits(params, config, tokens))
+def _like_gemma3_27b():
+  """Five local layers to a global one twice and some over, queries scaled by another width."""
+  config = gemma.preset("gemma3_27b")
+  assert config.query_pre_attn_scalar != config.head_dim
+  return dataclasses.replace(
+    config,
+    num_embed=64,
+    embed_dim=32,
+    hidden_dim=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    query_pre_attn_scalar=21,
+    sliding_window_size=6,
+    attention_types=config.attention_types[:14],
+  )
+
+
+@pytest.fixture
+def python():
+  """An interpreter that has transformers."""
+  named = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
+  if not named:
+    packages = "torch, transformers, sentencepiece and protobuf"
+    pytest.skip(f"set NASH_JAX_TEST_TRANSFORMERS to a Python with {packages}")
+  return named
+
+
+def test_transformers_reads_an_exports_tokenizer_and_stops(python, tmp_path):
+  tokenizer = Tokenizer(BUNDLED, "gemma")
+  config = gemma.preset("tiny", num_embed=tokenizer.size)
+  weights.export(str(tmp_path / "out"), random(config), config, "float32", tokenizer=tokenizer)
+  got = json.loads(transformers_values.run(python, "--reread", tmp_path / "out"))
+  assert got["english"] == [tokenizer.bos_id, *tokenizer.encode(TEXTS["english"])]
+  assert got["turns"] == tokenizer.prompt(TURNS)
+  assert got["lengths"] == transformers_values.LENGTHS
+
+
+def test_transformers_reads_exports_again(python, tmp_path):
+  exported = {name: hugging_face_model(name)[1:] for name in MODELS}
+  exported["like_27b"] = _like_gemma3_27b(), random(_like_gemma3_27b(), scale=0.3)
+  run, tokens = jax.jit(logits, static_argnums=1), np.random.default_rng(0).integers(0, 64, (2, 20))
+  for name, (config, params) in exported.items():
+    params = jax.tree.map(lambda x: x * 1.01, params)  # not what transformers has seen before
+    weights.export(str(tmp_path / name), params, config, "float32", shard_bytes=50_000)
+    expected = run(params, config, tokens)
+    assert np.ptp(expected) > 5
+    np.savez(tmp_path / name / "logits.npz", tokens=tokens, logits=expected)
+  # The width that scales queries counts: by the head's size this is another model.
+  by_size = dataclasses.replace(config, query_pre_attn_scalar=None)
+  assert np.abs(run(params, by_size, tokens) - expected).max() > 0.05
   script = str(FIXTURES / "make_hf.py")
   env = {**os.environ, "HF_HUB_OFFLINE": "1"}
   done = subprocess.run(
     [python, script, "--check", str(tmp_path)], capture_output=True, text=True, env=env
   )
   assert done.returncode == 0, done.stdout + done.stderr
-  assert done.stdout.startswith("out: Gemma")
+  print(done.stdout)
+  assert re.findall(r"^(\w+): Gemma\d", done.stdout, re.MULTILINE) == sorted(exported)
 
 
 def _rewrite(path, change):
@@ -571,6 +618,31 @@ def test_an_export_joins_what_lies_in_its_folder_and_replaces_nothing(tmp_path):
     with pytest.raises(ValueError, match=f"expected a folder without {name}; move it away"):
       weights.export(str(other), params, config)
     assert [path.name for path in other.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("template", ["plain", "gemma"])
+def test_an_export_brings_its_tokenizer(tmp_path, template):
+  """Without tokenizer_config.json, transformers puts no <bos> before a text."""
+  tokenizer, out = Tokenizer(BUNDLED, template), tmp_path / "out"
+  config = gemma.preset("tiny", num_embed=tokenizer.size)
+  weights.export(str(out), random(config), config, tokenizer=tokenizer)
+  copied = Tokenizer(str(out / "tokenizer.model"), template)
+  assert copied.prompt("A cat.") == tokenizer.prompt("A cat.")
+  written = json.loads((out / "tokenizer_config.json").read_text())
+  assert (written["add_bos_token"], written["bos_token"]) == (True, "<bos>")
+  assert written.get("chat_template", "") == TEMPLATES[template].jinja
+  assert ("chat_template" in written) == (template == "gemma")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.model"])
+def test_an_export_leaves_files_of_the_tokenizer_that_are_there(tmp_path, name):
+  tokenizer = Tokenizer(BUNDLED, "gemma")
+  config = gemma.preset("tiny", num_embed=tokenizer.size)
+  (tmp_path / name).write_text("mine")
+  weights.export(str(tmp_path), random(config), config, tokenizer=tokenizer)
+  assert (tmp_path / name).read_text() == "mine"
+  found = {path.name for path in tmp_path.glob("tokenizer*")}
+  assert found == {"tokenizer_config.json", "tokenizer.model"}
 
 
 @pytest.mark.parametrize("there", [False, True])

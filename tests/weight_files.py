@@ -49,11 +49,13 @@ def half(params):
   return gemma.cast(jax.device_get(params), jnp.bfloat16)
 
 
-def random(config, seed=0):
+def random(config, seed=0, scale=1.0):
   rng = np.random.default_rng(seed)
-  return jax.device_put(
-    jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), gemma.shapes(config))
-  )
+
+  def draw(x):
+    return rng.normal(scale=scale, size=x.shape).astype(np.float32)
+
+  return jax.device_put(jax.tree.map(draw, gemma.shapes(config)))
 
 
 PERIOD = {False: 2, True: 6}  # of the attention pattern, of Gemma 2 and 3

@@ -33,6 +33,7 @@ class Template(NamedTuple):
     markers: all markers that it uses; the tokenizer must have them.
     stops: the markers that end a response, besides <eos>; the last one ends a response in data.
     opening: what begins a turn of the user, where there are turns.
+    jinja: the same, <bos> included, for the programs that read a Hugging Face folder.
   """
 
   render: Callable[[list[Turn]], list[str | Marker]]
@@ -40,6 +41,7 @@ class Template(NamedTuple):
   markers: tuple[Marker, ...] = ()
   stops: tuple[Marker, ...] = ()
   opening: tuple[Marker, str] | None = None
+  jinja: str = ""
 
 
 def _plain(turns: list[Turn]) -> list[str | Marker]:
@@ -59,9 +61,30 @@ def _gemma(turns: list[Turn]) -> list[str | Marker]:
   return [*parts, _START, "model\n"]
 
 
+_GEMMA_JINJA = """\
+{%- macro text(message) -%}
+  {%- if message.content is string -%}{{ message.content }}
+  {%- else -%}{%- for part in message.content -%}{{ part.text | trim }}{%- endfor -%}{%- endif -%}
+{%- endmacro -%}
+{%- set with_system = messages[0].role == "system" -%}
+{{ bos_token }}
+{%- for message in (messages[1:] if with_system else messages) -%}
+  {%- set role = "model" if loop.index0 % 2 else "user" -%}
+  {%- if message.role not in (role, "assistant" if role == "model" else role) -%}
+    {{ raise_exception("turns must alternate: user, assistant, user, ...") }}
+  {%- endif -%}
+  {{ "<start_of_turn>" + role + "\n" }}
+  {%- if loop.first and with_system -%}{{ text(messages[0]) + "\n\n" }}{%- endif -%}
+  {{ text(message) | trim + "<end_of_turn>\n" }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ "<start_of_turn>model\n" }}{%- endif -%}
+"""
+
 TEMPLATES = {
   "plain": Template(_plain),
-  "gemma": Template(_gemma, str.strip, (_START, _END), stops=(_END,), opening=(_START, "user\n")),
+  "gemma": Template(
+    _gemma, str.strip, (_START, _END), (_END,), opening=(_START, "user\n"), jinja=_GEMMA_JINJA
+  ),
 }
 
 # A text that a template was applied to already: it opens a turn, or ends as a response does.

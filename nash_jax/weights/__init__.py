@@ -144,9 +144,10 @@ def export(
   gets its name, or its weights, only when all is written.
 
   Args:
+    dtype: of the files; bfloat16 rounds away much of a short run (docs/weights.md).
     shard_bytes: the most tensor bytes in a file, unless a single tensor is larger.
     tokenizer: whose ids begin and stop a text, and whose pieces' rows are kept; default the
-      published Gemma's.
+      published Gemma's. It goes into the folder with its template; files of it that are there stay.
 
   Raises:
     ValueError: the folder has such files already, a model with a head, an architecture that is
@@ -162,6 +163,8 @@ def export(
   for name in configs:
     if (folder / name).exists():
       raise ValueError(f"export {path}: expected a folder without {name}; move it away")
+  if tokenizer and not (folder / "tokenizer_config.json").exists():
+    configs["tokenizer_config.json"] = hf_config.tokenizer_json(tokenizer)
   _check_params(path, params, model_config, dtype)
   stream = safetensors.tensors(params, model_config, names.hugging_face, dtype, rows)
   counts = _counts(model_config, rows, dtype.itemsize, shard_bytes)
@@ -183,6 +186,8 @@ def export(
       configs[hf_config.INDEX] = index
     for name, content in configs.items() if first else ():
       (part / name).write_text(json.dumps(content, indent=2) + "\n")
+    if first and tokenizer and not (folder / "tokenizer.model").exists():
+      shutil.copyfile(tokenizer.path, part / "tokenizer.model")
 
 
 def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:

@@ -4,6 +4,7 @@ import os
 import pathlib
 from typing import Any
 
+from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma
 from nash_jax.weights import files
@@ -57,6 +58,17 @@ def export_json(
   if gemma2:
     config["hidden_act"] = config["hidden_activation"]  # what older readers look for
   return {"config.json": config | ids, "generation_config.json": ids}
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+  """Returns what tokenizer_config.json says: without it a text gets no <bos>, and no template.
+
+  With tokenizer.model beside it, transformers makes Gemma's tokenizer of the two.
+  """
+  pieces = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+  config = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, **pieces}
+  template = TEMPLATES[tokenizer.template].jinja
+  return config | ({"chat_template": template} if template else {})
 
 
 def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
