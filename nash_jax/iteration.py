@@ -147,8 +147,11 @@ def _make_evaluate(
     opponents = sample(reference, prompts, jax.random.fold_in(key, 1))
     verdict = judge_fn(judge_params, prompts, responses, opponents).checked()
     tokens, mask = responses.tokens, responses.mask
-    reference_logp, _ = policy.logprobs(reference, prompts=prompts, tokens=tokens, mask=mask)
-    log_ratio = jnp.sum(responses.logp - reference_logp, axis=-1)
+    # Both from one program: the sampler's own numbers differ from it by the rounding of bfloat16.
+    logp, reference_logp = (
+      policy.logprobs(p, prompts=prompts, tokens=tokens, mask=mask)[0] for p in (params, reference)
+    )
+    log_ratio = jnp.sum(logp - reference_logp, axis=-1)
     metrics = {
       "eval/win_rate_vs_reference": Mean.from_values(verdict.p_win, verdict.valid),
       f"eval/{distance}_to_reference": Mean.from_values(log_ratio),
