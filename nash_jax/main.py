@@ -45,7 +45,11 @@ FLAGS = {
 }  # fmt: skip
 
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
-SHORT_FLAGS = {"sample": ("prompt", "file", "realign")}
+SHORT_FLAGS = {
+  "sample": {
+    **{name: name for name in ("prompt", "file", "output", "realign")}, "run": "model.weights",
+  },
+}  # fmt: skip
 
 
 def _config_folder() -> pathlib.Path:
@@ -115,13 +119,13 @@ def _expand_arguments(job: str, arguments: list[str]) -> list[str]:
   """Returns the arguments with short flags and the names of configs written out."""
   expanded = []
   for previous, argument in zip(["", *arguments], arguments, strict=False):
-    name = argument.removeprefix("--")
-    short = name != argument and name.partition("=")[0] in SHORT_FLAGS.get(job, ())
+    name, equals, value = argument.removeprefix("--").partition("=")
+    field = SHORT_FLAGS.get(job, {}).get(name) if argument.startswith("--") else None
     if argument.startswith("--config="):
       argument = f"--config={config_file(argument.removeprefix('--config='))}"
     elif previous == "--config":
       argument = config_file(argument)
-    expanded.append(f"--config.{name}" if short else argument)
+    expanded.append(f"--config.{field}{equals}{value}" if field else argument)
   return expanded
 
 

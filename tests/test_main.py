@@ -121,6 +121,10 @@ BAD = (
     " got 0.5. Leave it out, or choose what reads it.\n",
   ),
   ("sample --realign=-2 --prompt=x", "sample: realign: expected a number in [0, 1000], got -2.0"),
+  (
+    "sample --run=none --prompt=x",
+    "sample: model.weights: expected a file that exists, got 'none'",
+  ),
 )
 
 
