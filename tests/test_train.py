@@ -85,8 +85,14 @@ def test_a_run_trains_and_leaves_its_record(whole, assembled):
   both = {"evaluate", "save"}
   assert phases == [step | {"evaluate"}, step, step, step | both, step, step, both]
   samples = lines(workdir, "samples.jsonl")
-  assert [sample["step"] for sample in samples] == [0, 3, 6]
-  assert all(len(sample["rows"]) == 4 and "▸" in sample["rows"][0] for sample in samples)
+  assert [sample["step"] for sample in samples] == [step for step in (0, 3, 6) for _ in range(4)]
+  prompts = [sample["prompt"] for sample in samples]
+  assert prompts[:4] == prompts[4:8] == prompts[8:]
+  assert all(len(sample["response"]) > 0 < len(sample["reference"]) for sample in samples)
+  assert all(0 < sample["tokens"] <= 12 >= sample["reference_tokens"] > 0 for sample in samples)
+  assert all(0 <= sample["p_win"] <= 1 and sample["logp"] < 0 for sample in samples)
+  assert {sample["log_ratio"] for sample in samples[:4]} == {0}, "it is the reference yet"
+  assert 0 not in {sample["log_ratio"] for sample in samples[8:]}
   moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), done.state.params, assembled.reference)
   assert max(jax.tree.leaves(moved)) > 1e-3
 

@@ -26,12 +26,14 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter, directory_check
 
+from nash_jax.run import files
 from nash_jax.types import Mean
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 120  # how long TensorBoard's events may be in memory
 
 Value = Mean | jax.Array | float
+Decode = Callable[[Any], list[dict[str, Any]]]
 PHASES = ("sample", "judge", "update", "evaluate", "save")
 # Meaning, unit and healthy range of each: docs/metrics.md, which a test compares. The values are
 # made in update.py, iteration.py, fit.py, exact.py and judges/.
@@ -75,6 +77,16 @@ def step_of(line: bytes) -> int | None:
   return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
+def _separated(line: bytes) -> list[bytes]:
+  """Returns a line of a record as lines of one sample each: an older one holds all of a step."""
+  row = json.loads(line)
+  if not isinstance(row.get("rows"), list):
+    return [line]
+  texts = (str(text).partition(" ▸") for text in row["rows"])
+  samples = [{"step": row["step"], "prompt": x, "response": y} for x, _, y in texts]
+  return [json.dumps(sample, ensure_ascii=False).encode() for sample in samples]
+
+
 def _reopen(path: pathlib.Path, first_step: int) -> TextIO:
   """Opens JSON lines for appending, without those that a run from `first_step` writes again."""
   # A line without its end is one in whose middle the run was killed.
@@ -85,11 +97,11 @@ def _reopen(path: pathlib.Path, first_step: int) -> TextIO:
     if step is None:
       log.warning("%s:%d is damaged and dropped: %r", path, number, line[:60])
     elif step < first_step:
-      kept.append(line + b"\n")
+      kept += [part + b"\n" for part in _separated(line)]
   part = path.with_suffix(".part")
   part.write_bytes(b"".join(kept))
   part.replace(path)
-  return path.open("a", buffering=1)
+  return path.open("a", buffering=1, encoding="utf-8")
 
 
 class _Board:
@@ -157,7 +169,7 @@ class Metrics:
     self._first_step, self._show, self._profile = first_step, show, profile
     self._shown: dict[str, str] = {}
     self._pending: tuple[int, dict[str, Value]] | None = None
-    self._texts: list[tuple[int, str, Any, Callable[[Any], list[str]]]] = []
+    self._texts: list[tuple[int, str, Any, Decode]] = []
     self._clocks: dict[int, list[tuple[str, Value | None, futures.Future[float]]]] = {}
     self._clock, self._waiter = time.perf_counter(), futures.ThreadPoolExecutor(1, "clock")
     self._written, self._failed, self._tracing = first_step - 1, False, False
@@ -206,7 +218,7 @@ class Metrics:
     log.warning("%s: the run goes on without it", problem)
 
   def _line(self, name: str, row: dict[str, Any]) -> None:
-    self._record(name, lambda: self._files[name].write(json.dumps(row) + "\n"))
+    self._record(name, lambda: self._files[name].write(f"{json.dumps(row, ensure_ascii=False)}\n"))
 
   def _events(self, step: int, values: Iterable[summary.Summary]) -> None:
     if self._board is not None:
@@ -323,8 +335,10 @@ class Metrics:
     while self._texts and self._texts[0][0] <= step and not self._failed:
       number, name, arrays, decode = self._texts.pop(0)
       if self._writes:
-        texts = decode(jax.device_get(arrays))
-        self._line("samples.jsonl", {"step": number, "name": name, "rows": texts})
+        rows = [files.without_nan(row) for row in decode(jax.device_get(arrays))]
+        for row in rows:
+          self._line("samples.jsonl", {"step": number, **row})
+        texts = (f"{row['prompt']} ▸{row['response']}" for row in rows)
         self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
 
   def _show_progress(self, step: int, finite: dict[str, float]) -> None:
@@ -344,8 +358,13 @@ class Metrics:
     assert self._pending is not None, "a value is read after it is pushed"
     return self.read(step, {name: self._pending[1][name]})[name]
 
-  def text(self, step: int, name: str, arrays: Any, decode: Callable[[Any], list[str]]) -> None:
-    """Records sample texts with the line of `step`: decode(arrays on the host) gives the rows."""
+  def text(self, step: int, name: str, arrays: Any, decode: Decode) -> None:
+    """Records samples with the line of `step`, in samples.jsonl and TensorBoard.
+
+    Args:
+      decode: from the arrays, on the host, to the fields of each sample; "prompt" and "response"
+        are texts.
+    """
     self._texts.append((step, name, arrays, decode))
 
   def close(self) -> None:
