@@ -27,7 +27,7 @@ from nash_jax.validation import require
 
 # What the progress bar shows.
 PROGRESS_METRICS = (
-  "kl_to_reference", "eval/win_rate_vs_reference", "response_length", "seconds/sample",
+  "kl_to_reference", "eval/win_rate_vs_reference", "response_length", "flip_rate", "seconds/sample",
 )  # fmt: skip
 
 

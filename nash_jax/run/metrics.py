@@ -26,7 +26,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter, directory_check
 
-from nash_jax.run import files
+from nash_jax.run import advice, files
 from nash_jax.types import Mean
 
 log = logging.getLogger(__name__)
@@ -148,6 +148,7 @@ class Metrics:
     show: names for the progress bar.
     profile: leave a trace of the run's third and fourth step in workdir/profile.
     on_error: "stop" where a part cannot be written, or "continue" without that part.
+    kl_bound: of kl_to_reference; see advice.recommend.
 
   Raises:
     OSError: a part that cannot be written.
@@ -163,6 +164,7 @@ class Metrics:
     progress: bool = True,
     profile: bool = False,
     on_error: str = "stop",
+    kl_bound: float = math.inf,
   ):
     _check_names(show)
     self._on_error, self._lost = on_error, set[str]()
@@ -173,7 +175,8 @@ class Metrics:
     self._clocks: dict[int, list[tuple[str, Value | None, futures.Future[float]]]] = {}
     self._clock, self._waiter = time.perf_counter(), futures.ThreadPoolExecutor(1, "clock")
     self._written, self._failed, self._tracing = first_step - 1, False, False
-    self._warned = False
+    self._history, self._said = dict[str, list[float]](), set[str]()
+    self._kl_bound = kl_bound
     self._writes = jax.process_index() == 0
     self._bucket = bucket = epath.Path(workdir) if "://" in str(workdir) else None
     folder = pathlib.Path(tempfile.mkdtemp(prefix="nash_jax_") if bucket else workdir)
@@ -319,13 +322,7 @@ class Metrics:
     self._line("metrics.jsonl", {"step": step, **{name: finite.get(name) for name in row}})
     self._events(step, (summary.scalar(name, x) for name, x in finite.items()))
     self._show_progress(step, finite)
-    if row.get("valid") == 0 and not self._warned:
-      self._warned = True
-      log.warning(
-        "step %d: no verdict could be read, so nothing is learned; see `valid` in metrics.jsonl. "
-        "Expected answers that the judge can give, and responses that it can read",
-        step,
-      )
+    self._advise(step, finite)
     for name in ("loss", "gradient_norm"):
       value = row.get(name)
       if value is not None and not math.isfinite(value) and not self._failed:
@@ -340,6 +337,15 @@ class Metrics:
           self._line("samples.jsonl", {"step": number, **row})
         texts = (f"{row['prompt']} ▸{row['response']}" for row in rows)
         self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
+
+  def _advise(self, step: int, finite: dict[str, float]) -> None:
+    """Says once what is going wrong, from values that are on the host already."""
+    for name, value in finite.items():
+      self._history.setdefault(name, []).append(value)
+    for name, line in advice.recommend(self._history, self._kl_bound).items():
+      if name not in self._said and self._writes:
+        log.warning("step %d: %s", step, line)
+      self._said.add(name)
 
   def _show_progress(self, step: int, finite: dict[str, float]) -> None:
     self._shown |= {name: f"{finite[name]:.3g}" for name in self._show if name in finite}
