@@ -8,13 +8,15 @@ import importlib.util
 import os
 import pathlib
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from nash_jax.validation import one_of, require
+from nash_jax.validation import file_name, one_of, require
 
 # Job: (module whose run(config, workdir) does it, its default config, a description).
 JOBS = {
@@ -101,6 +103,7 @@ def run() -> None:
   if job not in JOBS:
     print(f"nash-jax: no job {job!r}; jobs are {', '.join(JOBS)}", file=sys.stderr)
     sys.exit(BAD_INPUT)
+  keep_compiled_programs()
   try:
     _run_job(job, _expand_arguments(job, arguments[1:]))
   except (ValueError, OSError, FloatingPointError) as error:
@@ -113,6 +116,21 @@ def run() -> None:
   except KeyboardInterrupt as error:
     print(f"nash-jax {job}: {str(error) or 'interrupted'}", file=sys.stderr)
     sys.exit(STOPPED if str(error) else 128 + signal.SIGINT)
+
+
+def keep_compiled_programs() -> None:
+  """Has jax, not yet imported, keep what it compiles in the user's cache, unless it is told where.
+
+  A folder a host: on another processor a program for this one may not run.
+  """
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  folder = os.path.join(home, "nash_jax", file_name(socket.gethostname()))
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ or not os.path.isabs(folder):
+    return
+  with contextlib.suppress(OSError):  # without a place to keep them each run compiles again
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
 
 
 def _expand_arguments(job: str, arguments: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -64,6 +65,26 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
     main.run()
   assert left.value.code == 2
   assert capsys.readouterr().err == f"nash-jax: no job 'tran'; jobs are {', '.join(main.JOBS)}\n"
+
+
+def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
+  """Unless jax is told where, or there is no place to write."""
+  name = "JAX_COMPILATION_CACHE_DIR"
+  monkeypatch.delenv(name)
+  (tmp_path / "file").write_text("")
+  for home in (tmp_path / "file", "relative"):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    main.keep_compiled_programs()
+    assert name not in os.environ
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+  main.keep_compiled_programs()
+  folder = pathlib.Path(os.environ[name])
+  assert folder.is_dir()
+  assert folder.parent == tmp_path / "caches" / "nash_jax"
+  for told in ("", "elsewhere"):
+    monkeypatch.setenv(name, told)
+    main.keep_compiled_programs()
+    assert os.environ[name] == told
 
 
 # Of one interpreter that has imported everything, a child for each command: (its module train or

@@ -335,6 +335,20 @@ def test_the_bar_shows_the_numbers_asked_for(tmp_path, capsys):
   assert "kappa" not in err + out
 
 
+def test_the_bar_says_that_the_first_step_compiles_and_how_long_that_took(tmp_path, capsys, caplog):
+  caplog.set_level(logging.INFO, "nash_jax.run.metrics")
+  m = metrics.Metrics(tmp_path, first_step=3, total_steps=9)
+  assert "compiling for the first step" in capsys.readouterr().err
+  for step in range(3, 6):
+    m.push(step, {"loss": 0.0})
+  m.close()
+  assert re.findall(r"step 3 took \d+ s, compilation included", caplog.text)
+  assert caplog.text.count("compilation") == 1
+  assert "compiling" not in capsys.readouterr().err.split("\r")[-1]
+  metrics.Metrics(tmp_path, first_step=9, total_steps=9).close()
+  assert "compiling" not in capsys.readouterr().err, "a finished run compiles nothing"
+
+
 def test_profile_leaves_a_trace(tmp_path):
   run(tmp_path, 0, 3, profile=True).close()
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))

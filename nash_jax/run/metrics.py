@@ -173,6 +173,7 @@ class Metrics:
     self._pending: tuple[int, dict[str, Value]] | None = None
     self._texts: list[tuple[int, str, Any, Decode]] = []
     self._clocks: dict[int, list[tuple[str, Value | None, futures.Future[float]]]] = {}
+    self._started = time.perf_counter()
     self._clock, self._waiter = time.perf_counter(), futures.ThreadPoolExecutor(1, "clock")
     self._written, self._failed, self._tracing = first_step - 1, False, False
     self._history, self._said = dict[str, list[float]](), set[str]()
@@ -188,9 +189,10 @@ class Metrics:
       for name in ("metrics.jsonl", "samples.jsonl"):
         self._record(name, functools.partial(self._open, name))
       self._record("tensorboard", self._open_board)
+    compiles = "compiling for the first step" if first_step < total_steps else ""
     self._bar = tqdm.tqdm(
-      total=total_steps, initial=first_step, disable=not (progress and self._writes), unit="step",
-      mininterval=0.5 if sys.stderr.isatty() else 30,
+      desc=compiles, total=total_steps, initial=first_step, unit="step",
+      disable=not (progress and self._writes), mininterval=0.5 if sys.stderr.isatty() else 30,
     )  # fmt: skip
 
   def _open(self, name: str) -> None:
@@ -348,6 +350,10 @@ class Metrics:
       self._said.add(name)
 
   def _show_progress(self, step: int, finite: dict[str, float]) -> None:
+    if not self._bar.disable and self._bar.desc:
+      seconds = time.perf_counter() - self._started
+      log.info("step %d took %.0f s, compilation included", step, seconds)
+      self._bar.set_description_str("", refresh=False)
     self._shown |= {name: f"{finite[name]:.3g}" for name in self._show if name in finite}
     self._bar.set_postfix(self._shown, refresh=False)
     self._on_bar(self._bar.update, min(step + 1, self._bar.total) - self._bar.n)
