@@ -323,7 +323,7 @@ def _arena() -> ConfigDict:
     base="base",  # the policy that KL, length and distinct bigrams are compared with
     judges={"judge": _judge(), "population": _judge(name="population")},
     select_judge="judge",  # picks the best of n
-    samples=number(2, "[2, 1024]"),  # of each policy to a prompt
+    samples=number(2, "[1, 1024]"),  # of each policy to a prompt; of a single policy at least 2
     max_prompts=number(0, "[2, 1e9]", {0: "every held-out prompt"}),
     resamples=number(2000, "[1, 1e6]"),  # of the bootstrap
     texts=number(3, "[0, 1e6]"),  # prompts shown with every policy's continuation
