@@ -253,6 +253,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
         given = config_flags.get_override_values(flags.FLAGS["config"])
         refuse_unread(config.value, expected, [*given])
       importlib.import_module(f"nash_jax.{module}").run(config.value, *(f.value for f in others))
+    if job in MULTI_PROCESS:
+      _leave_curves(others[0].value)
     return _exit_status(config.value.steps, others[0].value) if job in RESUMED else 0
 
   if {"-h", "--help"} & {*arguments}:
@@ -283,6 +285,21 @@ def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
   lines = str(failed.exc_value).splitlines() or [""]
   logging.warning("thread %s ended: %s: %.300s", name, failed.exc_type.__name__, lines[0])
   logging.debug("its traceback", exc_info=failed.exc_value)
+
+
+def _leave_curves(workdir: str) -> None:
+  """Draws the metrics of a run that ends, in a folder of this machine, in curves.png."""
+  import jax
+  from absl import logging
+
+  from nash_jax import report
+
+  if jax.process_index() or not os.path.exists(os.path.join(workdir, "metrics.jsonl")):
+    return
+  try:
+    report.curves(workdir)
+  except (OSError, ValueError) as error:
+    logging.warning("%s/curves.png is not drawn: %s", workdir, error)
 
 
 def _exit_status(steps: int, workdir: str) -> int:

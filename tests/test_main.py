@@ -11,7 +11,7 @@ import pytest
 from tiny import ROOT
 
 import nash_jax
-from nash_jax import main
+from nash_jax import main, report
 from nash_jax.run import lock
 
 HEAVY = ("jax", "tensorflow", "gemma", "orbax", "matplotlib", "seqio")
@@ -87,12 +87,27 @@ def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkey
     assert os.environ[name] == told
 
 
+def test_a_run_that_ends_leaves_its_curves_where_it_has_any(tmp_path, monkeypatch, caplog):
+  drawn = []
+  monkeypatch.setattr(report, "curves", drawn.append)
+  main._leave_curves(str(tmp_path))
+  assert not drawn, "nothing was recorded"
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
+  main._leave_curves(str(tmp_path))
+  assert drawn == [str(tmp_path)]
+  (tmp_path / "metrics.jsonl").write_text("{}\n")
+  monkeypatch.undo()
+  main._leave_curves(str(tmp_path))
+  assert "metrics.jsonl:1: expected a step and its metrics" in caplog.text
+  assert "curves.png is not drawn" in caplog.text
+
+
 # Of one interpreter that has imported everything, a child for each command: (its module train or
 # None, arguments). Prints their exit statuses.
 CHILDREN = """
 import json, os, sys, types
 import ml_collections.config_flags, nash_jax.config.checks, nash_jax.run.checkpoint
-from nash_jax import main
+from nash_jax import main, report
 commands, statuses = json.loads(sys.argv[1]), []
 def act(end):
   def run(config, workdir):
