@@ -262,6 +262,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
     print(f"nash-jax {job}: {description}\n")
     for flag in (config, *others):
       print(f"  --{flag.name}: {flags.FLAGS[flag.name].help} [{flags.FLAGS[flag.name].value}]")
+    for short, field in SHORT_FLAGS.get(job, {}).items():
+      print(f"  --{short}: short for --config.{field}")
     return
   app.run(main, argv=argv, flags_parser=parse)
 

@@ -53,6 +53,12 @@ def test_help_lists_what_there_is_and_imports_nothing_heavy():
   assert all(name in texts[2] for name in ("--config:", "--workdir:", "beta: 0.", "runs/train"))
 
 
+def test_help_lists_the_short_flags_of_a_job():
+  shown = command("sample", "--help").stdout
+  assert "--run: short for --config.model.weights\n" in shown
+  assert "--output: short for --config.output\n" in shown
+
+
 def test_every_job_is_a_module_with_a_config_file():
   for module, config, _ in main.JOBS.values():
     assert importlib.util.find_spec(f"nash_jax.{module}") is not None

@@ -372,6 +372,17 @@ def test_a_gradient_that_is_not_finite_stops_with_its_step(tmp_path, bad):
   assert lines(tmp_path)[0] == {"step": 0, "loss": 1, "gradient_norm": None}
 
 
+def test_a_run_that_goes_wrong_is_told_once_of_each(tmp_path, caplog):
+  """From values that are read anyway, a step late."""
+  m = start(tmp_path, kl_bound=10)
+  for step in range(8):
+    kl = jnp.float32(3 * step)
+    m.push(step, {"flip_rate": Mean(jnp.float32(8), jnp.float32(8)), "kl_to_reference": kl})
+  m.close()
+  told = [record.getMessage().partition(" is ")[0] for record in caplog.records]
+  assert told == ["step 2: flip_rate", "step 6: kl_to_reference"]
+
+
 def test_steps_without_a_verdict_are_null_and_nought_and_told_once(tmp_path, caplog):
   nothing = Mean(jnp.float32(0), jnp.float32(0))
   m = start(tmp_path)
