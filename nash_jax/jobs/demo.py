@@ -76,7 +76,7 @@ def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.P
     f"figures:     {folder}/curves.png, {folder}/arena/arena_population.png",
     f"tables:      {folder}/arena/arena.md, {folder}/summary.json",
     f"curves live: .venv/bin/tensorboard --logdir {folder}/tensorboard",
-    f"ask it:      .venv/bin/nash-jax sample --config.model.weights={folder}@params",
+    f"ask it:      .venv/bin/nash-jax sample --run={folder}",
   ]
   return "\n".join(lines)
 
