@@ -32,7 +32,7 @@ LAYERS = (
   ("judges", "exact"),
   ("config.fields",),
   ("config.comparison",),
-  ("config.unread", "config.page", "update"),
+  ("config.unread", "config.page", "config.files", "update"),
   ("config.checks",),
   ("config",),
   ("run.loop", "iteration"),
