@@ -33,7 +33,8 @@ class Programs(NamedTuple):
     train_step: (state, reference, Batch) -> (state, metrics); the state is donated.
     copies_due: number of completed steps -> the copies to make then, mostly ().
     apply_copies: (state, copies) -> state; the state is donated.
-    evaluate: (state, reference, judge's params, prompts, key) -> (metrics, response tokens).
+    evaluate: (state, reference, judge's params, prompts, key) -> (metrics, the first
+      `evaluation.texts` samples: arrays by name).
   """
 
   init: Wrapped
@@ -82,7 +83,8 @@ def make_programs(
   sample = make_sample(config.algorithm, rule.players, policy)
   label = functools.partial(judges.labels, judge.fn, config.algorithm.labels)
   distance = "log_ratio" if sampler.truncates(config.sampling) else "kl"
-  evaluate = _make_evaluate(policy, rule.players, judge.fn, exact_metrics, distance)
+  texts = config.evaluation.texts
+  evaluate = _make_evaluate(policy, rule.players, judge.fn, exact_metrics, distance, texts)
   programs = Programs(
     init=jit(rule.init, out_shardings=state),
     sample=jit(sample, out_shardings=(batch, batch, replicated)),
@@ -137,8 +139,9 @@ def _make_evaluate(
   judge_fn: judges.JudgeFn,
   exact_metrics: ExactMetrics | None,
   distance: str,
+  texts: int,
 ) -> Callable:
-  """Returns (state, reference, judge's params, prompts, key) -> (metrics, response tokens)."""
+  """Returns (state, reference, judge's params, prompts, key) -> (metrics, samples of `texts`)."""
   sample = policy.make_sampler(samples=1)
 
   def evaluate(state, reference, judge_params, prompts, key):
@@ -147,13 +150,23 @@ def _make_evaluate(
     opponents = sample(reference, prompts, jax.random.fold_in(key, 1))
     verdict = judge_fn(judge_params, prompts, responses, opponents).checked()
     tokens, mask = responses.tokens, responses.mask
-    reference_logp, _ = policy.logprobs(reference, prompts=prompts, tokens=tokens, mask=mask)
-    log_ratio = jnp.sum(responses.logp - reference_logp, axis=-1)
+    # Both from one program: the sampler's own numbers differ from it by the rounding of bfloat16.
+    logp, reference_logp = (
+      policy.logprobs(p, prompts=prompts, tokens=tokens, mask=mask)[0] for p in (params, reference)
+    )
+    log_ratio = jnp.sum(logp - reference_logp, axis=-1)
+    samples = {
+      "response": tokens, "reference": opponents.tokens,
+      "p_win": jnp.where(verdict.valid, verdict.p_win, jnp.nan)[..., 0],
+      "tokens": jnp.sum(mask, axis=-1), "reference_tokens": jnp.sum(opponents.mask, axis=-1),
+      "logp": jnp.sum(logp, axis=-1), "log_ratio": log_ratio,
+    }  # fmt: skip
     metrics = {
       "eval/win_rate_vs_reference": Mean.from_values(verdict.p_win, verdict.valid),
       f"eval/{distance}_to_reference": Mean.from_values(log_ratio),
       "eval/response_length": Mean.from_values(jnp.sum(mask, axis=-1)),
     }
-    return metrics | (exact_metrics(params) if exact_metrics else {}), tokens
+    metrics |= exact_metrics(params) if exact_metrics else {}
+    return metrics, {name: x[:texts, 0] for name, x in samples.items()}
 
   return evaluate

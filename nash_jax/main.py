@@ -8,13 +8,15 @@ import importlib.util
 import os
 import pathlib
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from nash_jax.validation import one_of, require
+from nash_jax.validation import file_name, one_of, require
 
 # Job: (module whose run(config, workdir) does it, its default config, a description).
 JOBS = {
@@ -45,7 +47,11 @@ FLAGS = {
 }  # fmt: skip
 
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
-SHORT_FLAGS = {"sample": ("prompt", "file", "realign")}
+SHORT_FLAGS = {
+  "sample": {
+    **{name: name for name in ("prompt", "file", "output", "realign")}, "run": "model.weights",
+  },
+}  # fmt: skip
 
 
 def _config_folder() -> pathlib.Path:
@@ -97,6 +103,7 @@ def run() -> None:
   if job not in JOBS:
     print(f"nash-jax: no job {job!r}; jobs are {', '.join(JOBS)}", file=sys.stderr)
     sys.exit(BAD_INPUT)
+  keep_compiled_programs()
   try:
     _run_job(job, _expand_arguments(job, arguments[1:]))
   except (ValueError, OSError, FloatingPointError) as error:
@@ -111,17 +118,32 @@ def run() -> None:
     sys.exit(STOPPED if str(error) else 128 + signal.SIGINT)
 
 
+def keep_compiled_programs() -> None:
+  """Has jax, not yet imported, keep what it compiles in the user's cache, unless it is told where.
+
+  A folder a host: on another processor a program for this one may not run.
+  """
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  folder = os.path.join(home, "nash_jax", file_name(socket.gethostname()))
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ or not os.path.isabs(folder):
+    return
+  with contextlib.suppress(OSError):  # without a place to keep them each run compiles again
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+
+
 def _expand_arguments(job: str, arguments: list[str]) -> list[str]:
   """Returns the arguments with short flags and the names of configs written out."""
   expanded = []
   for previous, argument in zip(["", *arguments], arguments, strict=False):
-    name = argument.removeprefix("--")
-    short = name != argument and name.partition("=")[0] in SHORT_FLAGS.get(job, ())
+    name, equals, value = argument.removeprefix("--").partition("=")
+    field = SHORT_FLAGS.get(job, {}).get(name) if argument.startswith("--") else None
     if argument.startswith("--config="):
       argument = f"--config={config_file(argument.removeprefix('--config='))}"
     elif previous == "--config":
       argument = config_file(argument)
-    expanded.append(f"--config.{name}" if short else argument)
+    expanded.append(f"--config.{field}{equals}{value}" if field else argument)
   return expanded
 
 
@@ -231,6 +253,8 @@ def _run_job(job: str, arguments: list[str]) -> None:
         given = config_flags.get_override_values(flags.FLAGS["config"])
         refuse_unread(config.value, expected, [*given])
       importlib.import_module(f"nash_jax.{module}").run(config.value, *(f.value for f in others))
+    if job in MULTI_PROCESS:
+      _leave_curves(others[0].value)
     return _exit_status(config.value.steps, others[0].value) if job in RESUMED else 0
 
   if {"-h", "--help"} & {*arguments}:
@@ -261,6 +285,21 @@ def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
   lines = str(failed.exc_value).splitlines() or [""]
   logging.warning("thread %s ended: %s: %.300s", name, failed.exc_type.__name__, lines[0])
   logging.debug("its traceback", exc_info=failed.exc_value)
+
+
+def _leave_curves(workdir: str) -> None:
+  """Draws the metrics of a run that ends, in a folder of this machine, in curves.png."""
+  import jax
+  from absl import logging
+
+  from nash_jax import report
+
+  if jax.process_index() or not os.path.exists(os.path.join(workdir, "metrics.jsonl")):
+    return
+  try:
+    report.curves(workdir)
+  except (OSError, ValueError) as error:
+    logging.warning("%s/curves.png is not drawn: %s", workdir, error)
 
 
 def _exit_status(steps: int, workdir: str) -> int:

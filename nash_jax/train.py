@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from nash_jax import exact, judges, keys
@@ -29,7 +28,7 @@ from nash_jax.validation import require
 
 # What the progress bar shows.
 PROGRESS_METRICS = (
-  "kl_to_reference", "eval/win_rate_vs_reference", "response_length", "seconds/sample",
+  "kl_to_reference", "eval/win_rate_vs_reference", "response_length", "flip_rate", "seconds/sample",
 )  # fmt: skip
 
 
@@ -128,12 +127,12 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
     stopping = stop.before(step) or final
     key = functools.partial(keys.key, config.seed, step=step)
     if evaluating := step % config.evaluation.every == 0 or final:
-      metrics, tokens = programs.evaluate(
+      metrics, samples = programs.evaluate(
         state, reference, setup.judge.params, evaluated_prompts, evaluation_key
       )
       log.push(step, metrics)
-      log.text(step, "held out", *_texts(setup, tokens))
-      log.clock(step, "evaluate", tokens)
+      log.text(step, "held out", samples, functools.partial(_texts, setup))
+      log.clock(step, "evaluate", samples)
     if step > first_step and (step % config.checkpoint.every == 0 or stopping):
       log.flush(step)
       score = log.value(step, "eval/win_rate_vs_reference") if evaluating else None
@@ -156,15 +155,13 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
     log.push(step, {**metrics, **verdict.metrics})
 
 
-def _texts(setup: Setup, tokens: Int[Array, "B K L"]) -> tuple[tuple, Callable[[Any], list[str]]]:
-  """Returns the first few continuations' arrays, and a function that decodes them on the host."""
-  count = setup.config.evaluation.texts
-  arrays = (setup.held_out.all(range(count)).tokens, tokens[:count, 0])
-
-  def decode(arrays):
-    return [
-      f"{setup.tokenizer.decode(prompt)} ▸{setup.tokenizer.decode(response)}"
-      for prompt, response in zip(*arrays, strict=True)
-    ]
-
-  return arrays, decode
+def _texts(setup: Setup, samples: dict[str, Any]) -> list[dict[str, Any]]:
+  """Returns the samples of an evaluation, which are on the host, as they are recorded."""
+  decode, count = setup.tokenizer.decode, len(samples["p_win"])
+  prompts = setup.held_out.all(range(count)).tokens
+  rows = []
+  for i, prompt in enumerate(prompts):
+    values = {name: x[i].item() for name, x in samples.items() if x.ndim == 1}
+    texts = {name: decode(samples[name][i]) for name in ("response", "reference")}
+    rows.append({"prompt": decode(prompt), **texts, **values})
+  return rows

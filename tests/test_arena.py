@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 
 import jax
@@ -16,6 +17,7 @@ import nash_jax
 from nash_jax import judges, policy, report, weights
 from nash_jax.config import resolve
 from nash_jax.data import corpus
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.jobs import arena
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
@@ -237,6 +239,25 @@ def without_models(count, batch_size, **changes):
   return config, held_out, params, policy.Policy(logprobs, make_sampler)
 
 
+def test_one_response_each_is_enough_for_two_policies_but_none_meets_itself():
+  def compare(params, prompts, a, b):
+    seen = jnp.ones(len(prompts.index), bool)
+    return jnp.full(len(seen), 0.75), seen, {}
+
+  config, held_out, params, drawn = without_models(12, 4, samples=1)
+  judge = {"judge": judges.Judge(jnp.zeros(()), judges.pairwise(compare))}
+  judged = arena._sample_and_judge(config, held_out, 12, params, judge, drawn)
+  result = arena.evaluate(config, Tokenizer(BUNDLED, "plain"), judged)
+  cells = result["judges"]["judge"]["win_rate"]
+  assert (cells["base"]["other"]["mean"], cells["other"]["base"]["mean"]) == (0.75, 0.25)
+  assert cells["base"]["base"]["mean"] is cells["other"]["other"]["mean"] is None
+  assert "| base | — |" in re.sub(" +", " ", report.arena(result))
+  alone = nash_jax.config.arena()
+  alone.samples, alone.policies = 1, {"base": alone.policies.base}
+  with pytest.raises(ValueError, match="samples: expected at least 2 where there is one policy"):
+    resolve(alone)
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(3, 2), (7, 3), (11, 4)])
 def test_every_prompt_is_judged_once_and_counts_once_in_the_judges_metrics(count, batch_size):
   asked = []
@@ -426,7 +447,7 @@ def test_policies_come_from_files_and_from_any_part_and_step_of_a_run(files, tmp
     ("base", "bse", "base: got 'bse', expected one of.*did you mean 'base'"),
     ("select_judge", "x", "select_judge: got 'x', expected one of judge"),
     ("judges.judge.name", "gpt", "judges.judge.name: got 'gpt', expected one of bradley_terry"),
-    ("samples", 1, r"^samples: expected a whole number in \[2, 1024\], got 1"),
+    ("samples", 0, r"^samples: expected a whole number in \[1, 1024\], got 0"),
     ("sampling.temperature", 0.0, "sampling.temperature: expected a number in .*, got 0.0"),
     ("prompts.held_out", 0, "held-out prompts: expected at least two"),
     ("prompts.batch_size", 0, "prompts.batch_size: expected a whole number in .*, got 0"),

@@ -256,15 +256,15 @@ def test_another_config_is_refused_field_by_field(tmp_path):
   start(tmp_path, config=config).close()
   config["algorithm"]["beta"], config["steps"] = 0.05, 9
   with pytest.raises(ValueError, match="another config") as error:
-    start(tmp_path, config=config, allow=("steps",))
+    start(tmp_path, config=config, allow=("eta",))
   assert "algorithm.beta: 0.1 there, 0.05 here" in str(error.value)
-  assert "checkpoint.allow=('steps', 'algorithm.beta')" in str(error.value)
+  assert str(error.value).endswith("add --config.checkpoint.allow=\"('eta', 'algorithm.beta')\"")
   assert "steps: 3" not in str(error.value)
   assert json.loads((tmp_path / "config.json").read_text())["steps"] == 3, (
     "a refusal writes nothing"
   )
-  config["checkpoint"]["allow"] = ("steps", "algorithm")
-  start(tmp_path, config=config, allow=("steps", "algorithm")).close()
+  config["checkpoint"]["allow"] = ("algorithm",)
+  start(tmp_path, config=config, allow=("algorithm",)).close()
   assert json.loads((tmp_path / "config.json").read_text())["algorithm"]["beta"] == 0.05
   assert "jax" in json.loads((tmp_path / "versions.json").read_text())
 
@@ -509,7 +509,8 @@ def test_inputs_that_changed_are_named_and_can_be_permitted(tmp_path):
   with pytest.raises(ValueError, match="not those that it began with") as error:
     checkpoint.verify_inputs(tmp_path, changed, ("steps",))
   assert "\n  judge.table: t.npy\n" in str(error.value)
-  assert "checkpoint.allow=('steps', 'judge.table')" in str(error.value)
+  flag = "--config.checkpoint.allow=\"('steps', 'judge.table')\""
+  assert str(error.value).endswith(f"add {flag}"), "as a shell takes it"
   assert "p.jsonl" not in str(error.value)
   checkpoint.verify_inputs(tmp_path, changed, ("judge",))
   checkpoint.verify_inputs(tmp_path, changed)
@@ -527,7 +528,9 @@ def test_weights_of_another_type_cannot_be_compared_but_of_the_same_are(tmp_path
 
 def test_a_base_that_changed_can_be_permitted(tmp_path):
   checkpoint.verify_base(tmp_path, {"w": jnp.ones(3)}, record=True)
-  with pytest.raises(ValueError, match=r"set checkpoint.allow=\('model.weights',\)"):
+  with pytest.raises(
+    ValueError, match=r"""add --config.checkpoint.allow="\('model.weights',\)" """
+  ):
     checkpoint.verify_base(tmp_path, {"w": jnp.zeros(3)}, record=True)
   checkpoint.verify_base(tmp_path, {"w": jnp.zeros(3)}, record=True, changed=True)
   checkpoint.verify_base(tmp_path, {"w": jnp.zeros(3)}, record=True)

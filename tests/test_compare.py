@@ -259,7 +259,7 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(runs, message):
     ("kinds", (), "kinds: expected at least one"),
     ("kinds", ("tabular",), "kinds: expected network alone"),
     ("arena.select_judge", "popultion", "arena: select_judge: got 'popultion'.*did you mean"),
-    ("arena.samples", 1, "arena.samples: expected a whole number in"),
+    ("arena.samples", 0, "arena.samples: expected a whole number in"),
     (
       "arena.policies",
       {"mine": {"weights": "runs/mine", "best_of": 1}},

@@ -170,7 +170,7 @@ def test_a_step_beyond_the_end_ends_and_the_finished_fit_stays(sft, start, tmp_p
   start(tmp_path)
   steps = checkpoint._steps(checkpoint._folder(tmp_path))
   fewer = config.copy_and_resolve_references()
-  fewer.steps, fewer.checkpoint.allow, fewer.export = 12, ("steps", "export"), ""
+  fewer.steps, fewer.checkpoint.allow, fewer.export = 12, ("export",), ""
   finished = setup._replace(config=resolve(fewer))
   monkeypatch.setattr(fit, "set_up", lambda config: finished)
   figures = fit.run(fewer, tmp_path, progress=False)

@@ -37,3 +37,22 @@ def test_an_evaluations_mean_log_ratio_is_kl_where_the_samples_are_the_policys(s
   )
   assert {x for x in values if "_to_" in x} == {name}
   assert set(values) <= set(metrics.GLOSSARY)
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_policy_that_is_its_reference_has_no_kl_to_it_in_bfloat16(rank):
+  """Its sampler rounds elsewhere, by far more than nothing."""
+  changes = {"model.dtype": "bfloat16", "model.lora.rank": rank, "sampling.max_tokens": 6}
+  config = resolve(tiny.train({**changes, "model.changes.num_layers": 1}))
+  tokenizer, model_config = policy.tokenizer_and_model(config.model)
+  judge = judges.make(config.judge, tokenizer)
+  programs, _ = make_programs(
+    config, tokenizer, model_config, judge, sharding.make_mesh(config.mesh)
+  )
+  base = jax.jit(gemma.init, static_argnums=1)(jax.random.key(0), model_config)
+  base["embedder"]["input_embedding"] *= 20.0  # a policy with opinions
+  state, reference = programs.init(base), gemma.cast(base, "bfloat16")
+  prompts = pad_prompts({"inputs": [[2, 30], [2, 40, 50]], "index": [0, 1]}, 3, 0)
+  key = jax.random.key(1)
+  values, _ = programs.evaluate(state, reference, judge.params, prompts, key)
+  assert float(values["eval/kl_to_reference"].total) == 0

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "nash_jax"
 # From bottom to top. A module imports only modules of the layers below its own.
 LAYERS = (
   ("validation", "types", "keys"),
-  ("games.preference", "data.files", "run.files", "run.metrics", "run.signals"),
-  ("run.checkpoint", "run.lock", "report"),
+  ("games.preference", "data.files", "run.advice", "run.files", "run.signals"),
+  ("run.checkpoint", "run.lock", "run.metrics", "report"),
   ("games.zoo", "games.solvers", "data.chat_template", "models.sharding"),
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),

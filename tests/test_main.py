@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from tiny import ROOT
 
 import nash_jax
-from nash_jax import main
+from nash_jax import main, report
 from nash_jax.run import lock
 
 HEAVY = ("jax", "tensorflow", "gemma", "orbax", "matplotlib", "seqio")
@@ -66,12 +67,47 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
   assert capsys.readouterr().err == f"nash-jax: no job 'tran'; jobs are {', '.join(main.JOBS)}\n"
 
 
+def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
+  """Unless jax is told where, or there is no place to write."""
+  name = "JAX_COMPILATION_CACHE_DIR"
+  monkeypatch.delenv(name)
+  (tmp_path / "file").write_text("")
+  for home in (tmp_path / "file", "relative"):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    main.keep_compiled_programs()
+    assert name not in os.environ
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+  main.keep_compiled_programs()
+  folder = pathlib.Path(os.environ[name])
+  assert folder.is_dir()
+  assert folder.parent == tmp_path / "caches" / "nash_jax"
+  for told in ("", "elsewhere"):
+    monkeypatch.setenv(name, told)
+    main.keep_compiled_programs()
+    assert os.environ[name] == told
+
+
+def test_a_run_that_ends_leaves_its_curves_where_it_has_any(tmp_path, monkeypatch, caplog):
+  drawn = []
+  monkeypatch.setattr(report, "curves", drawn.append)
+  main._leave_curves(str(tmp_path))
+  assert not drawn, "nothing was recorded"
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
+  main._leave_curves(str(tmp_path))
+  assert drawn == [str(tmp_path)]
+  (tmp_path / "metrics.jsonl").write_text("{}\n")
+  monkeypatch.undo()
+  main._leave_curves(str(tmp_path))
+  assert "metrics.jsonl:1: expected a step and its metrics" in caplog.text
+  assert "curves.png is not drawn" in caplog.text
+
+
 # Of one interpreter that has imported everything, a child for each command: (its module train or
 # None, arguments). Prints their exit statuses.
 CHILDREN = """
 import json, os, sys, types
 import ml_collections.config_flags, nash_jax.config.checks, nash_jax.run.checkpoint
-from nash_jax import main
+from nash_jax import main, report
 commands, statuses = json.loads(sys.argv[1]), []
 def act(end):
   def run(config, workdir):
@@ -121,6 +157,10 @@ BAD = (
     " got 0.5. Leave it out, or choose what reads it.\n",
   ),
   ("sample --realign=-2 --prompt=x", "sample: realign: expected a number in [0, 1000], got -2.0"),
+  (
+    "sample --run=none --prompt=x",
+    "sample: model.weights: expected a file that exists, got 'none'",
+  ),
 )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import pathlib
 import re
 import shutil
@@ -36,12 +37,16 @@ def lines(workdir, name="metrics.jsonl"):
   return [json.loads(line, parse_constant=refuse) for line in text]
 
 
+def sample_of(x):
+  return {"prompt": "Thé", "response": f"text {int(x)}", "p_win": math.nan if x == 1 else 0.5}
+
+
 def run(workdir, first, last, **kwargs):
   m = start(workdir, first, **kwargs)
   for step in range(first, last):
     m.clock(step, "update", jnp.float32(step), 7)
     m.push(step, {"loss": Mean(jnp.float32(step / 3), jnp.float32(3)), "kappa": 0.1})
-    m.text(step, "samples", jnp.int32(step), lambda x: [f"text {int(x)}"])
+    m.text(step, "samples", jnp.int32(step), lambda x: [sample_of(x)])
   return m
 
 
@@ -102,6 +107,21 @@ def test_resumed_lines_equal_the_uninterrupted_ones(tmp_path):
   run(tmp_path / "cut", 3, 6).close()
   assert kept(tmp_path / "cut") == kept(tmp_path / "whole")
   assert len(kept(tmp_path / "cut")[0]) == 6
+
+
+def test_a_line_of_samples_is_one_sample_with_its_fields(tmp_path):
+  """Also of a record whose lines held all texts of a step in one list."""
+  older = {"step": 0, "name": "held out", "rows": ["Lily ▸ ran ▸ home.", "Tom ▸"]}
+  empty = {"step": 0, "name": "held out", "rows": []}
+  (tmp_path / "samples.jsonl").write_text(f"{json.dumps(older)}\n{json.dumps(empty)}\n")
+  run(tmp_path, 1, 3).close()
+  assert lines(tmp_path, "samples.jsonl") == [
+    {"step": 0, "prompt": "Lily", "response": " ran ▸ home."},
+    {"step": 0, "prompt": "Tom", "response": ""},
+    {"step": 1, "prompt": "Thé", "response": "text 1", "p_win": None},
+    {"step": 2, "prompt": "Thé", "response": "text 2", "p_win": 0.5},
+  ]
+  assert "Thé" in (tmp_path / "samples.jsonl").read_text(encoding="utf-8"), "as a reader sees it"
 
 
 def test_nothing_is_missing_after_a_kill_just_behind_a_flush(tmp_path):
@@ -234,7 +254,7 @@ def test_a_part_that_cannot_be_written_stops_the_run_or_is_left_behind(
   fail(m)
   for step in range(3, 60):
     m.push(step, {"loss": 0.0})
-    m.text(step, "samples", step, lambda x: [str(x)])
+    m.text(step, "samples", step, lambda x: [sample_of(x)])
   m.close()
   assert caplog.text.count("the run goes on without it") == 1
   whole = {"metrics.jsonl", "samples.jsonl"} - {part}
@@ -313,6 +333,20 @@ def test_the_bar_shows_the_numbers_asked_for(tmp_path, capsys):
   out, err = capsys.readouterr()
   assert all(text in err for text in ("2/2", "loss=0.25", "p_win=0.5"))
   assert "kappa" not in err + out
+
+
+def test_the_bar_says_that_the_first_step_compiles_and_how_long_that_took(tmp_path, capsys, caplog):
+  caplog.set_level(logging.INFO, "nash_jax.run.metrics")
+  m = metrics.Metrics(tmp_path, first_step=3, total_steps=9)
+  assert "compiling for the first step" in capsys.readouterr().err
+  for step in range(3, 6):
+    m.push(step, {"loss": 0.0})
+  m.close()
+  assert re.findall(r"step 3 took \d+ s, compilation included", caplog.text)
+  assert caplog.text.count("compilation") == 1
+  assert "compiling" not in capsys.readouterr().err.split("\r")[-1]
+  metrics.Metrics(tmp_path, first_step=9, total_steps=9).close()
+  assert "compiling" not in capsys.readouterr().err, "a finished run compiles nothing"
 
 
 def test_profile_leaves_a_trace(tmp_path):

@@ -41,9 +41,12 @@ def test_an_old_run_goes_on_with_the_metrics_it_would_have_had(workdir, monkeypa
   load = functools.partial(policy.load_weights, str(REFERENCE))
   monkeypatch.setattr(train, "load_weights", lambda spec, *args, **options: load(*args, **options))
   c = config(steps=6)
-  with pytest.raises(ValueError, match=r"another config:\n  steps: 4 there, 6 here\nUse"):
+  c.algorithm.beta = 0.5
+  with pytest.raises(
+    ValueError, match=r"another config:\n  algorithm.beta: .* there, 0.5 here\nUse"
+  ):
     train.run(c, workdir)
-  c.checkpoint.allow = ("steps",)
+  c.algorithm.beta = config(steps=6).algorithm.beta
   done = train.run(c, workdir, progress=False)
   assert (int(done.state.step), done.stopped) == (6, False)
   lines = test_train.lines(workdir)

@@ -132,6 +132,25 @@ def test_texts_over_their_budgets_are_dropped_or_cut(tmp_path):
     preferences.load_preferences(none, TOKENIZER, seed=0)
 
 
+@pytest.mark.parametrize(("long", "overflow"), [(3, "cut"), (3, "drop"), (2, "cut")])
+def test_budgets_that_most_examples_exceed_are_told_with_their_share(
+  tmp_path, caplog, long, overflow
+):
+  pairs = [
+    ("A b.", "A b."),
+    *[("A cat sat on the mat. " * 9, "No.")] * long,
+    *[("C d.", "E f.")] * 4,
+  ]
+  pairs = pairs[: long + 2]
+  records = [{"prompt": "Hi", "chosen": a, "rejected": f"{b} !"} for a, b in pairs]
+  path = write(tmp_path / "p.jsonl", records)
+  preferences.load_preferences(configure("preferences", path, overflow=overflow), TOKENIZER, 0)
+  said = [r.getMessage() for r in caplog.records if "max_response_tokens=12" in r.getMessage()]
+  fate = {"cut": "cut", "drop": "dropped"}[overflow]
+  expected = f"3 of 5 examples (60%) are over max_response_tokens=12, max_tokens=16 and are {fate}:"
+  assert [line.startswith(expected) for line in said] == [True] * (long > 2)
+
+
 def test_pairs_of_token_ids_are_taken_as_they_are(tmp_path):
   rows = [
     {"inputs": [2, 9], "a": [7, 8, 1], "b": [7], "p_a": 0.25},

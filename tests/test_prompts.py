@@ -580,6 +580,7 @@ def test_converting_reads_null_columns_marks_and_never_its_own_output(tmp_path):
     ),
     ("x.csv", b"prompt\nx\n", "input: expected files in .parquet, .json, .jsonl"),
     ("x.parquet", b"version https://git-lfs.github.com/spec/v1", "x.parquet: a Git LFS pointer"),
+    ("x.jsonl", b'{"text": "x"}', "x.jsonl: expected a conversation .*'written': 0, 'skipped': 1"),
   ],
 )
 def test_a_bad_file_ends_a_conversion_in_one_line_and_leaves_the_output(
@@ -594,6 +595,14 @@ def test_a_bad_file_ends_a_conversion_in_one_line_and_leaves_the_output(
   assert rlhflow.main(str(tmp_path / name), str(output)) == 2
   assert capsys.readouterr().err.count("\n") == 1
   assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out.jsonl"])
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("in", "-h")])
+def test_a_conversions_help_says_what_to_give(arguments, capsys):
+  assert rlhflow.main(*arguments) == 0
+  out, err = capsys.readouterr()
+  assert "nash_jax.data.rlhflow INPUT OUTPUT" in out
+  assert err == ""
 
 
 def test_a_held_out_part_of_which_nothing_fits_is_refused(tmp_path):

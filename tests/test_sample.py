@@ -1,14 +1,17 @@
 """Continuations at the prompt, from a file and as typed, realigned towards or from a reference."""
 
 import io
+import json
 import types
 
 import jax
 import pytest
+import tiny
 from jax import numpy as jnp
 
 import nash_jax
 from nash_jax import weights
+from nash_jax.config import describe, resolve
 from nash_jax.jobs import sample
 from nash_jax.models import gemma
 from nash_jax.types import Responses
@@ -110,7 +113,9 @@ def drawn(monkeypatch):
 
   policy = types.SimpleNamespace(make_sampler=lambda **options: draw)
   monkeypatch.setattr(sample, "make_policy", lambda *args: policy)
-  monkeypatch.setattr(sample, "load_weights", lambda *args: {})
+  loaded = []
+  monkeypatch.setattr(sample, "load_weights", lambda *args: loaded.append(args) or {})
+  return loaded
 
 
 @pytest.mark.usefixtures("drawn")
@@ -120,6 +125,82 @@ def test_a_typed_prompt_that_is_refused_leaves_the_next_one(monkeypatch, capsys,
   out, err = capsys.readouterr()
   assert f"{PROMPTS[1]} ▸" in out
   assert "carries the chat template already" in err
+
+
+def test_json_lines_hold_prompts_of_many_lines_and_conversations(printed, tmp_path):
+  """They are written with what was drawn beside what they held; the same is printed."""
+  records = [
+    {"prompt": "Two\nlines.", "id": 7},
+    {"messages": [{"role": "user", "content": "One\nday"}]},
+  ]
+  file, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+  file.write_text("\n".join(map(json.dumps, records)))
+  shown = printed(prompt="", file=str(file))
+  assert printed(prompt="", file=str(file), output=str(output)) == ""
+  rows = [json.loads(line) for line in output.read_text().splitlines()]
+  drawn = ("response", "sample", "tokens", "stopped", "logp")
+  kept = [{name: x for name, x in row.items() if name not in drawn} for row in rows]
+  assert kept == [record for record in records for _ in range(2)]
+  assert [row["sample"] for row in rows] == [0, 1, 0, 1]
+  assert all(0 < row["tokens"] <= 8 and row["logp"] < 0 for row in rows)
+  assert all(row["stopped"] or row["tokens"] == 8 for row in rows)
+  prompts = ["Two\nlines."] * 2 + ["One\nday"] * 2
+  assert shown == "".join(
+    f"{p} ▸{row['response']}\n\n" for p, row in zip(prompts, rows, strict=True)
+  )
+
+
+def test_prompts_of_any_length_are_padded_to_few_widths():
+  widths = {length: sample._width(length) for length in range(1, 5000)}
+  assert all(width >= length for length, width in widths.items())
+  assert len({*widths.values()}) == 10
+
+
+@pytest.fixture(scope="module")
+def of_a_run(tmp_path_factory):
+  """The workdir of a run, as far as its config, which differs from the bundled one's."""
+  folder = tmp_path_factory.mktemp("runs") / "a"
+  changes = {
+    "model.dtype": "bfloat16", "model.template": "gemma", "model.changes.num_layers": 1,
+    "sampling.temperature": 0.7, "sampling.tokens": (9, 8), "sampling.max_tokens": 5,
+    "model.weights": "assets:stories/judge.safetensors",
+  }  # fmt: skip
+  folder.mkdir()
+  saved = describe(resolve(tiny.train(changes)))
+  (folder / "config.json").write_text(json.dumps(saved))
+  return str(folder)
+
+
+@pytest.mark.parametrize("part", ["", "@target"])
+def test_a_runs_weights_need_nothing_said_that_the_run_knows(of_a_run, part, drawn):
+  config = nash_jax.config.sample()
+  config.update_from_flattened_dict({"model.weights": of_a_run + part, "prompt": "Hi"})
+  found = sample.as_its_run(config)
+  assert found.model.to_dict() == {
+    **config.model.to_dict(), "preset": "tiny", "dtype": "bfloat16", "template": "gemma",
+    "changes": {"num_embed": 1024, "num_layers": 1},
+  }  # fmt: skip
+  of_config = config.sampling.to_dict()
+  assert found.sampling.to_dict() == {**of_config, "temperature": 0.7, "tokens": (9, 8)}
+  assert found.reference == config.reference, "at realign = 1 nothing reads it"
+  config.realign = 1.5
+  sample.run(config)
+  (policy, *_, dtype), (reference, *more) = drawn
+  assert (policy, reference) == (of_a_run + part, "assets:stories/judge.safetensors")
+  assert dtype == more[-1] == jnp.bfloat16
+
+
+def test_what_is_said_goes_before_what_the_run_has(of_a_run):
+  config = nash_jax.config.sample()
+  said = {"model.template": "plain", "sampling.temperature": 2.0}
+  said |= {"model.changes.num_layers": 2, "realign": 2.0, "reference": "mine.safetensors"}
+  config.update_from_flattened_dict({"model.weights": of_a_run, **said})
+  found = sample.as_its_run(config)
+  assert found.sampling.temperature == 2
+  assert found.model.changes.to_dict() == {"num_layers": 2}
+  assert found.reference == "mine.safetensors"
+  file = nash_jax.config.sample()
+  assert sample.as_its_run(file) is file, "a file of weights says nothing of them"
 
 
 @pytest.mark.usefixtures("drawn")
@@ -174,6 +255,7 @@ def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monke
     ({"prompt": "", "file": "none.txt"}, "file: expected a readable text file, got .*none.txt"),
     ({"prompt": "", "file": "/"}, "file: expected a readable text file, got '/'"),
     ({"prompt": "", "file": "/dev/null"}, "file: expected a prompt a line, got '/dev/null'"),
+    ({"output": "/nowhere/x.jsonl"}, "/nowhere/x.jsonl: expected a file that can be written"),
   ],
 )
 def test_bad_input_is_refused_before_weights_load(printed, monkeypatch, changes, message):

@@ -213,6 +213,23 @@ def test_pairs_of_a_preference_batch_that_do_not_count_weigh_nothing(tokenizer):
     assert (means["accuracy"].total, means["accuracy"].weight) == (2, 2)
 
 
+@pytest.mark.parametrize("scale", [0.0, 30.0])
+def test_an_unfitted_reward_starts_at_ln_2_whatever_the_scale_of_the_final_norm(scale):
+  """Also where some of its entries are far larger than others, as in a real Gemma."""
+  model, rng = gemma_model.preset("tiny", num_embed=1024, num_layers=1), np.random.default_rng(0)
+  params = jax.eval_shape(lambda key: gemma_model.init(key, model), jax.random.key(0))
+  norm = scale * rng.random(model.embed_dim, np.float32) ** 4
+  hidden = rng.normal(size=(512, model.embed_dim)).astype(np.float32)
+  hidden *= (1 + norm) / np.sqrt(np.mean(hidden**2, axis=1, keepdims=True))
+  params = {**params, "final_norm": {"scale": norm}}
+  for seed in range(5):
+    head = bradley_terry.add_head(params, jax.random.key(seed))["head"]["w"]
+    rewards = hidden @ np.asarray(head)
+    assert 0.03 < rewards.std() < 0.3
+    loss = np.log1p(np.exp(rewards[::2] - rewards[1::2])).mean()
+    assert abs(loss - math.log(2)) < 0.02
+
+
 def test_a_judge_that_prefers_neither_is_half_right_whichever_wins():
   """As one that has no opinion is, whatever share of the pairs lists its winner first."""
   p_win, counted = np.array([0.9, 0.9, 0.9, 0.2, 0.5], np.float32), np.ones(5, bool)

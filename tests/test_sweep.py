@@ -126,6 +126,15 @@ def test_the_folder_of_an_exact_run_is_not_taken_by_one_of_more_steps(batched, t
   assert not batched
 
 
+@pytest.mark.parametrize("steps", [5, 9])
+def test_a_run_of_a_comparison_does_not_go_on_over_other_steps(trained, tmp_path, steps):
+  """Alone it would; here its schedule and its end would not be those of the other runs."""
+  write(tmp_path / "a", resolve(tiny.train()), [0, 3, 6])
+  with pytest.raises(ValueError, match=r"a: expected a run of this config.* steps"):
+    run(tmp_path, tiny.train({"steps": steps}))
+  assert not trained.folders
+
+
 @pytest.mark.parametrize("line", ["{}", '{"ste', "null", "3", "\x00\x00"])
 def test_a_damaged_exact_run_is_named(batched, tmp_path, line):
   write(tmp_path / "a", resolve(exact()), [0, 2])

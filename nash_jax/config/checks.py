@@ -247,6 +247,11 @@ def _check_arena(config) -> None:
   enough = bool(config.prompts.held_out_path) or count > 1
   fix = "Set prompts.held_out, or prompts.held_out_path."
   require(enough, "held-out prompts", "at least two, for an interval", count, fix)
+  pairs, expected = (
+    config.samples * len(config.policies) > 1,
+    "at least 2 where there is one policy",
+  )
+  check("samples", pairs, expected, "With 1, policies meet each other but none meets itself.")
   check.one_of("base", config.policies)
   single = config.policies[config.base].best_of == 1
   check("base", single, "a policy with best_of = 1", "Best-of-n has no log-probabilities for KL.")
@@ -402,7 +407,8 @@ def _check_arena_of_runs(
   require(comparison.REFERENCE not in names, "run's label", expected, names, "Set its label.")
   c = config.arena.copy_and_resolve_references().unlock()
   c.base = comparison.REFERENCE
-  c.policies = {c.base: {"weights": config.base.model.weights, "best_of": 1}}
+  start = {"weights": config.base.model.weights, "best_of": 1}
+  c.policies = {c.base: start, f"a run from {c.base}": start}
   try:
     c = resolve(c.lock(), "arena")
   except ValueError as error:

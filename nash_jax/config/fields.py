@@ -323,7 +323,7 @@ def _arena() -> ConfigDict:
     base="base",  # the policy that KL, length and distinct bigrams are compared with
     judges={"judge": _judge(), "population": _judge(name="population")},
     select_judge="judge",  # picks the best of n
-    samples=number(2, "[2, 1024]"),  # of each policy to a prompt
+    samples=number(2, "[1, 1024]"),  # of each policy to a prompt; of a single policy at least 2
     max_prompts=number(0, "[2, 1e9]", {0: "every held-out prompt"}),
     resamples=number(2000, "[1, 1e6]"),  # of the bootstrap
     texts=number(3, "[0, 1e6]"),  # prompts shown with every policy's continuation
@@ -386,7 +386,8 @@ def _sample() -> ConfigDict:
     model=online.model,
     sampling={**_set(online.sampling, max_tokens=128), "samples": number(1, "[1, 1024]")},
     prompt="",  # "": ask for prompts until an empty line
-    file="",  # prompts of a file, one a line, instead
+    file="",  # prompts of a file, one a line, instead; of .jsonl, records with prompt or messages
+    output="",  # a file for the continuations, as JSON lines; "": they are printed
     # λ: logits are (1 - λ)·reference + λ·policy, so 1 is the policy and 0 the reference.
     realign=number(1.0, "[0, 1000]"),
     reference=online.model.weights,  # as model.weights; read where λ is not 1

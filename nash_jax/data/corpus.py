@@ -169,6 +169,7 @@ def load_examples(
     counts = {"kept": len(kept), "dropped": len(dropped & {*rows}), "cut": len(over & {*kept})}
     examples.report.update(counts)
   logging.info("examples to train on: %s, held out: %s", train.report, held.report)
+  _tell_over(len(over), count, budgets, config)
   if not len(train):
     number = train.report["dropped"]
     everything = "all " if number == count - held_out else ""
@@ -181,6 +182,16 @@ def load_examples(
   expected = f"some of the {held_out} within max_tokens, no pairs of equals"
   require(len(held) > 0 or not held_out, f"held-out examples {source}", expected, "none", fix)
   return train, held
+
+
+def _tell_over(over: int, count: int, budgets: dict[str, int], config) -> None:
+  """Says so where most examples are over a budget."""
+  names = {name: "max_tokens" if name == "inputs" else "max_response_tokens" for name in budgets}
+  most = ", ".join(sorted({f"{names[name]}={budgets[name]}" for name in budgets}))
+  fate, share = "dropped" if config.overflow == "drop" else "cut", 100 * over // count
+  message = "%d of %d examples (%d%%) are over %s and are %s: raise these, unless that is meant"
+  if 2 * over > count:
+    logging.warning(message, over, count, share, most, fate)
 
 
 def _tell_duplicates(train: Examples, held: Examples, config, drop: bool) -> Examples:

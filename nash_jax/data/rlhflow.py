@@ -1,4 +1,8 @@
-"""RLHFlow's prompt collection as our JSON lines: `python -m nash_jax.data.rlhflow INPUT OUTPUT`."""
+"""RLHFlow's prompt collection as our JSON lines: `python -m nash_jax.data.rlhflow INPUT OUTPUT`.
+
+INPUT: a parquet, JSON or JSON-lines file, or a folder of them. OUTPUT: the file to write, such as
+data/rlhflow.jsonl, which the Gemma configs read. docs/data.md has more.
+"""
 
 import json
 import os
@@ -30,7 +34,8 @@ def convert(source: str, output: str) -> dict[str, int]:
     an answer.
 
   Raises:
-    ValueError: no such files, or one that cannot be read; names the file and the row.
+    ValueError: no such files, or one that cannot be read (names the file and the row), or none to
+      write.
   """
   counts = {"written": 0, "skipped": 0}
   inputs = _inputs(pathlib.Path(source), pathlib.Path(output))
@@ -45,6 +50,8 @@ def convert(source: str, output: str) -> dict[str, int]:
         except ValueError as error:
           raise ValueError(f"{place}: {error}") from None
       counts["written" if messages else "skipped"] += 1
+    expected = "a conversation that waits for an answer, as context_messages or prompt"
+    require(counts["written"] > 0, str(source), expected, counts, "docs/data.md has its form.")
   return counts
 
 
@@ -117,8 +124,11 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 def main(*arguments: str) -> int:
   """Converts, prints the counts or a line that says what is wrong, and returns the exit status."""
+  if {"-h", "--help"} & {*arguments}:
+    print(__doc__, end="")
+    return 0
   try:
-    require(len(arguments) == 2, "arguments", "INPUT OUTPUT", list(arguments), "See docs/data.md.")
+    require(len(arguments) == 2, "arguments", "INPUT OUTPUT", list(arguments), "Try --help.")
     print(convert(*arguments))
   except ValueError as error:
     print(f"rlhflow: {error}", file=sys.stderr)

@@ -1,80 +1,168 @@
-"""Prints continuations of prompts, typed or from a file; optionally realigned.
+"""Prints or writes continuations of prompts, typed or from a file; optionally realigned.
 
 Decoding-time realignment (Liu et al. 2402.02992) draws from the token-wise geometric mixture
 π_ref^(1-λ)·π_θ^λ: as a policy trained with β/λ in place of β would be, approximately.
 """
 
+import contextlib
 import itertools
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
+from absl import logging
+from flax import traverse_util
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
-from nash_jax import keys
+from nash_jax import keys, weights
 from nash_jax.config import resolve
+from nash_jax.config.fields import DECLARED, default
+from nash_jax.data.chat_template import turns
 from nash_jax.data.corpus import Texts, pad
 from nash_jax.data.files import read_records
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
+from nash_jax.models import gemma
+from nash_jax.policy import load_weights, make_policy, parse_weights, tokenizer_and_model
+from nash_jax.run import checkpoint
+from nash_jax.run.files import replacing
 from nash_jax.types import Prompts
 from nash_jax.validation import require
 
+Prompt = tuple[dict[str, Any], list[int]]  # a record with "prompt" or "messages", and its ids
+Write = Callable[[dict[str, Any]], None]
+# What is taken from the config of a run that is sampled from; and all of model.changes.
+OF_RUN = (
+  *(f"model.{name}" for name in ("preset", "tokenizer", "template", "dtype")),
+  *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "tokens")),
+)  # fmt: skip
+LEAST_WIDTH = 16
+
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str] = "") -> None:
-  """Prints continuations of `prompt`, of each line of `file`, or of what is typed.
+  """Continues `prompt`, each record of `file`, or what is typed; prints that, or writes `output`.
 
   Args:
     config: from nash_jax.config.sample(); model.weights may be a run, such as "runs/x@target", and
-      so may reference, which is loaded only where realign is not 1.
+      so may reference, which is loaded only where realign is not 1. What is at its default is as
+      that run has it: architecture, tokenizer, template, type of compute, sampling, reference.
     workdir: nothing is written.
 
   Raises:
-    ValueError: a bad config, weights, or a file without prompts.
+    ValueError: a bad config, weights, a file without prompts, or an output that cannot be written.
   """
-  config = resolve(config, "sample")
+  config = resolve(as_its_run(config), "sample")
   tokenizer, model_config = tokenizer_and_model(config.model)
   prompts = _prompts(config, tokenizer)
-  params, mixture = load_weights(config.model.weights, model_config, config.seed), None
-  if config.realign != 1:
-    reference = load_weights(config.reference, model_config, config.seed)
-    params, mixture = (params, reference), 1 - config.realign
-  policy = make_policy(config.model, config.sampling, tokenizer, model_config)
-  sample = jax.jit(policy.make_sampler(samples=config.sampling.samples, mixture=mixture))
-  for number, (text, ids) in enumerate(prompts):
-    width = 16 * -(-len(ids) // 16)  # a few widths, so that few programs are compiled
-    tokens, mask = map(jnp.asarray, pad([ids], width, tokenizer.pad_id, left=True))
-    batch = Prompts(tokens, mask, jnp.zeros(1, jnp.int32))
-    responses = sample(params, batch, keys.key(config.seed, "sample", number))
-    arrays = jax.device_get((responses.tokens[0], responses.mask[0]))
-    for response, mask in zip(*arrays, strict=True):
-      print(f"{text} ▸{tokenizer.decode(response[mask])}\n", flush=True)
+  with _writer(config.output) as write:
+    dtype = jnp.dtype(config.model.dtype)  # as sampling computes with
+    params = load_weights(config.model.weights, model_config, config.seed, dtype)
+    mixture = None
+    if config.realign != 1:
+      reference = load_weights(config.reference, model_config, config.seed, dtype)
+      params, mixture = (params, reference), 1 - config.realign
+    policy = make_policy(config.model, config.sampling, tokenizer, model_config)
+    sample = jax.jit(policy.make_sampler(samples=config.sampling.samples, mixture=mixture))
+    for number, (record, ids) in enumerate(prompts):
+      tokens, mask = map(jnp.asarray, pad([ids], _width(len(ids)), tokenizer.pad_id, left=True))
+      batch = Prompts(tokens, mask, jnp.zeros(1, jnp.int32))
+      responses = jax.device_get(sample(params, batch, keys.key(config.seed, "sample", number)))
+      for k, row in enumerate(responses.mask[0]):
+        write({
+          **record, "response": tokenizer.decode(responses.tokens[0, k][row]), "sample": k,
+          "tokens": int(row.sum()), "stopped": bool(responses.stopped[0, k]),
+          "logp": float(np.sum(responses.logp[0, k], dtype=np.float64)),
+        })  # fmt: skip
 
 
-def _prompts(config, tokenizer: Tokenizer) -> Iterable[tuple[str, list[int]]]:
+def as_its_run(config: ConfigDict) -> ConfigDict:
+  """Returns a config whose fields at their defaults are as in the run that model.weights names."""
+  given, defaults = (_flat(c.to_dict()) for c in (config, default(DECLARED["sample"]())))
+  spec = given.get("model.weights")
+  path = parse_weights(spec, "model.weights").path if isinstance(spec, str) else ""
+  if not os.path.isdir(path) or weights.kind(path):
+    return config
+  saved = _flat(checkpoint.read_config(path))
+  fields = {field: field for field in OF_RUN}
+  if not any(field.startswith("model.changes.") for field in given):
+    fields |= {field: field for field in saved if field.startswith("model.changes.")}
+  if given.get("realign") != 1:
+    fields["reference"] = "model.weights"
+  taken = {
+    field: _plain(field, saved[source])
+    for field, source in fields.items()
+    if source in saved and given.get(field) == defaults.get(field)
+  }
+  taken = {field: value for field, value in taken.items() if value != given.get(field)}
+  if taken:
+    listed = ", ".join(f"{field}={value!r}" for field, value in taken.items())
+    logging.info("as in %s: %s", path, listed)
+  config = config.copy_and_resolve_references().unlock()
+  with config.ignore_type():  # what a damaged file may hold is checked with the rest
+    config.update_from_flattened_dict(taken)
+  return config
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+  return traverse_util.flatten_dict(tree, sep=".")
+
+
+def _plain(field: str, value: Any) -> Any:
+  """Returns a value as a config holds it, from its JSON."""
+  if field == "model.changes.attention_types":
+    kinds = {kind.name: kind for kind in (gemma.LOCAL, gemma.GLOBAL)}
+    return tuple(kinds.get(name, name) for name in value)
+  return tuple(value) if isinstance(value, list) else value
+
+
+def _width(length: int) -> int:
+  """Returns to how many columns a prompt is padded: few widths, so few programs are compiled."""
+  return max(LEAST_WIDTH, 1 << (length - 1).bit_length())
+
+
+@contextlib.contextmanager
+def _writer(output: str) -> Iterator[Write]:
+  """Yields what prints a continuation, or writes it to a file that is there once it is whole."""
+  if not output:
+    yield lambda row: print(f"{_shown(row)} ▸{row['response']}\n", flush=True)
+    return
+  with replacing(output) as part, part.open("w", encoding="utf-8") as lines:
+    yield lambda row: print(json.dumps(row, ensure_ascii=False), file=lines)
+
+
+def _shown(record: dict[str, Any]) -> str:
+  """Returns the text of a prompt; of a conversation what the user said last."""
+  prompt = record.get("prompt") or record["messages"]
+  return prompt if isinstance(prompt, str) else turns(prompt)[-1].text
+
+
+def _prompts(config, tokenizer: Tokenizer) -> Iterable[Prompt]:
   """Returns prompts and their ids, all checked but those that are typed later."""
 
-  def encode(place: str, text: str) -> tuple[str, list[int]]:
+  def encode(place: str, record: Any) -> Prompt:
     try:
-      return text, Texts(tokenizer).prompt({"prompt": text})
+      return record, Texts(tokenizer).prompt(record)
     except ValueError as error:
       raise ValueError(f"{place}: {error}") from None
 
-  def typed() -> Iterator[tuple[str, list[int]]]:
+  def typed() -> Iterator[Prompt]:
     for text in itertools.takewhile(bool, _typed()):
       try:
-        yield encode("prompt", text)
+        yield encode("prompt", {"prompt": text})
       except ValueError as error:  # the next one may be good
         print(error, file=sys.stderr)
 
   if config.prompt:
-    return [encode("prompt", config.prompt)]
+    return [encode("prompt", {"prompt": config.prompt})]
   if config.file:
     readable = os.access(config.file, os.R_OK) and not os.path.isdir(config.file)
     require(readable, "file", "a readable text file", config.file, "Give its path.")
-    pairs = list(itertools.starmap(encode, read_records(config.file, str)))
+    parse = json.loads if config.file.endswith(".jsonl") else lambda line: {"prompt": line}
+    pairs = list(itertools.starmap(encode, read_records(config.file, parse)))
     require(len(pairs) > 0, "file", "a prompt a line", config.file, "Write some.")
     return pairs
   return typed()

@@ -116,7 +116,8 @@ def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
   changes = differences(read_config(folder), describe(config)) if last is not None else {}
   if diverged(config, folder):
     return True
-  if exact or last == config.steps:
+  # With other steps a run could go on, but its schedule would be none of this comparison's.
+  if exact or last == config.steps or "steps" in changes:
     fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that folder away."
     require(not changes, str(folder), "a run of this config", "one of another config", fix)
   # The line of the last step is there before its checkpoint is. A run without any was finished:

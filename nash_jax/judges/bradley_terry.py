@@ -10,6 +10,8 @@ from nash_jax.judges.gemma import architecture, load
 from nash_jax.models import gemma
 from nash_jax.types import Answers, Mean, Params, Prompts
 
+UNFITTED = 0.1  # standard deviation of the rewards before anything is fitted
+
 
 def init(key: Array, model_config: gemma.GemmaConfig) -> Params:
   """Returns random parameters with a head."""
@@ -17,9 +19,14 @@ def init(key: Array, model_config: gemma.GemmaConfig) -> Params:
 
 
 def add_head(params: Params, key: Array) -> Params:
-  """Returns a Gemma's parameters with a random head, `head/w` [D], beside them."""
-  width = params["final_norm"]["scale"].shape[0]
-  return {**params, "head": {"w": jax.random.normal(key, (width,)) / jnp.sqrt(width)}}
+  """Returns a Gemma's parameters with a random head, `head/w` [D], beside them.
+
+  The final norm's output has the length of its 1 + scale, large in a real Gemma; over that, rewards
+  are about UNFITTED, so that an unfitted model prefers nothing: its loss is ln 2.
+  """
+  scale = 1 + params["final_norm"]["scale"].astype(jnp.float32)
+  w = UNFITTED * jax.random.normal(key, scale.shape) / jnp.linalg.norm(scale)
+  return {**params, "head": {"w": w}}
 
 
 def rewards(

@@ -301,6 +301,11 @@ def permits(allow: tuple[str, ...], field: str) -> bool:
   return f"{field}.".startswith(tuple(f"{name}." for name in allow))
 
 
+def _permission(fields: Collection[str]) -> str:
+  """Returns the flag, as a shell takes it, that lets a resumed run differ in fields."""
+  return f'--config.checkpoint.allow="{tuple(fields)!r}"'
+
+
 # Fields that older configs lack, and what they meant.
 ADDED = {"prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop"}
 # Inputs that older runs have not recorded, and what they were.
@@ -339,14 +344,16 @@ def check_config(
 ) -> dict[str, Any]:
   """Returns the config of the run in a workdir, {} for none; ValueError if it is another run's.
 
+  A run with another number of `steps` is the same run.
+
   Args: as those of `differences`; in `unread`, further fields, which nothing in this run reads.
   """
   path, saved = _folder(workdir).parent, read_config(workdir)
-  if lines := differences(saved, config, (*allow, *unread)) if saved else {}:
-    listed, fix = "\n".join(lines.values()), f"set checkpoint.allow={(*allow, *lines)!r}."
+  if lines := differences(saved, config, ("steps", *allow, *unread)) if saved else {}:
+    listed, flag = "\n".join(lines.values()), _permission((*allow, *lines))
     raise ValueError(
       f"workdir {path} was made with another config:\n{listed}\nUse another workdir, or, where"
-      f" a resumed run may differ in these, {fix}"
+      f" a resumed run may differ in these, add {flag}"
     )
   return saved
 
@@ -568,8 +575,7 @@ def verify_base(
   if recorded.setdefault(dtype, total) != total:
     raise ValueError(
       f"model.weights of {path.parent}: expected what the run began with, got other numbers. Put"
-      f" them back, or, to go on with these, set checkpoint.allow=('model.weights',) or delete"
-      f" {path}."
+      f" them back, or, to go on with these, add {_permission(['model.weights'])} or delete {path}"
     )
   if record and jax.process_index() == 0:
     _write_json(path, recorded)
@@ -595,10 +601,10 @@ def verify_inputs(
     }
     if lines := [f"  {field}: {x}" for field, x in changed.items() if not permits(allow, field)]:
       listed = "\n".join(lines)
+      flag = _permission((*allow, *(x for x in changed if not permits(allow, x))))
       raise ValueError(
         f"inputs of the run in {path.parent} are not those that it began with:\n{listed}\nPut them"
-        " back, use another workdir, or, where the resumed run may go on with these, set"
-        f" checkpoint.allow={(*allow, *(x for x in changed if not permits(allow, x)))!r}."
+        f" back, use another workdir, or, where the resumed run may go on with these, add {flag}"
       )
 
   if first:

@@ -12,6 +12,7 @@ from nash_jax import update
 from nash_jax.config import describe
 from nash_jax.config.unread import unread
 from nash_jax.run import checkpoint, lock, metrics, signals
+from nash_jax.run.advice import kl_bound, of_config
 from nash_jax.run.inputs import Inputs
 from nash_jax.types import Params, TrainState
 
@@ -81,6 +82,7 @@ def run_loop[SetupT: Setup](
         record = metrics.Metrics(
           workdir, first_step=first_step, total_steps=config.steps, show=show, progress=progress,
           profile=config.profile, on_error=config.on_record_error,
+          kl_bound=kl_bound(config),
         )  # fmt: skip
         with _closing(record):
           return setup, loop(setup, state, first_step, record, checkpoints, stop)
@@ -124,7 +126,9 @@ def _begin(
 
 
 def _warn(config, saved: dict[str, Any], first_step: int) -> None:
-  """Says what a resumed run's own config does to it: an end that is passed, a rate that jumps."""
+  """Says what a run's config does to it: a late warm-up, a passed end, a rate that jumps."""
+  for line in of_config(config):
+    log.warning("%s", line)
   if first_step > config.steps:
     log.warning("step %d is beyond steps=%d: nothing is left to do", first_step, config.steps)
   if not saved or not 0 < first_step < config.steps:

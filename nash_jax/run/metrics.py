@@ -26,12 +26,14 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter, directory_check
 
+from nash_jax.run import advice, files
 from nash_jax.types import Mean
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 120  # how long TensorBoard's events may be in memory
 
 Value = Mean | jax.Array | float
+Decode = Callable[[Any], list[dict[str, Any]]]
 PHASES = ("sample", "judge", "update", "evaluate", "save")
 # Meaning, unit and healthy range of each: docs/metrics.md, which a test compares. The values are
 # made in update.py, iteration.py, fit.py, exact.py and judges/.
@@ -75,6 +77,16 @@ def step_of(line: bytes) -> int | None:
   return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
+def _separated(line: bytes) -> list[bytes]:
+  """Returns a line of a record as lines of one sample each: an older one holds all of a step."""
+  row = json.loads(line)
+  if not isinstance(row.get("rows"), list):
+    return [line]
+  texts = (str(text).partition(" ▸") for text in row["rows"])
+  samples = [{"step": row["step"], "prompt": x, "response": y} for x, _, y in texts]
+  return [json.dumps(sample, ensure_ascii=False).encode() for sample in samples]
+
+
 def _reopen(path: pathlib.Path, first_step: int) -> TextIO:
   """Opens JSON lines for appending, without those that a run from `first_step` writes again."""
   # A line without its end is one in whose middle the run was killed.
@@ -85,11 +97,11 @@ def _reopen(path: pathlib.Path, first_step: int) -> TextIO:
     if step is None:
       log.warning("%s:%d is damaged and dropped: %r", path, number, line[:60])
     elif step < first_step:
-      kept.append(line + b"\n")
+      kept += [part + b"\n" for part in _separated(line)]
   part = path.with_suffix(".part")
   part.write_bytes(b"".join(kept))
   part.replace(path)
-  return path.open("a", buffering=1)
+  return path.open("a", buffering=1, encoding="utf-8")
 
 
 class _Board:
@@ -136,6 +148,7 @@ class Metrics:
     show: names for the progress bar.
     profile: leave a trace of the run's third and fourth step in workdir/profile.
     on_error: "stop" where a part cannot be written, or "continue" without that part.
+    kl_bound: of kl_to_reference; see advice.recommend.
 
   Raises:
     OSError: a part that cannot be written.
@@ -151,17 +164,20 @@ class Metrics:
     progress: bool = True,
     profile: bool = False,
     on_error: str = "stop",
+    kl_bound: float = math.inf,
   ):
     _check_names(show)
     self._on_error, self._lost = on_error, set[str]()
     self._first_step, self._show, self._profile = first_step, show, profile
     self._shown: dict[str, str] = {}
     self._pending: tuple[int, dict[str, Value]] | None = None
-    self._texts: list[tuple[int, str, Any, Callable[[Any], list[str]]]] = []
+    self._texts: list[tuple[int, str, Any, Decode]] = []
     self._clocks: dict[int, list[tuple[str, Value | None, futures.Future[float]]]] = {}
+    self._started = time.perf_counter()
     self._clock, self._waiter = time.perf_counter(), futures.ThreadPoolExecutor(1, "clock")
     self._written, self._failed, self._tracing = first_step - 1, False, False
-    self._warned = False
+    self._history, self._said = dict[str, list[float]](), set[str]()
+    self._kl_bound = kl_bound
     self._writes = jax.process_index() == 0
     self._bucket = bucket = epath.Path(workdir) if "://" in str(workdir) else None
     folder = pathlib.Path(tempfile.mkdtemp(prefix="nash_jax_") if bucket else workdir)
@@ -173,9 +189,10 @@ class Metrics:
       for name in ("metrics.jsonl", "samples.jsonl"):
         self._record(name, functools.partial(self._open, name))
       self._record("tensorboard", self._open_board)
+    compiles = "compiling for the first step" if first_step < total_steps else ""
     self._bar = tqdm.tqdm(
-      total=total_steps, initial=first_step, disable=not (progress and self._writes), unit="step",
-      mininterval=0.5 if sys.stderr.isatty() else 30,
+      desc=compiles, total=total_steps, initial=first_step, unit="step",
+      disable=not (progress and self._writes), mininterval=0.5 if sys.stderr.isatty() else 30,
     )  # fmt: skip
 
   def _open(self, name: str) -> None:
@@ -206,7 +223,7 @@ class Metrics:
     log.warning("%s: the run goes on without it", problem)
 
   def _line(self, name: str, row: dict[str, Any]) -> None:
-    self._record(name, lambda: self._files[name].write(json.dumps(row) + "\n"))
+    self._record(name, lambda: self._files[name].write(f"{json.dumps(row, ensure_ascii=False)}\n"))
 
   def _events(self, step: int, values: Iterable[summary.Summary]) -> None:
     if self._board is not None:
@@ -307,13 +324,7 @@ class Metrics:
     self._line("metrics.jsonl", {"step": step, **{name: finite.get(name) for name in row}})
     self._events(step, (summary.scalar(name, x) for name, x in finite.items()))
     self._show_progress(step, finite)
-    if row.get("valid") == 0 and not self._warned:
-      self._warned = True
-      log.warning(
-        "step %d: no verdict could be read, so nothing is learned; see `valid` in metrics.jsonl. "
-        "Expected answers that the judge can give, and responses that it can read",
-        step,
-      )
+    self._advise(step, finite)
     for name in ("loss", "gradient_norm"):
       value = row.get(name)
       if value is not None and not math.isfinite(value) and not self._failed:
@@ -323,11 +334,26 @@ class Metrics:
     while self._texts and self._texts[0][0] <= step and not self._failed:
       number, name, arrays, decode = self._texts.pop(0)
       if self._writes:
-        texts = decode(jax.device_get(arrays))
-        self._line("samples.jsonl", {"step": number, "name": name, "rows": texts})
+        rows = [files.without_nan(row) for row in decode(jax.device_get(arrays))]
+        for row in rows:
+          self._line("samples.jsonl", {"step": number, **row})
+        texts = (f"{row['prompt']} ▸{row['response']}" for row in rows)
         self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
 
+  def _advise(self, step: int, finite: dict[str, float]) -> None:
+    """Says once what is going wrong, from values that are on the host already."""
+    for name, value in finite.items():
+      self._history.setdefault(name, []).append(value)
+    for name, line in advice.recommend(self._history, self._kl_bound).items():
+      if name not in self._said and self._writes:
+        log.warning("step %d: %s", step, line)
+      self._said.add(name)
+
   def _show_progress(self, step: int, finite: dict[str, float]) -> None:
+    if not self._bar.disable and self._bar.desc:
+      seconds = time.perf_counter() - self._started
+      log.info("step %d took %.0f s, compilation included", step, seconds)
+      self._bar.set_description_str("", refresh=False)
     self._shown |= {name: f"{finite[name]:.3g}" for name in self._show if name in finite}
     self._bar.set_postfix(self._shown, refresh=False)
     self._on_bar(self._bar.update, min(step + 1, self._bar.total) - self._bar.n)
@@ -344,8 +370,13 @@ class Metrics:
     assert self._pending is not None, "a value is read after it is pushed"
     return self.read(step, {name: self._pending[1][name]})[name]
 
-  def text(self, step: int, name: str, arrays: Any, decode: Callable[[Any], list[str]]) -> None:
-    """Records sample texts with the line of `step`: decode(arrays on the host) gives the rows."""
+  def text(self, step: int, name: str, arrays: Any, decode: Decode) -> None:
+    """Records samples with the line of `step`, in samples.jsonl and TensorBoard.
+
+    Args:
+      decode: from the arrays, on the host, to the fields of each sample; "prompt" and "response"
+        are texts.
+    """
     self._texts.append((step, name, arrays, decode))
 
   def close(self) -> None:
