@@ -1,5 +1,8 @@
 """The estimate of memory agrees with the arrays of a real run; what it advises."""
 
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from nash_jax import config
+from nash_jax import config, plan
 from nash_jax.configs import colab
 from nash_jax.models import gemma
 from nash_jax.plan import memory
@@ -135,6 +138,16 @@ def test_advice_ends_where_it_fits_and_a_small_run_needs_none(name):
   assert memory.table(gemma_config, device).endswith("GiB: fits")
 
 
+@pytest.mark.parametrize("name", memory.DEVICES)
+def test_the_notebooks_config_divides_over_its_devices(name):
+  device = memory.named(name)
+  for c in (
+    colab.experiment("stories", device),
+    colab.experiment("gemma3_270m", device, prompts="mine.jsonl"),
+  ):
+    plan.prepare(c, device.number)
+
+
 def test_a_t4_is_not_given_bfloat16():
   c = config.train()
   c.model.dtype = "bfloat16"
@@ -142,3 +155,37 @@ def test_a_t4_is_not_given_bfloat16():
   assert "no native bfloat16" not in memory.table(c, "v5e-1")
   for name, dtype in (("T4", "float32"), ("CPU", "float32"), ("L4", "bfloat16")):
     assert colab.experiment("gemma3_1b", memory.named(name)).model.dtype == dtype
+
+
+# Trains a real Gemma for two steps; prints the estimate, and the most that the process has taken.
+REAL = """
+import resource, sys
+from nash_jax import train
+from nash_jax.configs import gemma3_270m
+from nash_jax.plan import memory
+folder, workdir = sys.argv[1:]
+c = gemma3_270m.get_config("lora,self")
+c.model.update(weights=folder, tokenizer=folder + "/tokenizer.model")
+c.prompts.update(task="stories", path="assets:stories/prompts.jsonl", held_out=8)
+c.prompts.update(batch_size=4, max_tokens=48)
+c.sampling.max_tokens, c.steps, c.checkpoint.every = 24, 2, 1
+c.evaluation.prompts, c.optimizer.warmup_steps = 4, 0
+train.run(c, workdir, progress=False)
+taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(memory.peak(memory.estimate(c, kind=memory.CPU)), taken)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_a_real_gemma_on_a_cpu_takes_what_is_estimated(tmp_path):
+  if not (folder := os.environ.get("NASH_JAX_TEST_GEMMA")):
+    pytest.skip("no real Gemma: set NASH_JAX_TEST_GEMMA to the folder of one")
+  done = subprocess.run(
+    [sys.executable, "-c", REAL, folder, str(tmp_path)],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  estimated, taken = map(float, done.stdout.split()[-2:])
+  assert 0.6 * estimated < taken < estimated
