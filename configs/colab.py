@@ -1,41 +1,104 @@
-"""NashMP on one accelerator of a notebook: the bundled storyteller, or a small Gemma of one's own.
+"""NashMP on what a notebook runs on: the bundled storyteller, or a small Gemma.
 
 Question: does it run where people try things first, and what does a policy learn there?
-Command:  colab/nash_mp_on_gemma.ipynb, or nash-jax train --config=colab:gemma3_270m,T4
-          --config.model.weights=weights/gemma-3-270m-it and likewise model.tokenizer, judge.model
+Command:  colab/nash_mp_on_gemma.ipynb (Colab), colab/nash_mp_on_kaggle.ipynb, or
+          nash-jax train --config=colab:gemma3_270m,T4; the device may be left out, and is then
+          what jax finds. Weights, tokenizer and prompts as docs/true_size.md has them.
 Cost:     the storyteller a few minutes on two CPU cores or any accelerator.
 """
 
-from nash_jax.configs import stories
+import os
+
+from nash_jax.configs import gemma2_2b, stories
+from nash_jax.plan import memory
+from nash_jax.validation import one_of
+
+# By preset: the folder that the published weights come in.
+MODELS = {
+  "gemma3_270m": "gemma-3-270m-it",
+  "gemma3_1b": "gemma-3-1b-it",
+  "gemma3_4b": "gemma-3-4b-it",
+  "gemma2_2b": "gemma-2-2b-it",
+}
 
 
-def get_config(kind="stories,T4"):
+def get_config(kind="stories"):
   model, _, device = kind.partition(",")
+  return experiment(model, memory.named(device) if device else memory.detect())
+
+
+def experiment(model, device, folder="", prompts="", judge="", judge_folder="", lora=True):
+  """Returns the config of a notebook's form.
+
+  Args:
+    model: "stories", or one of MODELS.
+    device: from memory.detect() or memory.named().
+    folder: of the weights, with tokenizer.model in it; default weights/ and the published name.
+    prompts: a file of JSON lines, {"prompt": "..."}; "" for the bundled openings of stories, which
+      suit the storyteller alone.
+    judge: a preset of the policy's tokenizer; "" for the policy's own start.
+    lora: train adapters, which take a tenth of the memory.
+  """
+  one_of("model", model, ("stories", *MODELS))
   c = stories.get_config()
-  if model == "stories":
-    return c
-  for part in (c.model, c.judge.model):
-    # Without native bfloat16 a T4 is slower in it; Gemma's activations overflow float16.
-    part.update(
-      preset=model,
-      dtype="float32" if device == "T4" else "bfloat16",
-      weights=f"weights/{model}",
-      tokenizer=f"weights/{model}/tokenizer.model",
-    )
+  c.mesh.update(data=1, fsdp=-1)
+  if model != "stories":
+    _gemma(c, model, device, folder or f"weights/{MODELS[model]}", lora)
+  if judge:
+    one_of("judge", judge, MODELS)
+    c.judge.model.update(preset=judge, weights=judge_folder or f"weights/{MODELS[judge]}")
+  if prompts:
+    c.prompts.update(task="json_lines", path=prompts, held_out=32, overflow="drop", max_tokens=128)
+    c.evaluation.prompts = 32
+  return c
+
+
+def _gemma(c, model, device, folder, lora):
+  c.model.update(
+    preset=model,
+    weights=folder,
+    tokenizer=os.path.join(folder, "tokenizer.model"),
+    # Without native bfloat16 it is slower; Gemma's activations overflow float16.
+    dtype="bfloat16" if device.native_bfloat16 else "float32",
+    template="gemma",
+    remat=True,
+    logit_chunk=8,  # of 256 thousand logits a column
+  )
+  gemma2_2b.judge_by_own_start(c)
   c.judge.template = "gemma"  # the model itself, asked for A or B
-  # Of 256 thousand logits a column.
-  c.model.update(template="gemma", remat=True, logit_chunk=8)
   c.prompts.batch_size = 16
   c.evaluation.prompts = 16
-  c.optimizer.update(name="adafactor", learning_rate=2e-6, micro_batches=4)
+  micro = max(1, 4 // device.number)
+  c.optimizer.update(name="adafactor", learning_rate=2e-6, micro_batches=micro)
+  if lora:
+    c.model.lora.rank = 16
+    c.optimizer.update(name="adamw", learning_rate=1e-4)
   c.checkpoint.keep = 1
-  return c
 
 
-def experiment(model, device, weights="", tokenizer=""):
-  """Returns the config of a form: policy and judge from the same files where there are any."""
-  c = get_config(f"{model},{device}")
-  for name, path in (("weights", weights), ("tokenizer", tokenizer)):
-    if path:
-      c.model[name] = c.judge.model[name] = path
-  return c
+def overview(device):
+  """Returns a Markdown table: what of each model fits a device, and what to change."""
+  rows = []
+  for model in MODELS:
+    cells = [model]
+    for lora in (True, False):
+      c = experiment(model, device, lora=lora)
+      needed = memory.peak(memory.estimate(c, device.mesh, device.kind))
+      cells.append(f"{needed / memory.GIB:.1f} GiB{_fits(c, device, needed)}")
+    rows.append(cells)
+  header = ["model", "adapters (LoRA 16)", "all parameters"]
+  return f"{memory.describe(device)}\n\n{memory.report.markdown_table(header, rows)}"
+
+
+def _fits(c, device, needed):
+  if not device.room:
+    return ""
+  if needed <= device.room:
+    return ": fits"
+  if not c.model.lora.rank:
+    return ": too large"
+  lines = memory.advice(c, device.mesh, needed, device.room, device.kind)
+  if lines[-1] != "Then it fits.":
+    return ": too large"
+  changes = ", ".join(line.partition(":")[0] for line in lines[:-1])
+  return f": fits with {changes}"

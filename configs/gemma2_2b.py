@@ -2,9 +2,10 @@
 
 Question: does NashMP beat Online DPO, Online IPO, Nash-MD and regularised self-play at true size?
 Command:  nash-jax train --config=gemma2_2b --workdir=gs://my-bucket/runs/gemma2_2b
-          (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). Prompts by the
-          converter of docs/data.md, weights as in docs/weights.md, a TPU slice as in docs/tpu.md;
-          another method by --config.algorithm.name=online_dpo, each with its own tuned rate.
+          (:lora for adapters of rank 16, :self for the policy's own start as judge, :lora,self for
+          both, :smoke for tiny random models on a CPU). Every command from an empty machine on is
+          in docs/true_size.md, a TPU slice in docs/tpu.md; another method by
+          --config.algorithm.name=online_dpo, each with its own tuned rate.
 Cost:     9.0 of 15.75 GiB a chip and 2.3 s a step at best on v5e-16, by docs/plan.md:
           nash-jax plan --config=gemma2_2b --topology=v5e-16.
 Expected: published win rates of NashMP, kappa = .1, over SFT .8717, Online DPO .5608, Online IPO
@@ -18,22 +19,30 @@ its rate, 1,000 steps of 32 prompts, 256 + 256 tokens, temperature 1, the judge'
 from nash_jax import config
 from nash_jax.validation import one_of
 
+KINDS = ("", "lora", "self", "smoke")
+
 
 def get_config(kind=""):
   return experiment("gemma2_2b", "gemma-2-2b-it", "gemma2_9b", "gemma-2-9b-it", kind)
 
 
 def experiment(policy, weights, judge, judge_weights, kind):
-  """Returns the experiment for two models by preset and folder: "" all of it, "lora", "smoke"."""
-  one_of("the config's kind, after the colon", kind, ("", "lora", "smoke"))
+  """Returns the experiment for two models by preset and folder.
+
+  Args:
+    kind: of KINDS, or several, "lora,self": "" the experiment itself; "lora" adapters; "self" the
+      policy's own start as judge, which needs no second model; "smoke" tiny random models.
+  """
+  kinds = kind.split(",")
+  for name in kinds:
+    one_of("the config's kind, after the colon", name, KINDS)
   c = config.train()
   for part, preset, name in ((c.model, policy, weights), (c.judge.model, judge, judge_weights)):
-    part.update(
-      preset=preset,
-      weights=f"weights/{name}",
-      dtype="bfloat16",
-      tokenizer=f"weights/{weights}/tokenizer.model",
-    )
+    part.update(preset=preset, weights=f"weights/{name}", dtype="bfloat16")
+  c.model.tokenizer = f"weights/{weights}/tokenizer.model"
+  follow(c, "tokenizer")
+  if "self" in kinds:
+    judge_by_own_start(c)
   c.model.update(template="gemma", remat=True, logit_chunk=16)
   c.judge.template = "gemma"
   c.prompts.update(
@@ -45,9 +54,20 @@ def experiment(policy, weights, judge, judge_weights, kind):
   c.mesh.update(data=1, fsdp=-1, tensor=1)
   c.steps, c.checkpoint.every = 1000, 100
   c.evaluation.update(every=100, prompts=128)
-  if kind == "lora":
+  if "lora" in kinds:
     c.model.lora.rank, c.optimizer.learning_rate = 16, 1e-5
-  return smoke(c) if kind == "smoke" else c
+  return smoke(c) if "smoke" in kinds else c
+
+
+def follow(c, *fields):
+  """Makes fields of the judge's model what the policy's are, until they are set themselves."""
+  for field in fields:
+    c.judge.model[field] = c.model.get_oneway_ref(field)
+
+
+def judge_by_own_start(c):
+  """Makes the judge the policy as it is before training, whose weights are then held once."""
+  follow(c, "preset", "weights", "tokenizer", "dtype")
 
 
 def smoke(c):

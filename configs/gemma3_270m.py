@@ -2,8 +2,9 @@
 
 Question: does the smallest Gemma move towards what a judge four times its size prefers?
 Command:  nash-jax train --config=gemma3_270m --workdir=runs/gemma3_270m
-          (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). Prompts by the
-          converter of docs/data.md, weights as in docs/weights.md.
+          (:lora for adapters of rank 16, :self for the policy's own start as judge, :lora,self for
+          both, :smoke for tiny random models on a CPU). docs/true_size.md has every command from an
+          empty machine on.
 Cost:     3.5 of 15.75 GiB a chip and .45 s a step at best on v5e-4, by docs/plan.md:
           nash-jax plan --config=gemma3_270m --topology=v5e-4.
 Expected: nothing is published for these models, and nothing has been run here yet.

@@ -2,8 +2,8 @@
 
 Question: how far does a model come that is judged by itself, as it was at the start?
 Command:  nash-jax train --config=gemma3_4b --workdir=runs/gemma3_4b
-          (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). Prompts by the
-          converter of docs/data.md, weights as in docs/weights.md.
+          (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). docs/true_size.md
+          has every command from an empty machine on.
 Cost:     34.0 of 95.73 GiB a chip and 1.9 s a step at best on v5p-8, by docs/plan.md:
           nash-jax plan --config=gemma3_4b --topology=v5p-8.
 Expected: nothing is published for these models, and nothing has been run here yet.
@@ -15,4 +15,7 @@ from nash_jax.configs import gemma2_2b
 
 
 def get_config(kind=""):
-  return gemma2_2b.experiment("gemma3_4b", "gemma-3-4b-it", "gemma3_4b", "gemma-3-4b-it", kind)
+  c = gemma2_2b.experiment("gemma3_4b", "gemma-3-4b-it", "gemma3_4b", "gemma-3-4b-it", kind)
+  if "smoke" not in kind:
+    gemma2_2b.judge_by_own_start(c)
+  return c

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import exact, judges, keys
 from nash_jax.config import resolve
+from nash_jax.config.checks import judged_by_reference
 from nash_jax.data.corpus import Examples
 from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import Tokenizer
@@ -64,10 +65,14 @@ def set_up(config: ConfigDict) -> Setup:
   fix = "Lower it, or raise prompts.held_out."
   require(size <= len(held_out), "evaluation.prompts", expected, size, fix)
   mesh = sharding.make_mesh(config.mesh)
-  judge = judges.make(config.judge, tokenizer, mesh=judge_mesh(config, mesh))
+  # A judge that is the reference is held once: here as shapes, until that is loaded.
+  is_own = judged_by_reference(config, dict(mesh.shape))
+  own = gemma.shapes(model_config) if is_own else None
+  judge = judges.make(config.judge, tokenizer, own, judge_mesh(config, mesh))
   load = functools.partial(load_weights, config.model.weights, model_config, config.seed, mesh=mesh)
   # All computation with the reference is in this dtype, so holding it in this dtype loses nothing.
   reference, exact_metrics = load(dtype=jnp.dtype(config.model.dtype)), None
+  judge = dataclasses.replace(judge, params=reference) if is_own else judge
   if config.evaluation.exact:
     policy = make_policy(config.model, config.sampling, tokenizer, model_config)
     exact_metrics = exact.make_metrics(config, policy.logprobs, train_prompts, held_out, reference)

@@ -18,7 +18,9 @@ from test_main import command
 from tiny import ROOT
 
 from nash_jax import main
-from nash_jax.config import resolve
+from nash_jax.config import checks, resolve
+from nash_jax.configs import gemma2_2b
+from nash_jax.plan import memory
 
 
 def load(name: str) -> ConfigDict:
@@ -33,9 +35,19 @@ def local_files(config: ConfigDict) -> set[str]:
       files |= local_files(value)
     elif isinstance(value, tuple):
       files |= local_files(dict(enumerate(value)))
-    elif isinstance(value, str) and value.startswith(("weights/", "runs/")):
+    elif isinstance(value, str) and value.startswith(("weights/", "runs/", "data/")):
       files.add(value.split("@")[0])
   return files
+
+
+def make_local_files(config: ConfigDict, folder: pathlib.Path) -> None:
+  """Makes what `local_files` returns: files to read lines from, and folders."""
+  for file in local_files(config):
+    if file.endswith(".jsonl"):
+      (folder / file).parent.mkdir(parents=True, exist_ok=True)
+      (folder / file).touch()
+    else:
+      (folder / file).mkdir(parents=True, exist_ok=True)
 
 
 def test_every_config_has_a_name():
@@ -56,8 +68,7 @@ def test_a_config_loads_by_its_name_in_any_folder_and_resolves_for_its_job(
   if name.startswith("games/"):  # exact games check their configs themselves
     assert config.job == "games"
     return
-  for file in local_files(config):
-    pathlib.Path(file).mkdir(parents=True, exist_ok=True)
+  make_local_files(config, tmp_path)
   resolved = resolve(config, config.job)
   assert resolved.is_locked
   assert resolved.job == config.job
@@ -162,3 +173,44 @@ def test_a_wheel_trains_by_a_configs_name_in_an_empty_folder(wheel, tmp_path):
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [0, 1]
   assert not any(empty.iterdir())
+
+
+TRUE_SIZE = {
+  "gemma3_270m": ("gemma-3-270m-it", "gemma-3-1b-it"),
+  "gemma3_1b": ("gemma-3-1b-it", "gemma-3-4b-it"),
+  "gemma3_4b": ("gemma-3-4b-it", None),
+  "gemma2_2b": ("gemma-2-2b-it", "gemma-2-9b-it"),
+}
+
+
+@pytest.mark.parametrize("kind", ["", "lora", "self", "lora,self"])
+@pytest.mark.parametrize("name", TRUE_SIZE)
+def test_one_start_says_everything_that_a_config_of_true_size_lacks(
+  name, kind, tmp_path, monkeypatch
+):
+  """Both weights, the tokenizers and the prompts, each with how to get it; then nothing is left."""
+  monkeypatch.chdir(tmp_path)
+  config = runpy.run_path(main.config_file(name))["get_config"](kind)
+  policy, judge = TRUE_SIZE[name]
+  judge = None if "self" in kind else judge
+  with pytest.raises(ValueError, match="5 things that this run reads are missing") as error:
+    resolve(config, "train")
+  lines = str(error.value).splitlines()[1:]
+  fields = ("model.tokenizer", "model.weights", "judge.model.tokenizer", "judge.model.weights")
+  for field, line, model in zip(
+    fields, lines, (policy, policy, policy, judge or policy), strict=False
+  ):
+    assert line.startswith(f"  {field}: expected a file that exists, got 'weights/{model}")
+    assert f"hf download google/{model} --local-dir weights/{model}" in line
+  assert lines[4].startswith("  prompts.path: no data file 'data/rlhflow.jsonl'")
+  make_local_files(config, tmp_path)
+  assert checks.judged_by_reference(resolve(config, "train"), memory.ONE_DEVICE) is (judge is None)
+
+
+def test_a_judges_fields_follow_the_policys_until_they_are_set():
+  config = gemma2_2b.get_config("self")
+  config.update_from_flattened_dict({"model.weights": "mine", "model.tokenizer": "mine.model"})
+  assert config.judge.model.weights == "mine"
+  assert config.judge.model.tokenizer == "mine.model"
+  config.judge.model.weights = "other"
+  assert (config.model.weights, config.judge.model.weights) == ("mine", "other")

@@ -32,14 +32,14 @@ LAYERS = (
   ("judges", "exact"),
   ("config.fields",),
   ("config.comparison",),
-  ("config.unread", "config.page", "update"),
+  ("config.unread", "config.page", "config.files", "update"),
   ("config.checks",),
   ("config",),
   ("run.loop", "iteration"),
   ("train", "fit", "plan.topology", "plan.hlo_cost", "plan.memory"),
   ("plan",),
   ("jobs.arena", "jobs.collect", "jobs.sample", "jobs.sweep", "jobs.short_game"),
-  ("jobs.compare", "jobs.demo"),
+  ("jobs.compare", "jobs.demo", "jobs.notebook"),
   ("", "main"),
 )
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}

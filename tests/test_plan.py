@@ -176,7 +176,19 @@ def test_without_files_a_stand_in_tokenizer_is_used():
     part.update(weights="nowhere", tokenizer="nowhere/tokenizer.model")
   config, tokenizer = plan.prepare(c, 8)
   assert isinstance(tokenizer, plan.StandInTokenizer)
-  assert config.model.weights == ""
+  assert "nowhere" not in str(config.to_dict())
+
+
+def test_a_judge_that_is_the_reference_is_planned_once():
+  kinds = {}
+  for kind in ("smoke", "self,smoke"):
+    c = gemma2_2b.get_config(kind)
+    c.model.weights, c.judge.model.weights = "a", "a" if "self" in kind else "b"
+    config, tokenizer = plan.prepare(c, 1)
+    trees = plan.lowerings(config, tokenizer, sharding.make_mesh(config.mesh))["held"]
+    kinds[kind] = memory.bytes_per_device(trees["judge"])
+    assert kinds[kind] == memory.estimate(c)["judge"]
+  assert kinds["self,smoke"] == 0 < kinds["smoke"]
 
 
 @pytest.mark.parametrize(

@@ -615,3 +615,21 @@ def test_a_held_out_part_of_which_nothing_fits_is_refused(tmp_path):
       ValueError, match=r"held-out examples .*: expected some of the 1 within max_tokens"
     ):
       load_all(path, max_tokens=30, **held_out)
+
+
+def test_instructions_and_bare_texts_become_prompts(tmp_path):
+  """As self-instruct and OpenAssistant publish them; a row without an instruction is skipped."""
+  rows = [
+    {"instruction": "Add.", "instances": [{"input": "1 + 1", "output": "2"}]},
+    {"instruction": "Name a fruit.", "instances": [{"input": "", "output": "A pear."}]},
+    {"instruction": "Translate.", "input": "chat", "output": "cat"},
+    "Why is the sky blue?",
+    {"instruction": 3},
+  ]
+  (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  output = tmp_path / "new" / "out.jsonl"
+  assert rlhflow.convert(str(tmp_path / "in.jsonl"), str(output)) == {"written": 4, "skipped": 1}
+  lines = [json.loads(line)["messages"] for line in output.read_text().splitlines()]
+  assert [message["content"] for (message,) in lines] == [
+    "Add.\n\n1 + 1", "Name a fruit.", "Translate.\n\nchat", "Why is the sky blue?",
+  ]  # fmt: skip

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from tensorboardX import record_writer
 
 from configs import short_game
-from nash_jax import policy, train
+from nash_jax import policy, train, weights
 from nash_jax.config import resolve
 from nash_jax.data import tokenizer
 from nash_jax.models import gemma, logprobs
@@ -308,6 +308,31 @@ def test_a_failed_first_attempt_leaves_its_folder_to_the_next(
     changed(tmp_path / "run", {"seed": 1}, sample=at(1, kill, assembled.programs.sample))
   done = start(tmp_path / "run")
   assert_same(done.state, whole[1].state)
+
+
+def test_a_judge_that_is_the_reference_is_held_once(assembled, tmp_path):
+  """The same weights by another name are two trees, of the same numbers and sums."""
+  model_config, files = gemma.preset("tiny", num_embed=1024), [tmp_path / "a.safetensors"]
+  weights.save(str(files[0]), assembled.reference, model_config, "float32", {})
+  files.append(shutil.copy(files[0], tmp_path / "b.safetensors"))
+
+  def set_up(judge_file, **changes):
+    own = {"judge.name": "gemma", "judge.model.weights": str(judge_file)}
+    c = tiny.train({"model.weights": str(files[0]), **own, **changes})
+    return train.set_up(resolve(c))
+
+  once, twice = map(set_up, files)
+  pairs = [
+    list(zip(*map(jax.tree.leaves, (x.judge.params, x.reference)), strict=True))
+    for x in (once, twice)
+  ]
+  assert all(a is b for a, b in pairs[0])
+  assert not any(a is b for a, b in pairs[1])
+  assert_same(once.judge.params, twice.judge.params)
+  sums = [{*x.inputs()["judge.model.weights"].values()} for x in (once, twice)]
+  assert sums[0] == sums[1]
+  other_type = set_up(files[0], **{"judge.model.dtype": "bfloat16"})
+  assert jax.tree.leaves(other_type.judge.params)[0].dtype == "bfloat16"
 
 
 def test_prompts_that_changed_are_named_at_a_resume(changed, assembled, tmp_path):

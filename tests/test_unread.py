@@ -112,8 +112,7 @@ def test_the_demo_and_the_configs_of_the_package_are_told_nothing(told, tmp_path
   for name in main.config_names():
     if not name.startswith("games/"):
       config = test_configs.load(name)
-      for file in test_configs.local_files(config):
-        (tmp_path / file).mkdir(parents=True, exist_ok=True)
+      test_configs.make_local_files(config, tmp_path)
       resolve(config, config.job)
   assert told == []
 

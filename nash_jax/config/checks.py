@@ -13,7 +13,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from nash_jax.config import comparison, fields
+from nash_jax.config import comparison, fields, files
 from nash_jax.config.unread import unread, unread_and_set
 from nash_jax.data import judge_template
 from nash_jax.data.chat_template import TEMPLATES
@@ -23,8 +23,6 @@ from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
-
-_WEIGHTS = "Give runs/x, runs/x@target, runs/x@params:50 or a file."  # what a policy's may be
 
 EXACT_BETA = 1e-4  # the least β of a game whose equilibrium float64 resolves
 
@@ -37,6 +35,8 @@ def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigD
   _check_fields(config, fields.DECLARED[job]())
   as_given = config.copy_and_resolve_references()
   CHECKS[job](config, *([devices] if devices else []))
+  if job != "compare":  # some of whose files its own runs make
+    files.require_present(config, job)
   if is_new and (unused := unread_and_set(as_given, job)):
     logging.warning("set, but not read by this run: %s", ", ".join(unused))
   return config.lock()
@@ -153,16 +153,6 @@ class _Checker:
   def one_of(self, field: str, choices: Collection[str]) -> None:
     one_of(self.prefix + field, self.value(field), choices)
 
-  def file(self, field: str, expected: str, fix: str, optional: bool = False) -> None:
-    """Checks that there is the file or folder of a field."""
-    path = asset_path(self.value(field))
-    self(field, os.path.exists(path) or (optional and not path), expected, fix)
-
-  def weights(self, field: str, expected: str, fix: str, optional: bool = False) -> None:
-    """Checks a field of what policy.load_weights reads: that there is one, and its part after @."""
-    path = parse_weights(self.value(field), self.prefix + field).path
-    self(field, os.path.exists(path) or (optional and not path), expected, fix)
-
 
 def _check_model(model, path: str) -> None:
   check, layers = _Checker(model, path), model.changes.get("num_layers", 1)
@@ -174,11 +164,6 @@ def _check_model(model, path: str) -> None:
   check("changes", heads, expected, "Change either.")
   check("changes", config.head_dim % 2 == 0, "an even head_dim, which is rotated", "Change it.")
   check.one_of("template", TEMPLATES)
-  fix = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
-  check.file("tokenizer", "a file that exists", fix)
-  # A run's adapters and parts are a policy's; a judge is a plain model.
-  check_weights = check.weights if path == "model" else check.file
-  check_weights("weights", "a file that exists", fix, optional=True)
 
 
 def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
@@ -258,9 +243,6 @@ def _check_arena(config) -> None:
   _check_model(config.model, "model")
   for name, judge in config.judges.items():
     _check_judge(judge, f"judges.{printable(name)}", config.sampling, remote=True)
-  for name, policy in config.policies.items():
-    check_policy = _Checker(policy, f"policies.{printable(name)}")
-    check_policy.weights("weights", "a weights file or a run's workdir", _WEIGHTS)
   count = config.prompts.held_out
   enough = bool(config.prompts.held_out_path) or count > 1
   fix = "Set prompts.held_out, or prompts.held_out_path."
@@ -285,6 +267,18 @@ def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
   expected = f"the policy's, {policy_sizes}, for gemma_text"
   require(good, "judge.mesh", expected, sizes, "Set its sizes to 0.")
   return sharding.resolve_mesh(sizes, devices, "judge.mesh")
+
+
+def judged_by_reference(config, mesh: dict[str, int]) -> bool:
+  """Returns whether an online run's judge is its reference, which is then held once for both.
+
+  Args:
+    mesh: sizes of the policy's.
+  """
+  judge, same = config.judge, ("preset", "changes", "weights", "dtype")
+  alike = all(judge.model[field] == config.model[field] for field in same)
+  laid_out = all(size in (0, mesh[axis]) for axis, size in judge.mesh.items())
+  return judge.name == "gemma" and config.model.weights != "" and alike and laid_out
 
 
 def _check_best(config, export: bool = False) -> None:
@@ -330,9 +324,6 @@ def _check_collect(config) -> None:
   require(len(config.sources) > 0, "sources", "at least one", [], "Set --config.sources.<name>.")
   _check_model(config.model, "model")
   _check_sampling(config)
-  for name, source in config.sources.items():
-    check = _Checker(source, f"sources.{printable(name)}")
-    check.weights("weights", "a weights file or a run's workdir", _WEIGHTS, optional=True)
   _check_judge(config.judge, "judge", config.sampling)
 
 
@@ -434,10 +425,6 @@ def _check_arena_of_runs(
 def _check_sample(config) -> None:
   _check_model(config.model, "model")
   _check_sampling(config)
-  if config.realign != 1:
-    fix = "Give what the policy was trained from, such as assets:stories/policy.safetensors."
-    check = _Checker(config)
-    check.weights("reference", "a weights file or a run's workdir", fix)
 
 
 def _check_train(config, devices: int | None = None) -> None:

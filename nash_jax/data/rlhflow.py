@@ -1,9 +1,12 @@
 """RLHFlow's prompt collection as our JSON lines: `python -m nash_jax.data.rlhflow INPUT OUTPUT`.
 
+Also sets of instructions (self-instruct, Alpaca), and lines that are a text each (OpenAssistant).
+
 INPUT: a parquet, JSON or JSON-lines file, or a folder of them. OUTPUT: the file to write, such as
 data/rlhflow.jsonl, which the Gemma configs read. docs/data.md has more.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -39,6 +42,8 @@ def convert(source: str, output: str) -> dict[str, int]:
   """
   counts = {"written": 0, "skipped": 0}
   inputs = _inputs(pathlib.Path(source), pathlib.Path(output))
+  with contextlib.suppress(OSError):  # replacing says what is wrong
+    pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
   with replacing(output) as part, part.open("w", encoding="utf-8") as lines:
     for place, row in (pair for file in inputs for pair in _rows(file)):
       if messages := _messages(row):
@@ -79,6 +84,7 @@ def _is_input(name: str) -> bool:
 def _messages(row: Any) -> list[dict] | None:
   """Returns a row's conversation, or None where that does not wait for an answer."""
   try:
+    row = _with_prompt(row)
     filled = has(row, "context_messages") and row["context_messages"] not in ("", [])
     name = "context_messages" if filled else "prompt"
     messages = field(row, name, (str, list))
@@ -88,6 +94,22 @@ def _messages(row: Any) -> list[dict] | None:
   except ValueError:
     return None
   return messages
+
+
+def _with_prompt(row: Any) -> Any:
+  """Returns a text, or an instruction with its input, as a row with a prompt; others as they are.
+
+  Instructions as self-instruct ("instances", of which the first counts) and Alpaca have them.
+  """
+  if isinstance(row, str):
+    return {"prompt": row}
+  if not isinstance(row, dict) or "prompt" in row or not isinstance(row.get("instruction"), str):
+    return row
+  instances = row.get("instances")
+  source = instances[0] if isinstance(instances, list) and instances else row
+  given = source.get("input") if isinstance(source, dict) else ""
+  parts = (row["instruction"], given if isinstance(given, str) else "")
+  return {"prompt": "\n\n".join(part for part in parts if part.strip())}
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:

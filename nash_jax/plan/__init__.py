@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import iteration, judges, report, update
 from nash_jax.config import resolve
+from nash_jax.config.checks import judged_by_reference
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
@@ -57,10 +58,14 @@ def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer]:
   config = config.copy_and_resolve_references()
   model_config = gemma.preset(config.model.preset, **config.model.changes)
   missing = not os.path.exists(asset_path(config.model.tokenizer))
+  same = config.judge.model.weights == config.model.weights
   for part in (config.model, config.judge.model):
-    part.weights = ""
+    # Of weights only this is asked: whether judge and policy start from the same.
+    part.weights = BUNDLED if same and part.weights else ""
     if missing or not os.path.exists(asset_path(part.tokenizer)):
       part.tokenizer = BUNDLED
+  for field in ("path", "held_out_path"):  # nothing of them is read
+    config.prompts[field] = BUNDLED if config.prompts[field] else ""
   config = resolve(config, "train", devices=count)
   if missing:
     return config, StandInTokenizer(model_config.num_embed)
@@ -83,6 +88,7 @@ def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str,
   state = sharding.abstract(jax.eval_shape(programs.init, base), shardings.state)
   reference = sharding.abstract(memory.as_type(base, config.model.dtype), shardings.reference)
   judge_params = sharding.abstract(judge.params, shardings.judge)
+  is_own = judged_by_reference(config, dict(mesh.shape))
 
   def empty() -> Prompts:
     tokens = jnp.zeros((config.prompts.batch_size, config.prompts.max_tokens), jnp.int32)
@@ -100,7 +106,8 @@ def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str,
   return {
     "held": {
       "parameters": state.params, "target and copies": (state.target, state.copies),
-      "optimiser state": state.opt_state, "reference": reference, "judge": judge_params,
+      "optimiser state": state.opt_state, "reference": reference,
+      "judge": {} if is_own else judge_params,
     },
     "sample": lambda: programs.sample.lower(state, reference, prompts, key),
     "judge": lambda: programs.judge.lower(judge_params, prompts, responses, opponents, key),

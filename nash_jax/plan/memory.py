@@ -1,6 +1,7 @@
 """Memory that an online run needs on one device, from shapes alone, and how to reduce it."""
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -10,17 +11,19 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from nash_jax import report, update
+from nash_jax.config.checks import judged_by_reference
 from nash_jax.judges import bradley_terry
 from nash_jax.models import gemma, logprobs, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.types import Params
+from nash_jax.validation import one_of
 
 GIB = 2**30
 ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
 class Chip(NamedTuple):
-  """Bytes that a program may use, and published peaks: bfloat16 FLOP/s, bytes/s of memory."""
+  """Bytes of a device, and published peaks: bfloat16 FLOP/s, bytes/s of memory."""
 
   hbm: float
   flops: float
@@ -34,27 +37,118 @@ CHIPS = {
   "TPU v5": Chip(95.73 * GIB, 459e12, 2765e9),
   "TPU v6 lite": Chip(31.24 * GIB, 918e12, 1640e9),
   "Tesla T4": Chip(15.0 * GIB, 65e12, 320e9),
+  "NVIDIA L4": Chip(22.0 * GIB, 121e12, 300e9),
+  "NVIDIA A100-SXM4-40GB": Chip(39.5 * GIB, 312e12, 1555e9),
+  "NVIDIA A100-SXM4-80GB": Chip(79.0 * GIB, 312e12, 2039e9),
   "NVIDIA H100 80GB HBM3": Chip(78 * GIB, 989e12, 3350e9),
   "NVIDIA H200": Chip(139 * GIB, 989e12, 4800e9),
 }
-DEVICES = {"T4": "Tesla T4", "v5e-1": "TPU v5 lite"}  # names of a notebook's single device
+CPU = "cpu"
+# What notebooks run on, by the name it is sold under: jax's device kind, and how many there are.
+DEVICES = {
+  "T4": ("Tesla T4", 1), "2 x T4": ("Tesla T4", 2), "L4": ("NVIDIA L4", 1),
+  "A100": ("NVIDIA A100-SXM4-40GB", 1), "A100-80GB": ("NVIDIA A100-SXM4-80GB", 1),
+  "H100": ("NVIDIA H100 80GB HBM3", 1), "v5e-1": ("TPU v5 lite", 1), "v5e-8": ("TPU v5 lite", 8),
+  "v6e-1": ("TPU v6 lite", 1), "CPU": (CPU, 1),
+}  # fmt: skip
+PREALLOCATED = 0.75  # of a GPU, by jax, unless this variable has another part:
+FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_NO_BFLOAT16 = ("Tesla T4", CPU)  # that have none of their own, and are slower in it
+
+
+class Device(NamedTuple):
+  """What a run is estimated for.
+
+  Attributes:
+    name: of DEVICES, or jax's own.
+    kind: jax's.
+    number: how many there are, alike.
+    room: bytes that a program may use on each; 0 where that is not known.
+  """
+
+  name: str
+  kind: str
+  number: int
+  room: float
+
+  @property
+  def mesh(self) -> dict[str, int]:
+    """Sizes of the mesh of the notebook's config: parameters are split over all."""
+    return {"data": 1, "fsdp": self.number, "tensor": 1}
+
+  @property
+  def native_bfloat16(self) -> bool:
+    return self.kind not in _NO_BFLOAT16
+
+
+def named(name: str) -> Device:
+  """Returns a device of DEVICES; a CPU is this machine's."""
+  one_of("device", name, DEVICES)
+  kind, count = DEVICES[name]
+  return Device(name, kind, count, _room(kind))
+
+
+def detect(devices: list[jax.Device] | None = None) -> Device:
+  """Returns what jax runs on here, `devices` or all; what it says of its memory comes first."""
+  devices = devices or jax.devices()
+  kind, count = devices[0].device_kind, len(devices)
+  kind, limit = (CPU, 0) if devices[0].platform == CPU else (kind, _limit(devices[0]))
+  names = {value: name for name, value in DEVICES.items()}
+  plain = f"{count} x {kind}" if count > 1 else kind
+  return Device(names.get((kind, count), plain), kind, count, limit or _room(kind))
+
+
+def _limit(device: jax.Device) -> int:
+  """Returns the bytes that a device says its programs may use, 0 where it says nothing."""
+  return (device.memory_stats() or {}).get("bytes_limit", 0)
+
+
+def _room(kind: str) -> float:
+  if kind == CPU:
+    return host_memory()
+  if kind not in CHIPS:
+    return 0
+  preallocated = 1.0 if kind.startswith("TPU") else float(os.environ.get(FRACTION, PREALLOCATED))
+  return CHIPS[kind].hbm * preallocated
+
+
+def host_memory(limit_file: str = "/sys/fs/cgroup/memory.max") -> int:
+  """Returns this machine's memory in bytes, or what its container may use of it."""
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  if os.path.exists(limit_file):
+    with open(limit_file) as file:
+      limit = file.read().strip()
+    memory = min(memory, int(limit)) if limit.isdigit() else memory
+  return memory
+
+
 # Parts of an estimate: what is held all the time, and what two phases need in addition.
-HELD = ("parameters", "target and copies", "optimiser state", "reference", "judge")
+HELD = (
+  "parameters", "target and copies", "optimiser state", "reference", "judge",
+  "Python, libraries and compiler", "copy that is saved",
+)  # fmt: skip
 PHASES = {
   "sample": ("weights for decoding", "cache for decoding"),
-  "update": ("gradient and update", "logits of a chunk", "activations"),
+  "update": ("gradient and update", "logits of a chunk", "activations", "float32 of the embedding"),
 }
+# Of a run on a CPU, beside its arrays; measured, with Gemma 3 270M.
+PROCESS = 3.0 * GIB
 
 
-def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str, int | float]:
+def estimate(
+  config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE, kind: str = ""
+) -> dict[str, int | float]:
   """Returns the bytes of each part of a run on one device, from shapes alone.
 
-  Exact except for "activations", a lower bound: what one layer of the backward pass needs, and what
-  all layers keep for it.
+  What is held is exact on an accelerator. "activations" are a lower bound: what one layer of the
+  backward pass needs, and what all layers keep for it. On a CPU the arrays share the memory with
+  the process, a checkpoint being written is a second copy of the state, and a product in bfloat16
+  takes its operands in float32.
 
   Args:
     config: of an online run; its weights need not exist.
     mesh: sizes of data, fsdp and tensor.
+    kind: of the device, as jax has it; "cpu" adds the host's own parts.
   """
   config = config.copy_and_resolve_references().unlock()
   algorithms.fill_defaults(config.algorithm)
@@ -81,21 +175,31 @@ def estimate(config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE) -> dict[str,
   inside = _activations(model_config, config.model.remat, width)
   # Each device has the logits of its rows, or of its part of the vocabulary: as many.
   logits = 3 * 4 * micro_batch * min(config.model.logit_chunk, length) * model_config.num_embed
-  return {
+  own_judge = judged_by_reference(config, mesh)
+  held = {
     "parameters": size(state.params), "target and copies": size((state.target, state.copies)),
-    "optimiser state": size(state.opt_state), "reference": size(compute_shapes),
-    "judge": size(judge) if judge else 0,
+    "optimiser state": size(state.opt_state),
+  }  # fmt: skip
+  wide = 4 * model_config.num_embed * model_config.embed_dim * (1 if config.model.lora.rank else 2)
+  on_host = {
+    "Python, libraries and compiler": PROCESS, "copy that is saved": sum(held.values()),
+    "float32 of the embedding": wide if dtype == jnp.bfloat16 else 0,
+  }  # fmt: skip
+  return {
+    **held, "reference": size(compute_shapes),
+    "judge": size(judge) if judge and not own_judge else 0,
     "weights for decoding": num_models * size(compute_shapes, tensor_axis),
     "cache for decoding": num_models * rows * width * column / heads,
     "gradient and update": 2 * size(state.params), "logits of a chunk": logits / mesh["tensor"],
     "activations": micro_batch * width * dtype.itemsize * inside,
+    **(on_host if kind == CPU else {}),
   }  # fmt: skip
 
 
 def peak(parts: dict[str, int | float]) -> float:
   """Returns the bytes that an estimate needs at one time."""
-  phases = (sum(parts[name] for name in names) for names in PHASES.values())
-  return sum(parts[name] for name in HELD) + max(phases)
+  phases = (sum(parts.get(name, 0) for name in names) for names in PHASES.values())
+  return sum(parts.get(name, 0) for name in HELD) + max(phases)
 
 
 def _activations(model_config: gemma.GemmaConfig, remat: bool, width: int) -> int:
@@ -109,7 +213,9 @@ def _activations(model_config: gemma.GemmaConfig, remat: bool, width: int) -> in
   return model_config.num_layers * model_config.embed_dim + period * inside
 
 
-def advice(config: ConfigDict, mesh: dict[str, int], bytes_needed: float, room: float) -> list[str]:
+def advice(
+  config: ConfigDict, mesh: dict[str, int], bytes_needed: float, room: float, kind: str = ""
+) -> list[str]:
   """Returns changes that together are enough, in order; one line where they are not."""
   rows = mesh["data"] * mesh["fsdp"]
   micro = max(1, min(8, config.prompts.batch_size // rows))
@@ -120,13 +226,16 @@ def advice(config: ConfigDict, mesh: dict[str, int], bytes_needed: float, room: 
     ("model.logit_chunk", 4, "fewer columns have logits at one time"),
     ("prompts.batch_size", rows * micro, "fewer responses are sampled at one time"),
     ("model.lora.rank", 16, "adapters are trained instead of all parameters"),
+    ("model.dtype", "bfloat16", "half of what computes; slower where it is not native"),
     ("algorithm.name", "reg_self_play", "no target: another algorithm, so the last resort"),
   )
   lines, smaller = [], config.copy_and_resolve_references().unlock()
-  before = peak(estimate(smaller, mesh))
+  before = peak(estimate(smaller, mesh, kind))
   for field, value, why in savings:
     smaller.update_from_flattened_dict({field: value})
-    after = peak(estimate(smaller, mesh))
+    if field == "model.dtype" and config.judge.model.weights == config.model.weights:
+      smaller.judge.model.dtype = value
+    after = peak(estimate(smaller, mesh, kind))
     if after < before:
       reduced = bytes_needed + after - before
       lines.append(f"{field} = {value}: {bytes_needed / GIB:.2f} -> {reduced / GIB:.2f} GiB; {why}")
@@ -138,24 +247,58 @@ def advice(config: ConfigDict, mesh: dict[str, int], bytes_needed: float, room: 
   return [f"No setting makes it fit {devices} (docs/tpu.md)."]
 
 
-def table(config: ConfigDict, device: str) -> str:
-  """Returns the estimate for one device of DEVICES as Markdown, with advice if it does not fit."""
+def describe(device: Device) -> str:
+  """Returns what is known of a device, in a line or two."""
+  if not device.room:
+    known = ", ".join(sorted({*CHIPS}))
+    return (
+      f"{device.name}: jax runs on it, but neither says how much memory it has nor is it one of"
+      f" {known}. Compare the sum below with what its maker says."
+    )
+  room = f"{device.name}: {device.room / GIB:.1f} GiB for a program"
+  if device.kind == CPU:
+    return f"{room}, all that this machine has. For the storyteller, and for trying a Gemma."
+  each = " on each" if device.number > 1 else ""
+  gpu = device.kind in CHIPS and not device.kind.startswith("TPU")
+  share = device.room / CHIPS[device.kind].hbm if gpu else 1
+  more = (
+    f", {share:.0%} of it: set {FRACTION}=.92 before jax starts for more" if share < 0.9 else ""
+  )
+  slow = "" if device.native_bfloat16 else ". It has no native bfloat16"
+  return f"{room}{each}{more}{slow}."
+
+
+def table(config: ConfigDict, device: Device | str) -> str:
+  """Returns the estimate for a device as Markdown, with advice if it does not fit.
+
+  Args:
+    device: or its name, of DEVICES.
+  """
+  device = named(device) if isinstance(device, str) else device
   model_config = gemma.preset(config.model.preset, **config.model.changes)
-  parts, room = estimate(config), CHIPS[DEVICES[device]].hbm
+  parts, room = estimate(config, device.mesh, device.kind), device.room
   total = peak(parts)
   count = sum(leaf.size for leaf in jax.tree.leaves(gemma.shapes(model_config)))
   rows = [[name, f"{x / GIB:.3f}"] for name, x in {**parts, "at one time": total}.items()]
+  once = (
+    ["The judge is the reference: held once."] if judged_by_reference(config, device.mesh) else []
+  )
   lines = [
     f"{config.model.preset}: {count:,} parameters, {config.algorithm.name}, computing in"
     f" {config.model.dtype}",
     report.markdown_table(["resident", "GiB"], rows),
-    f"{device} has {room / GIB} GiB: " + ("fits" if total <= room else "does not fit"),
+    *once,
+    describe(device),
   ]
-  if device == "T4" and config.model.dtype == "bfloat16":
-    lines.append("A T4 has no native bfloat16: set model.dtype = float32.")
-  if total > room:
-    lines += advice(config, ONE_DEVICE, total, room)
-  return "\n\n".join(lines)
+  if config.model.dtype == "bfloat16" and not device.native_bfloat16:
+    lines.append(f"A {device.name} has no native bfloat16: model.dtype = float32 is faster.")
+  if not room:
+    return "\n\n".join(lines)
+  fits = f"{total / GIB:.2f} of {room / GIB:.2f} GiB: " + (
+    "fits" if total <= room else "does not fit"
+  )
+  more = advice(config, device.mesh, total, room, device.kind) if total > room else []
+  return "\n\n".join([*lines, fits, *more])
 
 
 def judge_shapes(config: ConfigDict) -> Params | None:

@@ -1,0 +1,92 @@
+"""The files that a job reads: all that are missing are said at once, with how to get each."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from nash_jax.data import corpus, preferences, prompts
+from nash_jax.policy import parse_weights
+from nash_jax.validation import asset_path, printable, require
+
+_MODELS = ("gemma", "gemma_text", "bradley_terry")  # judges that have a model
+_POLICY = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
+_LOCAL = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
+_SELF = " With one model alone, its own start can judge: docs/true_size.md."
+_PROMPTS = "docs/true_size.md and docs/data.md have files to download, and what one of your own is."
+
+
+def require_present(config: ConfigDict, job: str) -> None:
+  """Raises ValueError that lists every file of a checked config that is not there."""
+  missing = [*_missing(config, job)]
+  if missing:
+    count = f"{len(missing)} things that this run reads are missing:\n  "
+    raise ValueError((count if len(missing) > 1 else "") + "\n  ".join(missing))
+
+
+def _missing(config: ConfigDict, job: str) -> Iterator[str]:
+  """Yields a text for each file that is not there."""
+  read_weights = job in ("train", "fit", "sample")
+  yield from _of_model(config.model, "model", parts=True, weights=read_weights)
+  if job == "sample" and config.realign != 1:
+    yield from _of_policy(config.reference, "reference")
+  judges = {f"judges.{printable(name)}": judge for name, judge in config.get("judges", {}).items()}
+  for path, judge in judges.items() or [("judge", config.get("judge"))]:
+    if judge is not None and judge.name in _MODELS:
+      yield from _of_model(judge.model, f"{path}.model")
+  for group in ("policies", "sources"):
+    for name, policy in config.get(group, {}).items():
+      what, optional = f"{group}.{printable(name)}.weights", group == "sources"
+      yield from _of_policy(policy.weights, what, optional)
+  for group, tasks in (("prompts", prompts.TASKS), ("data", preferences.TASKS)):
+    if group in config and config[group].task in tasks:
+      yield from _of_data(config[group], group)
+
+
+def _text(what: str, expected: str, got: str, fix: str, present: bool) -> Iterator[str]:
+  try:
+    require(present, what, expected, got, fix)
+  except ValueError as error:
+    yield str(error)
+
+
+def _of_model(
+  model: ConfigDict, path: str, parts: bool = False, weights: bool = True
+) -> Iterator[str]:
+  """Yields what a policy's or a judge's model lacks; `parts`: its weights may be a run's."""
+  expected, files = "a file that exists", {"tokenizer": model.tokenizer}
+  if weights and model.weights:
+    files["weights"] = model.weights
+  for field, spec in files.items():
+    what = f"{path}.{field}"
+    file = parse_weights(spec, what).path if parts and field == "weights" else asset_path(spec)
+    fix = _download(spec, model.preset) or _LOCAL
+    if field == "weights" and not parts:
+      fix += _SELF
+    yield from _text(what, expected, spec, fix, os.path.exists(file))
+
+
+def _download(spec: str, preset: str) -> str:
+  """Returns the command for a folder that is called as a published Gemma; "" for any other."""
+  path = pathlib.PurePath(spec)
+  folder = path.parent if path.suffix in (".model", ".safetensors") else path
+  if not (preset.startswith("gemma") and folder.name.startswith("gemma-")):
+    return ""
+  download = f"hf download google/{folder.name} --local-dir {folder}"
+  return f"Accept Gemma's terms, then: {download} (docs/weights.md: getting Gemma's)."
+
+
+def _of_policy(spec: str, what: str, optional: bool = False) -> Iterator[str]:
+  path = parse_weights(spec, what).path
+  present = os.path.exists(path) or (optional and not path)
+  yield from _text(what, "a weights file or a run's workdir", spec, _POLICY, present)
+
+
+def _of_data(data: ConfigDict, group: str) -> Iterator[str]:
+  for field in ("path", "held_out_path"):
+    try:
+      if data[field]:
+        corpus.parse_paths(data[field])
+    except ValueError as error:
+      yield f"{group}.{field}: {error}. {_PROMPTS}"

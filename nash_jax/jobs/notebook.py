@@ -1,0 +1,63 @@
+"""What the notebooks call: a run with its curves, its texts beside the reference's, its export."""
+
+import os
+import pathlib
+import threading
+
+from ml_collections import ConfigDict
+
+from nash_jax import report, train, weights
+from nash_jax.data import files
+from nash_jax.policy import load_weights, tokenizer_and_model
+
+
+def train_and_draw(
+  config: ConfigDict, workdir: str | os.PathLike[str], seconds: float = 20.0
+) -> train.Done:
+  """Trains as train.run does; its curves are below the cell, and drawn again every few seconds."""
+  from IPython.display import Image, Markdown, display
+
+  handle = display(Markdown("Curves come with the first evaluation."), display_id=True)
+  finished = threading.Event()
+
+  def draw() -> None:
+    while not finished.wait(seconds):
+      try:
+        handle.update(Image(report.curves(workdir)))
+      except (OSError, ValueError) as error:  # of a run that has recorded nothing yet
+        handle.update(Markdown(f"No curves yet: {error}"))
+
+  artist = threading.Thread(target=draw, daemon=True)
+  artist.start()
+  try:
+    done = train.run(config, workdir)
+  finally:
+    finished.set()
+    artist.join()
+  handle.update(Image(report.curves(workdir)))
+  return done
+
+
+def side_by_side(workdir: str | os.PathLike[str], count: int = 4) -> str:
+  """Returns a run's last held-out texts beside the reference's, as Markdown."""
+  path = pathlib.Path(workdir) / "samples.jsonl"
+  rows = [row for _, row in files.read_records(path)]
+  last = [row for row in rows if row["step"] == rows[-1]["step"]][:count]
+  texts = [
+    {
+      "prompt": row["prompt"],
+      "continuations": {"before": row["reference"], "after": row["response"]},
+    }
+    for row in last
+  ]
+  return report.side_by_side(texts)
+
+
+def export(config: ConfigDict, workdir: str | os.PathLike[str], folder: str) -> None:
+  """Writes the trained policy as a folder of Hugging Face's, in float32.
+
+  Narrower types round a short run's changes away.
+  """
+  tokenizer, model_config = tokenizer_and_model(config.model)
+  params = load_weights(f"{workdir}@params", model_config)
+  weights.export(folder, params, model_config, "float32", tokenizer=tokenizer)
