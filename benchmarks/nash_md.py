@@ -97,10 +97,11 @@ def on_real_weights(args):
   _, model_config = tokenizer_and_model(model)
   params = load_weights(args.weights, model_config, seed=0)
   prompts = random_prompts(args, model_config.num_embed)
-  for name in ("nash_md", "online_dpo"):
+  for name in args.methods:
     step = stepper(name, args, model_config, prompts, params, params)
-    for precision, bar in (("float32", "; bar 2"), ("bfloat16", "")):
+    for precision in args.precisions:
       faster = against_trl(args, name, step, model_config.num_embed, precision=precision)
+      bar = "; bar 2" if precision == "float32" else ""
       print(f"a {name} step in float32 {faster:.1f} times as fast as TRL's in {precision}{bar}")
 
 
@@ -110,6 +111,10 @@ def main():
   add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
   add("--weights", default="", help="a folder of Hugging Face's with a Gemma to train")
   add("--preset", default="gemma3_270m", help="what the folder holds (gemma3_270m)")
+  both = ["nash_md", "online_dpo"]
+  add("--methods", nargs="+", default=both, choices=both, help="to train its weights by")
+  both = ["float32", "bfloat16"]
+  add("--precisions", nargs="+", default=both, choices=both, help="TRL's, on these weights")
   add("--batch", type=int, default=16, help="prompts (16)")
   add("--prompt", type=int, default=32, help="prompt tokens (32)")
   add("--tokens", type=int, default=64, help="new tokens (64)")
