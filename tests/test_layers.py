@@ -20,6 +20,7 @@ LAYERS = (
   ("games.zoo", "games.solvers", "data.chat_template", "models.sharding"),
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),
+  ("data.forms",),
   ("data.prompts", "data.preferences", "data.rlhflow", "models.decoding", "models.logprobs"),
   ("sampler", "weights.files"),
   ("weights.names", "weights.hf_config", "run.inputs"),

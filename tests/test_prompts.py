@@ -236,10 +236,14 @@ BAD_FILES = {
     b'{"messages": [{"role": "user", "content": "\\udc00"}]}',
     "bad:1: .*half of a surrogate",
   ),
-  "gzip": (gzip.compress(b'{"prompt": "x"}', mtime=0), "bad: compressed .gzip.: unpack it"),
+  "half of gzip": (
+    gzip.compress(b'{"prompt": "x"}', mtime=0)[:-9],
+    "bad: not a gzip file that can be read",
+  ),
   "zstd": (b"\x28\xb5\x2f\xfd\x04", "bad: compressed .zstd.: unpack it"),
-  "parquet": (b"PAR1\x15\x04", "bad: a parquet file: write its rows as JSON lines"),
-  "array": (b'\n[{"prompt": "x"},\n{"prompt": "y"}]', "bad:1: a JSON array, expected JSON lines"),
+  "parquet": (b"PAR1\x15\x04", "bad: not a parquet file that can be read"),
+  "array": (b'\n[{"prompt": "x"},\n{"prompt": "y"]', "bad:3: not JSON .*an array of objects"),
+  "row": (b'[{"prompt": "x"}, {"prompt": 3}]', "bad, row 2: field 'prompt' is 3"),
   "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "bad: a Git LFS pointer: run `git"),
   "deep": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad:1: JSON is nested too"),
   "digits": (b'{"prompt": ' + b"9" * 5000 + b"}", "bad:1: .*4300 digits"),
@@ -256,7 +260,7 @@ def test_a_file_that_is_no_utf8_text_is_refused_with_its_line(tmp_path, kind):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["latin", "utf-16 of no mark", "gzip", "pointer"])
+@pytest.mark.parametrize("kind", ["latin", "utf-16 of no mark", "half of gzip", "pointer"])
 def test_a_plain_text_file_is_refused_alike(tmp_path, kind):
   data, message = BAD_FILES[kind]
   (tmp_path / "bad").write_bytes(data)
@@ -573,12 +577,9 @@ def test_converting_reads_null_columns_marks_and_never_its_own_output(tmp_path):
     ("x.jsonl", b'{"prompt": "x"}\n{"prompt": "\\ud83d"}', "x.jsonl:2: .*half of a surrogate"),
     ("x.json", b'[{"prompt": "a\\u0000"}]', "x.json, row 1: .*NUL"),
     ("x.parquet", b"PAR1 and no more", "x.parquet: not a parquet file"),
-    (
-      "x.jsonl.gz",
-      gzip.compress(b"{}", mtime=0),
-      "input: expected files that are not compressed, got",
-    ),
-    ("x.csv", b"prompt\nx\n", "input: expected files in .parquet, .json, .jsonl"),
+    ("x.jsonl.zst", b"\x28\xb5\x2f\xfd\x04", "input: expected files that are not compressed, got"),
+    ("x.jsonl.gz", gzip.compress(b"[3", mtime=0), "x.jsonl.gz:1: not JSON"),
+    ("x.csv", b"prompt\nx\n", "input: expected files in .jsonl, .json, .parquet"),
     ("x.parquet", b"version https://git-lfs.github.com/spec/v1", "x.parquet: a Git LFS pointer"),
     ("x.jsonl", b'{"text": "x"}', "x.jsonl: expected a conversation .*'written': 0, 'skipped': 1"),
   ],

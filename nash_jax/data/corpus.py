@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -232,25 +233,39 @@ def _without(examples: Examples, kept: list[bool], reason: str) -> Examples:
 
 
 def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
-  """Splits "a.jsonl:3, b.jsonl:1" (or a tuple of such) into (file, rate) pairs; no rate is None."""
+  """Splits "a.jsonl:3, b.jsonl:1" (or a tuple of such) into (file, rate) pairs; no rate is None.
+
+  In place of a folder stand its files of records, by name.
+  """
   pairs: list[tuple[str, float | None]] = []
   for entry in filter(None, map(str.strip, path.split(",") if isinstance(path, str) else path)):
     rated = re.fullmatch(r"(.+):(\d+\.?\d*|\.\d+)", entry)
     rated = None if os.path.isfile(entry) else rated  # a colon of its name
     file = asset_path(rated[1] if rated else entry)
-    if not os.path.isfile(file):
+    if not os.path.exists(file):
       raise ValueError(f"no data file {file!r}: give `path` the file(s) to read")
     rate = float(rated[2]) if rated else None
+    shards = _shards(file) if os.path.isdir(file) else [file]
     good = rate is None or 0 < rate < math.inf
     require(
       good, f"rate of {file!r}", "a positive number", rate, "Leave the file out instead of 0."
     )
-    pairs.append((file, rate))
+    whole, fix = rate is None or len(shards) == 1, "Join its files to one."
+    require(whole, f"files in {file!r}", "one, as it has a rate", len(shards), fix)
+    pairs += [(shard, rate) for shard in shards]
   if not pairs:
     raise ValueError("`path` is empty: give it the file(s) to read, separated by commas")
   if len({rate is None for _, rate in pairs}) > 1:
     raise ValueError(f"either every file of a mixture has a :rate or none has, got {path!r}")
   return pairs
+
+
+def _shards(folder: str) -> list[str]:
+  found = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
+  shards = [str(path) for path in found if path.name.endswith(files.SUFFIXES)]
+  got = [path.name for path in found[:3]] or "an empty folder"
+  require(len(shards) > 0, f"files in {folder!r}", f"some in {', '.join(files.SUFFIXES)}", got, "")
+  return shards
 
 
 class Texts:

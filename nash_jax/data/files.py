@@ -1,14 +1,17 @@
-"""Text files that others made: read as UTF-8, or refused in one line that names file and line."""
+"""Files that others made: read, or refused in one line that names file and line."""
 
+import gzip
 import json
 import pathlib
 import re
 import reprlib
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from nash_jax.validation import decode, foreign
 
+SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")  # of files of records
 shorten = reprlib.Repr(maxstring=80, maxother=80).repr  # a value's repr, for one line
 
 
@@ -27,16 +30,32 @@ def read_bytes(path: str | pathlib.Path) -> bytes:
   return data
 
 
-def read_text(path: str | pathlib.Path) -> str:
+def read_text(path: str | pathlib.Path, data: bytes | None = None) -> str:
   """Returns a file's text, its lines ended by one newline each, without byte-order marks.
 
   A mark is left out at the beginning of any line: files that are joined have one in the middle.
 
+  Args:
+    data: what the file holds, if it has been read.
+
   Raises:
     ValueError: as for read_bytes; a byte that is not UTF-8, or NUL, with its line.
   """
-  text = decode(path, read_bytes(path)).replace("\r\n", "\n").replace("\r", "\n")
+  text = decode(path, read_bytes(path) if data is None else data)
+  text = text.replace("\r\n", "\n").replace("\r", "\n")
   return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
+
+
+def _unpacked(path: str | pathlib.Path) -> bytes:
+  """Returns a file's bytes, those of a gzip file unpacked."""
+  try:
+    data = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+  try:
+    return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+  except (OSError, EOFError, zlib.error) as error:
+    raise ValueError(f"{path}: not a gzip file that can be read: {error}") from None
 
 
 def read_records(
@@ -44,13 +63,19 @@ def read_records(
 ) -> Iterator[tuple[str, Any]]:
   """Yields "file:line" and the record of each line of a file, blank lines skipped.
 
+  The file may be packed by gzip. A JSON array and a parquet file are read too, where lines would be
+  JSON: "file, row 1" and so on are the places of their records.
+
   Raises:
-    ValueError: as for read_text; a line that does not parse.
+    ValueError: as for read_text; a line or a file that does not parse.
   """
-  text = read_text(path)
+  if parse is json.loads and _head(path).startswith(b"PAR1"):
+    yield from _parquet_rows(path)
+    return
+  text = read_text(path, _unpacked(path))
   if parse is json.loads and text.lstrip().startswith("["):
-    fix = "write one object a line, as `jq -c '.[]'` does"
-    raise ValueError(f"{path}:1: a JSON array, expected JSON lines: {fix}")
+    yield from _array(path, text)
+    return
   # Not splitlines: a text may hold U+2028 and other marks that only that takes for ends of lines.
   for number, line in enumerate(text.split("\n"), 1):
     if line.strip():
@@ -65,6 +90,40 @@ def read_records(
       except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
       yield place, record
+
+
+def _head(path: str | pathlib.Path) -> bytes:
+  try:
+    with open(path, "rb") as file:
+      return file.read(4)
+  except OSError:
+    return b""  # whoever reads all of it says why
+
+
+def _array(path: str | pathlib.Path, text: str) -> Iterator[tuple[str, Any]]:
+  try:
+    rows = json.loads(text)
+  except json.JSONDecodeError as error:
+    expected = "expected an array of objects, or one object a line"
+    raise ValueError(f"{path}:{error.lineno}: not JSON ({error}); {expected}") from None
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: not JSON that can be read: {error}") from None
+  yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _parquet_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
+  import pyarrow
+  from pyarrow import parquet
+
+  try:
+    number = 0
+    for batch in parquet.ParquetFile(path).iter_batches():
+      for row in batch.to_pylist():
+        number += 1
+        yield f"{path}, row {number}", row
+  except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+    reason = " ".join(str(error).split())
+    raise ValueError(f"{path}: not a parquet file that can be read: {reason}") from error
 
 
 def check_text(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nash_jax.data import corpus
+from nash_jax.data import corpus, forms
 from nash_jax.data.corpus import Texts
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.validation import one_of, require
@@ -86,6 +86,7 @@ def _responses(record: Any, texts: Texts) -> corpus.Features:
 
 
 def _preferences(record: Any, texts: Texts) -> corpus.Features:
+  record = forms.comparison(record)
   chosen = corpus.has(record, "chosen")
   a, b = ("chosen", "rejected") if chosen else ("response_a", "response_b")
   ids = {"a": texts.response(record, a), "b": texts.response(record, b)}

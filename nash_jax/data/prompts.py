@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from nash_jax.data import corpus
+from nash_jax.data import corpus, forms
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.validation import one_of, require
 
@@ -37,7 +37,7 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
     return corpus.read_files(config.task, path, encode, tokenizer, seed, parse)
 
   def encode(record: Any, texts: corpus.Texts) -> corpus.Features:
-    return {"inputs": texts.prompt(record)}
+    return {"inputs": texts.prompt(forms.with_prompt(record))}
 
   width = config.max_tokens
   require(width > 0, "prompts.max_tokens", "at least 1", width, "Raise it.")

@@ -11,17 +11,15 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from nash_jax.data import files
 from nash_jax.data.chat_template import turns
 from nash_jax.data.corpus import field, has
 from nash_jax.run.files import replacing
-from nash_jax.validation import foreign, require
+from nash_jax.validation import require
 
-SUFFIXES = (".parquet", ".json", ".jsonl")
-_COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z")
+_COMPRESSED = (".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z")
 
 
 def convert(source: str, output: str) -> dict[str, int]:
@@ -45,7 +43,7 @@ def convert(source: str, output: str) -> dict[str, int]:
   with contextlib.suppress(OSError):  # replacing says what is wrong
     pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
   with replacing(output) as part, part.open("w", encoding="utf-8") as lines:
-    for place, row in (pair for file in inputs for pair in _rows(file)):
+    for place, row in (pair for file in inputs for pair in files.read_records(file)):
       if messages := _messages(row):
         try:
           line = json.dumps({"messages": messages}, ensure_ascii=False, allow_nan=False)
@@ -72,13 +70,13 @@ def _inputs(source: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
   require(own != [source], "output", "a file other than the input", str(output), fix)
   inputs = [path for path in found if _is_input(path.name) and path not in own]
   require(
-    len(inputs) > 0, "input", f"files in {', '.join(SUFFIXES)}", str(source), "Download them."
+    len(inputs) > 0, "input", f"files in {', '.join(files.SUFFIXES)}", str(source), "Download them."
   )
   return inputs
 
 
 def _is_input(name: str) -> bool:
-  return name.endswith(SUFFIXES)
+  return name.endswith(files.SUFFIXES)
 
 
 def _messages(row: Any) -> list[dict] | None:
@@ -110,38 +108,6 @@ def _with_prompt(row: Any) -> Any:
   given = source.get("input") if isinstance(source, dict) else ""
   parts = (row["instruction"], given if isinstance(given, str) else "")
   return {"prompt": "\n\n".join(part for part in parts if part.strip())}
-
-
-def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-  """Yields the rows of a file and where they stand."""
-  if path.suffix == ".parquet":
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-      number = 0
-      with path.open("rb") as file:
-        if (head := file.read(64))[:4] != b"PAR1" and (what := foreign(head)):
-          raise ValueError(f"{path}: {what}")
-      for batch in parquet.ParquetFile(path).iter_batches():
-        for row in batch.to_pylist():
-          number += 1
-          yield f"{path}, row {number}", row
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-      reason = " ".join(str(error).split())
-      raise ValueError(f"{path}: not a parquet file that can be read: {reason}") from error
-    return
-  text = files.read_text(path)
-  if not text.lstrip().startswith("["):
-    yield from files.read_records(path)
-    return
-  try:
-    rows = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path}:{error.lineno}: not JSON ({error})") from None
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: not JSON that can be read: {error}") from None
-  yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def main(*arguments: str) -> int:
