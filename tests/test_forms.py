@@ -208,3 +208,23 @@ def test_prompts_are_those_of_comparisons(tmp_path):
   path = written(tmp_path, "x.jsonl", rows)
   prompts, _ = load_prompts(settings(path, "json_lines"), TOKENIZER, seed=0)
   assert [TOKENIZER.decode(ids) for ids in prompts.columns["inputs"]] == ["Hi", "Ho"]
+
+
+def test_records_that_cannot_be_read_are_left_out_where_that_is_said(tmp_path, caplog):
+  path = written(tmp_path, "x.jsonl", ROWS)
+  lines = path.read_text().splitlines()
+  path.write_text(
+    "\n".join([lines[0], "{", lines[1], '{"chosen": "x", "rejected": "y"}', lines[2]])
+  )
+  config = settings(path, "preferences")
+  with pytest.raises(ValueError, match=r"x\.jsonl:2: not JSON"):
+    load_preferences(config, TOKENIZER, seed=0)
+  config.bad = "skip"
+  pairs, _ = load_preferences(config, TOKENIZER, seed=0)
+  texts = [TOKENIZER.decode(ids) for ids in pairs.columns["inputs"]]
+  assert texts == [row["prompt"] for row in ROWS[:3]]
+  told = "x.jsonl: 2 of 5 records cannot be read and are left out, the first since"
+  assert [line for line in caplog.messages if told in line and "x.jsonl:2: not JSON" in line]
+  path.write_text("{\n")
+  with pytest.raises(ValueError, match="hold no records"):
+    load_preferences(config, TOKENIZER, seed=0)

@@ -258,6 +258,7 @@ def _train() -> ConfigDict:
       "overflow": _choice("drop", ("drop", "cut")),
       # Drop: no training on a prompt that is held out.
       "duplicates": _choice("keep", ("keep", "drop")),
+      "bad": _choice("stop", ("stop", "skip")),  # a record that cannot be read
       "max_tokens": number(32, "[1, 1e6]"),
       "batch_size": number(32, "[1, 1e6]"),
     },
@@ -300,6 +301,7 @@ def _fit() -> ConfigDict:
       "batch_size": number(32, "[1, 1e6]"),
       # Drop: no training on a prompt or text that is held out.
       "duplicates": _choice("keep", ("keep", "drop")),
+      "bad": _choice("stop", ("stop", "skip")),  # a record that cannot be read
     },
     template="stories",  # of the pairwise judge
     export="",  # where the best weights go, as .safetensors in export_dtype

@@ -320,19 +320,31 @@ class Texts:
 
 
 def read_records(
-  path: str, encode: Encode, tokenizer: Tokenizer, parse: Parse = json.loads
+  path: str, encode: Encode, tokenizer: Tokenizer, parse: Parse = json.loads, bad: str = "stop"
 ) -> list[Features]:
-  """Encodes a file of one record a line, blank lines skipped; errors name the file and the line."""
-  records, spelled = [], []
-  for place, record in files.read_records(path, parse):
+  """Encodes a file's records; errors name the file and the line.
+
+  Args:
+    bad: what to do with a record that cannot be read, "stop" with an error, or "skip" it.
+  """
+  one_of("bad", bad, ("stop", "skip"))
+  records, spelled, skipped = [], [], list[ValueError]()
+  skip = skipped.append if bad == "skip" else None
+  for place, record in files.read_records(path, parse, skip):
     texts = Texts(tokenizer)
     try:
       features = encode(record, texts).items()
     except (ValueError, TypeError) as error:
-      raise ValueError(f"{place}: {error}") from None
+      skipped.append(ValueError(f"{place}: {error}"))
+      if skip is None:
+        raise skipped[-1] from None
+      continue
     dtypes = {name: np.float32 if np.isscalar(x) else np.int32 for name, x in features}
     records.append({name: np.asarray(x, dtypes[name]) for name, x in features})
     spelled += [place] * texts.spelled
+  if skipped:
+    message = "%s: %d of %d records cannot be read and are left out, the first since %s"
+    logging.warning(message, path, len(skipped), len(skipped) + len(records), skipped[0])
   if spelled:
     message = (
       "%s: %d of %d records spell out markers such as <bos> or <end_of_turn> (the first: %s)"
@@ -423,6 +435,7 @@ def read_files(
   tokenizer: Tokenizer,
   seed: int,
   parse: Parse = json.loads,
+  bad: str = "stop",
 ) -> Columns:
   """Registers files as the seqio task or mixture `task`, and reads it.
 
@@ -431,9 +444,10 @@ def read_files(
       first of them does.
     path: as `parse_paths` takes it.
     seed: decides the order in which a mixture alternates.
+    bad: as for read_records.
   """
   pairs = parse_paths(path)
-  parts = [read_records(file, encode, tokenizer, parse) for file, _ in pairs]
+  parts = [read_records(file, encode, tokenizer, parse, bad) for file, _ in pairs]
   empty = [file for (file, _), part in zip(pairs, parts, strict=True) if not part]
   if empty and (pairs[0][1] is not None or len(empty) == len(pairs)):
     raise ValueError(f"the file(s) {', '.join(empty)} hold no records: expected one a line")

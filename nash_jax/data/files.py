@@ -59,15 +59,20 @@ def _unpacked(path: str | pathlib.Path) -> bytes:
 
 
 def read_records(
-  path: str | pathlib.Path, parse: Callable[[str], Any] = json.loads
+  path: str | pathlib.Path,
+  parse: Callable[[str], Any] = json.loads,
+  skip: Callable[[ValueError], None] | None = None,
 ) -> Iterator[tuple[str, Any]]:
   """Yields "file:line" and the record of each line of a file, blank lines skipped.
 
   The file may be packed by gzip. A JSON array and a parquet file are read too, where lines would be
   JSON: "file, row 1" and so on are the places of their records.
 
+  Args:
+    skip: is told why a line does not parse, which is then left out.
+
   Raises:
-    ValueError: as for read_text; a line or a file that does not parse.
+    ValueError: as for read_text; a line that does not parse, without `skip`; a file that does not.
   """
   if parse is json.loads and _head(path).startswith(b"PAR1"):
     yield from _parquet_rows(path)
@@ -81,15 +86,25 @@ def read_records(
     if line.strip():
       place = f"{path}:{number}"
       try:
-        record = parse(line)
-      except json.JSONDecodeError as error:
-        message = f"{place}: not JSON ({error}); expected one object a line"
-        raise ValueError(message) from None
-      except RecursionError:
-        raise ValueError(f"{place}: JSON is nested too deeply") from None
+        record = _parsed(line, place, parse)
       except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
+        if skip is None:
+          raise
+        skip(error)
+        continue
       yield place, record
+
+
+def _parsed(line: str, place: str, parse: Callable[[str], Any]) -> Any:
+  try:
+    return parse(line)
+  except json.JSONDecodeError as error:
+    message = f"{place}: not JSON ({error}); expected one object a line"
+    raise ValueError(message) from None
+  except RecursionError:
+    raise ValueError(f"{place}: JSON is nested too deeply") from None
+  except ValueError as error:
+    raise ValueError(f"{place}: {error}") from None
 
 
 def _head(path: str | pathlib.Path) -> bytes:

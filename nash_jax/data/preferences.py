@@ -19,10 +19,10 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   """Reads, tokenises and splits supervised data: (train, held_out).
 
   Args:
-    config: `task` (one of TASKS); `path` as in prompts.load_prompts; `overflow`, `held_out`,
-      `held_out_path` and `duplicates` as in corpus.load_examples. `max_tokens`: of a window T for
-      text, of a prompt Lp for the others, which also have `max_response_tokens` L (for responses
-      T = Lp + L).
+    config: `task` (one of TASKS); `path` and `bad` as in prompts.load_prompts; `overflow`,
+      `held_out`, `held_out_path` and `duplicates` as in corpus.load_examples. `max_tokens`: of a
+      window T for text, of a prompt Lp for the others, which also have `max_response_tokens` L (for
+      responses T = Lp + L).
     seed: of the order.
 
   Returns:
@@ -44,7 +44,8 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   )
 
   def read(path: str) -> corpus.Columns:
-    return corpus.read_files(config.task, path, encode, tokenizer, seed)
+    bad = config.get("bad", "stop")
+    return corpus.read_files(config.task, path, encode, tokenizer, seed, bad=bad)
 
   def sequences(columns: corpus.Columns) -> dict[str, np.ndarray]:
     inputs, targets = columns["inputs"], columns["targets"]

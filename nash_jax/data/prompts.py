@@ -23,6 +23,7 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
       prompt tokens. `path`: its files, "a.jsonl,b.jsonl"; with rates, "a.jsonl:3,b.jsonl:1", a
       mixture. `max_tokens`: width of a prompt, <bos> and template included. `overflow`,
       `held_out`, `held_out_path` and `duplicates`: as in corpus.load_examples.
+      `bad`: "stop" at a record that cannot be read, or "skip" it.
     seed: of the order.
 
   Raises:
@@ -34,7 +35,8 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
     if config.task not in TASKS:
       return {"inputs": _read_registered(config, tokenizer, seed)}
     parse = (lambda line: {"prompt": line}) if config.task == "text" else json.loads
-    return corpus.read_files(config.task, path, encode, tokenizer, seed, parse)
+    bad = config.get("bad", "stop")
+    return corpus.read_files(config.task, path, encode, tokenizer, seed, parse, bad)
 
   def encode(record: Any, texts: corpus.Texts) -> corpus.Features:
     return {"inputs": texts.prompt(forms.with_prompt(record))}

@@ -307,7 +307,10 @@ def _permission(fields: Collection[str]) -> str:
 
 
 # Fields that older configs lack, and what they meant.
-ADDED = {"prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop"}
+ADDED = {
+  "prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop",
+  "prompts.bad": "stop", "data.bad": "stop",
+}  # fmt: skip
 # Inputs that older runs have not recorded, and what they were.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
 
