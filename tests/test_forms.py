@@ -1,4 +1,4 @@
-"""Comparisons of other programs and data sets become ours, whatever file they lie in."""
+"""Records of other programs and data sets become ours, whatever file they lie in."""
 
 import gzip
 import json
@@ -136,6 +136,32 @@ def test_a_record_that_breaks_its_form_is_refused_by_what_is_wrong(name):
   record, message = BAD[name]
   with pytest.raises(ValueError, match=message):
     forms.comparison(record)
+
+
+@pytest.mark.parametrize(
+  "record",
+  [
+    {"prompt": "Hi", "completion": "Hello."},
+    {"prompt": "Hi", "completion": "Hello.", "label": True},
+    {"prompt": ASKED, "completion": answer("Hello.")},
+    {"messages": say("Hi", "Hello.")},
+    {"messages": ASKED, "response": answer("Hello.")},
+  ],
+)
+def test_a_completion_and_a_conversations_last_turn_are_learnt(tmp_path, record):
+  path = written(tmp_path, "x.jsonl", [record])
+  learnt, _ = load_preferences(settings(path, "responses"), TOKENIZER, seed=0)
+  (prompt,), (response,) = learnt.columns["inputs"], learnt.columns["targets"]
+  assert prompt.tolist() == TOKENIZER.prompt("Hi")
+  assert response.tolist() == TOKENIZER.response("Hello.")
+
+
+def test_a_completion_that_is_labelled_as_bad_is_not_learnt(tmp_path):
+  rows = [{"prompt": "Hi", "completion": "No.", "label": False}]
+  with pytest.raises(
+    ValueError, match=r"x\.jsonl:1: field 'label' is false, expected a completion"
+  ):
+    load_preferences(settings(written(tmp_path, "x.jsonl", rows), "responses"), TOKENIZER, seed=0)
 
 
 def test_anthropics_transcripts_are_read(data_dir):

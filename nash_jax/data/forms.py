@@ -1,4 +1,4 @@
-"""Comparisons as other programs and data sets have them, told by their fields, turned into ours.
+"""Records as other programs and data sets have them, told by their fields, turned into ours.
 
 docs/data.md lists the forms. What is in no form is left as it is, for the reader of our own to
 refuse.
@@ -39,6 +39,26 @@ def comparison(record: Any) -> Any:
   for form in FORMS.values() if isinstance(record, dict) else ():
     if all(has(record, name) for name in form.fields):
       return form.turn(record)
+  return record
+
+
+def demonstration(record: Any) -> Any:
+  """Returns a prompt and its completion, or a whole conversation, as "messages" and "response".
+
+  Raises:
+    ValueError: a completion that is labelled as bad.
+  """
+  if has(record, "response"):
+    return record
+  if has(record, "completion"):
+    if record.get("label") is False:
+      raise ValueError("field 'label' is false, expected a completion to learn from; skip it")
+    return {**record, "response": record["completion"]}
+  messages = record.get("messages") if isinstance(record, dict) else None
+  if not has(record, "prompt") and isinstance(messages, list) and messages:
+    *asked, last = _renamed(messages)
+    if isinstance(last, dict) and last["role"] == "assistant":
+      return {**record, "messages": asked, "response": [last]}
   return record
 
 

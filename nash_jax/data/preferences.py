@@ -83,6 +83,7 @@ def _text(record: Any, texts: Texts) -> corpus.Features:
 
 
 def _responses(record: Any, texts: Texts) -> corpus.Features:
+  record = forms.demonstration(record)
   return {"inputs": texts.prompt(record), "targets": texts.response(record, "response")}
 
 
