@@ -11,7 +11,6 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any, NamedTuple
 
 import anyio
@@ -142,11 +141,7 @@ class Chat:
       # An event loop in a thread of its own: Ctrl-C cancels what is under way, and a notebook,
       # which has a loop of its own, is no obstacle.
       with anyio.from_thread.start_blocking_portal() as portal:
-        asked = portal.start_task_soon(self._complete, unknown)
-        # Of a wait without end, Python never hears of a signal that comes just before it.
-        while not asked.done():
-          futures.wait([asked], timeout=0.2)
-        outcomes |= asked.result()
+        outcomes |= portal.call(self._complete, unknown)
     return outcomes
 
   def forget(self, texts: list[str]) -> None:
