@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import pathlib
+import signal
 from unittest import mock
 
 # Tests compile much and run little: a quarter less time without LLVM's optimisations.
@@ -26,6 +27,9 @@ with (
 ):
   for name in (*CHECKED, "types"):
     importlib.import_module(f"nash_jax.{name}")
+# A shell has programs in its background ignore Ctrl-C, and what they start: here it is pressed.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 # In the environment too: for the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 # Small programs too: there are a thousand of 15 ms each, which both workers need.
