@@ -6,7 +6,7 @@ library runs its prefill operation by operation), and the loops alone (ours is t
 that of a sampler of one token: cast, prefill and first draw).
 
   python benchmarks/decode.py
-  python benchmarks/decode.py --weights=FOLDER --transformers=ENVIRONMENT/bin/python --tokens=48
+  python benchmarks/decode.py --weights=FOLDER --transformers=ENVIRONMENT/bin/python
 
 FOLDER holds a Gemma of Hugging Face's, ENVIRONMENT torch and transformers; both sides are float32.
 """
@@ -169,13 +169,16 @@ def main():
   add = parser.add_argument
   add("--batch", type=int, default=32, help="prompts (32)")
   add("--prompt", type=int, default=32, help="prompt tokens (32)")
-  add("--tokens", type=int, default=64, help="new tokens (64)")
+  add("--tokens", type=int, default=0, help="new tokens (64; 48 with --weights)")
   add("--vocabulary", type=int, default=512, help="rows of the embedding (512)")
-  add("--repeats", type=int, default=11, help="timed rounds; the median counts (11)")
+  add("--repeats", type=int, default=0, help="timed rounds (11; 3 with --weights)")
   add("--weights", default="", help="a folder of Hugging Face's, to compare with transformers")
   add("--preset", default="gemma3_270m", help="the model of that folder (gemma3_270m)")
   add("--transformers", default="python", help="an interpreter with torch and transformers")
   args = parser.parse_args()
+  # A round on a real vocabulary takes over a minute.
+  args.tokens = args.tokens or (48 if args.weights else 64)
+  args.repeats = args.repeats or (3 if args.weights else 11)
   if args.weights:
     against_transformers(args)
     return
