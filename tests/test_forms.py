@@ -199,6 +199,7 @@ def settings(path, task):
     {
       **{"task": task, "path": str(path), "max_tokens": 32, "max_response_tokens": 16},
       **{"overflow": "drop", "held_out": 0, "held_out_path": "", "duplicates": "keep"},
+      "bad": "stop",
     }
   )
 
@@ -229,11 +230,16 @@ def test_a_folder_is_its_files_by_name_and_has_no_rate(tmp_path):
     corpus.parse_paths(str(tmp_path / "empty"))
 
 
-def test_prompts_are_those_of_comparisons(tmp_path):
-  rows = [{"chosen": say("Hi", "x"), "rejected": say("Hi", "y")}, {"prompt": "Ho"}]
-  path = written(tmp_path, "x.jsonl", rows)
-  prompts, _ = load_prompts(settings(path, "json_lines"), TOKENIZER, seed=0)
-  assert [TOKENIZER.decode(ids) for ids in prompts.columns["inputs"]] == ["Hi", "Ho"]
+@pytest.mark.parametrize("name", [name for name in READ if name != "OpenAssistant's roles"])
+def test_the_prompt_of_every_form_is_read(name, tmp_path):
+  record, ours = READ[name]
+  chat = Tokenizer(BUNDLED, "gemma")
+  config = settings(written(tmp_path, "x.jsonl", [record]), "json_lines")
+  config.max_tokens = 64
+  prompts, _ = load_prompts(config, chat, seed=0)
+  # A prompt of its own is the prompt.
+  asked = next(x for x in (record.get("prompt"), ours.get("messages"), ours.get("prompt")) if x)
+  assert [ids.tolist() for ids in prompts.columns["inputs"]] == [chat.prompt(asked)]
 
 
 def test_records_that_cannot_be_read_are_left_out_where_that_is_said(tmp_path, caplog):

@@ -141,6 +141,7 @@ def load_data(load, task, path):
     {
       "task": task, "path": str(path), "held_out": 0, "held_out_path": "", "overflow": "cut",
       "max_tokens": 40, "max_response_tokens": 6, "duplicates": "keep",
+      "bad": "stop",
     }
   )  # fmt: skip
   with mock.patch.object(corpus, "_through_seqio", without_seqio):

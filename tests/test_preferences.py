@@ -29,6 +29,7 @@ def write(path, records):
 
 def configure(task, path, **fields):
   budgets = {"max_tokens": 16, "max_response_tokens": 12, "held_out_path": ""}
+  budgets |= {"duplicates": "keep", "bad": "stop"}
   return ConfigDict(
     {"task": task, "path": path, "held_out": 1, "overflow": "drop", **budgets} | fields
   )

@@ -25,6 +25,7 @@ def configure(
   held_out=3,
   held_out_path="",
   duplicates="keep",
+  bad="stop",
 ):
   return ConfigDict(locals())
 

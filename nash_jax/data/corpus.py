@@ -139,7 +139,7 @@ def load_examples(
     ValueError: an unknown overflow; nothing left to train on.
   """
   one_of("overflow", config.overflow, ("drop", "cut"))
-  duplicates = config.get("duplicates", "keep")
+  duplicates = config.duplicates
   one_of("duplicates", duplicates, ("keep", "drop"))
   columns, held_out = dict(read(config.path)), config.held_out
   if config.held_out_path:
@@ -263,8 +263,8 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
 def _shards(folder: str) -> list[str]:
   found = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
   shards = [str(path) for path in found if path.name.endswith(files.SUFFIXES)]
-  got = [path.name for path in found[:3]] or "an empty folder"
-  require(len(shards) > 0, f"files in {folder!r}", f"some in {', '.join(files.SUFFIXES)}", got, "")
+  got, fix = [path.name for path in found[:3]] or "an empty folder", "Give another one."
+  require(len(shards) > 0, f"files in {folder!r}", f"some in {', '.join(files.SUFFIXES)}", got, fix)
   return shards
 
 

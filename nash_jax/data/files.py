@@ -21,41 +21,36 @@ def read_bytes(path: str | pathlib.Path) -> bytes:
   Raises:
     ValueError: a file that cannot be read, or that is compressed, UTF-16 or a Git LFS pointer.
   """
-  try:
-    data = pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+  data = _read(path)
   if what := foreign(data):
     raise ValueError(f"{path}: {what}")
   return data
 
 
-def read_text(path: str | pathlib.Path, data: bytes | None = None) -> str:
+def _read(path: str | pathlib.Path) -> bytes:
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_text(path: str | pathlib.Path) -> str:
   """Returns a file's text, its lines ended by one newline each, without byte-order marks.
 
-  A mark is left out at the beginning of any line: files that are joined have one in the middle.
-
-  Args:
-    data: what the file holds, if it has been read.
+  A mark is left out at the beginning of any line: files that are joined have one in the middle. A
+  file that gzip has packed is unpacked.
 
   Raises:
     ValueError: as for read_bytes; a byte that is not UTF-8, or NUL, with its line.
   """
-  text = decode(path, read_bytes(path) if data is None else data)
-  text = text.replace("\r\n", "\n").replace("\r", "\n")
-  return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
-
-
-def _unpacked(path: str | pathlib.Path) -> bytes:
-  """Returns a file's bytes, those of a gzip file unpacked."""
+  data = _read(path)
   try:
-    data = pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-  try:
-    return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
   except (OSError, EOFError, zlib.error) as error:
     raise ValueError(f"{path}: not a gzip file that can be read: {error}") from None
+  text = decode(path, data)
+  text = text.replace("\r\n", "\n").replace("\r", "\n")
+  return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
 
 
 def read_records(
@@ -77,7 +72,7 @@ def read_records(
   if parse is json.loads and _head(path).startswith(b"PAR1"):
     yield from _parquet_rows(path)
     return
-  text = read_text(path, _unpacked(path))
+  text = read_text(path)
   if parse is json.loads and text.lstrip().startswith("["):
     yield from _array(path, text)
     return

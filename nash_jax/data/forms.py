@@ -63,10 +63,8 @@ def demonstration(record: Any) -> Any:
 
 
 def with_prompt(record: Any) -> Any:
-  """Returns a record that has its prompt, if only in its chosen and rejected conversations."""
-  if has(record, "prompt") or has(record, "messages") or not has(record, "chosen"):
-    return record
-  return comparison(record)
+  """Returns a record as it is, or, where it has no prompt of its own, that of its comparison."""
+  return record if has(record, "prompt") or has(record, "messages") else comparison(record)
 
 
 def _chosen(record: Record) -> Record:

@@ -44,8 +44,7 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   )
 
   def read(path: str) -> corpus.Columns:
-    bad = config.get("bad", "stop")
-    return corpus.read_files(config.task, path, encode, tokenizer, seed, bad=bad)
+    return corpus.read_files(config.task, path, encode, tokenizer, seed, bad=config.bad)
 
   def sequences(columns: corpus.Columns) -> dict[str, np.ndarray]:
     inputs, targets = columns["inputs"], columns["targets"]
