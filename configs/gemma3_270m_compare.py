@@ -16,7 +16,7 @@ best pilot on 24 held-out prompts; the arena is on 48 others.
 """
 
 from nash_jax import config
-from nash_jax.configs import stories
+from nash_jax.configs import stories, stories_compare
 
 RUNS = (
   {"algorithm.name": "nash_mp"},
@@ -51,12 +51,4 @@ def get_config(size="all"):
     b.model.lora.rank, b.sampling.max_tokens, b.prompts.batch_size, b.steps = 2, 8, 4, 2
     b.evaluation.every, b.evaluation.prompts, b.checkpoint.every = 2, 4, 2
     c.runs, c.tuning_steps, c.learning_rates = RUNS[:2], 1, (1e-4, 3e-4)
-  for part in ("model", "prompts", "sampling"):
-    c.arena[part] = b[part].copy_and_resolve_references()
-  c.arena.model.weights, c.arena.model.lora.rank = "", 0  # each policy has its own, merged
-  c.arena.prompts.held_out, c.arena.prompts.batch_size = 48, 4
-  if size == "smoke":
-    c.arena.max_prompts = 4
-  c.arena.judges = {"population": {**b.judge.to_dict(), "name": "population"}}
-  c.arena.select_judge = "population"
-  return c
+  return stories_compare.meet(c, prompts=48, most=4 if size == "smoke" else 0)

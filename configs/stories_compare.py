@@ -46,12 +46,15 @@ def get_config(size="all"):
   c = config.compare(b, runs, learning_rates=(3e-5, 1e-4, 3e-4), seeds=3)
   if size == "smoke":
     c.seeds, c.learning_rates = 1, (1e-4,)
+  return meet(c, prompts=96, most=8 if size == "smoke" else 0)
+
+
+def meet(c, prompts, most):
+  """Has a comparison's runs meet under the population on the last of the held-out prompts."""
   for part in ("model", "prompts", "sampling"):
-    c.arena[part] = b[part].copy_and_resolve_references()
-  c.arena.model.weights = ""  # each policy has its own
-  c.arena.prompts.held_out, c.arena.prompts.batch_size = 96, 4
-  if size == "smoke":
-    c.arena.max_prompts = 8
-  c.arena.judges = {"population": {**b.judge.to_dict(), "name": "population"}}
+    c.arena[part] = c.base[part].copy_and_resolve_references()
+  c.arena.model.weights, c.arena.model.lora.rank = "", 0  # each policy has its own, merged
+  c.arena.prompts.held_out, c.arena.prompts.batch_size, c.arena.max_prompts = prompts, 4, most
+  c.arena.judges = {"population": {**c.base.judge.to_dict(), "name": "population"}}
   c.arena.select_judge = "population"
   return c
