@@ -389,7 +389,7 @@ def _sample() -> ConfigDict:
     model=online.model,
     sampling={**_set(online.sampling, max_tokens=128), "samples": number(1, "[1, 1024]")},
     prompt="",  # "": ask for prompts until an empty line
-    file="",  # prompts of a file, one a line, instead; of .jsonl, records with prompt or messages
+    file="",  # prompts of a file, one a line, instead; of .jsonl and its like, records
     output="",  # a file for the continuations, as JSON lines; "": they are printed
     # λ: logits are (1 - λ)·reference + λ·policy, so 1 is the policy and 0 the reference.
     realign=number(1.0, "[0, 1000]"),

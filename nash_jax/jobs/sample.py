@@ -24,7 +24,7 @@ from nash_jax.config import resolve
 from nash_jax.config.fields import DECLARED, default
 from nash_jax.data.chat_template import turns
 from nash_jax.data.corpus import Texts, pad
-from nash_jax.data.files import read_records
+from nash_jax.data.files import SUFFIXES, read_records
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma
 from nash_jax.policy import load_weights, make_policy, parse_weights, tokenizer_and_model
@@ -161,7 +161,7 @@ def _prompts(config, tokenizer: Tokenizer) -> Iterable[Prompt]:
   if config.file:
     readable = os.access(config.file, os.R_OK) and not os.path.isdir(config.file)
     require(readable, "file", "a readable text file", config.file, "Give its path.")
-    parse = json.loads if config.file.endswith(".jsonl") else lambda line: {"prompt": line}
+    parse = json.loads if config.file.endswith(SUFFIXES) else lambda line: {"prompt": line}
     pairs = list(itertools.starmap(encode, read_records(config.file, parse)))
     require(len(pairs) > 0, "file", "a prompt a line", config.file, "Write some.")
     return pairs
