@@ -1,12 +1,13 @@
-"""Whole NashMP iterations of Gemma-2 2B against a 9B judge on one accelerator, by phase.
+"""Whole NashMP iterations of a config of true size on one accelerator, by phase.
 
 Random weights and prompts: what takes time does not depend on the words. For sample, judge, the
 log-probabilities (the update's frozen passes, alone) and update: seconds, tokens a second of the
 responses, and the share of the device's published peak, FLOP/s (MFU) or memory bandwidth, whichever
 bounds the phase by nash_jax.plan.hlo_cost.
 
-  python benchmarks/true_size.py --batch=32                           # one H200
-  python benchmarks/true_size.py --batch=32 --profile=trace           # and a trace, to explain it
+  python benchmarks/true_size.py                                      # one H200
+  python benchmarks/true_size.py --config=gemma2_2b:lora              # 34 GiB: one H100, A100
+  python benchmarks/true_size.py --profile=trace                      # and a trace, to explain it
   python benchmarks/true_size.py --smoke                              # tiny, any machine
   python benchmarks/true_size.py --trl-python=ENVIRONMENT/bin/python  # beside TRL 1.0.0
 
@@ -17,6 +18,7 @@ judge that costs nothing, at the sizes of trl_nash_md.py's model: ours is then t
 import argparse
 import contextlib
 import functools
+import importlib
 import itertools
 import pathlib
 import statistics
@@ -30,7 +32,6 @@ from jax import numpy as jnp
 from jax.sharding import Mesh
 
 from nash_jax import plan, report
-from nash_jax.configs import gemma2_2b
 from nash_jax.models import sharding
 from nash_jax.plan import hlo_cost, memory
 
@@ -38,8 +39,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def settings(args):
-  """Returns the published experiment's config on one device, or its smoke variant."""
-  c = gemma2_2b.get_config("smoke" if args.smoke else "")
+  """Returns the named config on one device, or its smoke variant."""
+  name, _, kind = args.config.partition(":")
+  c = importlib.import_module(f"nash_jax.configs.{name}").get_config(
+    "smoke" if args.smoke else kind
+  )
   c.mesh.update(data=1, fsdp=1, tensor=1)
   c.prompts.batch_size = c.evaluation.prompts = args.batch or c.prompts.batch_size
   c.optimizer.update(name=args.optimizer, micro_batches=args.micro_batches)
@@ -61,9 +65,12 @@ def fill(shapes, seed):
   return jax.tree.map(one, shapes)
 
 
-def measure(lowered, arguments, repeats, donated, folder):
+def measure(lowered, arguments, repeats, donated, folder, hlo):
   """Returns (the median of seconds a call, its cost); the first call is not counted."""
   compiled, seconds = lowered.compile(), []
+  if hlo:
+    hlo.parent.mkdir(parents=True, exist_ok=True)
+    hlo.write_text(compiled.as_text())
   with jax.profiler.trace(folder) if folder else contextlib.nullcontext():
     for _ in range(repeats + 1):
       start = time.perf_counter()
@@ -74,7 +81,7 @@ def measure(lowered, arguments, repeats, donated, folder):
   return statistics.median(seconds[1:]), hlo_cost.analyse(compiled.as_text())
 
 
-def phases(config, tokenizer, mesh, repeats, profile):
+def phases(config, tokenizer, mesh, repeats, profile, hlo):
   """Yields (phase, seconds, cost), one after the other, with all that a run holds in memory."""
   lowerings = plan.lowerings(config, tokenizer, mesh)
   lowered = {name: lower() for name, lower in lowerings.items() if name != "held"}
@@ -91,18 +98,21 @@ def phases(config, tokenizer, mesh, repeats, profile):
   del state  # the update takes it
   for name, arguments in calls.items():
     folder = profile and str(pathlib.Path(profile) / name)
-    yield name, *measure(lowered[name], arguments, repeats, name == "update", folder)
+    text = hlo and pathlib.Path(hlo) / f"{name}.txt"
+    yield name, *measure(lowered[name], arguments, repeats, name == "update", folder, text)
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
+  add("--config", default="gemma2_2b", help="a config of true size, and its variant (gemma2_2b)")
   add("--smoke", action="store_true", help="tiny models: whether it runs")
   add("--batch", type=int, default=0, help="prompts; 0: the config's")
   add("--optimizer", default="adamw")
   add("--micro_batches", type=int, default=1)
   add("--judge_micro_batches", type=int, default=1)
   add("--repeats", type=int, default=5, help="timed calls; the median counts (5)")
+  add("--hlo", default="", help="a folder for the text of each phase's compiled program")
   add("--profile", default="", help="a folder for a trace of each phase's calls")
   add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
   args = parser.parse_args()
@@ -119,7 +129,7 @@ def main():
     f"{config.prompts.max_tokens} + {config.sampling.max_tokens} tokens"
   )
   rows, total = [], 0.0
-  for name, seconds, work in phases(config, tokenizer, mesh, args.repeats, args.profile):
+  for name, seconds, work in phases(config, tokenizer, mesh, args.repeats, args.profile, args.hlo):
     total += seconds * (name != "log_probabilities")  # which are part of the update
     shares = chip and {
       "MFU": work.flops / chip.flops / seconds,
@@ -127,9 +137,10 @@ def main():
     }
     best = shares and max(shares, key=shares.get)
     share = f"{shares[best]:.0%} {best}" if best else "—"
-    rows.append([name, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", share])
-  rows.append(["iteration", f"{total:.3f}", f"{tokens / total:,.0f}", ""])
-  print(report.markdown_table(["phase", "s", "tokens/s", "of peak"], rows))
+    taken = (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / memory.GIB
+    rows.append([name, f"{seconds:.3f}", f"{tokens / seconds:,.0f}", share, f"{taken:.1f}"])
+  rows.append(["iteration", f"{total:.3f}", f"{tokens / total:,.0f}", "", ""])
+  print(report.markdown_table(["phase", "s", "tokens/s", "of peak", "most GiB so far"], rows))
   if args.trl_python:
     subprocess.run(
       [

@@ -4,8 +4,9 @@ Question: does a real language model, with its 262,144 ids, move towards what a 
           cyclic tastes prefers; whom does the population prefer of three methods, and what do the
           prox centre's extremes (kappa = 0 and 1) do there?
 Command:  nash-jax compare --config=gemma3_270m_compare --workdir=runs/gemma3_270m_compare
-          (:smoke for the storyteller, in a minute). The pretrained weights and their
-          tokenizer.model lie in weights/gemma-3-270m, as docs/weights.md says.
+          (:paper for the five methods of NashMP's table, :smoke for the storyteller, in a
+          minute). The pretrained weights and their tokenizer.model lie in weights/gemma-3-270m, as
+          docs/weights.md says.
 Cost:     on two CPU cores about 40 s a step: 6 hours for nine pilots of ten steps and five runs of
           thirty. Stopped, it goes on where it was.
 Expected: docs/real_gemma.md
@@ -23,6 +24,7 @@ RUNS = (
   {"algorithm.name": "online_dpo"},
   {"algorithm.name": "nash_md"},
 )
+PAPER = (*RUNS, {"algorithm.name": "reg_self_play"}, {"algorithm.name": "online_ipo"})
 WEIGHTS = "weights/gemma-3-270m"
 
 
@@ -45,7 +47,8 @@ def base():
 
 def get_config(size="all"):
   b = base()
-  c = config.compare(b, RUNS, learning_rates=(3e-5, 1e-4, 3e-4), tuning_steps=10, seeds=1)
+  runs = PAPER if size == "paper" else RUNS
+  c = config.compare(b, runs, learning_rates=(3e-5, 1e-4, 3e-4), tuning_steps=10, seeds=1)
   if size == "smoke":
     b.model = stories.get_config().model
     b.model.lora.rank, b.sampling.max_tokens, b.prompts.batch_size, b.steps = 2, 8, 4, 2

@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 # Module by the name under which this package offers it.
 _MODULES = {
   **{name: name for name in ("config", "fit", "games", "judges", "plan", "train", "weights")},
-  **{name: f"jobs.{name}" for name in ("arena", "collect", "compare", "demo", "sample")},
+  **{
+    name: f"jobs.{name}" for name in ("agreement", "arena", "collect", "compare", "demo", "sample")
+  },
 }
 __all__ = sorted(_MODULES)
 

@@ -25,6 +25,7 @@ JOBS = {
   "collect": ("jobs.collect", "votes", "sample pairs of responses and have a judge vote"),
   "sample": ("jobs.sample", "sample", "print continuations, interactive or from a file"),
   "arena": ("jobs.arena", "arena", "policies against policies: win rates and intervals"),
+  "agreement": ("jobs.agreement", "agreement", "judges beside people's own comparisons"),
   "compare": ("jobs.compare", "short_compare", "methods side by side, each at its best rate"),
   "sweep": ("jobs.compare", "ablations/kappa", "an ablation: kappa, beta or eta"),
   "plan": ("plan", "gemma2_2b", "memory and time of a run on TPUs that you need not have"),

@@ -215,6 +215,59 @@ def heat_map(cells: Cells, title: str, path: str | os.PathLike[str]) -> pathlib.
   return save(figure, path)
 
 
+def agreement(result: dict[str, Any]) -> str:
+  """Returns the tables of a result of jobs.agreement, as Markdown."""
+  header = ["judge", "agreement", "99.7% interval", "log loss", "calibration error",
+            "order flips it", "cyclic triples"]  # fmt: skip
+  people, rows, bins = result["people"]["cycles"], [], []
+  for name, judge in result["judges"].items():
+    agrees, metrics = judge["agreement"], judge.get("metrics", {})
+    figures = [number(agrees["mean"]), f"{number(agrees['low'])} to {number(agrees['high'])}"]
+    if "metrics" in judge:  # a rule without probabilities has neither loss nor calibration
+      figures += [number(judge["log_loss"]), number(judge["calibration_error"])]
+    figures += ["—"] * (4 - len(figures)) + [number(metrics.get("flip_rate"))]
+    rows.append([escaped(name), *figures, _cyclic(judge["cycles"])])
+    for row in judge["calibration"] if "metrics" in judge else ():
+      shares = (number(row["confidence"]), number(row["people"]))
+      bins.append([escaped(name), str(row["pairs"]), *shares])
+  counted = next(iter(result["judges"].values()))["agreement"]
+  out = [
+    f"# Agreement\n\n{result['pairs']} pairs of responses to {result['prompts']} prompts,"
+    f" {result['ties']} of them ties, which count in the log loss alone. Agreement is on"
+    f" {counted['pairs']} pairs of {counted['prompts']} prompts.",
+    markdown_table(header, rows),
+    "Log loss in nats; one half for every pair has .693. Cyclic: of three responses to a prompt,"
+    f" each beats the next. People's own, where they compared all three: {_cyclic(people)}.",
+  ]
+  if bins:
+    header = ["judge", "pairs", "its confidence", "people who agree"]
+    out += ["## Calibration", markdown_table(header, bins)]
+  return "\n\n".join(out) + "\n"
+
+
+def _cyclic(found: dict[str, int]) -> str:
+  cyclic, triples = found["cyclic"], found["triples"]
+  return f"{number(cyclic / triples)} of {triples}" if triples else "no triples"
+
+
+def calibration(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:
+  """Draws each judge's confidence against the share of people who agree, as a PNG."""
+  from matplotlib.figure import Figure
+
+  shown = {name: judge for name, judge in result["judges"].items() if "metrics" in judge}
+  figure = Figure(figsize=(5, 4.5), layout="constrained")
+  axes = figure.subplots()
+  axes.plot([0.5, 1], [0.5, 1], color="gray", linewidth=1, linestyle="--", label="calibrated")
+  for label, judge in zip(figure_labels(shown), shown.values(), strict=True):
+    points = [(row["confidence"], row["people"]) for row in judge["calibration"]]
+    axes.plot(*zip(*points, strict=True), marker="o", label=label)
+  axes.set(xlabel="the judge's confidence", ylabel="share of people who agree", xlim=(0.5, 1))
+  axes.set_title(f"Calibration on {result['pairs']} pairs")
+  axes.grid(alpha=0.3)
+  axes.legend()
+  return save(figure, path)
+
+
 def read_rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
   """Yields the lines of workdir/metrics.jsonl: a step and its metrics.
 

@@ -40,7 +40,7 @@ LAYERS = (
   ("train", "fit", "plan.topology", "plan.hlo_cost", "plan.memory"),
   ("plan",),
   ("jobs.arena", "jobs.collect", "jobs.sample", "jobs.sweep", "jobs.short_game"),
-  ("jobs.compare", "jobs.demo", "jobs.notebook"),
+  ("jobs.agreement", "jobs.compare", "jobs.demo", "jobs.notebook"),
   ("", "main"),
 )
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}

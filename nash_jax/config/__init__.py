@@ -7,11 +7,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from nash_jax.config.fields import arena, collect, compare, fit, model, optimizer, sample, train
+from nash_jax.config.fields import (
+  agreement,
+  arena,
+  collect,
+  compare,
+  fit,
+  model,
+  optimizer,
+  sample,
+  train,
+)  # fmt: skip
 
 __all__ = [
-  "arena", "collect", "compare", "describe", "fit", "model", "optimizer", "refuse_unread",
-  "resolve", "sample", "train",
+  "agreement", "arena", "collect", "compare", "describe", "fit", "model", "optimizer",
+  "refuse_unread", "resolve", "sample", "train",
 ]  # fmt: skip
 
 

@@ -299,13 +299,16 @@ def _check_best(config, export: bool = False) -> None:
     )  # fmt: skip
 
 
+# Tasks whose records compare two responses.
+_PAIRS = tuple(name for name, (_, responses) in TASKS.items() if len(responses) > 1)
+
+
 def _check_fit(config) -> None:
   check = _Checker(config)
   _check_model(config.model, "model")
   check.one_of("data.task", TASKS)
-  pairs = [name for name, (_, responses) in TASKS.items() if len(responses) > 1]
-  good, needed = (config.data.task in pairs) == (config.loss != "sft"), {*TASKS} - {*pairs}
-  tasks = " or ".join(sorted(needed if config.loss == "sft" else pairs))
+  good = (config.data.task in _PAIRS) == (config.loss != "sft")
+  tasks = " or ".join(sorted({*TASKS} - {*_PAIRS} if config.loss == "sft" else _PAIRS))
   fix = "Set --config.loss or --config.data.task."
   check("data.task", good, f"{tasks} for loss = {config.loss}", fix)
   if config.loss == "judge":
@@ -325,6 +328,15 @@ def _check_collect(config) -> None:
   _check_model(config.model, "model")
   _check_sampling(config)
   _check_judge(config.judge, "judge", config.sampling)
+
+
+def _check_agreement(config) -> None:
+  require(len(config.judges) > 0, "judges", "at least one", [], "Set --config.judges.<name>.")
+  _check_model(config.model, "model")
+  _Checker(config).one_of("data.task", _PAIRS)
+  sampling = ConfigDict({"max_tokens": config.data.max_response_tokens})
+  for name, judge in config.judges.items():
+    _check_judge(judge, f"judges.{printable(name)}", sampling, remote=True)
 
 
 def _check_compare(config) -> None:
@@ -486,5 +498,5 @@ def _check_algorithm(config) -> None:
 # By job: what its fields must be together.
 CHECKS = {
   "train": _check_train, "fit": _check_fit, "arena": _check_arena, "collect": _check_collect,
-  "compare": _check_compare, "sample": _check_sample,
+  "compare": _check_compare, "sample": _check_sample, "agreement": _check_agreement,
 }  # fmt: skip

@@ -380,6 +380,21 @@ def _compare() -> ConfigDict:
   )
 
 
+def _agreement() -> ConfigDict:
+  """The fields of judges beside people's comparisons, with their defaults: the bundled judge."""
+  data = _set(_fit().data, task="preferences", held_out=0, max_tokens=512)
+  return _group(
+    job="agreement",
+    seed=_train().seed,
+    model=_model(),  # whose tokenizer and template the judges read
+    # The held-out part is compared; where none is held out, all.
+    data=_set(data, max_response_tokens=256),
+    judges={"judge": _judge()},
+    # Of a prompt, that meet in pairs which nobody compared, to look for cycles.
+    responses=number(8, "[2, 1000]"),
+  )
+
+
 def _sample() -> ConfigDict:
   """The fields of sampling from a policy at a prompt, with their defaults."""
   online = _train()
@@ -407,6 +422,7 @@ DECLARED: dict[str, Callable[[], ConfigDict]] = {
   "train": functools.cache(_train), "fit": functools.cache(_fit),
   "arena": functools.cache(_arena), "collect": functools.cache(_collect),
   "compare": functools.cache(_compare), "sample": functools.cache(_sample),
+  "agreement": functools.cache(_agreement),
 }  # fmt: skip
 
 
@@ -422,7 +438,7 @@ def _config[**P](declare: Callable[P, ConfigDict]) -> Callable[P, ConfigDict]:
 
 model, optimizer, algorithm, judge = map(_config, (_model, _optimizer, _algorithm, _judge))
 train, fit, arena = map(_config, (_train, _fit, _arena))
-collect, sample = map(_config, (_collect, _sample))
+collect, sample, agreement = map(_config, (_collect, _sample, _agreement))
 
 
 def compare(base: ConfigDict | None = None, runs: Iterable[dict] = (), **fields) -> ConfigDict:

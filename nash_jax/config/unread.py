@@ -14,7 +14,7 @@ from nash_jax.objectives import algorithms
 _SAMPLED = ("preset", "changes", "tokenizer", "template", "dtype")
 MODEL = {
   "arena": (*_SAMPLED, "remat", "logit_chunk"), "collect": _SAMPLED,
-  "sample": (*_SAMPLED, "weights"),
+  "sample": (*_SAMPLED, "weights"), "agreement": ("preset", "changes", "tokenizer", "template"),
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def _groups(config: ConfigDict, job: str) -> Iterator[tuple[str, str]]:
     yield from ((f"model.{name}", f"the job {job}") for name in known)
   elif not config.model.lora.rank:
     yield "model.lora.alpha", "model.lora.rank = 0"
-  data = "data" if job == "fit" else "prompts"
+  data = "data" if "data" in config else "prompts"
   if data in config and config[data].held_out_path:
     yield f"{data}.held_out", f"{data}.held_out_path"
   judges = {f"judges.{name}": judge for name, judge in config.get("judges", {}).items()}

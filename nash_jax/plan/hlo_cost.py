@@ -22,6 +22,10 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+)\[([0-9,]*)\]\{[^}]*S\(1\)[^}]*\}")
 _NAMES = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "custom-call")
 # An asynchronous transfer: its shape is a tuple of source, destination and context.
 _START = re.compile(r"^(\s*(?:ROOT )?%\S+ = )(\(.*\)) (copy|slice)-start\(", re.MULTILINE)
+# What a GPU's compiler makes of a product: a call of cuBLAS, with the axes that are summed over.
+_CUBLAS = re.compile(
+  r' custom-call\(.*custom_call_target="__cublas.*"lhs_contracting_dimensions":\[([^]]*)\]'
+)
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+[0-9]+)\[[0-9,]*\](?:\{[^}]*\})?")
 
 
@@ -48,6 +52,7 @@ def analyse(text: str) -> Cost:
   """
   text = _synchronous(text)
   computations, entry = _computations(text)
+  defined = {m[1]: m[2] for m in map(_LINE.match, text.splitlines()) if m}
 
   def reached(name: str) -> list[str]:
     """The lines of a computation and of those it calls, which its analysis includes."""
@@ -62,7 +67,8 @@ def analyse(text: str) -> Cost:
   def once(name: str) -> Cost:
     properties = _xla_analysis(_with_entry(text, name))
     moved = properties.get("bytes accessed", 0.0) - _on_chip(computations[name])
-    return Cost(properties.get("flops", 0.0), max(0.0, moved))
+    cost = Cost(properties.get("flops", 0.0), max(0.0, moved))
+    return cost.plus(_cublas(reached(name), defined))
 
   @functools.cache
   def total(name: str) -> Cost:
@@ -132,6 +138,33 @@ def _on_chip(lines: list[str]) -> int:
     if operation not in _NAMES and not operation.endswith("-done"):
       total += held[name] + sum(held.get(x, 0) for x in _OPERAND.findall(operands))
   return total
+
+
+def _cublas(lines: list[str], defined: dict[str, str]) -> Cost:
+  """Returns what calls of cuBLAS cost, of which XLA's analysis knows nothing.
+
+  Args:
+    defined: shapes of the module's instructions, by name.
+  """
+  cost = Cost(0.0, 0.0)
+  for line in lines:
+    match, call = _LINE.match(line), _CUBLAS.search(line)
+    if match and call:
+      # The first array of the result; what follows it is cuBLAS's own room.
+      names = _OPERAND.findall(match[4])
+      (dtype, sizes), *operands = map(_first_array, (match[2], *(defined[name] for name in names)))
+      left = operands[0][1].split(",")
+      summed = math.prod(int(left[int(axis)]) for axis in re.findall(r"\d+", call[1]))
+      flops = 2.0 * math.prod(map(int, sizes.split(","))) * summed
+      moved = _bytes(dtype, sizes) + sum(_bytes(*operand) for operand in operands)
+      cost = cost.plus(Cost(flops, moved))
+  return cost
+
+
+def _first_array(shape: str) -> tuple[str, str]:
+  """Returns type and sizes of a shape's first array: ("bf16", "8,128")."""
+  match = re.search(r"\b(pred|[a-z]+[0-9]+)\[([0-9,]*)\]", shape)
+  return (match[1], match[2]) if match else ("u8", "0")
 
 
 def _bytes(dtype: str, sizes: str) -> int:
