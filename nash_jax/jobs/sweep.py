@@ -27,6 +27,7 @@ from nash_jax.config import describe, resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
+from nash_jax.objectives import algorithms
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import Workdir, differences, read_config, saved_steps
@@ -167,6 +168,8 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
 
   game = Game.from_config(config, held_out, train_prompts)
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
+  rewards = algorithms.get(config.algorithm.name).needs_rewards
+  judge = judges.make(config.judge, tokenizer, rewards=rewards)
   params = load_weights(config.model.weights, model_config, config.seed)
   log_ref = jax.jit(functools.partial(game.log_policy, policy.logprobs))(params)
   if policy_name == "tabular":
@@ -179,7 +182,6 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
     "log_equilibrium": jnp.stack(equilibria),
     "prompt_indices": jnp.stack([prompt_indices(c.seed) for c in configs]),
   }
-  judge = judges.make(config.judge, tokenizer)
   contexts = jax.tree.map(jnp.asarray, contexts)
   program = functools.partial(_single_run, config, policy, params, judge, game, contexts, log_ref)
   curves = jax.device_get(jax.jit(jax.vmap(program))(batched))

@@ -49,6 +49,12 @@ GLOSSARY = (
   "exact/suboptimality", "exact/kl_to_equilibrium",
   *(f"{quantity}/{phase}" for quantity in ("seconds", "tokens_per_second") for phase in PHASES),
 )  # fmt: skip
+OWN = "judge/"  # how metrics of a user's own judge begin
+
+
+def is_known(name: str) -> bool:
+  """Returns whether a metric may be recorded: one of GLOSSARY, or of a user's own judge."""
+  return name in GLOSSARY or name.startswith(OWN)
 
 
 def number(x: Value) -> float | None:
@@ -60,7 +66,7 @@ def number(x: Value) -> float | None:
 
 def _check_names(names: Iterable[str]) -> None:
   for name in names:
-    if name not in GLOSSARY:
+    if not is_known(name):
       raise ValueError(
         f"metric {name!r} is not in metrics.GLOSSARY: add it there, and its meaning, unit and "
         f"healthy range to docs/metrics.md. Known: {', '.join(GLOSSARY)}"
