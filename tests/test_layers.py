@@ -15,7 +15,7 @@ PACKAGE = ROOT / "nash_jax"
 # From bottom to top. A module imports only modules of the layers below its own.
 LAYERS = (
   ("validation", "types", "keys"),
-  ("games.preference", "data.files", "run.advice", "run.files", "run.signals"),
+  ("games.preference", "data.files", "run.advice", "run.files", "run.signals", "run.tracker"),
   ("run.checkpoint", "run.lock", "run.metrics", "report"),
   ("games.zoo", "games.solvers", "data.chat_template", "models.sharding"),
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),

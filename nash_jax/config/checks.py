@@ -1,11 +1,13 @@
 """The checks on a config that need no data, weights or tokenizer."""
 
 import functools
+import importlib.util
 import itertools
 import math
 import numbers
 import operator
 import os
+import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -24,6 +26,7 @@ from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
 
+_WANDB = ("the package wandb beside it", f"Install it: {sys.executable} -m pip install wandb")
 EXACT_BETA = 1e-4  # the least β of a game whose equilibrium float64 resolves
 
 
@@ -166,9 +169,15 @@ def _check_model(model, path: str) -> None:
   check.one_of("template", TEMPLATES)
 
 
+def _is_installed(package: str) -> bool:
+  found = importlib.util.find_spec(package)  # a folder of that name, as W&B leaves, has no origin
+  return found is not None and found.origin is not None
+
+
 def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
   """Returns over how many of the devices, by default those there are, a batch is split."""
   check = _Checker(config)
+  check("tracker", config.tracker == "none" or _is_installed("wandb"), *_WANDB)
   warmup, expected = config.optimizer.warmup_steps, f"at most steps = {config.steps}"
   check("optimizer.warmup_steps", warmup <= config.steps, expected, "Lower it: 0 is no warm-up.")
   batch_size, parts = check.value(batch_field), config.optimizer.micro_batches
