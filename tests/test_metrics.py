@@ -12,11 +12,9 @@ import shutil
 import sys
 import types
 
-import fsspec
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from jax import numpy as jnp
 from tensorboardX import record_writer
 
@@ -51,11 +49,8 @@ def run(workdir, first, last, **kwargs):
   return m
 
 
-def test_the_record_of_a_workdir_in_a_bucket_is_copied_there(tmp_path, monkeypatch):
-  memory = fsspec.filesystem("memory")
-  monkeypatch.setattr(memory, "_strip_protocol", lambda path: path.replace("gs://", "/"))
-  monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda name: memory)
-  monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+def test_the_record_of_a_workdir_in_a_bucket_is_copied_there(tmp_path, bucket):
+  memory = bucket
   run(tmp_path, 0, 9).close()
   first = run("gs://bucket/run", 0, 6)
   first.flush(5)

@@ -1,6 +1,8 @@
 """A judge that a config names as "my_module:make": found, checked early, used by every job."""
 
+import os
 import re
+import subprocess
 import sys
 import textwrap
 
@@ -14,7 +16,7 @@ from tiny import ROOT
 
 import nash_jax
 from nash_jax import judges, train
-from nash_jax.config import resolve
+from nash_jax.config import refuse_unread, resolve
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.judges import own
 from nash_jax.models import sharding
@@ -219,6 +221,45 @@ def test_a_run_takes_its_judge_and_refuses_another_on_resume(write, tmp_path, as
   assert {name for name in first if first[name] != found(judge)[name]} == {
     str(tmp_path / "mine.py")
   }
+
+
+def test_every_field_of_the_config_may_be_read_by_it_and_a_comparison_checks_it_first(write):
+  name = write(SHORTER)
+  config = tiny.train({"judge.name": name, "judge.template": "gemma"})
+  refuse_unread(config, "train", ["judge.template", "judge.table", "judge.name"])
+  comparison = nash_jax.config.compare(tiny.train(), ({}, {"judge.name": name}))
+  resolve(comparison)
+  comparison.runs = ({}, {"judge.name": "absent:make", "label": "mine"})
+  refused(lambda: resolve(comparison), "run 'mine': judge.name: expected a module")
+
+
+DEVICES = """
+import jax, numpy as np
+from judge_examples import examples, prompts_of, responses_of
+from nash_jax import judges
+from nash_jax.data.tokenizer import BUNDLED, Tokenizer
+from nash_jax.models import sharding
+
+prompts, rows = examples()
+batch = prompts_of(prompts, 8), responses_of(rows, 8)
+tokenizer = Tokenizer(BUNDLED, "plain")
+mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+prefer = lambda prompt, a, b: 1 / (1 + np.exp(len(b) - len(a)))
+one = jax.jit(judges.from_texts(prefer, tokenizer).fn)({}, *batch, None)
+judge = judges.from_texts(prefer, tokenizer, mesh)
+place = lambda x: jax.device_put(x, sharding.batch_sharding(mesh))
+two = sharding.jit(mesh, judge.fn)({}, *jax.tree.map(place, batch), None)
+assert mesh.size == 2 and np.ptp(one.p_win) > 0.5
+np.testing.assert_array_equal(one.p_win, two.p_win)
+assert two.p_win.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 3)
+"""
+
+
+@pytest.mark.slow  # a process of its own
+def test_two_devices_ask_a_function_of_texts_what_one_does():
+  flags = "--xla_force_host_platform_device_count=2"
+  env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT / "tests")}
+  subprocess.run([sys.executable, "-c", DEVICES], check=True, env=env)
 
 
 @pytest.mark.slow  # compiles a run

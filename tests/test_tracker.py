@@ -177,6 +177,15 @@ def test_a_run_that_fails_or_dies_is_not_told_as_finished(tmp_path, fake, caplog
   m.close()
 
 
+def test_the_id_of_a_run_in_a_bucket_stays_there(bucket, fake):
+  run("gs://bucket/runs/x", 0, 3, tracked=CONFIG).close()
+  run("gs://bucket/runs/x", 3, 5, tracked=CONFIG).close()
+  known = {row["init"]["id"] for row in noted(fake) if "init" in row}
+  assert known == {json.loads(bucket.cat("/bucket/runs/x/wandb.json"))["id"]}
+  assert {row["init"]["name"] for row in noted(fake) if "init" in row} == {"runs/x"}
+  assert [row["step"] for row in noted(fake) if "step" in row] == list(range(5))
+
+
 def test_only_the_first_process_has_a_tracker_and_nobody_unasked(tmp_path, fake, monkeypatch):
   monkeypatch.setattr(tracker, "Tracker", lambda *args: pytest.fail("started"))
   run(tmp_path / "x", 0, 2).close()

@@ -440,6 +440,8 @@ class Metrics:
   def _end_tracker(self) -> None:
     assert self._tracker is not None
     self._tracker.close(self._failed or (bool(self._lost) and self._on_error == "stop"))
+    if self._bucket:  # what it has left: a run of offline mode
+      self._record(".", self._copy)
 
   def _wait_for_clocks(self) -> None:
     for _, _, end in itertools.chain(*self._clocks.values()):
