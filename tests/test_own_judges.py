@@ -123,9 +123,9 @@ def test_what_is_no_function_of_a_judge_is_refused_with_the_config(write, text, 
 )
 def test_what_is_no_name_of_a_function_is_told_how_one_looks(name, part):
   config = tiny.train({"judge.name": name})
-  refused(lambda: resolve(config), "judge.name: expected MODULE:FUNCTION", part)
+  refused(lambda: resolve(config), "judge.name: expected module:function", part)
   config.judge.name = "populaton"
-  refused(lambda: resolve(config), "MODULE:FUNCTION", "did you mean 'population'")
+  refused(lambda: resolve(config), "module:function", "did you mean 'population'")
 
 
 def judge_of(params, fn):

@@ -130,14 +130,14 @@ def test_whatever_goes_wrong_there_costs_one_warning(
 ):
   caplog.set_level("WARNING", "nash_jax.run")
   if action == "hang":
-    monkeypatch.setattr(tracker, "END_SECONDS", 0.4)
+    monkeypatch.setattr(tracker, "END_SECONDS", 0.2)
   monkeypatch.setenv("FAKE", f"{place}={action}")
   m = run(tmp_path / "x", 0, 40, tracked=CONFIG)
   process = m._tracker._process
   m.close()
   assert process.poll() is not None, "it has ended"
   assert len(caplog.records) == 1
-  reasons = {"raise": "RuntimeError: no such thing as", "hang": "within 0.4 s", "die": "status 9"}
+  reasons = {"raise": "RuntimeError: no such thing as", "hang": "within 0.2 s", "die": "status 9"}
   assert reasons[action] in caplog.text
   assert "the run goes on without it" in caplog.text
   assert [line["step"] for line in lines(tmp_path / "x")] == list(range(40))

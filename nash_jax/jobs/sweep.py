@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 from flax import traverse_util
 from jax import numpy as jnp
@@ -31,7 +30,7 @@ from nash_jax.objectives import algorithms
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import Workdir, differences, read_config, saved_steps
-from nash_jax.run.metrics import step_of
+from nash_jax.run.metrics import progress_bar, step_of
 from nash_jax.update import Batch, make_update
 from nash_jax.validation import file_name, is_file_name, one_of, require
 
@@ -83,7 +82,9 @@ def _run(
       shared = {field: x for field, x in _flat(config).items() if field not in BATCHED_FIELDS}
       groups.setdefault(json.dumps(shared, sort_keys=True, default=str), {})[name] = config
   complete = len(runs) - len(waiting)
-  bar = tqdm.tqdm(total=len(runs), initial=complete, unit="run", desc="runs", disable=not progress)
+  bar = progress_bar(
+    total=len(runs), initial=complete, unit="run", desc="runs", disable=not progress
+  )
   with contextlib.ExitStack() as on_exit, bar:
     # The log messages of single runs stay out of the one progress line.
     on_exit.callback(logging.set_verbosity, logging.get_verbosity())

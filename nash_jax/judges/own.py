@@ -26,7 +26,7 @@ from nash_jax.types import Answers, Mean, Params, Prompts, Responses, Verdict
 from nash_jax.validation import did_you_mean, require
 
 log = logging.getLogger(__name__)
-FORM = "MODULE:FUNCTION"  # of a judge's name
+FORM = "module:function"  # of a judge's name
 _KINDS = "arrays of numbers, or pytrees of them"
 
 

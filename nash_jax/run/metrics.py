@@ -153,6 +153,13 @@ class _Lines:
       self._stream.write(f"{state}\n")
 
 
+def progress_bar(*args: Any, **options: Any) -> tqdm.tqdm:
+  """Returns tqdm(*args, **options), which on a screen redraws a line, and elsewhere adds lines."""
+  on_screen = sys.stderr.isatty()
+  stream = sys.stderr if on_screen else _Lines(sys.stderr)
+  return tqdm.tqdm(*args, file=stream, mininterval=0.5 if on_screen else 30, **options)
+
+
 class Metrics:
   """The record of a run in its workdir: metrics.jsonl, samples.jsonl and tensorboard/.
 
@@ -213,11 +220,9 @@ class Metrics:
       if tracked is not None:
         self._track(workdir, tracked)
     compiles = "compiling for the first step" if first_step < total_steps else ""
-    on_screen = sys.stderr.isatty()
-    self._bar = tqdm.tqdm(
+    self._bar = progress_bar(
       desc=compiles, total=total_steps, initial=first_step, unit="step",
-      disable=not (progress and self._writes), mininterval=0.5 if on_screen else 30,
-      file=sys.stderr if on_screen else _Lines(sys.stderr),
+      disable=not (progress and self._writes),
     )  # fmt: skip
 
   def _open(self, name: str) -> None:
