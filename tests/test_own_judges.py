@@ -318,6 +318,16 @@ def test_a_function_of_texts_that_fails_costs_its_pairs_and_is_told_once(tokeniz
   assert re.search(r"KeyError: 'sat' \(.*test_own_judges.py:\d+\)", caplog.text)
 
 
+def test_a_function_of_texts_that_takes_others_is_refused_before_weights_load(write, tokenizer):
+  text = """
+    from nash_jax import judges
+    def make(config, tokenizer):
+      return judges.from_texts(lambda a, b: 1.0, tokenizer)
+  """
+  config = settings(write(text))
+  refused(lambda: judges.make(config, tokenizer), "judge.name: ", "(prompt, a, b)", "mine.py:4")
+
+
 def test_the_pages_examples_are_judges_and_prefer_what_the_page_says(write, tokenizer):
   assert [name for name, _ in EXAMPLES] == ["shorter", "polite"]
   mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})

@@ -209,7 +209,14 @@ def from_texts(
 
   Args:
     mesh: as `make` is given it: each host then asks for its own rows.
+
+  Raises:
+    ValueError: a function that does not take three texts.
   """
+  try:
+    inspect.signature(prefer).bind("prompt", "a", "b")
+  except TypeError as error:
+    raise ValueError(f"from_texts: expected a function of (prompt, a, b): {error}") from error
   hidden = {tokenizer.id_of(marker.piece) for marker in TEMPLATES[tokenizer.template].markers}
   warned: list[str] = []
 
