@@ -77,7 +77,9 @@ def make_programs(
   batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   state = sharding.shardings(jax.eval_shape(rule.init, base), mesh)
   reference = sharding.shardings(base, mesh)
-  judge_shardings = sharding.shardings(judge.params, judge_devices)
+  is_own = judges.own.is_own(config.judge.name)
+  layout = judges.own.shardings if is_own else sharding.shardings
+  judge_shardings = layout(judge.params, judge_devices)
   verdict = Verdict(batch, batch, batch, replicated)  # type: ignore[arg-type]  # shardings
   jit = functools.partial(sharding.jit, mesh)
   sample = make_sample(config.algorithm, rule.players, policy)

@@ -19,6 +19,7 @@ from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.iteration import Programs, Shardings, judge_mesh, make_programs
 from nash_jax.models import gemma, sharding
+from nash_jax.objectives import algorithms
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
 from nash_jax.run import inputs
 from nash_jax.run.loop import run_loop
@@ -68,7 +69,8 @@ def set_up(config: ConfigDict) -> Setup:
   # A judge that is the reference is held once: here as shapes, until that is loaded.
   is_own = judged_by_reference(config, dict(mesh.shape))
   own = gemma.shapes(model_config) if is_own else None
-  judge = judges.make(config.judge, tokenizer, own, judge_mesh(config, mesh))
+  rewards = algorithms.get(config.algorithm.name).needs_rewards
+  judge = judges.make(config.judge, tokenizer, own, judge_mesh(config, mesh), rewards)
   load = functools.partial(load_weights, config.model.weights, model_config, config.seed, mesh=mesh)
   # All computation with the reference is in this dtype, so holding it in this dtype loses nothing.
   reference, exact_metrics = load(dtype=jnp.dtype(config.model.dtype)), None

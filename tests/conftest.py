@@ -10,11 +10,13 @@ from unittest import mock
 # Tests compile much and run little: a quarter less time without LLVM's optimisations.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
+import fsspec
 import hypothesis
 import jax
 import jaxtyping
 import numpy as np
 import pytest
+from etils import epath
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -65,3 +67,14 @@ def assembled():
   from nash_jax.config import resolve
 
   return train.set_up(resolve(tiny.train()))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """Has gs:// be in memory; returns that file system."""
+  memory = fsspec.filesystem("memory")
+  memory.store.clear()
+  monkeypatch.setattr(memory, "_strip_protocol", lambda path: path.replace("gs://", "/"))
+  monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda name: memory)
+  monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+  return memory

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import math
@@ -11,11 +12,9 @@ import shutil
 import sys
 import types
 
-import fsspec
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from jax import numpy as jnp
 from tensorboardX import record_writer
 
@@ -50,11 +49,8 @@ def run(workdir, first, last, **kwargs):
   return m
 
 
-def test_the_record_of_a_workdir_in_a_bucket_is_copied_there(tmp_path, monkeypatch):
-  memory = fsspec.filesystem("memory")
-  monkeypatch.setattr(memory, "_strip_protocol", lambda path: path.replace("gs://", "/"))
-  monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", lambda name: memory)
-  monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
+def test_the_record_of_a_workdir_in_a_bucket_is_copied_there(tmp_path, bucket):
+  memory = bucket
   run(tmp_path, 0, 9).close()
   first = run("gs://bucket/run", 0, 6)
   first.flush(5)
@@ -347,6 +343,30 @@ def test_the_bar_says_that_the_first_step_compiles_and_how_long_that_took(tmp_pa
   assert "compiling" not in capsys.readouterr().err.split("\r")[-1]
   metrics.Metrics(tmp_path, first_step=9, total_steps=9).close()
   assert "compiling" not in capsys.readouterr().err, "a finished run compiles nothing"
+
+
+@pytest.mark.parametrize("on_screen", [False, True])
+def test_no_message_lands_on_the_line_of_the_bar(tmp_path, monkeypatch, on_screen):
+  err = io.StringIO()
+  monkeypatch.setattr(sys, "stderr", err)
+  monkeypatch.setattr(err, "isatty", lambda: on_screen, raising=False)
+  handler = logging.StreamHandler(err)
+  logger = logging.getLogger("nash_jax.run.metrics")
+  monkeypatch.setattr(logger, "handlers", [handler])
+  monkeypatch.setattr(logger, "level", logging.INFO)
+  m = metrics.Metrics(tmp_path, first_step=0, total_steps=6)
+  for step in range(6):
+    m.push(step, {"loss": 0.0, "flip_rate": 1.0})
+  m.close()
+  text = err.getvalue()
+  assert on_screen or "\r" not in text
+  # What a reader sees of a line: what was written since the cursor went back, over blanks.
+  seen = [line.rpartition("\r")[2] if on_screen else line for line in text.split("\n")]
+  for message in (r"step 0 took \d+ s, compilation included", "step 2: .+"):
+    assert [line for line in seen if re.fullmatch(message, line)], text
+  bars = [line for line in seen if "6/6" in line]
+  assert len(bars) == 1
+  assert re.fullmatch(r"100%\|[█#]+\| 6/6 .*\]", bars[0].strip())
 
 
 def test_profile_leaves_a_trace(tmp_path):

@@ -1,11 +1,13 @@
 """The checks on a config that need no data, weights or tokenizer."""
 
 import functools
+import importlib.util
 import itertools
 import math
 import numbers
 import operator
 import os
+import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -18,12 +20,13 @@ from nash_jax.config.unread import unread, unread_and_set
 from nash_jax.data import judge_template
 from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.preferences import TASKS
-from nash_jax.judges import JUDGES, SCALAR, chat, table
+from nash_jax.judges import JUDGES, SCALAR, chat, own, table
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
 
+_WANDB = ("the package wandb beside it", f"Install it: {sys.executable} -m pip install wandb")
 EXACT_BETA = 1e-4  # the least β of a game whose equilibrium float64 resolves
 
 
@@ -166,9 +169,15 @@ def _check_model(model, path: str) -> None:
   check.one_of("template", TEMPLATES)
 
 
+def _is_installed(package: str) -> bool:
+  found = importlib.util.find_spec(package)  # a folder of that name, as W&B leaves, has no origin
+  return found is not None and found.origin is not None
+
+
 def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
   """Returns over how many of the devices, by default those there are, a batch is split."""
   check = _Checker(config)
+  check("tracker", config.tracker == "none" or _is_installed("wandb"), *_WANDB)
   warmup, expected = config.optimizer.warmup_steps, f"at most steps = {config.steps}"
   check("optimizer.warmup_steps", warmup <= config.steps, expected, "Lower it: 0 is no warm-up.")
   batch_size, parts = check.value(batch_field), config.optimizer.micro_batches
@@ -196,7 +205,10 @@ def _check_sampling(config) -> None:
 
 def _check_judge(judge, path: str, sampling, remote: bool = False) -> None:
   check = _Checker(judge, path)
-  check.one_of("name", JUDGES)
+  if own.is_own(judge.name):
+    own.find(judge.name, f"{path}.name")
+    return
+  check.one_of("name", [*JUDGES, own.FORM])
   if judge.name in ("table", "table_reward") and os.path.exists(asset_path(judge.table)):
     least, got = table.action_tokens(judge), sampling.max_tokens
     expected = f"at least {least}, for an action of {path}.table"
@@ -263,8 +275,9 @@ def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
   """Returns the sizes of the mesh on which an online run's judge is laid out."""
   policy_sizes = sharding.resolve_mesh(config.mesh, devices)
   sizes = {axis: size or policy_sizes[axis] for axis, size in config.judge.mesh.items()}
-  good = config.judge.name != "gemma_text" or sizes == policy_sizes
-  expected = f"the policy's, {policy_sizes}, for gemma_text"
+  on_host = config.judge.name == "gemma_text" or own.is_own(config.judge.name)
+  good, expected = not on_host or sizes == policy_sizes, f"the policy's, {policy_sizes}"
+  expected += f", for {config.judge.name}"
   require(good, "judge.mesh", expected, sizes, "Set its sizes to 0.")
   return sharding.resolve_mesh(sizes, devices, "judge.mesh")
 
@@ -483,7 +496,8 @@ def _check_algorithm(config) -> None:
   good = not centred or method.samples(algorithm)[0] > 1
   expected = f"two or more of {name}'s own, for centre_log_ratios takes the mean of the others"
   check("samples", good, expected, "Set 4, or leave centre_log_ratios out.")
-  good = not method.needs_rewards or config.judge.name in SCALAR
+  is_scalar = config.judge.name in SCALAR or own.is_own(config.judge.name)
+  good = not method.needs_rewards or is_scalar
   expected = f"a judge with scalar rewards, {' or '.join(SCALAR)}, for {name}"
   fix = "Fit one with `nash-jax fit --config.loss=reward`."
   require(good, "judge.name", expected, config.judge.name, fix)

@@ -14,6 +14,7 @@ from ml_collections.config_dict import placeholder
 
 DTYPES = ("float32", "bfloat16", "float16")  # of files
 RECORD_ERRORS = ("stop", "continue")
+TRACKERS = ("none", "wandb")  # beside TensorBoard, which is always there
 COMPUTE_DTYPES = ("bfloat16", "float32")  # whose range Gemma's activations and masks fit
 # What only some optimisers, schedules and judges read of their group: the first dots of its fields.
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sgd": ()}
@@ -178,6 +179,7 @@ def _run(job: str, **fields) -> ConfigDict:
     # Continue: go on without a part of the record (metrics, samples, TensorBoard) that cannot be
     # written, such as on a full disk.
     on_record_error=_choice("stop", RECORD_ERRORS),
+    tracker=_choice("none", TRACKERS),  # wandb: Weights & Biases
     **fields,
   )
 

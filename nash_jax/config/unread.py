@@ -131,6 +131,8 @@ def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
   everywhere = set.intersection(*({*run} for run in runs)) if runs else set()
   found = {f"base.{field}": runs[0][field] for field in sorted(everywhere)}
   found["base.seed"] = "the job compare, which counts seeds from 0"
+  if config.base.evaluation.exact:
+    found["base.tracker"] = "base.evaluation.exact, whose runs are one program"
   if config.learning_rates:
     found["base.optimizer.learning_rate"] = "learning_rates"
   if len(config.learning_rates) < 2:

@@ -10,13 +10,11 @@ import itertools
 import math
 import os
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -31,6 +29,7 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.policy import Policy, load_weights_and_step, make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import differences
+from nash_jax.run.metrics import progress_bar
 from nash_jax.types import Mean, Prompts, Responses, Verdict
 from nash_jax.validation import file_name, printable, require
 
@@ -199,8 +198,7 @@ def _sample_and_judge(
   num_batches = _num_batches(count, config.prompts.batch_size)
   size = -(-count // num_batches)
   batches, base = [], params_by_name[config.base]
-  interval = 0.5 if sys.stderr.isatty() else 30
-  for batch in tqdm.tqdm(range(num_batches), "arena", unit="batch", mininterval=interval):
+  for batch in progress_bar(range(num_batches), "arena", unit="batch"):
     prompts = held_out.all(range(batch * size, min((batch + 1) * size, count)))
     by_policy, log_ratios = {}, {}
     for name, params in params_by_name.items():

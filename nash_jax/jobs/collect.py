@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 from jax import numpy as jnp
 from ml_collections import ConfigDict
@@ -20,6 +19,7 @@ from nash_jax.config import resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
+from nash_jax.run.metrics import progress_bar
 from nash_jax.types import Params, Prompts, Responses
 from nash_jax.validation import require
 
@@ -58,7 +58,7 @@ def _run(config: ConfigDict, path: pathlib.Path) -> str:
   sources = [make_source(source) for source in config.sources.values()]
   unfinished, strengths, unread = path.with_suffix(".unfinished"), [], 0
   with files.writing(unfinished), unfinished.open("w", encoding="utf-8") as lines:
-    for step in tqdm.tqdm(range(config.steps), "votes", unit="batch"):
+    for step in progress_bar(range(config.steps), "votes", unit="batch"):
       params, sample = sources[step % len(sources)]
       prompts = data.batch(step // len(sources), config.prompts.batch_size)
       responses = sample(params, prompts, keys.key(config.seed, "collect", step))

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 from flax import traverse_util
 from jax import numpy as jnp
@@ -27,10 +26,11 @@ from nash_jax.config import describe, resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
+from nash_jax.objectives import algorithms
 from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import Workdir, differences, read_config, saved_steps
-from nash_jax.run.metrics import step_of
+from nash_jax.run.metrics import progress_bar, step_of
 from nash_jax.update import Batch, make_update
 from nash_jax.validation import file_name, is_file_name, one_of, require
 
@@ -82,7 +82,9 @@ def _run(
       shared = {field: x for field, x in _flat(config).items() if field not in BATCHED_FIELDS}
       groups.setdefault(json.dumps(shared, sort_keys=True, default=str), {})[name] = config
   complete = len(runs) - len(waiting)
-  bar = tqdm.tqdm(total=len(runs), initial=complete, unit="run", desc="runs", disable=not progress)
+  bar = progress_bar(
+    total=len(runs), initial=complete, unit="run", desc="runs", disable=not progress
+  )
   with contextlib.ExitStack() as on_exit, bar:
     # The log messages of single runs stay out of the one progress line.
     on_exit.callback(logging.set_verbosity, logging.get_verbosity())
@@ -167,6 +169,8 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
 
   game = Game.from_config(config, held_out, train_prompts)
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
+  rewards = algorithms.get(config.algorithm.name).needs_rewards
+  judge = judges.make(config.judge, tokenizer, rewards=rewards)
   params = load_weights(config.model.weights, model_config, config.seed)
   log_ref = jax.jit(functools.partial(game.log_policy, policy.logprobs))(params)
   if policy_name == "tabular":
@@ -179,7 +183,6 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
     "log_equilibrium": jnp.stack(equilibria),
     "prompt_indices": jnp.stack([prompt_indices(c.seed) for c in configs]),
   }
-  judge = judges.make(config.judge, tokenizer)
   contexts = jax.tree.map(jnp.asarray, contexts)
   program = functools.partial(_single_run, config, policy, params, judge, game, contexts, log_ref)
   curves = jax.device_get(jax.jit(jax.vmap(program))(batched))

@@ -1,12 +1,16 @@
 """Judges: which of two responses to a prompt is preferred, and with what probability."""
 
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.judges import bradley_terry, gemma, http, population, table, text
-from nash_jax.judges.base import TIE, Judge, JudgeFn, labels, pairwise
+from nash_jax.judges import bradley_terry, gemma, http, own, population, table, text
+from nash_jax.judges.base import TIE, Judge, JudgeFn, compare_rewards, labels, pairwise
+from nash_jax.judges.own import from_texts
 from nash_jax.types import Answers, Params
 from nash_jax.validation import one_of
 
-__all__ = ["JUDGES", "SCALAR", "TIE", "Answers", "Judge", "JudgeFn", "labels", "make", "pairwise"]
+__all__ = [
+  "JUDGES", "SCALAR", "TIE", "Answers", "Judge", "JudgeFn", "compare_rewards", "from_texts",
+  "labels", "make", "pairwise",
+]  # fmt: skip
 
 # How to make each judge, by its name in a config; see `make`.
 JUDGES = {
@@ -17,7 +21,9 @@ JUDGES = {
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 
 
-def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
+def make(
+  config, tokenizer: Tokenizer, params: Params | None = None, mesh=None, rewards: bool = False
+) -> Judge:
   """Builds the judge that `config` (the `judge` part of a run's config) names.
 
   Args:
@@ -25,9 +31,13 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
     params: of a gemma or bradley_terry judge, where they are loaded already; else they come from
       `config.model.weights`, and are random where that is "".
     mesh: on which the parameters are laid out as they load; default the first device.
+    rewards: whether verdicts must hold scalar rewards, as those of SCALAR do.
 
   Raises:
-    ValueError: an unknown judge, weights or a tokenizer that do not fit, a table that is no game.
+    ValueError: an unknown judge, weights or a tokenizer that do not fit, a table that is no game,
+      a user's function that makes no judge.
   """
-  one_of("judge.name", config.name, JUDGES)
+  if own.is_own(config.name):
+    return own.make(config, tokenizer, mesh, rewards)
+  one_of("judge.name", config.name, [*JUDGES, own.FORM])
   return JUDGES[config.name](config, tokenizer, params, mesh)

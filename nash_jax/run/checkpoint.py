@@ -292,7 +292,9 @@ def holds_run(workdir: Workdir) -> bool:
 
 def forget(workdir: Workdir) -> None:
   """Deletes what an attempt that came to nothing has left about itself."""
-  for name in ("config.json", "base.json", "inputs.json") if jax.process_index() == 0 else ():
+  for name in (
+    ("config.json", "base.json", "inputs.json", "wandb.json") if jax.process_index() == 0 else ()
+  ):
     (_folder(workdir).parent / name).unlink(missing_ok=True)
 
 
@@ -331,8 +333,8 @@ def differences(
     traverse_util.flatten_dict(json.loads(json.dumps(c, default=str)), True, sep=".")
     for c in (saved, config)
   )
-  # The list of fields that may differ is itself no property of a run.
-  allow = ("checkpoint.allow", *allow) if "job" in old else ("checkpoint.allow", "job", *allow)
+  # The list of fields that may differ is itself no property of a run, nor is who looks on.
+  allow = ("checkpoint.allow", "tracker", *(() if "job" in old else ("job",)), *allow)
   old = {**{name: value for name, value in ADDED.items() if name in new}, **old}
   names = (name for name in sorted(old.keys() | new.keys()) if not permits(allow, name))
   values = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in names}

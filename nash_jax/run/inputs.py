@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Iterable
 
+import jax
 import numpy as np
 
 from nash_jax import sampler
 from nash_jax.data import corpus, judge_template, prompts
 from nash_jax.data.corpus import Examples
+from nash_jax.judges import own
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
 from nash_jax.types import Params
@@ -50,6 +52,11 @@ def _judge(config, params: Params) -> Inputs:
   """Returns the checksums of what a judge is made of: of its parameters by their numbers."""
   found: Inputs = {}
   weights = config.model.weights  # "" for random ones, which are the seed's
+  if own.is_own(config.name):
+    path = own.file(config.name)
+    found["judge.name"] = _files([path] if path else [])
+    if jax.tree.leaves(params):
+      found["judge.name"]["its parameters"] = f"sum:{checkpoint.checksum(params)[1]}"
   if config.name in ("table", "table_reward"):
     found["judge.table"] = _files([asset_path(config.table)])
   if config.name in ("gemma", "gemma_text", "bradley_terry") and weights:

@@ -83,6 +83,7 @@ def run_loop[SetupT: Setup](
           workdir, first_step=first_step, total_steps=config.steps, show=show, progress=progress,
           profile=config.profile, on_error=config.on_record_error,
           kl_bound=kl_bound(config),
+          tracked=describe(config) if config.tracker == "wandb" else None,
         )  # fmt: skip
         with _closing(record):
           return setup, loop(setup, state, first_step, record, checkpoints, stop)

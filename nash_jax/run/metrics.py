@@ -1,6 +1,7 @@
 """The record of a run: JSON lines, TensorBoard and a progress bar; read one step late.
 
 All of it is written by the loop itself: no queue can fill and no thread can die behind its back.
+Weights & Biases follows the files (tracker.py).
 """
 
 import functools
@@ -26,7 +27,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter, directory_check
 
-from nash_jax.run import advice, files
+from nash_jax.run import advice, files, tracker
 from nash_jax.types import Mean
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,12 @@ GLOSSARY = (
   "exact/suboptimality", "exact/kl_to_equilibrium",
   *(f"{quantity}/{phase}" for quantity in ("seconds", "tokens_per_second") for phase in PHASES),
 )  # fmt: skip
+OWN = "judge/"  # how metrics of a user's own judge begin
+
+
+def is_known(name: str) -> bool:
+  """Returns whether a metric may be recorded: one of GLOSSARY, or of a user's own judge."""
+  return name in GLOSSARY or name.startswith(OWN)
 
 
 def number(x: Value) -> float | None:
@@ -60,7 +67,7 @@ def number(x: Value) -> float | None:
 
 def _check_names(names: Iterable[str]) -> None:
   for name in names:
-    if name not in GLOSSARY:
+    if not is_known(name):
       raise ValueError(
         f"metric {name!r} is not in metrics.GLOSSARY: add it there, and its meaning, unit and "
         f"healthy range to docs/metrics.md. Known: {', '.join(GLOSSARY)}"
@@ -135,6 +142,24 @@ class _Board:
     self._file.close()
 
 
+class _Lines:
+  """A file or pipe for a progress bar: each of its states is a line, as log messages are."""
+
+  def __init__(self, stream: TextIO):
+    self._stream, self.encoding, self.flush = stream, stream.encoding, stream.flush
+
+  def write(self, text: str) -> None:
+    if state := text.strip():
+      self._stream.write(f"{state}\n")
+
+
+def progress_bar(*args: Any, **options: Any) -> tqdm.tqdm:
+  """Returns tqdm(*args, **options), which on a screen redraws a line, and elsewhere adds lines."""
+  on_screen = sys.stderr.isatty()
+  stream = sys.stderr if on_screen else _Lines(sys.stderr)
+  return tqdm.tqdm(*args, file=stream, mininterval=0.5 if on_screen else 30, **options)
+
+
 class Metrics:
   """The record of a run in its workdir: metrics.jsonl, samples.jsonl and tensorboard/.
 
@@ -149,6 +174,7 @@ class Metrics:
     profile: leave a trace of the run's third and fourth step in workdir/profile.
     on_error: "stop" where a part cannot be written, or "continue" without that part.
     kl_bound: of kl_to_reference; see advice.recommend.
+    tracked: the run's config, where Weights & Biases is to follow the record.
 
   Raises:
     OSError: a part that cannot be written.
@@ -165,6 +191,7 @@ class Metrics:
     profile: bool = False,
     on_error: str = "stop",
     kl_bound: float = math.inf,
+    tracked: dict[str, Any] | None = None,
   ):
     _check_names(show)
     self._on_error, self._lost = on_error, set[str]()
@@ -184,15 +211,18 @@ class Metrics:
     self._folder = folder
     self._files: dict[str, TextIO] = {}
     self._board: _Board | None = None
+    self._tracker: tracker.Tracker | None = None
     if self._writes:
       self._record(".", lambda: folder.mkdir(parents=True, exist_ok=True))
       for name in ("metrics.jsonl", "samples.jsonl"):
         self._record(name, functools.partial(self._open, name))
       self._record("tensorboard", self._open_board)
+      if tracked is not None:
+        self._track(workdir, tracked)
     compiles = "compiling for the first step" if first_step < total_steps else ""
-    self._bar = tqdm.tqdm(
+    self._bar = progress_bar(
       desc=compiles, total=total_steps, initial=first_step, unit="step",
-      disable=not (progress and self._writes), mininterval=0.5 if sys.stderr.isatty() else 30,
+      disable=not (progress and self._writes),
     )  # fmt: skip
 
   def _open(self, name: str) -> None:
@@ -203,6 +233,17 @@ class Metrics:
 
   def _open_board(self) -> None:
     self._board = _Board(str(self._folder / "tensorboard"), self._first_step)
+
+  def _track(self, workdir: str | os.PathLike[str], config: dict[str, Any]) -> None:
+    """Has Weights & Biases follow the record; a start that fails costs a warning."""
+    known = self._bucket / tracker.ID if self._bucket else None
+    name = "/".join(pathlib.PurePath(workdir).parts[-2:])
+    try:
+      if known and known.exists():
+        (self._folder / tracker.ID).write_bytes(known.read_bytes())
+      self._tracker = tracker.Tracker(self._folder, name, config)
+    except Exception as error:  # a bucket's library has errors of its own
+      log.warning("W&B cannot be started (%s): the run goes on without it", error)
 
   def _record(self, part: str, write: Callable[[], object]) -> None:
     """Writes to a part of the record; where that fails, stops or goes on without the part."""
@@ -346,12 +387,14 @@ class Metrics:
       self._history.setdefault(name, []).append(value)
     for name, line in advice.recommend(self._history, self._kl_bound).items():
       if name not in self._said and self._writes:
+        self._on_bar(self._bar.clear)  # of the line that it stands on
         log.warning("step %d: %s", step, line)
       self._said.add(name)
 
   def _show_progress(self, step: int, finite: dict[str, float]) -> None:
     if not self._bar.disable and self._bar.desc:
       seconds = time.perf_counter() - self._started
+      self._on_bar(self._bar.clear)
       log.info("step %d took %.0f s, compilation included", step, seconds)
       self._bar.set_description_str("", refresh=False)
     self._shown |= {name: f"{finite[name]:.3g}" for name in self._show if name in finite}
@@ -385,6 +428,8 @@ class Metrics:
     ends += [self._stop_trace, self._waiter.shutdown, lambda: self._on_bar(self._bar.close)]
     ends += [functools.partial(self._end, name, file) for name, file in self._files.items()]
     ends += [functools.partial(self._end, "tensorboard", self._board)] if self._board else []
+    if self._tracker is not None:  # once the record is whole
+      ends.append(self._end_tracker)
     ends += [lambda: shutil.rmtree(self._folder)] if self._bucket else []
     errors: list[Exception] = []
     for end in ends:  # each, whatever becomes of the others
@@ -396,6 +441,12 @@ class Metrics:
       log.warning("after that: %s", later)
     if errors:
       raise errors[0]
+
+  def _end_tracker(self) -> None:
+    assert self._tracker is not None
+    self._tracker.close(self._failed or (bool(self._lost) and self._on_error == "stop"))
+    if self._bucket:  # what it has left: a run of offline mode
+      self._record(".", self._copy)
 
   def _wait_for_clocks(self) -> None:
     for _, _, end in itertools.chain(*self._clocks.values()):
