@@ -124,9 +124,10 @@ def win_rate_table(cells: Cells, with_n: bool = False) -> str:
 
 def _length_controlled(cells: Cells) -> list[str]:
   """Returns the table of length-controlled win rates and why some of them are not given."""
-  reasons = {cell["refused"] for row, line in cells.items() for cell in line.values()} - {""}
+  pairs = [cell for row, line in cells.items() for column, cell in line.items() if row != column]
+  reasons = {cell["refused"] for cell in pairs if cell["n"]}
   notes = [f"{reason}: {REFUSED[reason]}" for reason in REFUSED if reason in reasons]
-  if all(cell["refused"] == "few" for line in cells.values() for cell in line.values()):
+  if pairs and all(cell["refused"] == "few" for cell in pairs):
     return [f"No length-controlled win rates, LC (ours): {REFUSED['few']}."]
 
   def shown(cell: dict[str, Any], diagonal: bool) -> str:
@@ -139,11 +140,9 @@ def _length_controlled(cells: Cells) -> list[str]:
     [escaped(row), *(shown(cell, row == column) for column, cell in line.items())]
     for row, line in cells.items()
   ]
-  intro = (
-    "Length-controlled, LC (ours): the win rate at equal length by a logistic regression on the"
-  )
   return [
-    f"{intro}\ndifference in length; overlap in brackets, the share of pairs on its rarer side:",
+    "Length-controlled, LC (ours): the win rate at equal length, by a logistic regression on the\n"
+    "difference in length. In brackets the overlap, the share of pairs on its rarer side:",
     markdown_table(["row beats column", *map(escaped, cells)], rows),
     *([f"No rate where — ({'; '.join(notes)})."] if notes else []),
   ]

@@ -464,7 +464,12 @@ def test_what_answers_make_useless_is_told(tmp_path):
   for field in ("policies.gpt.weights", "policies.gpt.best_of", "prompts.held_out"):
     with pytest.raises(ValueError, match=f"{field}: expected no value, for"):
       refuse_unread(config, "arena", [field])
-  refuse_unread(config, "arena", ["policies.gpt.outputs", "policies.base.weights"])
+  refuse_unread(config, "arena", ["policies.gpt.outputs", "policies.base.weights", "prompts.path"])
+  config.prompts.held_out_path, config.prompts.path = str(path), "stories"
+  with pytest.raises(ValueError, match=r"prompts.path: expected no value, for prompts.held_out_pa"):
+    refuse_unread(config, "arena", ["prompts.path"])
+  config.prompts.path = config.prompts.held_out_path
+  assert len(arena._load_held_out(config, TOKENIZER)) == 60
 
 
 def test_an_arena_from_before_outputs_is_the_same_arena():

@@ -122,7 +122,10 @@ def _sample(config: ConfigDict) -> Iterator[tuple[str, str]]:
 
 def _arena(config: ConfigDict) -> Iterator[tuple[str, str]]:
   if config.prompts.task in BENCHMARKS:
-    yield "prompts.held_out", f"prompts.task = {config.prompts.task}, all of which is held out"
+    whole = f"prompts.task = {config.prompts.task}, all of which is held out"
+    yield from ((f"prompts.{name}", whole) for name in ("held_out", "duplicates"))
+    if config.prompts.held_out_path:
+      yield "prompts.path", "prompts.held_out_path"
   for name, policy in config.policies.items():
     if policy.outputs:
       for field in ("weights", "best_of"):

@@ -355,8 +355,9 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 def _load_held_out(config, tokenizer: Tokenizer) -> Examples:
   """Returns the prompts of the arena: of a benchmark, which no policy is trained on, all."""
   data = config.prompts
-  if data.task in answers.BENCHMARKS and not data.held_out_path:
-    data = ConfigDict({**data, "held_out_path": data.path, "duplicates": "keep"})
+  if data.task in answers.BENCHMARKS:
+    path = data.held_out_path or data.path
+    data = ConfigDict({**data, "path": path, "held_out_path": path, "duplicates": "keep"})
   return load_prompts(data, tokenizer, config.seed)[1]
 
 
