@@ -12,7 +12,7 @@ import nash_jax
 from nash_jax import report
 from nash_jax.config import describe, refuse_unread, resolve
 from nash_jax.configs import arena as arena_config
-from nash_jax.data import answers, prompts
+from nash_jax.data import answers, corpus, prompts
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.jobs import arena, outputs
 from nash_jax.policy import Policy
@@ -281,17 +281,20 @@ def test_answers_that_are_none_or_not_these_are_named(tmp_path, task, make, mess
 def held(tmp_path, monkeypatch):
   """Holds arenas whose policies say canonical texts, without models; counts what is loaded."""
   said = [TOKENIZER.response(text_of(seed)) for seed in range(40)]
-  tokens = np.zeros((40, 20), np.int32)
-  for row, ids in zip(tokens, said, strict=True):
-    row[: len(ids)] = ids
-  tokens, lengths, loads = jnp.asarray(tokens), np.array(list(map(len, said))), []
+  unfinished = [TOKENIZER.encode(text_of(seed, 60))[:20] for seed in range(40)]
+  texts = [TOKENIZER.decode(ids).strip() for ids in unfinished]
+  pairs = zip(texts, unfinished, strict=True)
+  said += [ids for text, ids in pairs if len(ids) == 20 and TOKENIZER.encode(text) == ids]
+  tokens, mask = map(jnp.asarray, corpus.pad(said, 20, TOKENIZER.pad_id))
+  stopped = jnp.array([ids[-1] in TOKENIZER.stop_ids for ids in said])
+  assert 40 <= stopped.sum() < len(said)
+  loads = []
 
   def make_sampler(*, samples):
     def sample(params, prompts, key):
       rows = jax.random.randint(key, (len(prompts.index), samples), 0, len(said))
-      mask = jnp.arange(20)[None, None] < jnp.asarray(lengths)[rows][..., None]
-      zeros = jnp.zeros(mask.shape)
-      return Responses(tokens[rows], mask, zeros, zeros, jnp.ones(rows.shape, bool))
+      zeros = jnp.zeros((*rows.shape, 20))
+      return Responses(tokens[rows], mask[rows], zeros, zeros, stopped[rows])
 
     return sample
 
@@ -345,6 +348,7 @@ def test_answers_that_were_written_and_read_have_the_same_cells(held, tmp_path, 
   assert first["judges"]["judge"]["win_rate"]["a"]["B/2"]["n"] == 60
   assert first["judges"]["judge"]["length_controlled"]["a"]["B/2"]["refused"] == ""
   assert first["policies"]["B/2"]["kl_to_reference"] is not None
+  assert 0 < first["policies"]["B/2"]["truncated"] == second["policies"]["B/2"]["truncated"]
   statistics = second["policies"]["B/2"]
   assert (statistics["kl_to_reference"], statistics["weights"]) == (None, None)
   assert statistics["no_kl"] == "no log-probabilities"
@@ -384,14 +388,15 @@ def test_answers_are_cut_at_the_budget_and_that_is_told(held, tmp_path, caplog):
   policies = {"mine": MINE, "gpt": other(tmp_path, text=json.dumps(rows))}
   result = held("alpaca_eval", policies, max_prompts=12)
   assert result["policies"]["gpt"]["truncated"] == pytest.approx(1 / 12)
-  assert result["policies"]["mine"]["truncated"] == 0
   assert "gpt.outputs: 1 of 12 answers are cut at sampling.max_tokens = 20" in caplog.text
   assert (
     "gpt.outputs: 1 of 12 answers hold what model.tokenizer spells in another way" in caplog.text
   )
   assert "outputs: answers to 12 of the benchmark's 60 prompts" in caplog.text
   page = (tmp_path / "x" / "arena.md").read_text()
-  assert "Share of responses cut at the most tokens: gpt .08." in page
+  mine = result["policies"]["mine"]["truncated"]
+  shares = f"gpt .08, mine {report.number(mine, 2)}" if mine else "gpt .08"
+  assert f"Share of responses cut at the most tokens: {shares}." in page
 
 
 def test_judges_that_read_text_get_the_answers_text(tmp_path):

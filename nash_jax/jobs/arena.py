@@ -353,12 +353,12 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _load_held_out(config, tokenizer: Tokenizer) -> Examples:
-  """Returns the prompts of the arena: of a benchmark, which no policy is trained on, all."""
+  """Returns the prompts of the arena; of a benchmark all, for no policy is trained on it."""
   data = config.prompts
-  if data.task in answers.BENCHMARKS:
-    path = data.held_out_path or data.path
-    data = ConfigDict({**data, "path": path, "held_out_path": path, "duplicates": "keep"})
-  return load_prompts(data, tokenizer, config.seed)[1]
+  if data.task not in answers.BENCHMARKS:
+    return load_prompts(data, tokenizer, config.seed)[1]
+  whole = {"path": data.held_out_path or data.path, "held_out_path": "", "held_out": 0}
+  return load_prompts(ConfigDict({**data, **whole}), tokenizer, config.seed)[0]
 
 
 def _check_read(judged: Judged, judges_by_name: dict[str, judges.Judge]) -> None:
