@@ -13,6 +13,14 @@ from nash_jax.run import files
 from nash_jax.validation import printable, require
 
 FEW = 10  # prompts below which a win rate cannot be clear of one half at 99.7%: 2 / 2^9 > .003
+# Why a cell has no length-controlled win rate.
+REFUSED = {
+  "few": "fewer than 50 prompts",
+  "overlap": "on more than nine tenths of the pairs one side is the longer one: equal length would"
+  " lie beyond what was seen",
+  "length": "that the longer response wins, or the shorter, tells nine tenths of the verdicts'"
+  " variance: nothing else can be seen",
+}
 Cells = dict[str, dict[str, dict[str, Any]]]  # {row: {column: a cell of jobs.arena}}
 # A panel for each quantity: (title, label of the axis, {metric: its label}, line to compare with).
 PANELS = (
@@ -114,6 +122,32 @@ def win_rate_table(cells: Cells, with_n: bool = False) -> str:
   return markdown_table(["row beats column", *map(escaped, cells)], rows)
 
 
+def _length_controlled(cells: Cells) -> list[str]:
+  """Returns the table of length-controlled win rates and why some of them are not given."""
+  pairs = [cell for row, line in cells.items() for column, cell in line.items() if row != column]
+  reasons = {cell["refused"] for cell in pairs if cell["n"]}
+  notes = [f"{reason}: {REFUSED[reason]}" for reason in REFUSED if reason in reasons]
+  if pairs and all(cell["refused"] == "few" for cell in pairs):
+    return [f"No length-controlled win rates, LC (ours): {REFUSED['few']}."]
+
+  def shown(cell: dict[str, Any], diagonal: bool) -> str:
+    if cell["refused"]:
+      return f"— ({cell['refused']})" if cell["n"] and not diagonal else "—"
+    overlap = "" if diagonal else f" ({number(cell['overlap'], 2)})"
+    return win_rate_cell(cell, diagonal) + overlap
+
+  rows = [
+    [escaped(row), *(shown(cell, row == column) for column, cell in line.items())]
+    for row, line in cells.items()
+  ]
+  return [
+    "Length-controlled, LC (ours): the win rate at equal length, by a logistic regression on the\n"
+    "difference in length. In brackets the overlap, the share of pairs on its rarer side:",
+    markdown_table(["row beats column", *map(escaped, cells)], rows),
+    *([f"No rate where — ({'; '.join(notes)})."] if notes else []),
+  ]
+
+
 def arena(result: dict[str, Any]) -> str:
   """Returns the tables of a result of `nash_jax.arena`, as Markdown."""
   out = [
@@ -127,6 +161,7 @@ def arena(result: dict[str, Any]) -> str:
       f"## Judge: {escaped(name)}",
       win_rate_table(judge["win_rate"]),
       "; ".join([*notes, *_bootstrap_note(judge["win_rate"])]) + ".",
+      *_length_controlled(judge["length_controlled"]),
       "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
       win_rate_table(judge["length_matched"], with_n=True),
     ]
@@ -137,6 +172,8 @@ def arena(result: dict[str, Any]) -> str:
     kl = f"{number(statistics['kl_to_reference'], 2)} ± {number(statistics['kl_sigma3'], 2)}"
     if statistics["log_ratio_to_reference"] is not None:
       kl = f"{number(statistics['log_ratio_to_reference'], 2)} (log-ratio)"
+    if statistics["kl_to_reference"] is None and statistics["no_kl"]:
+      kl = f"— ({statistics['no_kl']})"
     if statistics["best_of"] > 1:
       kl = f"≤ {number(statistics['best_of_kl_bound'], 2)} (bound)"
     figures = (number(statistics[field], digits) for field, digits in columns.items())
@@ -148,6 +185,11 @@ def arena(result: dict[str, Any]) -> str:
     "it picks from. Under top-k or top-p: the mean log-ratio of what was drawn, which is no KL. "
     "Length in tokens.",
   ]
+  cut = {name: statistics["truncated"] for name, statistics in result["policies"].items()}
+  shares = [f"{escaped(name)} {number(share, 2)}" for name, share in cut.items() if share]
+  if shares:
+    share = f"Share of responses cut at the most tokens: {', '.join(shares)}. Their length is not"
+    out.append(f"{share} known, and LC and like length take it for that many tokens.")
   steps = {name: statistics.get("step") for name, statistics in result["policies"].items()}
   read = [f"{escaped(name)} {step}" for name, step in steps.items() if step is not None]
   out += [f"Steps of the runs that were read: {', '.join(read)}."] if read else []

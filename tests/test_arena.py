@@ -19,6 +19,7 @@ from nash_jax.config import resolve
 from nash_jax.data import corpus
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.jobs import arena
+from nash_jax.jobs.rates import TAIL
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
 from nash_jax.types import Mean, Responses, TrainState, Verdict
@@ -157,7 +158,7 @@ def test_a_win_rate_over_no_prompt_is_refused():
 def test_unanimous_prompts_have_the_exact_interval(n):
   """A rate p is possible while n wins of n are: p^n is the tail (Clopper and Pearson)."""
   won, lost = rates_of(*[1] * n), rates_of(*[0] * n)
-  np.testing.assert_allclose(won["low"] ** n, arena.TAIL, rtol=1e-6)
+  np.testing.assert_allclose(won["low"] ** n, TAIL, rtol=1e-6)
   np.testing.assert_allclose([lost["low"], lost["high"]], [0, 1 - won["low"]], atol=1e-9)
   assert won["high"] == 1
   assert won["significant"]
@@ -469,7 +470,7 @@ def test_bad_parts_fields_and_workdirs_are_named(files, tmp_path):
   config.policies.base = {"weights": config.policies.base.weights, "best": 1}
   with pytest.raises(
     ValueError,
-    match=r"policies.base.best is unknown; fields here: best_of, weights; did you mean 'best_of'",
+    match=r"policies.base.best is unknown; fields here: best_of, outputs, weights; did you mean",
   ):
     resolve(config)
   (tmp_path / "file").write_text("")
@@ -482,7 +483,7 @@ def made_up(monkeypatch):
   """Makes the arena's responses and verdicts up; `before_end` is called when they are there."""
   calls = {"sampled": 0, "before_end": lambda: None}
 
-  def sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy):
+  def sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy, given):
     calls["sampled"] += 1
     rng, k = np.random.default_rng(0), len(params_by_name) * config.samples
     mask = np.ones((count, k, 6), bool)

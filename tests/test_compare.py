@@ -10,6 +10,7 @@ from nash_jax import report, train
 from nash_jax.config import comparison, describe, resolve
 from nash_jax.configs import stories_compare
 from nash_jax.jobs import arena, compare, sweep
+from nash_jax.jobs.rates import interval
 
 # Win rate and KL by method and learning rate: at β = .05, nats cost nash_mp its larger rate.
 ENDS = {
@@ -144,7 +145,7 @@ def test_an_added_run_is_trained_alone_and_meets_all_others(calls, tmp_path):
 
 def test_more_seeds_of_the_same_prompts_are_no_more_prompts():
   """Five prompts that agree are too few for any number of seeds, whatever their ± would say."""
-  low, high = arena.interval(np.ones(1), np.zeros(1), np.full(1, 5.0))
+  low, high = interval(np.ones(1), np.zeros(1), np.full(1, 5.0))
   few = {"mean": 1.0, "sigma3": 0.3, "n": 5, "low": low.item(), "high": high.item()}
   found = compare._mean_cells([{"a": {"b": few}}] * 4)["a"]["b"]
   assert found["n"] == 5

@@ -42,3 +42,13 @@ def test_the_page_for_users_of_trl_names_methods_and_metrics_that_exist(page):
   here = [re.findall(r"`([a-z_]+)`", line.split("|")[2]) for line in table[:-1]]
   assert {name for names in here for name in names} <= set(GLOSSARY)
   assert sum(map(len, here)) >= 4
+
+
+def test_the_arenas_page_has_a_config_whose_fields_exist_and_are_read():
+  page = (ROOT / "docs" / "arena.md").read_text(encoding="utf-8")
+  (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  exec(code, names := {})
+  arena = names["get_config"]()
+  given = ["policies.gpt.outputs", "prompts.path", "judges.judge.http.model", "model.template"]
+  config.refuse_unread(arena, "arena", given)
+  assert arena.prompts.task == "alpaca_eval"

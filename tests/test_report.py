@@ -146,3 +146,27 @@ def test_a_demo_without_a_verdict_or_a_kl_ends_with_a_dash():
   told = demo._epilogue({"texts": []}, summary, "runs/demo")
   assert "Trained beats base with — ± — under" in told
   assert "at KL — nats" in told
+
+
+def test_a_length_controlled_rate_shows_its_overlap_or_why_there_is_none():
+  def cell(mean=None, refused="", n=96, overlap=0.31):
+    figures = {"mean": mean, "sigma3": mean and 0.05, "significant": bool(mean)}
+    return {**figures, "n": n, "overlap": overlap, "refused": refused}
+
+  cells = {
+    "a": {"a": cell(0.5), "b": cell(0.7), "c": cell(None, "overlap")},
+    "b": {"a": cell(0.3), "b": cell(None, "few", 0), "c": cell(None, "length")},
+    "c": {"a": cell(None, "overlap"), "b": cell(None, "length"), "c": cell(None, "few", 0)},
+  }
+  _, table, notes = report._length_controlled(cells)
+  rows = [[x.strip() for x in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+  assert rows == [
+    ["a", ".5 —", "**.700 ± .050** (.31)", "— (overlap)"],
+    ["b", "**.300 ± .050** (.31)", "—", "— (length)"],
+    ["c", "— (overlap)", "— (length)", "—"],
+  ]
+  assert report.REFUSED["overlap"] in notes
+  assert report.REFUSED["length"] in notes
+  assert report.REFUSED["few"] not in notes
+  (line,) = report._length_controlled({"a": {"b": cell(None, "few", 20)}})
+  assert line == "No length-controlled win rates, LC (ours): fewer than 50 prompts."

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from nash_jax.config import comparison, fields, files
 from nash_jax.config.unread import unread, unread_and_set
 from nash_jax.data import judge_template
+from nash_jax.data.answers import BENCHMARKS
 from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.preferences import TASKS
 from nash_jax.judges import JUDGES, SCALAR, chat, own, table
@@ -85,6 +86,8 @@ def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> 
           require(named, f"{path}, a name", "a text of at least one character", entry, "Rename it.")
           entry_path, is_group = f"{path}.{printable(entry)}", isinstance(value[entry], ConfigDict)
           require(is_group, f"config field {entry_path}", "a group of fields", value[entry], advice)
+          if name == "policies":
+            fields.complete_policy(value[entry])
           _check_fields(value[entry], fields.ENTRIES[name](), f"{entry_path}.")
       else:
         _check_fields(value, field, f"{path}.")
@@ -256,7 +259,8 @@ def _check_arena(config) -> None:
   for name, judge in config.judges.items():
     _check_judge(judge, f"judges.{printable(name)}", config.sampling, remote=True)
   count = config.prompts.held_out
-  enough = bool(config.prompts.held_out_path) or count > 1
+  benchmark = config.prompts.task in BENCHMARKS
+  enough = bool(config.prompts.held_out_path) or benchmark or count > 1
   fix = "Set prompts.held_out, or prompts.held_out_path."
   require(enough, "held-out prompts", "at least two, for an interval", count, fix)
   pairs, expected = (
@@ -267,8 +271,19 @@ def _check_arena(config) -> None:
   check.one_of("base", config.policies)
   single = config.policies[config.base].best_of == 1
   check("base", single, "a policy with best_of = 1", "Best-of-n has no log-probabilities for KL.")
+  for name, policy in config.policies.items():
+    if policy.outputs:
+      _check_outputs(policy, f"policies.{printable(name)}", config.prompts.task)
   check.one_of("select_judge", config.judges)
   _check_sampling(config)
+
+
+def _check_outputs(policy, path: str, task: str) -> None:
+  check, tasks = _Checker(policy, path), " or ".join(BENCHMARKS)
+  check("best_of", policy.best_of == 1, "1 where there are outputs", "Leave it out.")
+  expected = f"prompts.task = {tasks}, whose prompts answers are matched to by their key"
+  fix = "docs/arena.md says what either is."
+  require(task in BENCHMARKS, f"{path}.outputs", expected, f"prompts.task = {task}", fix)
 
 
 def judge_mesh_sizes(config, devices: int) -> dict[str, int]:

@@ -337,7 +337,15 @@ def _arena() -> ConfigDict:
 def _policy(best_of: int = 1) -> ConfigDict:
   """An arena's policy: weights are a file, or a run's "runs/x", "runs/x@params:50", "…:best"."""
   weights = "assets:stories/policy.safetensors"
-  return _group(weights=weights, best_of=number(best_of, "[1, 1024]"))
+  # In place of weights: any model's answers, in a file of AlpacaEval's or Arena-Hard's.
+  return _group(weights=weights, best_of=number(best_of, "[1, 1024]"), outputs="")
+
+
+def complete_policy(policy: ConfigDict) -> None:
+  """Fills in what an arena's policy may leave out: outputs, or all but outputs."""
+  for name, value in default(_policy()).items():
+    if name not in policy and (name == "outputs" or policy.get("outputs")):
+      policy[name] = value
 
 
 def _collect() -> ConfigDict:

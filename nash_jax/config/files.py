@@ -12,6 +12,7 @@ from nash_jax.validation import asset_path, printable, require
 
 _MODELS = ("gemma", "gemma_text", "bradley_terry")  # judges that have a model
 _POLICY = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
+_OUTPUTS = "Give AlpacaEval's model_outputs.json or Arena-Hard's model_answer/x.jsonl."
 _LOCAL = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
 _SELF = " With one model alone, its own start can judge: docs/true_size.md."
 _PROMPTS = "docs/true_size.md and docs/data.md have files to download, and what one of your own is."
@@ -37,8 +38,11 @@ def _missing(config: ConfigDict, job: str) -> Iterator[str]:
       yield from _of_model(judge.model, f"{path}.model")
   for group in ("policies", "sources"):
     for name, policy in config.get(group, {}).items():
-      what, optional = f"{group}.{printable(name)}.weights", group == "sources"
-      yield from _of_policy(policy.weights, what, optional)
+      path, optional = f"{group}.{printable(name)}", group == "sources"
+      if outputs := policy.get("outputs"):
+        yield from _text(f"{path}.outputs", "a file", outputs, _OUTPUTS, os.path.isfile(outputs))
+      else:
+        yield from _of_policy(policy.weights, f"{path}.weights", optional)
   for group, tasks in (("prompts", prompts.TASKS), ("data", preferences.TASKS)):
     if group in config and config[group].task in tasks:
       yield from _of_data(config[group], group)

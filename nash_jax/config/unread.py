@@ -7,6 +7,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from nash_jax.config import comparison, fields
+from nash_jax.data.answers import BENCHMARKS
 from nash_jax.data.preferences import TASKS
 from nash_jax.objectives import algorithms
 
@@ -119,7 +120,19 @@ def _sample(config: ConfigDict) -> Iterator[tuple[str, str]]:
     yield "file", "prompt"
 
 
-_OF_JOB = {"train": _train, "fit": _fit, "sample": _sample}
+def _arena(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  if config.prompts.task in BENCHMARKS:
+    whole = f"prompts.task = {config.prompts.task}, all of which is held out"
+    yield from ((f"prompts.{name}", whole) for name in ("held_out", "duplicates"))
+    if config.prompts.held_out_path:
+      yield "prompts.path", "prompts.held_out_path"
+  for name, policy in config.policies.items():
+    if policy.outputs:
+      for field in ("weights", "best_of"):
+        yield f"policies.{name}.{field}", f"policies.{name}.outputs"
+
+
+_OF_JOB = {"train": _train, "fit": _fit, "sample": _sample, "arena": _arena}
 
 
 def _unread_of_compare(config: ConfigDict) -> dict[str, str]:

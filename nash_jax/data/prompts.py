@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from nash_jax.data import corpus, forms
+from nash_jax.data import answers, corpus, forms
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.validation import one_of, require
 
-TASKS = ("json_lines", "text", "stories", "rlhflow")
+TASKS = ("json_lines", "text", "stories", "rlhflow", *answers.BENCHMARKS)
 
 
 def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
@@ -34,6 +34,8 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   def read(path: str) -> corpus.Columns:
     if config.task not in TASKS:
       return {"inputs": _read_registered(config, tokenizer, seed)}
+    if config.task in answers.BENCHMARKS:
+      return _read_benchmark(config, path, tokenizer, seed)
     parse = (lambda line: {"prompt": line}) if config.task == "text" else json.loads
     return corpus.read_files(config.task, path, encode, tokenizer, seed, parse, config.bad)
 
@@ -44,6 +46,22 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   require(width > 0, "prompts.max_tokens", "at least 1", width, "Raise it.")
   arrange = functools.partial(corpus.pad_prompts, width=width, pad_id=tokenizer.pad_id)
   return corpus.load_examples(config, read, {"inputs": width}, arrange, seed, tokenizer)
+
+
+def _read_benchmark(config, path: str, tokenizer: Tokenizer, seed: int) -> corpus.Columns:
+  """Returns a benchmark's prompts; in the column "record", what answers are written with."""
+  records = []
+
+  def encode(record: Any, texts: corpus.Texts) -> corpus.Features:
+    features = {"inputs": texts.prompt(answers.prompt_of(config.task, record))}
+    records.append(record)
+    return features
+
+  rates = [rate for _, rate in corpus.parse_paths(path) if rate is not None]
+  fix = "A benchmark's prompts keep their order."
+  require(not rates, "rates of prompts.path", f"none, with the task {config.task!r}", rates, fix)
+  columns = corpus.read_files(config.task, path, encode, tokenizer, seed, bad=config.bad)
+  return {**columns, "record": records}
 
 
 def _read_registered(config, tokenizer: Tokenizer, seed: int) -> Sequence[np.ndarray]:

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,101 +19,21 @@ from absl import logging
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
-from scipy import special
 
 from nash_jax import judges, keys, report, sampler
 from nash_jax.config import describe, resolve
+from nash_jax.data import answers
 from nash_jax.data.corpus import Examples
 from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.jobs import outputs
+from nash_jax.jobs.rates import length_controlled, length_matched, win_rates
 from nash_jax.policy import Policy, load_weights_and_step, make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import differences
 from nash_jax.run.metrics import progress_bar
 from nash_jax.types import Mean, Prompts, Responses, Verdict
 from nash_jax.validation import file_name, printable, require
-
-TAIL = 0.0015  # what an interval leaves on each side: 99.7% are within 3σ
-AGREE = 1e-6  # a standard error below which prompts are told apart by rounding alone
-
-
-def interval(
-  mean: Float[np.ndarray, "*p"], error: Float[np.ndarray, "*p"], n: Float[np.ndarray, "*p"]
-) -> tuple[Float[np.ndarray, "*p"], Float[np.ndarray, "*p"]]:
-  """Returns the ends of the 99.7% intervals of means of n values in [0, 1]; NaN where n = 0.
-
-  Clopper and Pearson's interval, of n*·mean wins in n* trials. n* is Korn and Graubard's (1998)
-  effective number, mean·(1 − mean) / error² with Student's t for the normal quantile. Where prompts
-  are fewer than report.FEW, or all agree, the error is no guide, and n* is n. What n prompts have
-  not shown may be a share u = 1 − TAIL^(1/n) of all, as in the "rule of three": the interval also
-  holds the mean if that share went the other way, so fewer than ten are never clear of one half.
-
-  Args:
-    error: the standard error of the mean; NaN where n = 1.
-  """
-
-  def lower(mean, trials):
-    wins = mean * trials
-    return np.where(wins > 0, special.betaincinv(wins, trials - wins + 1, TAIL), 0.0)
-
-  with np.errstate(all="ignore"):
-    shrink = special.ndtri(TAIL) / special.stdtrit(np.maximum(n - 1, 1), TAIL)
-    effective = mean * (1 - mean) * (shrink / error) ** 2
-    trials = np.where((n >= report.FEW) & (error > AGREE), effective, n)
-    turned = mean + (1 - TAIL ** (1 / n)) * (1 - 2 * mean)
-    low = np.minimum(lower(mean, trials), turned)
-    high = np.maximum(1 - lower(1 - mean, trials), turned)
-  return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
-
-
-def win_rates(
-  p_win: Float[np.ndarray, "N P S P S"],
-  valid: Bool[np.ndarray, "N P S P S"],
-  resamples: int = 2000,
-  seed: int = 0,
-) -> dict[str, np.ndarray]:
-  """Returns tables of win rates and their intervals, [P P], for N prompts and P policies.
-
-  `mean` over prompts; `n` prompts that counted; `low` and `high`, see `interval`; `significant`,
-  these clear of one half. `sigma3`: 3 std of the prompts' means / sqrt(n), or what one prompt more
-  that went the other way would make of it, if that is greater; the farther end of the interval
-  where prompts are fewer than report.FEW or all agree. `bootstrap_low` and `bootstrap_high`: the
-  99.7% interval of a bootstrap over prompts, where there are enough. NaN where nothing counted;
-  sigma3 is NaN where n = 1.
-
-  Args:
-    p_win: the probability that one sample beats another, of every pair of samples.
-    valid: which pairs count; one whose p_win is no probability does not.
-  """
-  require(len(p_win) > 0, "p_win", "verdicts on at least one prompt", 0, "Hold out some.")
-  valid = valid & (p_win >= 0) & (p_win <= 1)
-  pairs = valid.sum(axis=(2, 4))
-  total = np.sum(p_win, axis=(2, 4), where=valid, dtype=np.float64)
-  values, present = total / np.maximum(pairs, 1), (pairs > 0).astype(float)  # [N P P']
-  n, prompts = present.sum(axis=0), len(values)
-  times = np.random.default_rng(seed).multinomial(prompts, [1 / prompts] * prompts, resamples)
-  with np.errstate(invalid="ignore", divide="ignore"):
-    mean = values.sum(axis=0) / n
-    error = np.sqrt((present * (values - mean[None]) ** 2).sum(axis=0) / (n - 1) / n)
-    means = np.tensordot(times, values, 1) / np.tensordot(times, present, 1)
-    one_other_way = np.abs(2 * mean - 1) / np.sqrt(n * (n + 1))
-    low, high = interval(mean, error, n)
-  enough = n >= report.FEW
-  ends = np.nanquantile(np.where(enough, means, 0), [TAIL, 1 - TAIL], axis=0)
-  bootstrap_low, bootstrap_high = np.where(enough, ends, np.nan)
-  farther = np.where(n > 1, np.maximum(mean - low, high - mean), np.nan)
-  sigma3 = np.where(enough & (error > AGREE), 3 * np.maximum(error, one_other_way), farther)
-  return {
-    "mean": mean, "sigma3": sigma3, "n": n.astype(int), "low": low, "high": high,
-    "significant": (low > 0.5) | (high < 0.5),  # never, where they are NaN
-    "bootstrap_low": bootstrap_low, "bootstrap_high": bootstrap_high,
-  }  # fmt: skip
-
-
-def length_matched(lengths: Int[np.ndarray, "N P S"]) -> Bool[np.ndarray, "N P S P S"]:
-  """Returns which pairs of responses differ by at most 2 tokens or 10% of the longer."""
-  a, b = lengths[:, :, :, None, None], lengths[:, None, None, :, :]
-  return np.abs(a - b) <= np.maximum(2, 0.1 * np.maximum(a, b))
 
 
 def distinct_bigrams(tokens: Int[np.ndarray, "N L"], lengths: Int[np.ndarray, "N"]) -> float:
@@ -172,9 +92,19 @@ class Judged(NamedTuple):
 
 
 def _sample_and_judge(
-  config, held_out: Examples, count: int, params_by_name, judges_by_name, policy: Policy
+  config,
+  held_out: Examples,
+  count: int,
+  params_by_name,
+  judges_by_name,
+  policy: Policy,
+  given: Mapping[str, Responses] = {},
 ) -> Judged:
-  """Draws every policy's responses to the first `count` prompts; all judges compare them."""
+  """Draws every policy's responses to the first `count` prompts; all judges compare them.
+
+  Args:
+    given: by policy without parameters, its responses to all of these prompts.
+  """
   selector = judges_by_name[config.select_judge]
   sizes = {entry.best_of for entry in config.policies.values()}
   samplers = {n: _make_best_of(policy, config.samples, n, selector) for n in sizes}
@@ -197,14 +127,18 @@ def _sample_and_judge(
 
   num_batches = _num_batches(count, config.prompts.batch_size)
   size = -(-count // num_batches)
-  batches, base = [], params_by_name[config.base]
+  batches, base = [], params_by_name.get(config.base)
   for batch in progress_bar(range(num_batches), "arena", unit="batch"):
-    prompts = held_out.all(range(batch * size, min((batch + 1) * size, count)))
-    by_policy, log_ratios = {}, {}
-    for name, params in params_by_name.items():
+    rows = range(batch * size, min((batch + 1) * size, count))
+    prompts, by_policy, log_ratios = held_out.all(rows), {}, {}
+    for name in config.policies:
+      if name in given:
+        by_policy[name] = jax.tree.map(lambda x, rows=rows: x[rows.start : rows.stop], given[name])
+        continue
+      params = params_by_name[name]
       key, best_of = keys.key(config.seed, f"arena/{name}", batch), config.policies[name].best_of
       by_policy[name] = samplers[best_of](params, selector.params, prompts, key)
-      if best_of == 1:
+      if best_of == 1 and base is not None:
         log_ratios[name] = log_ratio(params, base, prompts, by_policy[name])
     responses = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *by_policy.values())
     verdicts = {name: judge(prompts, responses) for name, judge in compare.items()}
@@ -236,28 +170,34 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
   Σ log π(y) − log π_base(y). Under top-k or top-p they are no samples of π, and the mean is
   `log_ratio_to_reference`. Best-of-n has no such log-probability: `best_of_kl_bound` is
   log n − (n−1)/n, an upper bound of its KL to the policy it picks from. Lengths in tokens,
-  stop token included; bigrams without it. `kl_sigma3`, of either, takes report.FEW prompts.
+  stop token included; bigrams without it. `kl_sigma3`, of either, takes report.FEW prompts. `no_kl`
+  says why there is none of them, `truncated` is the share cut at sampling.max_tokens.
   """
   out, truncated = {}, sampler.truncates(config.sampling)
   for i, (name, policy) in enumerate(config.policies.items()):
     part = slice(i * config.samples, (i + 1) * config.samples)
     samples = jax.tree.map(lambda x, part=part: np.concatenate(x[:, part]), judged.responses)
-    lengths, n = samples.mask.sum(axis=-1), policy.best_of
-    log_ratio = sigma3 = bound = None
-    if n == 1:
+    lengths, n, source = samples.mask.sum(axis=-1), policy.best_of, policy.get("outputs") or None
+    log_ratio = sigma3 = bound = no_kl = None
+    if n > 1:
+      bound = math.log(n) - (n - 1) / n
+    elif name in judged.log_ratios:
       ratios = judged.log_ratios[name].mean(axis=1, dtype=np.float64)
       log_ratio = ratios.mean()
       if len(ratios) >= report.FEW:
         sigma3 = 3 * ratios.std(ddof=1) / math.sqrt(len(ratios))
     else:
-      bound = math.log(n) - (n - 1) / n
+      no_kl = "no log-probabilities" if source else "base has no log-probabilities"
+    # One answer stands for all samples: its bigrams are no fewer for that, nor comparable.
+    comparable = config.samples == 1 or not source
     out[name] = {
-      "weights": policy.weights, "best_of": n,
+      "weights": None if source else policy.weights, "outputs": source, "best_of": n,
       "kl_to_reference": None if truncated else log_ratio,
       "log_ratio_to_reference": log_ratio if truncated else None, "kl_sigma3": sigma3,
-      "best_of_kl_bound": bound, "length": lengths.mean(),
-      "distinct2": distinct_bigrams(samples.tokens, lengths - samples.stopped),
-      "stopped": samples.stopped.mean(),
+      "no_kl": no_kl, "best_of_kl_bound": bound, "length": lengths.mean(),
+      "distinct2": distinct_bigrams(samples.tokens, lengths - samples.stopped)
+      if comparable else math.nan,
+      "stopped": samples.stopped.mean(), "truncated": 1 - samples.stopped.mean(),
     }  # fmt: skip
   for statistics in out.values():
     for field in ("length", "distinct2"):
@@ -271,50 +211,67 @@ def _share_valid(verdict: Verdict) -> Mean:
   return Mean.from_values(verdict.valid[:, i, j])
 
 
-def _texts(config, tokenizer: Tokenizer, prompts: Prompts, responses: Responses) -> list[dict]:
-  def text(batch, *index):
-    return tokenizer.decode(batch.tokens[index][batch.mask[index]]).strip()
+def _text(tokenizer: Tokenizer, batch, *index: int) -> str:
+  return tokenizer.decode(batch.tokens[index][batch.mask[index]]).strip()
 
-  first_samples = {name: p * config.samples for p, name in enumerate(config.policies)}
-  texts = []
-  for i in range(min(config.texts, len(prompts.tokens))):
-    continuations = {name: text(responses, i, first) for name, first in first_samples.items()}
-    texts.append({"prompt": text(prompts, i), "continuations": continuations})
-  return texts
+
+def _answers(config, tokenizer: Tokenizer, judged: Judged, most: int | None = None):
+  """Returns by policy its first response to each of the prompts, at most to `most`, as text."""
+  count = len(judged.prompts.tokens[:most])
+  return {
+    name: [_text(tokenizer, judged.responses, i, p * config.samples) for i in range(count)]
+    for p, name in enumerate(config.policies)
+  }
+
+
+def _texts(config, tokenizer: Tokenizer, judged: Judged) -> list[dict[str, Any]]:
+  by_policy = _answers(config, tokenizer, judged, config.texts)
+  return [
+    {
+      "prompt": _text(tokenizer, judged.prompts, i),
+      "continuations": {name: texts[i] for name, texts in by_policy.items()},
+    }
+    for i in range(min(config.texts, len(judged.prompts.tokens)))
+  ]
 
 
 def evaluate(config: ConfigDict, tokenizer: Tokenizer, judged: Judged) -> dict[str, Any]:
   """Returns the arena's result, in plain JSON types.
 
-  `policies`: statistics by name; `judges`: `win_rate` and `length_matched` as
-  {row: {column: cell}}, and the judge's own metrics; `texts`; `base`, `prompts`, `samples`,
-  `config`.
+  `policies`: statistics by name; `judges`: `win_rate`, `length_controlled` and
+  `length_matched` as {row: {column: cell}}, and the judge's own metrics; `texts`; `base`,
+  `prompts`, `samples`, `config`.
   """
   shape = (len(config.policies), config.samples)
-  matched = length_matched(np.sum(judged.responses.mask, axis=-1).reshape(-1, *shape))
+  lengths = np.sum(judged.responses.mask, axis=-1).reshape(-1, *shape)
+  matched = length_matched(lengths)
 
-  def cells(p_win, valid):
-    rates = win_rates(p_win, valid, config.resamples, config.seed)
+  def cells(rates: dict[str, np.ndarray]) -> report.Cells:
     result: report.Cells = {row: {} for row in config.policies}
     for (i, row), (j, column) in itertools.product(enumerate(config.policies), repeat=2):
       result[row][column] = {name: table[i, j].item() for name, table in rates.items()}
     return result
 
+  def tables(p_win, valid) -> dict[str, report.Cells]:
+    raw = functools.partial(win_rates, resamples=config.resamples, seed=config.seed)
+    return {
+      "win_rate": cells(raw(p_win, valid)),
+      "length_controlled": cells(length_controlled(p_win, valid, lengths)),
+      "length_matched": cells(raw(p_win, valid & matched)),
+    }
+
   by_judge = {}
   for name, verdict in judged.verdicts.items():
-    p_win, valid = (a.reshape(-1, *shape, *shape) for a in (verdict.p_win, verdict.valid))
-    by_judge[name] = {
-      "win_rate": cells(p_win, valid),
-      "length_matched": cells(p_win, valid & matched),
-      "metrics": {
-        metric: float(mean.total / mean.weight) if mean.weight else None
-        for metric, mean in {**verdict.metrics, "valid": _share_valid(verdict)}.items()
-      },
-    }
+    sides = (a.reshape(-1, *shape, *shape) for a in (verdict.p_win, verdict.valid))
+    metrics = {**verdict.metrics, "valid": _share_valid(verdict)}
+    by_judge[name] = {**tables(*sides), "metrics": {
+      metric: float(mean.total / mean.weight) if mean.weight else None
+      for metric, mean in metrics.items()
+    }}  # fmt: skip
   result = {
     "prompts": len(judged.prompts.tokens), "samples": config.samples, "base": config.base,
     "policies": response_statistics(config, judged), "judges": by_judge,
-    "texts": _texts(config, tokenizer, judged.prompts, judged.responses),
+    "texts": _texts(config, tokenizer, judged),
     "config": describe(config),
   }  # fmt: skip
   return files.without_nan(result)
@@ -362,32 +319,44 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   what, expected = f"{folder}/arena.json", "an arena of this config"
   require(not changes, what, expected, "one of another config", fix)
   tokenizer, model_config = tokenizer_and_model(config.model)
-  _, held_out = load_prompts(config.prompts, tokenizer, config.seed)
+  held_out = _load_held_out(config, tokenizer)
   count = min(len(held_out), config.max_prompts or len(held_out))
   fix = "Set prompts.held_out, or prompts.held_out_path."
   require(count > 1, "held-out prompts", "at least two, for an interval", count, fix)
+  given = outputs.read(config, held_out, count, tokenizer)
   judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
-  specs = {entry.weights for entry in config.policies.values()}
-  loaded = {spec: load_weights_and_step(spec, model_config) for spec in specs}
-  params_by_name = {name: loaded[entry.weights][0] for name, entry in config.policies.items()}
+  sources = {name: e.weights for name, e in config.policies.items() if name not in given}
+  loaded = {spec: load_weights_and_step(spec, model_config) for spec in {*sources.values()}}
+  params_by_name = {name: loaded[spec][0] for name, spec in sources.items()}
   for judge in judges_by_name.values():
     if judge.server:
       judge.server.keep_answers(folder)
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
-  judged = _sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy)
+  judged = _sample_and_judge(config, held_out, count, params_by_name, judges_by_name, policy, given)
   _check_read(judged, judges_by_name)
   result = evaluate(config, tokenizer, judged)
-  for statistics in result["policies"].values():
-    statistics["step"] = loaded[statistics["weights"]][1]  # a run may have gone on meanwhile
+  for name, spec in sources.items():
+    result["policies"][name]["step"] = loaded[spec][1]  # a run may have gone on meanwhile
   tables = report.arena(result)
   files.write_json(folder / "arena.json", result)
   files.write_text(folder / "arena.md", tables + report.side_by_side(result["texts"]))
+  if config.prompts.task in answers.BENCHMARKS:
+    outputs.write(config, held_out, _answers(config, tokenizer, judged), tokenizer, folder)
   labels = report.figure_labels(result["judges"])
   for label, (name, judge) in zip(labels, result["judges"].items(), strict=True):
     title = f"Row beats column: {count} held-out prompts, judge: {label}"
     report.heat_map(judge["win_rate"], title, folder / f"arena_{file_name(name)}.png")
   print(tables)
   return result
+
+
+def _load_held_out(config, tokenizer: Tokenizer) -> Examples:
+  """Returns the prompts of the arena; of a benchmark all, for no policy is trained on it."""
+  data = config.prompts
+  if data.task not in answers.BENCHMARKS:
+    return load_prompts(data, tokenizer, config.seed)[1]
+  whole = {"path": data.held_out_path or data.path, "held_out_path": "", "held_out": 0}
+  return load_prompts(ConfigDict({**data, **whole}), tokenizer, config.seed)[0]
 
 
 def _check_read(judged: Judged, judges_by_name: dict[str, judges.Judge]) -> None:
