@@ -9,9 +9,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nash_jax.validation import decode, foreign
+from nash_jax.validation import decode, foreign, require
 
+Placed = tuple[str, Any]  # a record behind where it lies, "file:line"
+Skip = Callable[[ValueError], None]  # is told why a record is left out
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")  # of files of records
+_PACKED = (".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z")  # which are not unpacked here
+_ROWS = 1024  # of a parquet file that are Python objects at a time
 shorten = reprlib.Repr(maxstring=80, maxother=80).repr  # a value's repr, for one line
 
 
@@ -53,11 +57,31 @@ def read_text(path: str | pathlib.Path) -> str:
   return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
 
 
+def placed(place: str, error: ValueError | TypeError) -> ValueError:
+  """Returns an error that also says where the record lies."""
+  return ValueError(f"{place}: {error}").with_traceback(error.__traceback__)
+
+
+def in_folder(folder: str | pathlib.Path) -> list[str]:
+  """Returns the files of records in a folder and those in it, by name.
+
+  Raises:
+    ValueError: there are none, or some that nothing here unpacks.
+  """
+  found = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
+  shards = [str(path) for path in found if path.name.endswith(SUFFIXES)]
+  packed = [path.name for path in found if path.suffix in _PACKED and path.stem.endswith(SUFFIXES)]
+  require(
+    not packed, f"files in {str(folder)!r}", "none that are packed", packed[:3], "Unpack them."
+  )
+  got, fix = [path.name for path in found[:3]] or "an empty folder", "Give another one."
+  require(len(shards) > 0, f"files in {str(folder)!r}", f"some in {', '.join(SUFFIXES)}", got, fix)
+  return shards
+
+
 def read_records(
-  path: str | pathlib.Path,
-  parse: Callable[[str], Any] = json.loads,
-  skip: Callable[[ValueError], None] | None = None,
-) -> Iterator[tuple[str, Any]]:
+  path: str | pathlib.Path, parse: Callable[[str], Any] = json.loads, skip: Skip | None = None
+) -> Iterator[Placed]:
   """Yields "file:line" and the record of each line of a file, blank lines skipped.
 
   The file may be packed by gzip. A JSON array and a parquet file are read too, where lines would be
@@ -110,7 +134,7 @@ def _head(path: str | pathlib.Path) -> bytes:
     return b""  # whoever reads all of it says why
 
 
-def _array(path: str | pathlib.Path, text: str) -> Iterator[tuple[str, Any]]:
+def _array(path: str | pathlib.Path, text: str) -> Iterator[Placed]:
   try:
     rows = json.loads(text)
   except json.JSONDecodeError as error:
@@ -121,13 +145,13 @@ def _array(path: str | pathlib.Path, text: str) -> Iterator[tuple[str, Any]]:
   yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _parquet_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(path: str | pathlib.Path) -> Iterator[Placed]:
   import pyarrow
   from pyarrow import parquet
 
   try:
     number = 0
-    for batch in parquet.ParquetFile(path).iter_batches():
+    for batch in parquet.ParquetFile(path).iter_batches(batch_size=_ROWS):
       for row in batch.to_pylist():
         number += 1
         yield f"{path}, row {number}", row

@@ -43,8 +43,12 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
     not responses or length > 0, "data.max_response_tokens", "at least 1", length, "Raise it."
   )
 
+  gather = forms.comparisons if config.task == "preferences" else None
+
   def read(path: str) -> corpus.Columns:
-    return corpus.read_files(config.task, path, encode, tokenizer, seed, bad=config.bad)
+    return corpus.read_files(
+      config.task, path, encode, tokenizer, seed, bad=config.bad, gather=gather
+    )
 
   def sequences(columns: corpus.Columns) -> dict[str, np.ndarray]:
     inputs, targets = columns["inputs"], columns["targets"]
