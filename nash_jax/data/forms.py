@@ -149,6 +149,26 @@ def _read(form: Rated, rows: Iterable[Placed], skip: Skip | None) -> Iterator[Pl
       skip(placed(place, error))
 
 
+def described(record: Any) -> tuple[str, str]:
+  """Returns the task that a record of any form is for, "" for none, and the form's name."""
+  if name := name_of(record):
+    return "preferences", name
+  asks, messages = has(record, "prompt") or has(record, "messages"), None
+  if asks and not has(record, "prompt") and isinstance(record["messages"], list):
+    *_, messages = (None, *_renamed(record["messages"]))
+  if has(record, "response") or has(record, "completion"):
+    return "responses", "prompts with a response"
+  if isinstance(messages, dict) and messages.get("role") == "assistant":
+    return "responses", "conversations that end with an answer"
+  if isinstance(record, dict) and record.get("context_messages"):
+    return "prompts", "context_messages (RLHFlow)"
+  if asks or isinstance(record, str):
+    return "prompts", "prompts" if asks else "texts as prompts"
+  if has(record, "instruction"):
+    return "prompts", "instructions"
+  return ("text", "texts") if has(record, "text") else ("", "of no form that is known")
+
+
 def demonstration(record: Any) -> Any:
   """Returns a prompt and its completion, or a whole conversation, as "messages" and "response".
 
