@@ -74,7 +74,11 @@ def test_what_is_written_reads_as_what_was_read(name, tmp_path):
       {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "id": 3},
       {"messages": say("Hi")},
     ),
-    ({"prompt": "Repeat", "messages": say("Repeat", "x")}, {"prompt": "Repeat"}),
+    (
+      {"prompt": "Hi", "prompt_id": "x", "messages": say("Hi", "Hello.")},
+      {"messages": say("Hi"), "response": "Hello."},
+    ),
+    ({"instruction": "Add.", "input": "1", "output": "1"}, {"prompt": "Add.\n\n1"}),
   ],
 )
 def test_responses_prompts_and_texts_are_written_for_their_tasks(row, ours, tmp_path):
@@ -84,6 +88,8 @@ def test_responses_prompts_and_texts_are_written_for_their_tasks(row, ours, tmp_
 
 
 def test_the_prompts_of_comparisons_alone_may_be_written(tmp_path):
+  _, ours = converted(tmp_path, [{"prompt": "Hi", "messages": say("Hi", "x")}], task="prompts")
+  assert ours == [{"messages": say("Hi")}]
   for name in ("a transcript", "OpenAssistant's trees", "ours"):
     rows = [READ[name][0]] if name in READ else GATHERED[name][0]
     _, ours = converted(tmp_path, rows, task="prompts")
@@ -244,6 +250,15 @@ def test_an_output_by_any_name_is_not_read(tmp_path):
       "x.jsonl",
       b'{"y": "x"}',
       "x.jsonl:1: fields are 'y', expected those of a form in docs/data.md",
+    ),
+    (
+      *("x.jsonl", b'{"prompt": "x", "completions": ["y"], "labels": [true]}'),
+      "x.jsonl:1: fields are 'prompt', 'completions', 'labels', expected those of a form",
+    ),
+    (
+      "x.jsonl",
+      b'{"prompt": "x", "tools": [{"name": "y"}]}',
+      "x.jsonl:1: field 'tools' is .*no prompt",
     ),
     ("x.jsonl", b"\n", "x.jsonl: expected records to write, got 'no records'"),
   ],

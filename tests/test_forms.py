@@ -154,6 +154,9 @@ def test_a_record_that_breaks_its_form_is_refused_by_what_is_wrong(name):
     {"prompt": ASKED, "completion": answer("Hello.")},
     {"messages": say("Hi", "Hello.")},
     {"messages": ASKED, "response": answer("Hello.")},
+    {"prompt": "Hi", "prompt_id": "x", "messages": say("Hi", "Hello.")},
+    {"prompt": ASKED, "messages": say("Hi", "Hello.")},
+    {"instruction": "Hi", "input": "", "output": "Hello."},
   ],
 )
 def test_a_completion_and_a_conversations_last_turn_are_learnt(tmp_path, record):
@@ -168,6 +171,14 @@ def test_a_completion_that_is_labelled_as_bad_is_not_learnt(tmp_path):
   rows = [{"prompt": "Hi", "completion": "No.", "label": False}]
   with pytest.raises(
     ValueError, match=r"x\.jsonl:1: field 'label' is false, expected a completion"
+  ):
+    load_preferences(settings(written(tmp_path, "x.jsonl", rows), "responses"), TOKENIZER, seed=0)
+
+
+def test_a_prompt_beside_another_conversation_is_refused(tmp_path):
+  rows = [{"prompt": "Ho", "messages": say("Hi", "Hello.")}]
+  with pytest.raises(
+    ValueError, match=r"x\.jsonl:1: field 'prompt' is 'Ho', expected what 'messages'"
   ):
     load_preferences(settings(written(tmp_path, "x.jsonl", rows), "responses"), TOKENIZER, seed=0)
 
@@ -402,6 +413,8 @@ def test_the_prompts_of_trees_are_all_that_users_say(tmp_path):
   assert [x for _, x in gathered(GATHERED["UltraFeedback"][0], forms.prompts)[0]] == [ASKS]
   rows = GATHERED["unpaired, of texts"][0] + GATHERED["HelpSteer2"][0]
   assert [record for _, record in gathered(rows, forms.prompts)[0]] == rows
+  trees, others = GATHERED["OpenAssistant's trees"][0], ["Why?", {"context_messages": LONG}]
+  assert [record for _, record in gathered([*trees, *others], forms.prompts)[0]][2:] == others
 
 
 ASKS = {"prompt": "Hi"}

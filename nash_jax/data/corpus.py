@@ -275,6 +275,11 @@ def prompt_of(record: Any) -> str | list[dict[str, Any]]:
   """Returns a record's "prompt" or "messages", checked: a text, or a conversation."""
   name = "messages" if has(record, "messages") and not record.get("prompt") else "prompt"
   prompt = field(record, name, list if name == "messages" else (str, list))
+  for extra in ("tools", "chat_template_kwargs"):
+    if record.get(extra):
+      raise ValueError(
+        f"field {extra!r} is {files.shorten(record[extra])}: no prompt shows it here"
+      )
   for text in _texts(prompt):
     _checked(text)
   return prompt

@@ -112,10 +112,11 @@ def prompts(rows: Iterable[Placed], skip: Skip | None, left_out: Counts) -> Iter
   """
 
   def name(record: Any) -> str:
-    asks = isinstance(record, dict) and any(
-      isinstance(record.get(name), str | list) for name in ("prompt", "messages")
+    task, form = described(record)
+    own = form in RATED and any(
+      isinstance(record.get(x), str | list) for x in ("prompt", "messages")
     )
-    return "a prompt of its own" if asks else name_of(record)
+    return form if task and not own else task
 
   for form, run in _runs(rows, name):
     groups = form.groups(_read(form, run, skip), left_out) if form else ()
@@ -153,27 +154,33 @@ def described(record: Any) -> tuple[str, str]:
   """Returns the task that a record of any form is for, "" for none, and the form's name."""
   if name := name_of(record):
     return "preferences", name
-  asks, messages = has(record, "prompt") or has(record, "messages"), None
-  if asks and not has(record, "prompt") and isinstance(record["messages"], list):
-    *_, messages = (None, *_renamed(record["messages"]))
+  if has(record, "completions") and has(record, "labels"):
+    return "", "steps with a label each (TRL, stepwise), which nothing reads"
   if has(record, "response") or has(record, "completion"):
     return "responses", "prompts with a response"
-  if isinstance(messages, dict) and messages.get("role") == "assistant":
+  if _answered(record):
     return "responses", "conversations that end with an answer"
   if isinstance(record, dict) and record.get("context_messages"):
     return "prompts", "context_messages (RLHFlow)"
-  if asks or isinstance(record, str):
-    return "prompts", "prompts" if asks else "texts as prompts"
-  if has(record, "instruction"):
-    return "prompts", "instructions"
-  return ("text", "texts") if has(record, "text") else ("", "of no form that is known")
+  if isinstance(record, str):
+    return "prompts", "texts as prompts"
+  for names, task, form in (
+    (("prompt", "messages"), "prompts", "prompts"),
+    (("instruction",), "prompts", "instructions"),
+    (("text",), "text", "texts"),
+  ):
+    if any(has(record, name) for name in names):
+      return task, form
+  return "", "of no form that is known"
 
 
 def demonstration(record: Any) -> Any:
-  """Returns a prompt and its completion, or a whole conversation, as "messages" and "response".
+  """Returns a prompt and its completion, or a whole conversation, with what to learn in "response".
+
+  Instructions with their output, as Alpaca has them, are such records, too.
 
   Raises:
-    ValueError: a completion that is labelled as bad.
+    ValueError: a completion that is labelled as bad; a prompt that is not the conversation's.
   """
   if has(record, "response"):
     return _our_names(record)
@@ -181,12 +188,24 @@ def demonstration(record: Any) -> Any:
     if record.get("label") is False:
       raise ValueError("field 'label' is false, expected a completion to learn from; skip it")
     return {**_our_names(record), "response": record["completion"]}
-  messages = record.get("messages") if isinstance(record, dict) else None
-  if not has(record, "prompt") and isinstance(messages, list) and messages:
-    *asked, last = _renamed(messages)
-    if isinstance(last, dict) and last.get("role") == "assistant":
-      return {**record, "messages": asked, "response": [last]}
+  if messages := _answered(record):
+    *asked, last = messages
+    said = [text_of(x.get("content")) for x in asked if isinstance(x, dict)]
+    if has(record, "prompt") and record["prompt"] not in (*said, "", asked):
+      got = shorten(record["prompt"])
+      raise ValueError(f"field 'prompt' is {got}, expected what 'messages' say before the answer")
+    return {**record, "prompt": None, "messages": asked, "response": [last]}
+  if has(record, "instruction") and has(record, "output"):
+    return {**_instruction(record), "response": record["output"]}
   return record
+
+
+def _answered(record: Any) -> list[Any] | None:
+  """Returns the messages of a record, if the last one is the assistant's."""
+  messages = record.get("messages") if isinstance(record, dict) else None
+  renamed = _renamed(messages) if isinstance(messages, list) else []
+  last = renamed[-1] if renamed else None
+  return renamed if isinstance(last, dict) and last.get("role") == "assistant" else None
 
 
 def with_prompt(record: Any) -> Any:
@@ -221,7 +240,7 @@ def _instruction(record: Record) -> Record:
   instances = record.get("instances")
   source = instances[0] if isinstance(instances, list) and instances else record
   given = source.get("input") if isinstance(source, dict) else ""
-  parts = (record["instruction"], given if isinstance(given, str) else "")
+  parts = (field(record, "instruction"), given if isinstance(given, str) else "")
   return {"prompt": "\n\n".join(part for part in parts if part.strip())}
 
 

@@ -112,9 +112,10 @@ def _inputs(source: str, output: str) -> list[str]:
   require(not rated, "source (--from)", "files without rates", source, "Mix what is written.")
   own = {path for path, _ in pairs if os.path.exists(output) and os.path.samefile(path, output)}
   inputs = [path for path, _ in pairs if path not in own]
-  alone = not inputs or not own.isdisjoint(source.split(",")) or (own and os.path.islink(output))
+  named = not own.isdisjoint(map(str.strip, source.split(",")))
+  other = inputs and not named and not (own and os.path.islink(output))
   fix = "Give the output a name of its own."
-  require(not alone, "output (--to)", "a file other than those that are read", output, fix)
+  require(bool(other), "output (--to)", "a file other than those that are read", output, fix)
   return inputs
 
 
@@ -184,7 +185,8 @@ def _leave_out(place: str, error: ValueError, skip: files.Skip | None) -> None:
 
 def _prompt(record: Any, rng: np.random.Generator) -> Record:
   del rng
-  return _asked(forms.with_prompt(record))
+  answered = forms.described(record)[0] == "responses"
+  return _asked(forms.demonstration(record) if answered else forms.with_prompt(record))
 
 
 def _asked(record: Any) -> Record:
