@@ -96,22 +96,41 @@ def read_records(
   if parse is json.loads and _head(path).startswith(b"PAR1"):
     yield from _parquet_rows(path)
     return
-  text = read_text(path)
-  if parse is json.loads and text.lstrip().startswith("["):
-    yield from _array(path, text)
-    return
+  begun = False
   # Not splitlines: a text may hold U+2028 and other marks that only that takes for ends of lines.
-  for number, line in enumerate(text.split("\n"), 1):
-    if line.strip():
-      place = f"{path}:{number}"
-      try:
-        record = _parsed(line, place, parse)
-      except ValueError as error:
-        if skip is None:
-          raise
-        skip(error)
-        continue
-      yield place, record
+  for number, line in enumerate(_lines(path), 1):
+    if not line.strip():
+      continue
+    if not begun and parse is json.loads and line.lstrip().startswith("["):
+      yield from _array(path, read_text(path))
+      return
+    begun, place = True, f"{path}:{number}"
+    try:
+      record = _parsed(line, place, parse)
+    except ValueError as error:
+      if skip is None:
+        raise
+      skip(error)
+      continue
+    yield place, record
+
+
+def _lines(path: str | pathlib.Path) -> Iterator[str]:
+  """Yields the lines of read_text one after the other; the file is never held as a whole."""
+  head = _head(path)
+  packed = head.startswith(b"\x1f\x8b")
+  if foreign(head) and not packed:
+    read_text(path)  # which says what it is
+  opened = gzip.open if packed else open
+  try:
+    with opened(path, "rt", encoding="utf-8") as file:
+      for line in file:
+        if "\0" in line:
+          raise ValueError("NUL")
+        yield line.lstrip("\ufeff").removesuffix("\n")
+  except (OSError, EOFError, zlib.error, ValueError) as error:
+    read_text(path)  # which says what is wrong, and in which line
+    raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def _parsed(line: str, place: str, parse: Callable[[str], Any]) -> Any:
@@ -129,7 +148,7 @@ def _parsed(line: str, place: str, parse: Callable[[str], Any]) -> Any:
 def _head(path: str | pathlib.Path) -> bytes:
   try:
     with open(path, "rb") as file:
-      return file.read(4)
+      return file.read(64)
   except OSError:
     return b""  # whoever reads all of it says why
 
