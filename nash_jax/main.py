@@ -23,6 +23,7 @@ JOBS = {
   "train": ("train", "stories", "fine-tune a policy online against a judge"),
   "fit": ("fit", "storyteller", "supervised: next token, pairwise judge, reward model"),
   "collect": ("jobs.collect", "votes", "sample pairs of responses and have a judge vote"),
+  "convert": ("jobs.convert", "convert", "records of other programs, written as ours"),
   "sample": ("jobs.sample", "sample", "print continuations, interactive or from a file"),
   "arena": ("jobs.arena", "arena", "policies against policies: win rates and intervals"),
   "agreement": ("jobs.agreement", "agreement", "judges beside people's own comparisons"),
@@ -45,10 +46,12 @@ CONFIG_OF = {"sweep": "compare", "plan": "train", "short_game": "train", "demo":
 FLAGS = {
   "plan": {"topology": ("v5e:4x4", "A TPU topology, v5e:4x4 or v5e-16; local for this machine."),
            "json": ("", "File for the plan as JSON.")},
+  "convert": {},
 }  # fmt: skip
 
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
 SHORT_FLAGS = {
+  "convert": {"from": "source", "to": "output"} | {x: x for x in ("task", "bad", "seed")},
   "sample": {
     **{name: name for name in ("prompt", "file", "output", "realign")}, "run": "model.weights",
   },

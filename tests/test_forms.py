@@ -1,5 +1,6 @@
 """Records of other programs and data sets become ours, whatever file they lie in."""
 
+import collections
 import gzip
 import json
 import pathlib
@@ -63,6 +64,13 @@ READ = {
     {
       "chosen": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}],
       "rejected": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "No."}],
+    },
+    OURS,
+  ),
+  "a pair set of RLHFlow": (
+    {
+      **{"chosen": say("Hi", "Hello."), "rejected": say("Hi", "No.")},
+      **{"chosen_score": 4.0, "rejected_score": 1.0},
     },
     OURS,
   ),
@@ -146,6 +154,9 @@ def test_a_record_that_breaks_its_form_is_refused_by_what_is_wrong(name):
     {"prompt": ASKED, "completion": answer("Hello.")},
     {"messages": say("Hi", "Hello.")},
     {"messages": ASKED, "response": answer("Hello.")},
+    {"prompt": "Hi", "prompt_id": "x", "messages": say("Hi", "Hello.")},
+    {"prompt": ASKED, "messages": say("Hi", "Hello.")},
+    {"instruction": "Hi", "input": "", "output": "Hello."},
   ],
 )
 def test_a_completion_and_a_conversations_last_turn_are_learnt(tmp_path, record):
@@ -160,6 +171,14 @@ def test_a_completion_that_is_labelled_as_bad_is_not_learnt(tmp_path):
   rows = [{"prompt": "Hi", "completion": "No.", "label": False}]
   with pytest.raises(
     ValueError, match=r"x\.jsonl:1: field 'label' is false, expected a completion"
+  ):
+    load_preferences(settings(written(tmp_path, "x.jsonl", rows), "responses"), TOKENIZER, seed=0)
+
+
+def test_a_prompt_beside_another_conversation_is_refused(tmp_path):
+  rows = [{"prompt": "Ho", "messages": say("Hi", "Hello.")}]
+  with pytest.raises(
+    ValueError, match=r"x\.jsonl:1: field 'prompt' is 'Ho', expected what 'messages'"
   ):
     load_preferences(settings(written(tmp_path, "x.jsonl", rows), "responses"), TOKENIZER, seed=0)
 
@@ -230,7 +249,7 @@ def test_a_folder_is_its_files_by_name_and_has_no_rate(tmp_path):
     corpus.parse_paths(str(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("name", [name for name in READ if name != "OpenAssistant's roles"])
+@pytest.mark.parametrize("name", READ)
 def test_the_prompt_of_every_form_is_read(name, tmp_path):
   record, ours = READ[name]
   chat = Tokenizer(BUNDLED, "gemma")
@@ -238,7 +257,7 @@ def test_the_prompt_of_every_form_is_read(name, tmp_path):
   config.max_tokens = 64
   prompts, _ = load_prompts(config, chat, seed=0)
   # A prompt of its own is the prompt.
-  asked = next(x for x in (record.get("prompt"), ours.get("messages"), ours.get("prompt")) if x)
+  asked = next(x for x in (ours.get("prompt"), record.get("prompt"), ours.get("messages")) if x)
   assert [ids.tolist() for ids in prompts.columns["inputs"]] == [chat.prompt(asked)]
 
 
@@ -260,3 +279,187 @@ def test_records_that_cannot_be_read_are_left_out_where_that_is_said(tmp_path, c
   path.write_text("{\n")
   with pytest.raises(ValueError, match="hold no records"):
     load_preferences(config, TOKENIZER, seed=0)
+
+
+def labelled(prompt, completion, label):
+  return {"prompt": prompt, "completion": completion, "label": label}
+
+
+def message(name, parent, text, **fields):
+  role = "prompter" if name[-1] in "02" else "assistant"
+  return {"message_id": name, "parent_id": parent, "text": text, "role": role, **fields}
+
+
+TREE = [
+  message("a0", None, "Hi", rank=None),
+  message("a1", "a0", "Hello.", rank=1),
+  message("b1", "a0", "Yes?", rank=0, deleted=False),
+  message("c1", "a0", "gone", rank=2, deleted=True),
+  message("d1", "a0", "unranked"),
+  message("a2", "b1", "Sing"),
+  message("e1", "a2", "La.", rank=2),
+  message("f1", "a2", "Lala.", rank=0),
+  message("b2", "c1", "Why?"),
+]
+SANG = say("Hi", "Yes?", "Sing")
+
+
+def tree(name="a0"):
+  """Returns the messages of TREE as one that holds its replies."""
+  ours = next(m for m in TREE if m["message_id"] == name)
+  replies = [tree(m["message_id"]) for m in TREE if m["parent_id"] == name]
+  return {**ours, "replies": replies}
+
+
+def annotated(text, *ratings):
+  return {"response": text, "annotations": {str(i): {"Rating": x} for i, x in enumerate(ratings)}}
+
+
+# Of each form whose responses are rated one by one: records, the comparisons that they mean as
+# (prompt, a, b, P(a is better)), and how often what is left out.
+FEW = "prompts without two responses of which one is better"
+MISSING = "messages of which an earlier one is deleted or missing"
+RANKED = [(ASKED, "Hello.", "Yes?", 0.0), (SANG, "La.", "Lala.", 0.0)]
+GATHERED = {
+  "unpaired, of texts": (
+    [
+      *(labelled("Hi", "Hello.", True), labelled("Ho", "x", True), labelled("Hi", "No.", False)),
+      *(labelled("Hi", "Hey.", True), labelled("Ho", "y", True)),
+    ],
+    [("Hi", "Hello.", "No.", 1.0), ("Hi", "No.", "Hey.", 0.0)],
+    {FEW: 1},
+  ),
+  "unpaired, of messages": (
+    [labelled(ASKED, answer("No."), False), labelled(ASKED, answer("Hello."), True)],
+    [(ASKED, answer("No."), answer("Hello."), 0.0)],
+    {},
+  ),
+  "HelpSteer2": (
+    [
+      {"prompt": prompt, "response": response, "helpfulness": rating, "verbosity": 2}
+      for prompt, response, rating in (
+        *(("Hi", "Hello.", 4), ("Hi", "No.", 0), ("Ho", "x", 3), ("Ho", "y", 3), ("Hm", "z", 1)),
+      )
+    ],
+    [("Hi", "Hello.", "No.", 1.0), ("Ho", "x", "y", 0.5)],
+    {FEW: 1},
+  ),
+  "UltraFeedback": (
+    [
+      {
+        "instruction": "Hi",
+        "completions": [
+          *(annotated("Hello.", "5", "4"), annotated("No.", "1", "N/A"), annotated("?", "N/A")),
+          annotated("Hey.", "4", "5"),
+        ],
+      }
+    ],
+    [("Hi", "Hello.", "No.", 1.0), ("Hi", "Hello.", "Hey.", 0.5), ("Hi", "No.", "Hey.", 0.0)],
+    {},
+  ),
+  "OpenAssistant's trees": ([{"message_tree_id": "a0", "prompt": tree()}], RANKED, {}),
+  "OpenAssistant's messages": (TREE[::-1], [
+    (prompt, b, a, 1 - p) for prompt, a, b, p in reversed(RANKED)], {MISSING: 1}),
+}  # fmt: skip
+
+
+def gathered(rows, gather=forms.comparisons, skip=None):
+  left_out = collections.Counter()
+  placed = [(f"x.jsonl:{i}", row) for i, row in enumerate(rows, 1)]
+  return list(gather(placed, skip, left_out)), left_out
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_of_rated_responses_every_two_to_a_prompt_are_compared(name, tmp_path):
+  rows, expected, left_out = GATHERED[name]
+  got, counts = gathered(rows)
+  assert counts == left_out
+  asked = [record.get("prompt") or record["messages"] for _, record in got]
+  sides = [(record["response_a"], record["response_b"], record["p_a"]) for _, record in got]
+  assert [(x, *y) for x, y in zip(asked, sides, strict=True)] == expected
+  # A table has all columns in all rows, and null where there is nothing.
+  columns = {field for row in rows for field in row}
+  path = written(tmp_path, "x.jsonl", [dict.fromkeys(columns) | row for row in rows])
+  config = settings(path, "preferences")
+  config.max_tokens = 64
+  chat = Tokenizer(BUNDLED, "gemma")
+  pairs = load_preferences(config, chat, seed=0)[0].columns
+  assert [ids.tolist() for ids in pairs["inputs"]] == [chat.prompt(x) for x in asked]
+  assert [float(p) for p in pairs["p_win"]] == [p for *_, p in expected]
+
+
+def test_records_of_other_forms_stay_and_one_that_lacks_a_field_is_named():
+  rows = [READ["ours"][0], labelled("Hi", "x", True), {"prompt": "Hi", "completion": "y"}]
+  with pytest.raises(
+    ValueError, match=r"x\.jsonl:3: field 'label' is None, expected true or false"
+  ):
+    gathered(rows)
+  skipped = []
+  rows += [labelled("Hi", "y", False), READ["UltraFeedback"][0], labelled("Ho", 3, True)]
+  got, _ = gathered(rows, skip=skipped.append)
+  assert [place for place, _ in got] == ["x.jsonl:1", "x.jsonl:2 and x.jsonl:4", "x.jsonl:5"]
+  assert [record for _, record in got][::2] == [rows[0], rows[4]]
+  assert [str(error)[:29] for error in skipped] == [
+    "x.jsonl:3: field 'label' is N",
+    "x.jsonl:6: field 'completion'",
+  ]
+
+
+def test_the_prompts_of_trees_are_all_that_users_say(tmp_path):
+  """And those of other rated responses, once each, where they are no field of their own."""
+  for name in ("OpenAssistant's trees", "OpenAssistant's messages"):
+    got, _ = gathered(GATHERED[name][0], forms.prompts)
+    assert sorted([record["messages"] for _, record in got], key=len) == [ASKED, SANG]
+  assert [x for _, x in gathered(GATHERED["UltraFeedback"][0], forms.prompts)[0]] == [ASKS]
+  rows = GATHERED["unpaired, of texts"][0] + GATHERED["HelpSteer2"][0]
+  assert [record for _, record in gathered(rows, forms.prompts)[0]] == rows
+  trees, others = GATHERED["OpenAssistant's trees"][0], ["Why?", {"context_messages": LONG}]
+  assert [record for _, record in gathered([*trees, *others], forms.prompts)[0]][2:] == others
+
+
+ASKS = {"prompt": "Hi"}
+
+
+@pytest.mark.parametrize(
+  ("record", "prompt"),
+  [
+    ("Why?", "Why?"),
+    ({"context_messages": LONG, "prompt": "Sing"}, LONG),
+    ({"context_messages": [], "prompt": "Why?"}, "Why?"),
+    ({"instruction": "Add.", "instances": [{"input": "1 + 1", "output": "2"}]}, "Add.\n\n1 + 1"),
+    ({"instruction": "Name a fruit.", "instances": [{"input": ""}]}, "Name a fruit."),
+    ({"instruction": "Translate.", "input": "chat", "output": "cat"}, "Translate.\n\nchat"),
+    ({"messages": [{"from": "human", "value": "Hi"}]}, ASKED),
+    ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}, ASKED),
+  ],
+)
+def test_prompts_alone_are_read_as_they_are_published(record, prompt, tmp_path):
+  chat = Tokenizer(BUNDLED, "gemma")
+  config = settings(written(tmp_path, "x.jsonl", [record]), "json_lines")
+  config.max_tokens = 64
+  prompts, _ = load_prompts(config, chat, seed=0)
+  assert [ids.tolist() for ids in prompts.columns["inputs"]] == [chat.prompt(prompt)]
+
+
+def test_a_picture_is_no_text(tmp_path):
+  parts = [{"type": "text", "text": "What is it?"}, {"type": "image", "url": "x.png"}]
+  rows = [{"prompt": [{"role": "user", "content": parts}]}]
+  with pytest.raises(ValueError, match=r"x\.jsonl:1: message 0 is .*expected a text 'content'"):
+    load_prompts(settings(written(tmp_path, "x.jsonl", rows), "json_lines"), TOKENIZER, seed=0)
+
+
+def test_every_two_ranked_replies_of_openassistants_trees_are_compared(data_dir):
+  rows = [record for _, record in read_records(data_dir / "oasst/en_100_tree.jsonl")]
+  got, _ = gathered(rows)
+  assert len(got) == 754
+  assert len({json.dumps(record["messages"]) for _, record in got}) == 212
+  shown = {
+    (json.dumps(record["messages"]), *sorted((record["response_a"], record["response_b"])),
+     record["response_a"] if record["p_a"] else record["response_b"])
+    for _, record in got
+  }  # fmt: skip
+  by_people = [record for _, record in read_records(data_dir / "oasst/ranked_pairs.jsonl")]
+  assert len(by_people) == 732
+  for record in map(forms.comparison, by_people):
+    asked, sides = json.dumps(record["prompt"]), sorted((record["chosen"], record["rejected"]))
+    assert (asked, *sides, record["chosen"]) in shown

@@ -207,6 +207,14 @@ def pairs_batch(prompts, rows, p_win):
   return batch
 
 
+def exchanged(batch):
+  """The same pairs with their sides exchanged."""
+  sides = {
+    f"{x}_{part}": batch[f"{y}_{part}"] for x, y in ("ab", "ba") for part in ("tokens", "mask")
+  }
+  return {**batch, **sides, "p_win": 1 - batch["p_win"]}
+
+
 def entropy(p_win, p):
   return -(p_win * np.log(p) + (1 - p_win) * np.log(1 - p)).mean()
 
@@ -237,6 +245,8 @@ def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   means = loss(params, batch)
   both = np.stack([first[:, 0], 1 - first[:, 1]], 1)  # P(a ≻ b) by order
   np.testing.assert_allclose(means["loss"].value(), entropy(SOFT[:, None], both), rtol=1e-5)
+  other = loss(params, exchanged(batch))["loss"].value()
+  np.testing.assert_allclose(other, means["loss"].value(), rtol=1e-6)
   assert means["accuracy"].weight == 4  # a tie has no right answer
   own = np.where(p_win > 0.5, 0.9, 0.1).astype(np.float32)
   assert loss(params, {**batch, "p_win": own})["accuracy"].value() == 1
@@ -252,8 +262,11 @@ def test_the_reward_loss_and_the_verdict_follow_from_the_same_rewards():
   np.testing.assert_allclose(p_win, scipy.special.expit(gaps), atol=1e-6)
   model = gemma.preset("tiny", **SMALL)
   loss = jax.jit(functools.partial(bradley_terry.reward_loss, model_config=model, options=OPTIONS))
-  means = loss(judge.params, pairs_batch(prompts, rows, SOFT))
+  batch = pairs_batch(prompts, rows, SOFT)
+  means = loss(judge.params, batch)
   np.testing.assert_allclose(means["loss"].value(), entropy(SOFT, p_win.ravel()), rtol=1e-5)
+  other = loss(judge.params, exchanged(batch))["loss"].value()
+  np.testing.assert_allclose(other, means["loss"].value(), rtol=1e-6)
   decided = SOFT != 0.5
   right = ((p_win.ravel() > 0.5) == (SOFT > 0.5))[decided]
   np.testing.assert_allclose(means["accuracy"].value(), right.mean(), rtol=1e-6)

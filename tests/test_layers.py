@@ -21,7 +21,7 @@ LAYERS = (
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),
   ("data.forms", "data.answers"),
-  ("data.prompts", "data.preferences", "data.rlhflow", "models.decoding", "models.logprobs"),
+  ("data.prompts", "data.preferences", "models.decoding", "models.logprobs"),
   ("sampler", "weights.files"),
   ("weights.names", "weights.hf_config"),
   ("weights.safetensors",),
@@ -40,7 +40,7 @@ LAYERS = (
   ("train", "fit", "plan.topology", "plan.hlo_cost", "plan.memory"),
   ("plan",),
   ("jobs.rates", "jobs.outputs"),
-  ("jobs.arena", "jobs.collect", "jobs.sample", "jobs.sweep", "jobs.short_game"),
+  ("jobs.arena", "jobs.collect", "jobs.sample", "jobs.sweep", "jobs.short_game", "jobs.convert"),
   ("jobs.agreement", "jobs.compare", "jobs.demo", "jobs.notebook"),
   ("", "main"),
 )

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 import nash_jax
-from nash_jax.data import corpus, judge_template, preferences, prompts, rlhflow
+from nash_jax.data import corpus, judge_template, preferences, prompts
 from nash_jax.data.chat_template import turns
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
-from nash_jax.jobs import sample
+from nash_jax.jobs import convert, sample
 from nash_jax.validation import asset_path
 
 CHAT = Tokenizer(BUNDLED, "gemma")
@@ -34,6 +34,9 @@ TALK = [
 ]
 PAIR = {"response_a": "A cat.", "response_b": "A dog."}
 VOTES = PAIR | {"votes_a": 3, "votes_b": 1, "ties": 2}
+RATED = [{"response": x, "annotations": {"honesty": {"Rating": x}}} for x in ("1", "4")]
+SAID = {"role": "prompter", "text": "Hi", "deleted": False}
+REPLIES = [{"role": "assistant", "text": text, "rank": len(text)} for text in ("Yes.", "No.")]
 PROMPTS = [{"prompt": "Lily saw a kite."}, {"messages": TALK}, {"prompt": None, "messages": [ASK]}]
 RECORDS = {
   "json_lines": PROMPTS,
@@ -45,8 +48,23 @@ RECORDS = {
     {"messages": TALK, "chosen": None, "p_a": None} | VOTES,
   ],
   "tokens": [{"inputs": [2, 9, 10], "a": [7, 8, 1], "b": [7], "p_a": 0.25}] * 2,
-  "rlhflow.jsonl": [{"context_messages": [ASK]}, {"context_messages": None, "prompt": "Hi"}],
-  "rlhflow.json": [{"context_messages": [ASK]}, {"prompt": [ASK]}],
+  "convert.jsonl": [
+    {"context_messages": [ASK], "prompt": None},
+    {"context_messages": None, "prompt": "Hi"},
+  ],
+  "convert.json": [{"context_messages": [ASK]}, {"prompt": [ASK]}],
+  "convert_rated.jsonl": [
+    {"prompt": "Hi", "completion": "Yes.", "label": True},
+    {"prompt": "Hi", "completion": "No.", "label": False},
+    {"prompt": "Hi", "response": "Yes.", "helpfulness": 3},
+    {"prompt": "Hi", "response": "No.", "helpfulness": 1},
+    {"instruction": "Hi", "completions": RATED},
+  ],
+  "convert_trees.jsonl": [
+    {"message_tree_id": "x", "prompt": {**SAID, "replies": REPLIES}},
+    {**SAID, "message_id": "0", "parent_id": None},
+    *({**reply, "message_id": str(reply["rank"]), "parent_id": "0"} for reply in REPLIES),
+  ],
 }
 
 
@@ -55,7 +73,7 @@ def parquet():
   from pyarrow import parquet
 
   file = io.BytesIO()
-  parquet.write_table(pyarrow.Table.from_pylist(RECORDS["rlhflow.jsonl"]), file)
+  parquet.write_table(pyarrow.Table.from_pylist(RECORDS["convert.jsonl"]), file)
   return file.getvalue()
 
 
@@ -64,7 +82,7 @@ FILES = {
   "typed": b"Lily saw a kite.\nTom ran.\n\nThe end",
   "template": b"{prompt}<start_of_turn>A:\n{a}\nB:\n{b}\nBest:",
   "tokenizer": pathlib.Path(asset_path(BUNDLED)).read_bytes(),
-  "rlhflow.parquet": parquet(),
+  "convert.parquet": parquet(),
 }
 VALUES = [
   None, True, 0, -1, 3, 1.5, math.nan, math.inf, -math.inf, 1e308, 10**400, "", "x", " \n",
@@ -79,7 +97,7 @@ INSERTED = [
 
 
 def render(name, records):
-  if name == "rlhflow.json":
+  if name == "convert.json":
     return json.dumps(records).encode()
   return "\n".join(map(json.dumps, records)).encode()
 
@@ -172,13 +190,14 @@ def load_tokenizer(path):
   assert isinstance(tokenizer.decode(range(5, tokenizer.size)), str)
 
 
-def load_rlhflow(path):
-  output = path.with_name("out")
-  counts = rlhflow.convert(str(path), str(output))
+def load_convert(path):
+  output = path.with_name("out.jsonl")
+  found = convert.convert(str(path), str(output))
   lines = output.read_text("utf-8").split("\n")[:-1]
-  assert counts["written"] == len(lines)
-  for line in lines:
-    assert turns(json.loads(line)["messages"])
+  assert found.written == len(lines)
+  for line in map(json.loads, lines):
+    assert {*line} <= {"prompt", "messages", "response", "response_a", "response_b", "p_a", "text"}
+    assert "messages" not in line or turns(line["messages"])
 
 
 def loader(name):
@@ -190,8 +209,8 @@ def loader(name):
     "tokenizer": load_tokenizer,
     "typed": load_typed,
   }
-  if name.startswith("rlhflow"):
-    return load_rlhflow
+  if name.startswith("convert"):
+    return load_convert
   return others.get(name) or functools.partial(load_data, prompts.load_prompts, name)
 
 

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import nash_jax
-from nash_jax.data import prompts, rlhflow
+from nash_jax.data import prompts
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 
 TOKENIZER = Tokenizer(BUNDLED, "plain")
@@ -517,96 +517,6 @@ def test_the_bundled_stories_differ_and_are_plain_text():
   assert all(text.isascii() and "\n" not in text for text in texts)
 
 
-def test_rlhflow_collection_from_parquet_to_prompts(tmp_path, data_dir):
-  pyarrow = pytest.importorskip("pyarrow")
-  from pyarrow import parquet
-
-  ask = {"role": "user", "content": "How tall is it?"}
-  answer = {"role": "assistant", "content": "Very."}
-  rows = [[ask], [ask, answer, ask], [ask, answer], [answer, ask]]
-  table = pyarrow.Table.from_pylist(
-    [
-      {"dataset": "d", "context": "", "context_messages": r, "id": str(i)}
-      for i, r in enumerate(rows)
-    ]
-  )
-  (tmp_path / "in").mkdir()
-  parquet.write_table(table, tmp_path / "in" / "train-00000.parquet")
-  (tmp_path / "in" / "more.json").write_text(json.dumps([{"prompt": "Why?"}, {"prompt": [ask]}]))
-  (tmp_path / "in" / "README.md").write_text("not rows")
-  output = str(tmp_path / "out.jsonl")
-  counts = rlhflow.convert(str(tmp_path / "in"), output)
-  assert counts == {"written": 4, "skipped": 2}
-  gemma = Tokenizer(str(data_dir / "gemma_tokenizer" / "tokenizer.model"), "gemma")
-  train, _ = prompts.load_prompts(configure(output, "rlhflow", 64, held_out=0), gemma, seed=0)
-  batch = train.all()
-  ids = [list(row[mask]) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
-  assert (ids[0], ids[3]) == (gemma.prompt("Why?"), gemma.prompt([ask, answer, ask]))
-
-
-def lines_of(path):
-  return [json.loads(line)["messages"] for line in path.read_text().splitlines()]
-
-
-def test_converting_reads_null_columns_marks_and_never_its_own_output(tmp_path):
-  folder = tmp_path / "in"
-  folder.mkdir()
-  rows = [{"context_messages": None, "prompt": "Why?"}, {"prompt": None}]
-  rows += [{"context_messages": [], "prompt": "Why?"}, {"context_messages": "", "prompt": "Why?"}]
-  (folder / "a.jsonl").write_text(MARK + "\n".join(map(json.dumps, rows)))
-  (folder / "b.json").write_text(
-    MARK + json.dumps([{"prompt": f"What is {i}?"} for i in range(400)])
-  )
-  output = folder / "prompts.jsonl"
-  for _ in range(2):  # the second time the output is there from the start
-    assert rlhflow.convert(str(folder), str(output)) == {"written": 403, "skipped": 1}
-    assert len(lines_of(output)) == 403
-  assert lines_of(output)[0] == [{"role": "user", "content": "Why?"}]
-  with pytest.raises(ValueError, match="output: expected a file other than the input"):
-    rlhflow.convert(str(output), str(output))
-  assert len(lines_of(output)) == 403
-  assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "b.json", "prompts.jsonl"]
-
-
-@pytest.mark.parametrize(
-  ("name", "data", "message"),
-  [
-    ("x.jsonl", b'{"prompt": "x"}\n{"prompt": ', r"x.jsonl:2: not JSON"),
-    ("x.json", b'[{"prompt": "x"},\n{"prompt": ]', r"x.json:2: not JSON"),
-    ("x.json", b"[" * 100_000, r"x.json: not JSON that can be read"),
-    ("x.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}', "x.jsonl:2: byte 0xff is not UTF-8"),
-    ("x.jsonl", b'{"prompt": "x"}\n{"prompt": "\\ud83d"}', "x.jsonl:2: .*half of a surrogate"),
-    ("x.json", b'[{"prompt": "a\\u0000"}]', "x.json, row 1: .*NUL"),
-    ("x.parquet", b"PAR1 and no more", "x.parquet: not a parquet file"),
-    ("x.jsonl.zst", b"\x28\xb5\x2f\xfd\x04", "input: expected files that are not compressed, got"),
-    ("x.jsonl.gz", gzip.compress(b"[3", mtime=0), "x.jsonl.gz:1: not JSON"),
-    ("x.csv", b"prompt\nx\n", "input: expected files in .jsonl, .json, .parquet"),
-    ("x.parquet", b"version https://git-lfs.github.com/spec/v1", "x.parquet: a Git LFS pointer"),
-    ("x.jsonl", b'{"text": "x"}', "x.jsonl: expected a conversation .*'written': 0, 'skipped': 1"),
-  ],
-)
-def test_a_bad_file_ends_a_conversion_in_one_line_and_leaves_the_output(
-  tmp_path, name, data, message, capsys
-):
-  (tmp_path / name).write_bytes(data)
-  output = tmp_path / "out.jsonl"
-  output.write_text("from before")
-  with pytest.raises(ValueError, match=message):
-    rlhflow.convert(str(tmp_path / name), str(output))
-  assert output.read_text() == "from before"
-  assert rlhflow.main(str(tmp_path / name), str(output)) == 2
-  assert capsys.readouterr().err.count("\n") == 1
-  assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out.jsonl"])
-
-
-@pytest.mark.parametrize("arguments", [("--help",), ("in", "-h")])
-def test_a_conversions_help_says_what_to_give(arguments, capsys):
-  assert rlhflow.main(*arguments) == 0
-  out, err = capsys.readouterr()
-  assert "nash_jax.data.rlhflow INPUT OUTPUT" in out
-  assert err == ""
-
-
 def test_a_held_out_part_of_which_nothing_fits_is_refused(tmp_path):
   """An evaluation would be a mean over nothing, and a fit would go on without one."""
   path, other = tmp_path / "p.jsonl", tmp_path / "held_out.jsonl"
@@ -617,21 +527,3 @@ def test_a_held_out_part_of_which_nothing_fits_is_refused(tmp_path):
       ValueError, match=r"held-out examples .*: expected some of the 1 within max_tokens"
     ):
       load_all(path, max_tokens=30, **held_out)
-
-
-def test_instructions_and_bare_texts_become_prompts(tmp_path):
-  """As self-instruct and OpenAssistant publish them; a row without an instruction is skipped."""
-  rows = [
-    {"instruction": "Add.", "instances": [{"input": "1 + 1", "output": "2"}]},
-    {"instruction": "Name a fruit.", "instances": [{"input": "", "output": "A pear."}]},
-    {"instruction": "Translate.", "input": "chat", "output": "cat"},
-    "Why is the sky blue?",
-    {"instruction": 3},
-  ]
-  (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  output = tmp_path / "new" / "out.jsonl"
-  assert rlhflow.convert(str(tmp_path / "in.jsonl"), str(output)) == {"written": 4, "skipped": 1}
-  lines = [json.loads(line)["messages"] for line in output.read_text().splitlines()]
-  assert [message["content"] for (message,) in lines] == [
-    "Add.\n\n1 + 1", "Name a fruit.", "Translate.\n\nchat", "Why is the sky blue?",
-  ]  # fmt: skip

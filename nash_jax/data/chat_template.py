@@ -95,7 +95,7 @@ _TEMPLATED = re.compile(
 
 def check_untemplated(text: str) -> None:
   """Raises ValueError where a text carries the template that is added to it."""
-  if found := _TEMPLATED.search(text):
+  if "<" in text and (found := _TEMPLATED.search(text)):
     raise ValueError(
       f"{shorten(text)} carries the chat template already ({found[0].strip()!r}), which would be"
       " added once more: give plain text, or a conversation as 'messages'"

@@ -5,12 +5,12 @@ of step n is cut from one seeded permutation an epoch, so it depends on the seed
 no iterator state needs saving, and any number of hosts sees the same examples.
 """
 
+import collections
 import dataclasses
 import functools
 import json
 import math
 import os
-import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +29,11 @@ Columns = Mapping[str, Sequence[Any]]  # by feature, one entry an example, as in
 Features = dict[str, Any]  # of one example, by name: token ids i32[n], or a number
 Parse = Callable[[str], Any]  # from a line of a file to a record
 Encode = Callable[[Any, "Texts"], Features]  # from a record
+# From records as they lie in a file, what is told of a bad one (None: it is raised), and counts of
+# what is left out, by reason, to the records that are meant.
+Gather = Callable[
+  [Iterable[files.Placed], files.Skip | None, collections.Counter[str]], Iterable[files.Placed]
+]
 Arrange = Callable[[Columns], Any]  # from columns that hold a batch's rows alone, to the batch
 
 
@@ -245,7 +250,7 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
     if not os.path.exists(file):
       raise ValueError(f"no data file {file!r}: give `path` the file(s) to read")
     rate = float(rated[2]) if rated else None
-    shards = _shards(file) if os.path.isdir(file) else [file]
+    shards = files.in_folder(file) if os.path.isdir(file) else [file]
     good = rate is None or 0 < rate < math.inf
     require(
       good, f"rate of {file!r}", "a positive number", rate, "Leave the file out instead of 0."
@@ -260,19 +265,55 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
   return pairs
 
 
-def _shards(folder: str) -> list[str]:
-  found = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
-  shards = [str(path) for path in found if path.name.endswith(files.SUFFIXES)]
-  got, fix = [path.name for path in found[:3]] or "an empty folder", "Give another one."
-  require(len(shards) > 0, f"files in {folder!r}", f"some in {', '.join(files.SUFFIXES)}", got, fix)
-  return shards
+def _checked(text: str) -> str:
+  """Returns a text; ValueError where no tokenizer takes it, or it carries the template already."""
+  check_untemplated(files.check_text(text))
+  return text
+
+
+def prompt_of(record: Any) -> str | list[dict[str, Any]]:
+  """Returns a record's "prompt" or "messages", checked: a text, or a conversation."""
+  name = "messages" if has(record, "messages") and not record.get("prompt") else "prompt"
+  prompt = field(record, name, list if name == "messages" else (str, list))
+  for extra in ("tools", "chat_template_kwargs"):
+    if record.get(extra):
+      raise ValueError(
+        f"field {extra!r} is {files.shorten(record[extra])}: no prompt shows it here"
+      )
+  for text in _texts(prompt):
+    _checked(text)
+  return prompt
+
+
+def _texts(prompt: str | list[dict[str, Any]]) -> list[str]:
+  """Returns the texts of a prompt; ValueError for messages that do not wait for an answer."""
+  return [prompt] if isinstance(prompt, str) else [t.system + t.text for t in turns(prompt)]
+
+
+def response_of(record: Any, name: str) -> str:
+  """Returns a field that is a response, checked: a text, or one message of the model."""
+  value = field(record, name, (str, list))
+  if isinstance(value, list):
+    message = value[0] if len(value) == 1 and isinstance(value[0], dict) else {}
+    text = text_of(message.get("content"))
+    if text is None or message.get("role") not in ("assistant", "model"):
+      raise ValueError(
+        f"field {name!r} is {files.shorten(value)}: expected a text, or one message of the"
+        " assistant; the conversation before it goes into 'messages' (docs/data.md)"
+      )
+    value = text
+  return _checked(value)
+
+
+def document_of(record: Any) -> str:
+  """Returns a record's "text", checked."""
+  return _checked(field(record, "text"))
 
 
 class Texts:
   """Turns the texts of a file's records into ids, and counts records that spell out markers.
 
-  All texts of a file pass through here: what no tokenizer takes, and what carries the template
-  already, is refused.
+  All texts of a file pass through here.
   """
 
   # Gemma's pieces, and what other families' templates write.
@@ -284,64 +325,59 @@ class Texts:
     self.tokenizer, self.spelled = tokenizer, False
     self._trim = TEMPLATES[tokenizer.template].response
 
-  def _checked(self, text: str) -> str:
-    check_untemplated(files.check_text(text))
+  def _noted(self, text: str) -> str:
     self.spelled |= self._SPELLED.search(text) is not None
     return text
 
   def prompt(self, record: Any) -> list[int]:
-    """Returns the ids of a record's "prompt" or "messages", each a text or a conversation."""
-    name = "messages" if has(record, "messages") and not record.get("prompt") else "prompt"
-    prompt = field(record, name, list if name == "messages" else (str, list))
-    if isinstance(prompt, str):
-      return self.tokenizer.prompt(self._checked(prompt))
-    for turn in turns(prompt):
-      self._checked(turn.system + turn.text)
+    """Returns the ids of a record's prompt."""
+    prompt = prompt_of(record)
+    for text in _texts(prompt):
+      self._noted(text)
     return self.tokenizer.prompt(prompt)
 
   def response(self, record: Any, name: str) -> list[int]:
-    """Returns the ids of a field that is a response: a text, or one message of the model."""
-    value = field(record, name, (str, list))
-    if isinstance(value, list):
-      message = value[0] if len(value) == 1 and isinstance(value[0], dict) else {}
-      text = text_of(message.get("content"))
-      if text is None or message.get("role") not in ("assistant", "model"):
-        raise ValueError(
-          f"field {name!r} is {files.shorten(value)}: expected a text, or one message of the"
-          " assistant; the conversation before it goes into 'messages' (docs/data.md)"
-        )
-      value = text
-    return self.tokenizer.response(self._trim(self._checked(value)))
+    """Returns the ids of a field that is a response."""
+    return self.tokenizer.response(self._trim(self._noted(response_of(record, name))))
 
   def document(self, record: Any) -> list[int]:
     """Returns the ids of a record's "text" between <bos> and <eos>."""
-    text = self._checked(field(record, "text")).removeprefix("<bos>")
+    text = self._noted(document_of(record)).removeprefix("<bos>")
     return [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id]
 
 
 def read_records(
-  path: str, encode: Encode, tokenizer: Tokenizer, parse: Parse = json.loads, bad: str = "stop"
+  path: str,
+  encode: Encode,
+  tokenizer: Tokenizer,
+  parse: Parse = json.loads,
+  bad: str = "stop",
+  gather: Gather | None = None,
 ) -> list[Features]:
   """Encodes a file's records; errors name the file and the line.
 
   Args:
     bad: what to do with a record that cannot be read, "stop" with an error, or "skip" it.
+    gather: makes records that are encoded of those in the file.
   """
   one_of("bad", bad, ("stop", "skip"))
   records, spelled, skipped = [], [], list[ValueError]()
-  skip = skipped.append if bad == "skip" else None
-  for place, record in files.read_records(path, parse, skip):
+  skip, left_out = skipped.append if bad == "skip" else None, collections.Counter[str]()
+  rows = files.read_records(path, parse, skip)
+  for place, record in gather(rows, skip, left_out) if gather else rows:
     texts = Texts(tokenizer)
     try:
       features = encode(record, texts).items()
     except (ValueError, TypeError) as error:
-      skipped.append(ValueError(f"{place}: {error}"))
+      skipped.append(files.placed(place, error))
       if skip is None:
         raise skipped[-1] from None
       continue
     dtypes = {name: np.float32 if np.isscalar(x) else np.int32 for name, x in features}
     records.append({name: np.asarray(x, dtypes[name]) for name, x in features})
     spelled += [place] * texts.spelled
+  for reason, count in left_out.items():
+    logging.info("%s: %d left out: %s", path, count, reason)
   if skipped:
     message = "%s: %d of %d records cannot be read and are left out, the first since %s"
     logging.warning(message, path, len(skipped), len(skipped) + len(records), skipped[0])
@@ -436,6 +472,7 @@ def read_files(
   seed: int,
   parse: Parse = json.loads,
   bad: str = "stop",
+  gather: Gather | None = None,
 ) -> Columns:
   """Registers files as the seqio task or mixture `task`, and reads it.
 
@@ -444,10 +481,10 @@ def read_files(
       first of them does.
     path: as `parse_paths` takes it.
     seed: decides the order in which a mixture alternates.
-    bad: as for read_records.
+    bad: as for read_records, and so is `gather`.
   """
   pairs = parse_paths(path)
-  parts = [read_records(file, encode, tokenizer, parse, bad) for file, _ in pairs]
+  parts = [read_records(file, encode, tokenizer, parse, bad, gather) for file, _ in pairs]
   empty = [file for (file, _), part in zip(pairs, parts, strict=True) if not part]
   if empty and (pairs[0][1] is not None or len(empty) == len(pairs)):
     raise ValueError(f"the file(s) {', '.join(empty)} hold no records: expected one a line")

@@ -9,9 +9,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nash_jax.validation import decode, foreign
+from nash_jax.validation import decode, foreign, require
 
+Placed = tuple[str, Any]  # a record behind where it lies, "file:line"
+Skip = Callable[[ValueError], None]  # is told why a record is left out
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")  # of files of records
+_PACKED = (".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z")  # which are not unpacked here
+_ROWS = 1024  # of a parquet file that are Python objects at a time
 shorten = reprlib.Repr(maxstring=80, maxother=80).repr  # a value's repr, for one line
 
 
@@ -53,11 +57,31 @@ def read_text(path: str | pathlib.Path) -> str:
   return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
 
 
+def placed(place: str, error: ValueError | TypeError) -> ValueError:
+  """Returns an error that also says where the record lies."""
+  return ValueError(f"{place}: {error}").with_traceback(error.__traceback__)
+
+
+def in_folder(folder: str | pathlib.Path) -> list[str]:
+  """Returns the files of records in a folder and those in it, by name.
+
+  Raises:
+    ValueError: there are none, or some that nothing here unpacks.
+  """
+  found = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
+  shards = [str(path) for path in found if path.name.endswith(SUFFIXES)]
+  packed = [path.name for path in found if path.suffix in _PACKED and path.stem.endswith(SUFFIXES)]
+  require(
+    not packed, f"files in {str(folder)!r}", "none that are packed", packed[:3], "Unpack them."
+  )
+  got, fix = [path.name for path in found[:3]] or "an empty folder", "Give another one."
+  require(len(shards) > 0, f"files in {str(folder)!r}", f"some in {', '.join(SUFFIXES)}", got, fix)
+  return shards
+
+
 def read_records(
-  path: str | pathlib.Path,
-  parse: Callable[[str], Any] = json.loads,
-  skip: Callable[[ValueError], None] | None = None,
-) -> Iterator[tuple[str, Any]]:
+  path: str | pathlib.Path, parse: Callable[[str], Any] = json.loads, skip: Skip | None = None
+) -> Iterator[Placed]:
   """Yields "file:line" and the record of each line of a file, blank lines skipped.
 
   The file may be packed by gzip. A JSON array and a parquet file are read too, where lines would be
@@ -72,22 +96,41 @@ def read_records(
   if parse is json.loads and _head(path).startswith(b"PAR1"):
     yield from _parquet_rows(path)
     return
-  text = read_text(path)
-  if parse is json.loads and text.lstrip().startswith("["):
-    yield from _array(path, text)
-    return
+  begun = False
   # Not splitlines: a text may hold U+2028 and other marks that only that takes for ends of lines.
-  for number, line in enumerate(text.split("\n"), 1):
-    if line.strip():
-      place = f"{path}:{number}"
-      try:
-        record = _parsed(line, place, parse)
-      except ValueError as error:
-        if skip is None:
-          raise
-        skip(error)
-        continue
-      yield place, record
+  for number, line in enumerate(_lines(path), 1):
+    if not line.strip():
+      continue
+    if not begun and parse is json.loads and line.lstrip().startswith("["):
+      yield from _array(path, read_text(path))
+      return
+    begun, place = True, f"{path}:{number}"
+    try:
+      record = _parsed(line, place, parse)
+    except ValueError as error:
+      if skip is None:
+        raise
+      skip(error)
+      continue
+    yield place, record
+
+
+def _lines(path: str | pathlib.Path) -> Iterator[str]:
+  """Yields the lines of read_text one after the other; the file is never held as a whole."""
+  head = _head(path)
+  packed = head.startswith(b"\x1f\x8b")
+  if foreign(head) and not packed:
+    read_text(path)  # which says what it is
+  opened = gzip.open if packed else open
+  try:
+    with opened(path, "rt", encoding="utf-8") as file:
+      for line in file:
+        if "\0" in line:
+          raise ValueError("NUL")
+        yield line.lstrip("\ufeff").removesuffix("\n")
+  except (OSError, EOFError, zlib.error, ValueError) as error:
+    read_text(path)  # which says what is wrong, and in which line
+    raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def _parsed(line: str, place: str, parse: Callable[[str], Any]) -> Any:
@@ -105,12 +148,12 @@ def _parsed(line: str, place: str, parse: Callable[[str], Any]) -> Any:
 def _head(path: str | pathlib.Path) -> bytes:
   try:
     with open(path, "rb") as file:
-      return file.read(4)
+      return file.read(64)
   except OSError:
     return b""  # whoever reads all of it says why
 
 
-def _array(path: str | pathlib.Path, text: str) -> Iterator[tuple[str, Any]]:
+def _array(path: str | pathlib.Path, text: str) -> Iterator[Placed]:
   try:
     rows = json.loads(text)
   except json.JSONDecodeError as error:
@@ -121,13 +164,13 @@ def _array(path: str | pathlib.Path, text: str) -> Iterator[tuple[str, Any]]:
   yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _parquet_rows(path: str | pathlib.Path) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(path: str | pathlib.Path) -> Iterator[Placed]:
   import pyarrow
   from pyarrow import parquet
 
   try:
     number = 0
-    for batch in parquet.ParquetFile(path).iter_batches():
+    for batch in parquet.ParquetFile(path).iter_batches(batch_size=_ROWS):
       for row in batch.to_pylist():
         number += 1
         yield f"{path}, row {number}", row
@@ -142,7 +185,8 @@ def check_text(text: str) -> str:
   That is half of a surrogate pair, which JSON can spell and a cut at a number of UTF-16 units
   leaves, or NUL.
   """
-  if bad := re.search("[\ud800-\udfff\0]", text):
+  fine = text.isascii() and "\0" not in text  # at once, of most texts
+  if not fine and (bad := re.search("[\ud800-\udfff\0]", text)):
     what = "NUL" if bad[0] == "\0" else "half of a surrogate pair"
     raise ValueError(f"{bad[0]!a} in {shorten(text)} is {what}, no text: remove it")
   return text

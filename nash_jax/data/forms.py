@@ -4,16 +4,20 @@ docs/data.md lists the forms. What is in no form is left as it is, for the reade
 refuse.
 """
 
+import collections
 import itertools
+import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from nash_jax.data.chat_template import text_of
 from nash_jax.data.corpus import field, has, number
-from nash_jax.data.files import shorten
+from nash_jax.data.files import Placed, Skip, placed, shorten
 
 Record = dict[str, Any]
+Counts = collections.Counter[str]  # of what is left out, by reason
 # What OpenAssistant and ShareGPT call the two; ShareGPT has "from" and "value" in a message.
 _ROLES = {"prompter": "user", "human": "user", "gpt": "assistant", "model": "assistant"}
 
@@ -22,12 +26,48 @@ class Form(NamedTuple):
   """A form of comparisons.
 
   Attributes:
-    fields: what a record of it has, and no other form's before it in FORMS.
+    fields: what a record of it has, and no other form's before it in FORMS and RATED.
     turn: from such a record to one of ours: "prompt" or "messages", and two responses with who won.
   """
 
   fields: tuple[str, ...]
   turn: Callable[[Record], Record]
+
+
+class Rated(NamedTuple):
+  """A form of responses that are rated one by one; two to a prompt make a comparison.
+
+  Attributes:
+    fields: as in Form.
+    read: what is needed of a record.
+    groups: from that of all records, each with its place, to the responses to each prompt; counts
+      what is left out.
+    ties: whether two with the same rating are a tie; else they make no comparison.
+  """
+
+  fields: tuple[str, ...]
+  read: Callable[[Record], Any]
+  groups: Callable[[Iterable[Placed], Counts], Iterator["Group"]]
+  ties: bool = True
+
+
+class Group(NamedTuple):
+  """A prompt, as "prompt" or "messages", and what responds to it.
+
+  Attributes:
+    place: of the prompt.
+    responses: place, text or message, and rating of each.
+  """
+
+  place: str
+  asked: Record
+  responses: list[tuple[str, Any, float]]
+
+
+def name_of(record: Any) -> str:
+  """Returns the name of a record's form among those of comparisons, or ""."""
+  found = (name for name, fields in _FIELDS if all(has(record, field) for field in fields))
+  return next(found, "")
 
 
 def comparison(record: Any) -> Any:
@@ -36,35 +76,172 @@ def comparison(record: Any) -> Any:
   Raises:
     ValueError: a record that has a form's fields, and values that the form does not have.
   """
-  for form in FORMS.values() if isinstance(record, dict) else ():
-    if all(has(record, name) for name in form.fields):
-      return form.turn(record)
-  return record
+  form = FORMS.get(name_of(record))
+  return form.turn(record) if form else record
+
+
+def comparisons(rows: Iterable[Placed], skip: Skip | None, left_out: Counts) -> Iterator[Placed]:
+  """Yields records as they are, and in place of rated responses their comparisons.
+
+  Args:
+    skip: is told why a record cannot be read, which is then left out; without it that is raised.
+    left_out: counts the prompts without a comparison.
+  """
+  for form, run in _runs(rows, name_of):
+    if form is None:
+      yield from run
+      continue
+    for _, asked, responses in form.groups(_read(form, run, skip), left_out):
+      count = 0
+      for (place, a, rating), (other, b, lower) in itertools.combinations(responses, 2):
+        if rating != lower or form.ties:
+          p_a = 0.5 if rating == lower else float(rating > lower)
+          where = place if place == other else f"{place} and {other}"
+          yield where, {**asked, "response_a": a, "response_b": b, "p_a": p_a}
+          count += 1
+      if not count:
+        left_out["prompts without two responses of which one is better"] += 1
+
+
+def prompts(rows: Iterable[Placed], skip: Skip | None, left_out: Counts) -> Iterator[Placed]:
+  """Yields records as they are, but of rated responses whose prompt is no field of theirs it alone.
+
+  Args:
+    skip: as in `comparisons`.
+    left_out: as in `comparisons`.
+  """
+
+  def name(record: Any) -> str:
+    task, form = described(record)
+    own = form in RATED and any(
+      isinstance(record.get(x), str | list) for x in ("prompt", "messages")
+    )
+    return form if task and not own else task
+
+  for form, run in _runs(rows, name):
+    groups = form.groups(_read(form, run, skip), left_out) if form else ()
+    yield from run if form is None else ((place, asked) for place, asked, _ in groups)
+
+
+def _runs(
+  rows: Iterable[Placed], name: Callable[[Any], str]
+) -> Iterator[tuple[Rated | None, Iterator[Placed]]]:
+  """Yields consecutive records of one form of rated responses, or of none."""
+  last: Rated | None = None
+
+  def form_of(row: Placed) -> Rated | None:
+    nonlocal last
+    found = name(row[1])
+    # One of no form lacks a field of the form before it, which says so.
+    last = RATED.get(found) if found else last
+    return last
+
+  yield from itertools.groupby(rows, form_of)
+
+
+def _read(form: Rated, rows: Iterable[Placed], skip: Skip | None) -> Iterator[Placed]:
+  """Yields what a form needs of each record."""
+  for place, record in rows:
+    try:
+      yield place, form.read(record)
+    except ValueError as error:
+      if skip is None:
+        raise placed(place, error) from None
+      skip(placed(place, error))
+
+
+def described(record: Any) -> tuple[str, str]:
+  """Returns the task that a record of any form is for, "" for none, and the form's name."""
+  if name := name_of(record):
+    return "preferences", name
+  if has(record, "completions") and has(record, "labels"):
+    return "", "steps with a label each (TRL, stepwise), which nothing reads"
+  if has(record, "response") or has(record, "completion"):
+    return "responses", "prompts with a response"
+  if _answered(record):
+    return "responses", "conversations that end with an answer"
+  if isinstance(record, dict) and record.get("context_messages"):
+    return "prompts", "context_messages (RLHFlow)"
+  if isinstance(record, str):
+    return "prompts", "texts as prompts"
+  for names, task, form in (
+    (("prompt", "messages"), "prompts", "prompts"),
+    (("instruction",), "prompts", "instructions"),
+    (("text",), "text", "texts"),
+  ):
+    if any(has(record, name) for name in names):
+      return task, form
+  return "", "of no form that is known"
 
 
 def demonstration(record: Any) -> Any:
-  """Returns a prompt and its completion, or a whole conversation, as "messages" and "response".
+  """Returns a prompt and its completion, or a whole conversation, with what to learn in "response".
+
+  Instructions with their output, as Alpaca has them, are such records, too.
 
   Raises:
-    ValueError: a completion that is labelled as bad.
+    ValueError: a completion that is labelled as bad; a prompt that is not the conversation's.
   """
   if has(record, "response"):
-    return record
+    return _our_names(record)
   if has(record, "completion"):
     if record.get("label") is False:
       raise ValueError("field 'label' is false, expected a completion to learn from; skip it")
-    return {**record, "response": record["completion"]}
-  messages = record.get("messages") if isinstance(record, dict) else None
-  if not has(record, "prompt") and isinstance(messages, list) and messages:
-    *asked, last = _renamed(messages)
-    if isinstance(last, dict) and last["role"] == "assistant":
-      return {**record, "messages": asked, "response": [last]}
+    return {**_our_names(record), "response": record["completion"]}
+  if messages := _answered(record):
+    *asked, last = messages
+    said = [text_of(x.get("content")) for x in asked if isinstance(x, dict)]
+    if has(record, "prompt") and record["prompt"] not in (*said, "", asked):
+      got = shorten(record["prompt"])
+      raise ValueError(f"field 'prompt' is {got}, expected what 'messages' say before the answer")
+    return {**record, "prompt": None, "messages": asked, "response": [last]}
+  if has(record, "instruction") and has(record, "output"):
+    return {**_instruction(record), "response": record["output"]}
   return record
 
 
+def _answered(record: Any) -> list[Any] | None:
+  """Returns the messages of a record, if the last one is the assistant's."""
+  messages = record.get("messages") if isinstance(record, dict) else None
+  renamed = _renamed(messages) if isinstance(messages, list) else []
+  last = renamed[-1] if renamed else None
+  return renamed if isinstance(last, dict) and last.get("role") == "assistant" else None
+
+
 def with_prompt(record: Any) -> Any:
-  """Returns a record as it is, or, where it has no prompt of its own, that of its comparison."""
-  return record if has(record, "prompt") or has(record, "messages") else comparison(record)
+  """Returns a record with its prompt in "prompt" or "messages"; one that has none as it is.
+
+  Besides comparisons: RLHFlow's "context_messages", instructions as self-instruct ("instances", of
+  which the first counts) and Alpaca have them, and a text alone.
+
+  Raises:
+    ValueError: as for `comparison`.
+  """
+  if isinstance(record, str):
+    return {"prompt": record}
+  if not isinstance(record, dict):
+    return record
+  if context := record.get("context_messages"):
+    record = {"prompt": context}
+  if not has(record, "prompt") and not has(record, "messages"):
+    record = comparison(record)
+  if not has(record, "prompt") and not has(record, "messages"):
+    return _instruction(record) if isinstance(record.get("instruction"), str) else record
+  return _our_names(record)
+
+
+def _our_names(record: Record) -> Record:
+  """Returns a record with our names of roles and fields in the messages of its prompt."""
+  conversations = [x for x in ("prompt", "messages") if isinstance(record.get(x), list)]
+  return {**record, **{name: _renamed(record[name]) for name in conversations}}
+
+
+def _instruction(record: Record) -> Record:
+  instances = record.get("instances")
+  source = instances[0] if isinstance(instances, list) and instances else record
+  given = source.get("input") if isinstance(source, dict) else ""
+  parts = (field(record, "instruction"), given if isinstance(given, str) else "")
+  return {"prompt": "\n\n".join(part for part in parts if part.strip())}
 
 
 def _chosen(record: Record) -> Record:
@@ -75,8 +252,7 @@ def _chosen(record: Record) -> Record:
   given = has(record, "prompt") or has(record, "messages")
   if isinstance(chosen, str):
     if given:
-      prompt = record.get("prompt")
-      return {**record, "prompt": _renamed(prompt)} if isinstance(prompt, list) else record
+      return _our_names(record)
     chosen, rejected = (_transcript(field(record, name), name) for name in ("chosen", "rejected"))
   else:
     chosen, rejected = _messages(chosen), _messages(rejected)
@@ -129,7 +305,8 @@ def _renamed(values: list[Any]) -> list[Any]:
       role = value.get("role", value.get("from"))
       content = next((value[name] for name in ("content", "value", "text") if name in value), None)
       role = _ROLES.get(role, role) if isinstance(role, str) else role
-      messages.append({"role": role, "content": content})
+      good = role is not None and content is not None
+      messages.append({"role": role, "content": content} if good else value)
     else:
       messages.append(value)
   return messages
@@ -143,8 +320,8 @@ def _messages(values: list[Any]) -> list[Record]:
   """
   messages = _renamed(values)
   for i, message in enumerate(messages):
-    good = isinstance(message, dict) and isinstance(message["role"], str)
-    if not good or text_of(message["content"]) is None:
+    good = isinstance(message, dict) and isinstance(message.get("role"), str)
+    if not good or text_of(message.get("content")) is None:
       got = shorten(values[i])
       raise ValueError(f"message {i} is {got}: expected a 'role' and a text 'content'")
   return messages
@@ -185,12 +362,17 @@ def _strength(first: str, second: str, name: str) -> Callable[[Record], Record]:
 
 def _pair(record: Record, first: str, second: str, p_a: float) -> Record:
   name = "context" if has(record, "context") else "prompt"
+  asked = _asked(record, name)
+  sides = {"response_a": field(record, first), "response_b": field(record, second)}
+  return {**asked, **sides, "p_a": p_a}
+
+
+def _asked(record: Record, name: str) -> Record:
+  """Returns a field that is a prompt as "prompt" or "messages"."""
   prompt = field(record, name, (str, list))
   if isinstance(prompt, str) and "<extra_id_1>" in prompt:
     raise ValueError(f"field {name!r} holds '<extra_id_1>': several turns in one text are not read")
-  asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": _messages(prompt)}
-  sides = {"response_a": field(record, first), "response_b": field(record, second)}
-  return {**asked, **sides, "p_a": p_a}
+  return {"prompt": prompt} if isinstance(prompt, str) else {"messages": _messages(prompt)}
 
 
 def _annotated(record: Record) -> Record:
@@ -208,6 +390,111 @@ def _annotated(record: Record) -> Record:
   return {"prompt": prompt, **sides, **counts}
 
 
+def _labelled(record: Record) -> tuple[Record, Any, float]:
+  asked, completion = _asked(record, "prompt"), field(record, "completion", (str, list))
+  if (label := record.get("label")) not in (False, True):
+    raise ValueError(f"field 'label' is {shorten(label)}, expected true or false")
+  return asked, completion, float(label)
+
+
+def _helpful(record: Record) -> tuple[Record, Any, float]:
+  return _asked(record, "prompt"), field(record, "response"), _finite(record, "helpfulness")
+
+
+def _finite(record: Record, name: str) -> float:
+  if math.isfinite(value := number(record, name)):
+    return value
+  raise ValueError(f"field {name!r} is {value:g}, expected a number")
+
+
+def _by_prompt(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
+  """Yields what responds to each prompt, wherever that lies."""
+  del left_out
+  groups: dict[Any, Group] = {}
+  for place, (asked, response, rating) in rows:
+    key = asked.get("prompt") or (json.dumps(asked, default=str),)
+    groups.setdefault(key, Group(place, asked, [])).responses.append((place, response, rating))
+  yield from groups.values()
+
+
+def _completions(record: Record) -> tuple[Record, list[tuple[str, float]]]:
+  """UltraFeedback's: several annotated completions, rated by the mean over the aspects."""
+  rated = []
+  for completion in field(record, "completions", list):
+    aspects = [x for x in field(completion, "annotations", dict).values() if isinstance(x, dict)]
+    ratings = [float(x["Rating"]) for x in aspects if str(x.get("Rating")).isdecimal()]
+    if ratings:
+      rated.append((field(completion, "response"), sum(ratings) / len(ratings)))
+  return _asked(record, "instruction"), rated
+
+
+def _in_one(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
+  """Yields the responses that are in one record."""
+  del left_out
+  for place, (asked, rated) in rows:
+    yield Group(place, asked, [(place, response, rating) for response, rating in rated])
+
+
+class _Message(NamedTuple):
+  """OpenAssistant's; `name` and `parent` tell messages apart, and the first has no parent."""
+
+  name: Any
+  parent: Any
+  role: str
+  text: str
+  rank: float | None
+
+
+def _message(record: Record, name: Any, parent: Any) -> _Message | None:
+  """Returns a message, None if it is deleted."""
+  role, text = _ROLES.get(field(record, "role"), record["role"]), field(record, "text")
+  if role not in ("user", "assistant"):
+    raise ValueError(f"field 'role' is {role!r}, expected 'prompter' or 'assistant'")
+  rank = number(record, "rank") if has(record, "rank") else math.nan
+  message = _Message(name, parent, role, text, None if math.isnan(rank) else rank)
+  return None if record.get("deleted") else message
+
+
+def _row(record: Record) -> _Message | None:
+  parent = field(record, "parent_id", (str, int)) if has(record, "parent_id") else None
+  return _message(record, field(record, "message_id", (str, int)), parent)
+
+
+def _tree(record: Record) -> list[_Message]:
+  """Returns the messages of a tree, without those that are deleted and what follows them."""
+  found: list[_Message] = []
+  waiting: list[tuple[Any, Any]] = [(field(record, "prompt", dict), None)]
+  for i, (node, parent) in enumerate(waiting):  # which grows
+    if message := _message(node, i, parent):
+      found.append(message)
+      replies = field(node, "replies", list) if has(node, "replies") else []
+      waiting += [(reply, i) for reply in replies]
+  return found
+
+
+def _trees(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
+  for place, messages in rows:
+    yield from _threads([(place, message) for message in messages], left_out)
+
+
+def _threads(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
+  """Yields each message of a user, with those before it, and its ranked replies."""
+  messages = {message.name: (place, message) for place, message in rows if message}
+  replies = collections.defaultdict(list)
+  for place, message in messages.values():
+    if message.role == "assistant" and message.rank is not None:
+      replies[message.parent].append((place, message.text, -message.rank))
+  for place, message in messages.values():
+    thread = [message]
+    while thread[0].parent in messages and len(thread) <= len(messages):
+      thread.insert(0, messages[thread[0].parent][1])
+    if thread[0].parent is not None:
+      left_out["messages of which an earlier one is deleted or missing"] += 1
+    elif message.role == "user":
+      asked = [{"role": earlier.role, "content": earlier.text} for earlier in thread]
+      yield Group(place, {"messages": asked}, replies[message.name])
+
+
 # By data set or program; the first whose fields a record has.
 FORMS = {
   "chosen and rejected (TRL, HH, UltraFeedback)": Form(("chosen", "rejected"), _chosen),
@@ -220,4 +507,17 @@ FORMS = {
     _strength("response_1", "response_2", "preference_strength"),
   ),
   "PandaLM": Form(("instruction", "response1", "response2", "annotator1"), _annotated),
+  "ours": Form(("response_a", "response_b"), _our_names),
 }
+RATED = {
+  "completions with a label (TRL, unpaired)": Rated(
+    ("prompt", "completion", "label"), _labelled, _by_prompt, ties=False
+  ),
+  "rated responses (HelpSteer2)": Rated(
+    ("prompt", "response", "helpfulness"), _helpful, _by_prompt
+  ),
+  "rated completions (UltraFeedback)": Rated(("instruction", "completions"), _completions, _in_one),
+  "OpenAssistant's trees": Rated(("message_tree_id", "prompt"), _tree, _trees, ties=False),
+  "OpenAssistant's messages": Rated(("message_id", "role", "text"), _row, _threads, ties=False),
+}
+_FIELDS = [(name, form.fields) for name, form in (FORMS | RATED).items()]

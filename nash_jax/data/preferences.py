@@ -43,8 +43,12 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
     not responses or length > 0, "data.max_response_tokens", "at least 1", length, "Raise it."
   )
 
+  gather = forms.comparisons if config.task == "preferences" else None
+
   def read(path: str) -> corpus.Columns:
-    return corpus.read_files(config.task, path, encode, tokenizer, seed, bad=config.bad)
+    return corpus.read_files(
+      config.task, path, encode, tokenizer, seed, bad=config.bad, gather=gather
+    )
 
   def sequences(columns: corpus.Columns) -> dict[str, np.ndarray]:
     inputs, targets = columns["inputs"], columns["targets"]
@@ -88,10 +92,9 @@ def _responses(record: Any, texts: Texts) -> corpus.Features:
 
 def _preferences(record: Any, texts: Texts) -> corpus.Features:
   record = forms.comparison(record)
-  chosen = corpus.has(record, "chosen")
-  a, b = ("chosen", "rejected") if chosen else ("response_a", "response_b")
+  a, b, p_win = sides(record)
   ids = {"a": texts.response(record, a), "b": texts.response(record, b)}
-  return {"inputs": texts.prompt(record), **ids, "p_win": 1.0 if chosen else _p_win(record)}
+  return {"inputs": texts.prompt(record), **ids, "p_win": p_win}
 
 
 def _tokens(record: Any, texts: Texts) -> corpus.Features:
@@ -111,6 +114,13 @@ TASKS: dict[str, tuple[corpus.Encode, tuple[str, ...]]] = {
   "preferences": (_preferences, ("a", "b")),
   "tokens": (_tokens, ("a", "b")),
 }
+
+
+def sides(record: Any) -> tuple[str, str, float]:
+  """Returns the fields of a comparison's responses a and b, and P(a ≻ b)."""
+  if corpus.has(record, "chosen"):
+    return "chosen", "rejected", 1.0
+  return "response_a", "response_b", _p_win(record)
 
 
 def _p_win(record: Any) -> float:

@@ -37,7 +37,9 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
     if config.task in answers.BENCHMARKS:
       return _read_benchmark(config, path, tokenizer, seed)
     parse = (lambda line: {"prompt": line}) if config.task == "text" else json.loads
-    return corpus.read_files(config.task, path, encode, tokenizer, seed, parse, config.bad)
+    return corpus.read_files(
+      config.task, path, encode, tokenizer, seed, parse, config.bad, forms.prompts
+    )
 
   def encode(record: Any, texts: corpus.Texts) -> corpus.Features:
     return {"inputs": texts.prompt(forms.with_prompt(record))}

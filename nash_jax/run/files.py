@@ -57,7 +57,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         os.fsync(file.fileno())
       part.replace(path)
   finally:
-    part.unlink(missing_ok=True)
+    with contextlib.suppress(NotADirectoryError):  # in place of whose folder there is a file
+      part.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
