@@ -47,6 +47,15 @@ def tokenizer_and_model(model) -> tuple[Tokenizer, GemmaConfig]:
   return tokenizer, model_config
 
 
+def config_of_run(saved: dict[str, Any]) -> dict[str, Any]:
+  """Returns a run's config as jobs take it, from its JSON: names of attention become the types."""
+  changes = dict(saved["model"].get("changes") or {})
+  if "attention_types" in changes:
+    kinds = {kind.name: kind for kind in (gemma.LOCAL, gemma.GLOBAL)}
+    changes["attention_types"] = tuple(kinds.get(x, x) for x in changes["attention_types"])
+  return {**saved, "model": {**saved["model"], "changes": changes}}
+
+
 def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Policy:
   """Returns the policy of a config's `model` and `sampling` parts."""
   shared = {

@@ -23,7 +23,7 @@ LAYERS = (
   ("data.forms",),
   ("data.prompts", "data.preferences", "data.rlhflow", "models.decoding", "models.logprobs"),
   ("sampler", "weights.files"),
-  ("weights.names", "weights.hf_config", "run.inputs"),
+  ("weights.names", "weights.hf_config", "run.inputs", "run.card"),
   ("weights.safetensors",),
   ("weights.orbax",),
   ("weights",),
@@ -39,7 +39,7 @@ LAYERS = (
   ("run.loop", "iteration"),
   ("train", "fit", "plan.topology", "plan.hlo_cost", "plan.memory"),
   ("plan",),
-  ("jobs.arena", "jobs.collect", "jobs.sample", "jobs.sweep", "jobs.short_game"),
+  ("jobs.arena", "jobs.collect", "jobs.sample", "jobs.sweep", "jobs.short_game", "jobs.export"),
   ("jobs.compare", "jobs.demo", "jobs.notebook"),
   ("", "main"),
 )

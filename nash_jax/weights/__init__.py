@@ -163,8 +163,9 @@ def export(
   for name in configs:
     if (folder / name).exists():
       raise ValueError(f"export {path}: expected a folder without {name}; move it away")
-  if tokenizer and not (folder / "tokenizer_config.json").exists():
-    configs["tokenizer_config.json"] = hf_config.tokenizer_json(tokenizer)
+  pieces = hf_config.tokenizer_files(tokenizer) if tokenizer else {}
+  if (folder / "tokenizer_config.json").exists():  # with a template of its own, or without one
+    pieces.pop(hf_config.CHAT_TEMPLATE, None)
   _check_params(path, params, model_config, dtype)
   stream = safetensors.tensors(params, model_config, names.hugging_face, dtype, rows)
   counts = _counts(model_config, rows, dtype.itemsize, shard_bytes)
@@ -186,8 +187,9 @@ def export(
       configs[hf_config.INDEX] = index
     for name, content in configs.items() if first else ():
       (part / name).write_text(json.dumps(content, indent=2) + "\n")
-    if first and tokenizer and not (folder / "tokenizer.model").exists():
-      shutil.copyfile(tokenizer.path, part / "tokenizer.model")
+    for name, data in pieces.items() if first else ():
+      if not (folder / name).exists():
+        (part / name).write_bytes(data)
 
 
 def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
