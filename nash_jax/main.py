@@ -50,7 +50,9 @@ FLAGS = {
 
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
 SHORT_FLAGS = {
-  "export": {name: name for name in ("run", "to", "dtype", "base_model", "tokenizer", "arena")},
+  "export": {
+    x: x for x in ("run", "to", "dtype", "adapter", "base_model", "tokenizer", "arena")
+  },
   "sample": {
     **{name: name for name in ("prompt", "file", "output", "realign")}, "run": "model.weights",
   },

@@ -25,7 +25,7 @@ LAYERS = (
   ("sampler", "weights.files"),
   ("weights.names", "weights.hf_config", "run.inputs", "run.card"),
   ("weights.safetensors",),
-  ("weights.orbax",),
+  ("weights.orbax", "weights.adapters"),
   ("weights",),
   ("judges.base", "judges.chat", "policy"),
   ("judges.gemma", "judges.table", "judges.population", "judges.http"),

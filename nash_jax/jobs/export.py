@@ -1,4 +1,4 @@
-"""A run's policy as a folder of Hugging Face's: weights, tokenizer, model card.
+"""A run's policy as a folder of Hugging Face's, or its adapters alone as one of PEFT's.
 
 What the type of the files rounds away of the run is measured and said. A folder gets its name only
 when it is whole. In it, README.md is the model card; nash_jax.json holds the run's config and the
@@ -6,6 +6,7 @@ sums of the files, by which a later export knows the folder for one of its own.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +15,7 @@ import pathlib
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, logprobs
 from nash_jax.policy import (
   config_of_run,
+  load_adapters,
   load_weights,
   load_weights_and_step,
   parse_weights,
@@ -41,6 +43,7 @@ from nash_jax.run import card, checkpoint
 from nash_jax.run.files import read_json
 from nash_jax.types import Params
 from nash_jax.validation import asset_path, one_of, require
+from nash_jax.weights import adapters
 
 RECORD = "nash_jax.json"
 PROMPTS = "assets:stories/prompts.jsonl"  # texts for a run that has recorded none
@@ -67,36 +70,80 @@ class Source(NamedTuple):
 
 
 def run(config: ConfigDict) -> None:
-  """Writes a folder that transformers loads, and prints what its type keeps of the run.
+  """Writes a folder that transformers loads, or PEFT, and prints what is in it.
 
   Args:
     config: as that of configs/export.py.
 
   Raises:
-    ValueError: no such run, a folder that holds something else, a reward model.
+    ValueError: no such run, a folder that holds something else, a reward model that is whole, no
+      adapters where these are asked for.
   """
-  spec, dtype, folder = config.run, config.dtype, pathlib.Path(config.to)
-  require(spec != "", "run", "a run's workdir", spec, "Give --run=runs/x@target.")
+  require(config.run != "", "run", "a run's workdir", config.run, "Give --run=runs/x@target.")
   require(config.to != "", "to", "the folder to write", config.to, "Give --to=FOLDER.")
-  one_of("dtype", dtype, DTYPES)
+  one_of("dtype", config.dtype, DTYPES)
+  folder = pathlib.Path(config.to)
   _check_replaceable(folder)
-  source = _read_source(spec, config.tokenizer)
+  source = _read_source(config.run, config.tokenizer)
   contests = [*_contests(config.arena, source)] if config.arena else []
+  base = config.base_model or _hub_name(source.config.model.weights)
+  model = card.Model(
+    config.run, source.field, source.step, describe(source.config), base, adapter=config.adapter,
+    dtype="float32" if config.adapter else config.dtype, contests=contests,
+  )  # fmt: skip
+  write_files, model = (_adapters if config.adapter else _plain_model)(config, source, model)
+  with _replacing(folder, model) as part:
+    write_files(part)
+    (part / "README.md").write_text(card.text(model, source.workdir, _command(config)), "utf-8")
+  what = "adapters" if config.adapter else model.dtype
+  print(f"wrote {config.to}: {config.run}, step {model.step}, {what}\n{model.rounding}".strip())
+
+
+Written = tuple[Callable[[pathlib.Path], None], card.Model]  # what writes files; the card, complete
+
+
+def _plain_model(config: ConfigDict, source: Source, model: card.Model) -> Written:
+  """Loads base and policy, never both at the same time, and measures what the type keeps."""
+  fix = (
+    "Use the .safetensors file that `fit` exported; of a LoRA run, --adapter writes the adapters."
+  )
+  is_reward = source.config.get("loss") == "reward"
+  require(not is_reward, "run", "a language model", "a reward model", fix)
   pieces, model_config = tokenizer_and_model(source.config.model)
-  # Base and policy are never held at the same time.
   logp = _make_logprobs(model_config, *_texts(source, pieces))
   before = _base_logprobs(source, model_config, logp)
-  params, step = load_weights_and_step(spec, model_config, source.config.seed)
-  rounding = _rounding(before, params, logp, dtype)
-  model = card.Model(
-    spec, source.field, source.step if step is None else step, describe(source.config),
-    config.base_model or hub_name(source.config.model.weights), adapter=False, dtype=dtype,
-    rounding=rounding, contests=contests,
-  )  # fmt: skip
-  with _replacing(folder, model) as part:
-    weights.export(str(part), params, model_config, dtype, tokenizer=pieces)
-    (part / "README.md").write_text(card.text(model, source.workdir, _command(config)), "utf-8")
-  print(f"wrote {config.to}: {spec}, step {model.step}, in {dtype}\n{rounding}")
+  params, step = load_weights_and_step(config.run, model_config, source.config.seed)
+  rounding = _rounding(before, params, logp, config.dtype)
+  step = source.step if step is None else step
+
+  def write(folder: pathlib.Path) -> None:
+    weights.export(str(folder), params, model_config, config.dtype, tokenizer=pieces)
+
+  return write, dataclasses.replace(model, step=step, rounding=rounding)
+
+
+def _adapters(config: ConfigDict, source: Source, model: card.Model) -> Written:
+  """Loads a run's adapters, without the base that they are of."""
+  where, start = source.config.model, source.config.model.weights
+  model_config = gemma.preset(where.preset, **where.changes)
+  is_reward = source.config.get("loss") == "reward"
+  trained, alpha, step = load_adapters(config.run, model_config, head=is_reward)
+  is_multimodal = _is_multimodal(asset_path(start), model_config)
+
+  def write(folder: pathlib.Path) -> None:
+    folder.mkdir()
+    name = config.base_model or start
+    adapters.write(folder, trained, model_config, alpha, name, is_multimodal)
+
+  return write, dataclasses.replace(model, step=step)
+
+
+def _is_multimodal(path: str, model_config: gemma.GemmaConfig) -> bool:
+  """Whether a base is a Gemma 3 with a vision model, at Hugging Face if not in its folder here."""
+  file = pathlib.Path(path) / "config.json"
+  if file.is_file():
+    return "vision_config" in read_json(file)
+  return model_config.global_scale_factor > 1  # those of 4B and more
 
 
 def _read_source(spec: str, tokenizer: str) -> Source:
@@ -114,8 +161,6 @@ def _read_source(spec: str, tokenizer: str) -> Source:
   saved = saved if isinstance(saved, dict) else {}
   require(isinstance(saved.get("model"), dict), "run", expected, spec, fix)
   config = _as_its_job_has_it(path, saved)
-  fix = "Use the .safetensors file that `fit` exported."
-  require(config.get("loss") != "reward", "run", "a language model", "a reward model", fix)
   if tokenizer:
     config.model.tokenizer = tokenizer
   return Source(spec, workdir, field, config, step)
@@ -146,7 +191,7 @@ def _as_its_job_has_it(path: str, saved: dict[str, Any]) -> ConfigDict:
   return config
 
 
-def hub_name(path: str) -> str:
+def _hub_name(path: str) -> str:
   """Returns the name at Hugging Face of a folder that is called as a published Gemma, or ""."""
   pure = pathlib.PurePath(path)
   folder = pure.parent if pure.suffix == ".safetensors" else pure
@@ -154,8 +199,9 @@ def hub_name(path: str) -> str:
 
 
 def _command(config: ConfigDict) -> str:
-  given = {name: config[name] for name in ("run", "to", "dtype", "arena") if config[name]}
-  flags = (f"--{name}={shlex.quote(value)}" for name, value in given.items())
+  names = ("run", "to", *(() if config.adapter else ("dtype",)), "arena")
+  flags = [f"--{name}={shlex.quote(config[name])}" for name in names if config[name]]
+  flags += ["--adapter"] * config.adapter
   return f"nash-jax export {' '.join(flags)}"
 
 

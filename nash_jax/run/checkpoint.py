@@ -306,10 +306,11 @@ def _permission(fields: Collection[str]) -> str:
   return f'--config.checkpoint.allow="{tuple(fields)!r}"'
 
 
-# Fields that older configs lack, and what they meant.
+# Fields that older configs lack, in whichever group, and what they meant.
 ADDED = {
   "prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop",
   "prompts.bad": "stop", "data.bad": "stop",
+  "model.lora.init": "",
 }  # fmt: skip
 # Inputs that older runs have not recorded, and what they were.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
@@ -333,7 +334,12 @@ def differences(
   )
   # The list of fields that may differ is itself no property of a run.
   allow = ("checkpoint.allow", *allow) if "job" in old else ("checkpoint.allow", "job", *allow)
-  old = {**{name: value for name, value in ADDED.items() if name in new}, **old}
+  added = {
+    name: value
+    for name, (field, value) in itertools.product(new, ADDED.items())
+    if f".{name}".endswith(f".{field}")
+  }
+  old = {**added, **old}
   names = (name for name in sorted(old.keys() | new.keys()) if not permits(allow, name))
   values = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in names}
   return {name: f"  {name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b}

@@ -127,7 +127,7 @@ def save(
   if jax.process_index() == 0:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _whole(target) as part:
-      _write(part, leaves, {"card": json.dumps(card)})
+      safetensors.write(part, leaves, {"card": json.dumps(card)})
 
 
 def export(
@@ -179,7 +179,7 @@ def export(
       file = file if len(counts) > 1 else "model.safetensors"
       leaves = {f"model.{name}": x for name, x in itertools.islice(stream, count)}
       if first:
-        _write(part / file, leaves, {"format": "pt"})
+        safetensors.write(part / file, leaves, {"format": "pt"})
       total_size += sum(x.nbytes for x in leaves.values())
       weight_map.update(dict.fromkeys(leaves, file))
     if len(counts) > 1:
@@ -241,17 +241,3 @@ def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _order(file: pathlib.Path) -> tuple[bool, str]:
   """Sorts what makes a folder's weights readable last."""
   return file.name in ("model.safetensors", hf_config.INDEX), file.name
-
-
-def _write(path: pathlib.Path, leaves: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-  """Writes one file, for whom a new file here is for: safetensors makes it for its owner alone."""
-  from safetensors import SafetensorError
-  from safetensors.numpy import save_file
-
-  path.touch()
-  mode = path.stat().st_mode
-  try:
-    save_file(leaves, str(path), metadata=metadata)
-  except SafetensorError as error:  # of a full disk, too
-    raise OSError(f"weights {path}: could not be written: {error}") from error
-  path.chmod(mode)
