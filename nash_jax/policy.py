@@ -219,7 +219,8 @@ def _load_adapted(path: str, model_config: GemmaConfig, seed, dtype, mesh, shard
   start, base = adapters.read(path, model_config), adapters.base_of(path)
   what = f"{os.path.join(path, adapters.CONFIG)}: base_model_name_or_path"
   fix = "Write the path of the base's weights there."
-  require(os.path.exists(asset_path(base)), what, "a path that exists", base, fix)
+  present = os.path.exists(parse_weights(base, what).path)
+  require(present, what, "a path that exists", base, fix)
   same = os.path.realpath(base) == os.path.realpath(path)
   require(not same, what, "another folder", base, fix)
   params = load_weights(base, model_config, seed, mesh=mesh)

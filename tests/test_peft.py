@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import test_export
+import test_fit
 import tiny
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
@@ -19,10 +20,12 @@ from test_lora import normal
 from test_weights_hugging_face import logits as hf_logits
 from weight_files import MODELS, random, same
 
-from nash_jax import policy, train, weights
+from nash_jax import fit, policy, train, weights
 from nash_jax.config import resolve
+from nash_jax.judges import bradley_terry
 from nash_jax.models import gemma, lora
 from nash_jax.run import checkpoint
+from nash_jax.types import Answers, Prompts
 from nash_jax.weights import adapters, names, safetensors
 
 ATTENTION = [f"self_attn.{x}_proj" for x in "qkvo"]
@@ -299,6 +302,13 @@ def test_a_runs_adapters_are_exported_with_a_card(exported):
   assert f"--run={workdir}@target --to={folder} --adapter\n" in card
   base = json.loads((workdir / "config.json").read_text())["model"]["weights"]
   assert adapters.base_of(str(folder)) == base
+  assert f"PEFT needs the base as a folder of Hugging Face's, which {base} is not" in card
+
+
+def test_what_adapters_do_not_have_is_refused(exported, tmp_path):
+  for field, value in (("dtype", "bfloat16"), ("tokenizer", "x.model")):
+    with pytest.raises(ValueError, match=f"{field}: expected no value with --adapter, got"):
+      test_export.write(str(exported[0]), str(tmp_path / "x"), adapter=True, **{field: value})
 
 
 def test_a_run_of_the_whole_model_has_no_adapters(tmp_path):
@@ -444,3 +454,50 @@ def test_pefts_logits_are_ours(name, tmp_path):
     print(f"{name}, {what}: largest difference {np.abs(got[what] - x).max():.1e}")
     np.testing.assert_allclose(got[what], x, rtol=0, atol=1e-4)
     assert what == "base" or np.abs(x - expected["base"]).max() > 0.5
+
+
+REWARD = """
+import sys, json, torch, numpy as np
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+base, folder = sys.argv[1:3]
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+model = PeftModel.from_pretrained(model, folder).eval()
+with torch.inference_mode():
+  scores = [model(torch.tensor([row])).logits[0, 0].item() for row in json.loads(sys.argv[3])]
+print(json.dumps(scores))
+"""
+
+
+@pytest.mark.slow
+def test_a_reward_models_adapters_and_head_score_as_here(tmp_path):
+  python = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
+  if not python:
+    pytest.skip("set NASH_JAX_TEST_TRANSFORMERS to a Python with torch, transformers and peft")
+  model, c = test_export.MODEL, test_fit.settings(tmp_path, "reward")
+  base = random(model, 0, 0.3)
+  weights.save(str(tmp_path / "base.safetensors"), base, model, "float32", {})
+  c.model.weights, c.model.lora.rank = str(tmp_path / "base.safetensors"), RANK
+  fit.run(c, tmp_path / "run", progress=False)
+  test_export.write(str(tmp_path / "run"), str(tmp_path / "adapters"), adapter=True)
+  weights.export(str(tmp_path / "base"), base, model, "float32")
+  scale = c.model.lora.alpha / RANK
+  read = adapters.read(str(tmp_path / "adapters"), model, RANK, scale)
+  assert np.any(read["head"]["w"] != 0)
+  tokens = np.random.default_rng(0).integers(5, 1000, (4, 12)).astype(np.int32)
+  full = np.ones((4, 6), bool)
+  prompts = Prompts(tokens[:, :6], full, np.arange(4, dtype=np.int32))
+  answers = Answers(tokens[:, 6:], full)
+  ours = bradley_terry.rewards(lora.join(base, read, scale), model, prompts, answers)
+  arguments = [str(tmp_path / "base"), str(tmp_path / "adapters"), json.dumps(tokens.tolist())]
+  done = subprocess.run(
+    [python, "-c", REWARD, *arguments], capture_output=True, text=True,
+    env={**os.environ, "HF_HUB_OFFLINE": "1"},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  got = json.loads(done.stdout.splitlines()[-1])
+  print(f"rewards {got}, largest difference {np.abs(np.subtract(got, ours)).max():.1e}")
+  assert np.ptp(got) > 0.01
+  np.testing.assert_allclose(got, ours, rtol=0, atol=1e-4)
+  with pytest.raises(ValueError, match="run: expected a language model, got 'a reward model'"):
+    test_export.write(str(tmp_path / "run"), str(tmp_path / "whole"))

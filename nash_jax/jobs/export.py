@@ -82,6 +82,9 @@ def run(config: ConfigDict) -> None:
   require(config.run != "", "run", "a run's workdir", config.run, "Give --run=runs/x@target.")
   require(config.to != "", "to", "the folder to write", config.to, "Give --to=FOLDER.")
   one_of("dtype", config.dtype, DTYPES)
+  for field, value in {"dtype": "float32", "tokenizer": ""}.items() if config.adapter else ():
+    fix = "Leave it out: adapters are float32, and have no tokenizer."
+    require(config[field] == value, field, "no value with --adapter", config[field], fix)
   folder = pathlib.Path(config.to)
   _check_replaceable(folder)
   source = _read_source(config.run, config.tokenizer)
@@ -96,7 +99,7 @@ def run(config: ConfigDict) -> None:
     write_files(part)
     (part / "README.md").write_text(card.text(model, source.workdir, _command(config)), "utf-8")
   what = "adapters" if config.adapter else model.dtype
-  print(f"wrote {config.to}: {config.run}, step {model.step}, {what}\n{model.rounding}".strip())
+  print(f"wrote {config.to}: {config.run}, step {model.step}, {what}\n{model.note}".strip())
 
 
 Written = tuple[Callable[[pathlib.Path], None], card.Model]  # what writes files; the card, complete
@@ -113,13 +116,13 @@ def _plain_model(config: ConfigDict, source: Source, model: card.Model) -> Writt
   logp = _make_logprobs(model_config, *_texts(source, pieces))
   before = _base_logprobs(source, model_config, logp)
   params, step = load_weights_and_step(config.run, model_config, source.config.seed)
-  rounding = _rounding(before, params, logp, config.dtype)
+  note = _rounding(before, params, logp, config.dtype)
   step = source.step if step is None else step
 
   def write(folder: pathlib.Path) -> None:
     weights.export(str(folder), params, model_config, config.dtype, tokenizer=pieces)
 
-  return write, dataclasses.replace(model, step=step, rounding=rounding)
+  return write, dataclasses.replace(model, step=step, note=note)
 
 
 def _adapters(config: ConfigDict, source: Source, model: card.Model) -> Written:
@@ -129,13 +132,18 @@ def _adapters(config: ConfigDict, source: Source, model: card.Model) -> Written:
   is_reward = source.config.get("loss") == "reward"
   trained, alpha, step = load_adapters(config.run, model_config, head=is_reward)
   is_multimodal = _is_multimodal(asset_path(start), model_config)
+  advice = (
+    f"PEFT needs the base as a folder of Hugging Face's, which {start or 'a random model'} is not:"
+    " `nash-jax export` makes one of a run, and --base_model names a published one."
+  )
+  ready = config.base_model or (pathlib.Path(start) / "config.json").is_file()
 
   def write(folder: pathlib.Path) -> None:
     folder.mkdir()
     name = config.base_model or start
     adapters.write(folder, trained, model_config, alpha, name, is_multimodal)
 
-  return write, dataclasses.replace(model, step=step)
+  return write, dataclasses.replace(model, step=step, note="" if ready else advice)
 
 
 def _is_multimodal(path: str, model_config: gemma.GemmaConfig) -> bool:

@@ -38,7 +38,7 @@ class Model:
     base: the base's name at Hugging Face, or "".
     adapter: whether the files hold adapters alone.
     dtype: of the files.
-    rounding: a sentence on what the type of the files keeps of the run, or "".
+    note: a sentence on what the type of the files keeps of the run, or what they need; or "".
     contests: lines of an arena that this model was in.
   """
 
@@ -49,7 +49,7 @@ class Model:
   base: str
   adapter: bool
   dtype: str
-  rounding: str = ""
+  note: str = ""
   contests: Sequence[str] = ()
 
 
@@ -84,7 +84,8 @@ def _front_matter(model: Model) -> str:
     fields["base_model"] = model.base
     fields["base_model_relation"] = "adapter" if model.adapter else "finetune"
   fields["library_name"] = "peft" if model.adapter else "transformers"
-  fields["pipeline_tag"] = "text-generation"
+  scores = model.config.get("loss") == "reward"
+  fields["pipeline_tag"] = "text-classification" if scores else "text-generation"
   if model.config["model"]["preset"].startswith("gemma"):
     fields["license"] = "gemma"
   method = model.config.get("algorithm", {}).get("name", "")
@@ -199,14 +200,18 @@ def _measured(model: Model, workdir: pathlib.Path | None) -> Iterator[str]:
 
 def _files(model: Model) -> str:
   if model.adapter:
+    scores = model.config.get("loss") == "reward"
+    auto = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    options = ", num_labels=1" if scores else ""
     return (
       "`adapter_model.safetensors` and `adapter_config.json` are PEFT's, in float32:\n\n"
-      "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-      'base = AutoModelForCausalLM.from_pretrained("BASE")\n'
+      f"```python\nfrom peft import PeftModel\nfrom transformers import {auto}\n\n"
+      f'base = {auto}.from_pretrained("BASE"{options})\n'
       'model = PeftModel.from_pretrained(base, "FOLDER")\n```'
+      + (f"\n\n{model.note}" if model.note else "")
     )
   stops = "`generation_config.json` names the ids that end a text, and no way of sampling."
-  return f"Weights are {model.dtype}. {model.rounding}".strip() + f" {stops}"
+  return f"Weights are {model.dtype}. {model.note}".strip() + f" {stops}"
 
 
 def _again(run: str) -> str:
