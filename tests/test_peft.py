@@ -391,6 +391,21 @@ def test_runs_from_before_there_were_starts_are_the_same_runs():
   assert list(checkpoint.differences(saved, new)) == ["model.lora.init"]
 
 
+def run_peft(program, *arguments):
+  """Runs a program in an environment that has PEFT; returns what it prints."""
+  python = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
+  if not python:
+    pytest.skip("set NASH_JAX_TEST_TRANSFORMERS to a Python with torch, transformers and peft")
+  done = subprocess.run(
+    [python, "-c", program, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "HF_HUB_OFFLINE": "1"},
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
 PEFT = """
 import sys, json, torch, numpy as np
 from peft import PeftModel, LoraConfig, get_peft_model
@@ -425,9 +440,6 @@ np.savez(theirs + "/logits.npz", **found)
 @pytest.mark.parametrize("name", MODELS)
 def test_pefts_logits_are_ours(name, tmp_path):
   """Unmerged and merged of what we write; and ours of what PEFT writes."""
-  python = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
-  if not python:
-    pytest.skip("set NASH_JAX_TEST_TRANSFORMERS to a Python with torch, transformers and peft")
   model, base = MODELS[name], random(MODELS[name], 1, 0.3)
   weights.export(str(tmp_path / "base"), base, model, "float32")
   tokens = np.random.default_rng(0).integers(4, 64, (2, 20))
@@ -435,12 +447,7 @@ def test_pefts_logits_are_ours(name, tmp_path):
   ours = jax.tree.map(lambda x: x * np.float32(0.3), drawn(name))
   (tmp_path / "ours").mkdir()
   write(tmp_path / "ours", name, tree=ours)
-  arguments = [tmp_path / "base", tmp_path / "ours", tmp_path / "theirs"]
-  done = subprocess.run(
-    [python, "-c", PEFT, *map(str, arguments)], capture_output=True, text=True,
-    env={**os.environ, "HF_HUB_OFFLINE": "1"},
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
+  run_peft(PEFT, tmp_path / "base", tmp_path / "ours", tmp_path / "theirs")
   got = dict(np.load(tmp_path / "theirs" / "logits.npz"))
   run = jax.jit(hf_logits, static_argnums=1)
   theirs = adapters.read(str(tmp_path / "theirs"), model, scale=1.5)
@@ -454,6 +461,44 @@ def test_pefts_logits_are_ours(name, tmp_path):
     print(f"{name}, {what}: largest difference {np.abs(got[what] - x).max():.1e}")
     np.testing.assert_allclose(got[what], x, rtol=0, atol=1e-4)
     assert what == "base" or np.abs(x - expected["base"]).max() > 0.5
+
+
+MULTIMODAL = """
+import sys, warnings, torch, numpy as np
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+base, folder = sys.argv[1:3]
+text = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+              image_size=28, patch_size=14)
+config = Gemma3Config(text_config=text.config.to_dict(), vision_config=vision,
+                      mm_tokens_per_image=4)
+model = Gemma3ForConditionalGeneration(config)
+model.model.language_model.load_state_dict(text.model.state_dict())
+model.tie_weights()
+with warnings.catch_warnings(record=True) as told:
+  warnings.simplefilter("always")
+  model = PeftModel.from_pretrained(model, folder).eval()
+assert not [x for x in told if "adapter" in str(x.message)], told  # of keys that it misses
+adapted = [name for name, _ in model.named_parameters() if "lora_" in name]
+assert len(adapted) == 14 * 7 and not [name for name in adapted if "vision" in name], adapted
+with torch.inference_mode():
+  np.save(folder + "/logits.npy", model(torch.tensor(np.load(base + "/tokens.npy"))).logits.numpy())
+"""
+
+
+@pytest.mark.slow
+def test_peft_adapts_the_text_model_of_a_multimodal_one_as_ours(tmp_path):
+  model, base = MODELS["hf_gemma3"], random(MODELS["hf_gemma3"], 1, 0.3)
+  weights.export(str(tmp_path / "base"), base, model, "float32")
+  tokens = np.random.default_rng(0).integers(4, 64, (2, 20))
+  np.save(tmp_path / "base" / "tokens.npy", tokens)
+  ours = jax.tree.map(lambda x: x * np.float32(0.3), drawn("hf_gemma3"))
+  (tmp_path / "ours").mkdir()
+  write(tmp_path / "ours", "hf_gemma3", multimodal=True, tree=ours)
+  run_peft(MULTIMODAL, tmp_path / "base", tmp_path / "ours")
+  expected = hf_logits(lora.join(base, ours, ALPHA / RANK), model, tokens)
+  np.testing.assert_allclose(np.load(tmp_path / "ours" / "logits.npy"), expected, atol=1e-4)
 
 
 REWARD = """
@@ -471,9 +516,6 @@ print(json.dumps(scores))
 
 @pytest.mark.slow
 def test_a_reward_models_adapters_and_head_score_as_here(tmp_path):
-  python = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
-  if not python:
-    pytest.skip("set NASH_JAX_TEST_TRANSFORMERS to a Python with torch, transformers and peft")
   model, c = test_export.MODEL, test_fit.settings(tmp_path, "reward")
   base = random(model, 0, 0.3)
   weights.save(str(tmp_path / "base.safetensors"), base, model, "float32", {})
@@ -489,13 +531,9 @@ def test_a_reward_models_adapters_and_head_score_as_here(tmp_path):
   prompts = Prompts(tokens[:, :6], full, np.arange(4, dtype=np.int32))
   answers = Answers(tokens[:, 6:], full)
   ours = bradley_terry.rewards(lora.join(base, read, scale), model, prompts, answers)
-  arguments = [str(tmp_path / "base"), str(tmp_path / "adapters"), json.dumps(tokens.tolist())]
-  done = subprocess.run(
-    [python, "-c", REWARD, *arguments], capture_output=True, text=True,
-    env={**os.environ, "HF_HUB_OFFLINE": "1"},
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  got = json.loads(done.stdout.splitlines()[-1])
+  rows = json.dumps(tokens.tolist())
+  said = run_peft(REWARD, tmp_path / "base", tmp_path / "adapters", rows)
+  got = json.loads(said.splitlines()[-1])
   print(f"rewards {got}, largest difference {np.abs(np.subtract(got, ours)).max():.1e}")
   assert np.ptp(got) > 0.01
   np.testing.assert_allclose(got, ours, rtol=0, atol=1e-4)
