@@ -127,7 +127,7 @@ def set_up(config: ConfigDict) -> Setup:
   path, seed = config.model.weights, config.seed
   load = functools.partial(load_weights, path, model_config, seed, mesh=mesh, head=head)
   # All computation with it is in this dtype, as with the reference of an online run.
-  start = read_start(config.model, model_config)
+  start = read_start(config.model, model_config, head)
   base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
   step = jit(train_step, donate_argnums=1, out_shardings=(shardings, replicated))
   jit_loss = jit(loss, out_shardings=replicated)

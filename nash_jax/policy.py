@@ -122,13 +122,14 @@ def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
   return WeightsSource(path, field or "params", step)
 
 
-def read_start(model, model_config: GemmaConfig) -> Callable[[Params], Params]:
+def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable[[Params], Params]:
   """Returns what joins a base with the adapters of `model.lora.init`, which are read now.
 
   Where there are none, it returns the base. The result is for lora.init.
 
   Args:
     model: that part of a config.
+    head: a reward model is trained, whose head may be among them.
 
   Raises:
     ValueError: a folder that is not PEFT's, of another model, or of a greater rank.
@@ -138,6 +139,9 @@ def read_start(model, model_config: GemmaConfig) -> Callable[[Params], Params]:
     return lambda base: base
   scale = model.lora.alpha / rank
   start = adapters.read(asset_path(model.lora.init), model_config, rank, scale)
+  fix = "Start a reward model from these: loss = reward."
+  expected = "adapters of a language model"
+  require(head or "head" not in start, "model.lora.init", expected, "a reward model's", fix)
   return lambda base: lora.join(base, start, 1.0)
 
 

@@ -343,6 +343,15 @@ def test_a_run_starts_from_the_adapters_that_it_is_given(exported, assembled, mo
   assert "lora" not in setup.reference["layers"]["0"], "the reference is the base"
 
 
+def test_a_policy_does_not_start_from_a_reward_model(tmp_path):
+  write(tmp_path, "hf_gemma2", tree={**drawn("hf_gemma2"), "head": {"w": np.ones(32, np.float32)}})
+  c = tiny.train({"model.lora.rank": RANK, "model.lora.init": str(tmp_path)})
+  with pytest.raises(ValueError, match=r"model.lora.init: expected adapters of a language model"):
+    policy.read_start(c.model, MODELS["hf_gemma2"])
+  start = policy.read_start(c.model, MODELS["hf_gemma2"], head=True)
+  assert "head" in start(random(MODELS["hf_gemma2"]))
+
+
 def test_columns_that_others_lack_are_drawn_so_that_they_learn(tmp_path):
   """And change nothing yet."""
   model, base = MODELS["hf_gemma2"], random(MODELS["hf_gemma2"], 1)
