@@ -22,7 +22,7 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges import bradley_terry
 from nash_jax.judges.gemma import pairwise_loss
 from nash_jax.models import gemma, logprobs, lora, sharding
-from nash_jax.policy import load_weights, tokenizer_and_model
+from nash_jax.policy import load_weights, read_start, tokenizer_and_model
 from nash_jax.run import checkpoint, inputs
 from nash_jax.run.loop import run_loop
 from nash_jax.run.metrics import number
@@ -127,13 +127,14 @@ def set_up(config: ConfigDict) -> Setup:
   path, seed = config.model.weights, config.seed
   load = functools.partial(load_weights, path, model_config, seed, mesh=mesh, head=head)
   # All computation with it is in this dtype, as with the reference of an online run.
+  start = read_start(config.model, model_config, head)
   base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
   step = jit(train_step, donate_argnums=1, out_shardings=(shardings, replicated))
   jit_loss = jit(loss, out_shardings=replicated)
   return Setup(
     config, model_config, data, held_out, batch_sharding, base,
     sharding.abstract(state_shapes, shardings),
-    initial_state=lambda: jit(init, out_shardings=shardings)(base if adapted else load()),
+    initial_state=lambda: jit(init, out_shardings=shardings)(start(base) if adapted else load()),
     join=functools.partial(join, base),
     merge=lambda trained: lora.merge(join(load() if adapted else None, trained)),
     train_step=functools.partial(step, base),

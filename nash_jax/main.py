@@ -27,6 +27,7 @@ JOBS = {
   "sample": ("jobs.sample", "sample", "print continuations, interactive or from a file"),
   "arena": ("jobs.arena", "arena", "policies against policies: win rates and intervals"),
   "agreement": ("jobs.agreement", "agreement", "judges beside people's own comparisons"),
+  "export": ("jobs.export", "export", "a run as a folder that transformers loads, with its card"),
   "compare": ("jobs.compare", "short_compare", "methods side by side, each at its best rate"),
   "sweep": ("jobs.compare", "ablations/kappa", "an ablation: kappa, beta or eta"),
   "plan": ("plan", "gemma2_2b", "memory and time of a run on TPUs that you need not have"),
@@ -46,12 +47,15 @@ CONFIG_OF = {"sweep": "compare", "plan": "train", "short_game": "train", "demo":
 FLAGS = {
   "plan": {"topology": ("v5e:4x4", "A TPU topology, v5e:4x4 or v5e-16; local for this machine."),
            "json": ("", "File for the plan as JSON.")},
-  "convert": {},
+  "convert": {}, "export": {},
 }  # fmt: skip
 
 # Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
 SHORT_FLAGS = {
   "convert": {"from": "source", "to": "output"} | {x: x for x in ("task", "bad", "seed")},
+  "export": {
+    x: x for x in ("run", "to", "dtype", "adapter", "base_model", "tokenizer", "arena")
+  },
   "sample": {
     **{name: name for name in ("prompt", "file", "output", "realign")}, "run": "model.weights",
   },

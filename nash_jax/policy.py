@@ -20,6 +20,7 @@ from nash_jax.models.gemma import GemmaConfig
 from nash_jax.run import checkpoint
 from nash_jax.types import Logprobs, Params
 from nash_jax.validation import asset_path, one_of, require
+from nash_jax.weights import adapters
 
 _DTYPES = ("float32", "bfloat16", "float16")  # that a run's base may be held in
 
@@ -45,6 +46,15 @@ def tokenizer_and_model(model) -> tuple[Tokenizer, GemmaConfig]:
   model_config = gemma.preset(model.preset, **model.changes)
   tokenizer.check_rows(model_config.num_embed)
   return tokenizer, model_config
+
+
+def config_of_run(saved: dict[str, Any]) -> dict[str, Any]:
+  """Returns a run's config as jobs take it, from its JSON: names of attention become the types."""
+  changes = dict(saved["model"].get("changes") or {})
+  if "attention_types" in changes:
+    kinds = {kind.name: kind for kind in (gemma.LOCAL, gemma.GLOBAL)}
+    changes["attention_types"] = tuple(kinds.get(x, x) for x in changes["attention_types"])
+  return {**saved, "model": {**saved["model"], "changes": changes}}
 
 
 def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Policy:
@@ -112,6 +122,57 @@ def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
   return WeightsSource(path, field or "params", step)
 
 
+def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable[[Params], Params]:
+  """Returns what joins a base with the adapters of `model.lora.init`, which are read now.
+
+  Where there are none, it returns the base. The result is for lora.init.
+
+  Args:
+    model: that part of a config.
+    head: a reward model is trained, whose head may be among them.
+
+  Raises:
+    ValueError: a folder that is not PEFT's, of another model, or of a greater rank.
+  """
+  rank = model.lora.rank
+  if not (rank and model.lora.init):
+    return lambda base: base
+  scale = model.lora.alpha / rank
+  start = adapters.read(asset_path(model.lora.init), model_config, rank, scale)
+  fix = "Start a reward model from these: loss = reward."
+  expected = "adapters of a language model"
+  require(head or "head" not in start, "model.lora.init", expected, "a reward model's", fix)
+  return lambda base: lora.join(base, start, 1.0)
+
+
+def load_adapters(
+  spec: str, model_config: GemmaConfig, head: bool = False
+) -> tuple[Params, float, int]:
+  """Returns a LoRA run's adapters, their alpha, and their step; the base is not read.
+
+  Args:
+    head: the run is a reward model's, whose head is among them.
+  """
+  source = parse_weights(spec)
+  adapted = _read_lora(source.path)
+  fix = "A run of the whole model has none: export that."
+  require(adapted is not None, "run", "one of model.lora.rank > 0", spec, fix)
+  assert adapted
+  base = gemma.shapes(model_config)
+  if head:
+    base |= {"head": {"w": jax.ShapeDtypeStruct((model_config.embed_dim,), jnp.float32)}}
+  shapes = jax.eval_shape(lora.init_and_join(adapted)[0], base)
+  trained, step = _restore(source, shapes)
+  return trained, adapted.model.lora.alpha, step
+
+
+def _restore(source: WeightsSource, shapes: Params) -> tuple[Params, int]:
+  """Returns a part of a run's state, and its step."""
+  step = int(source.step) if source.step.isdigit() else None
+  field, best = source.field or "params", source.step == "best"
+  return checkpoint.restore_part(source.path, field, shapes, step, best)
+
+
 def load_weights(spec: str, model_config: GemmaConfig, *args: Any, **options: Any) -> Params:
   """Returns the parameters of `load_weights_and_step`, whose arguments it takes."""
   return load_weights_and_step(spec, model_config, *args, **options)[0]
@@ -129,7 +190,8 @@ def load_weights_and_step(
   """Returns parameters from a file or a run, or random ones for "", and the step of a run's.
 
   Args:
-    spec: what weights.load takes, "assets:...", or a run's workdir: "runs/x" (its newest params),
+    spec: what weights.load takes, "assets:...", a folder of PEFT's adapters, which are merged into
+      the weights that its config names, or a run's workdir: "runs/x" (its newest params),
       "runs/x@target", "runs/x@params:50", "runs/x@params:best". Adapters that the run trained are
       merged into the weights that it adapted.
     mesh: on which the parameters are laid out as they load; default the first device.
@@ -148,16 +210,36 @@ def load_weights_and_step(
     return jax.jit(init, out_shardings=shardings)(keys.key(seed, "init")), None
   source = parse_weights(spec)
   path = source.path
+  if adapters.is_folder(path):
+    return _load_adapted(path, model_config, seed, dtype, mesh, shardings), None
   if os.path.isdir(path) and not weights.kind(path):
     return _load_from_run(source, model_config, dtype, mesh, shardings)
   params = weights.load(path, model_config, dtype, shardings)
   return params if head else {n: leaf for n, leaf in params.items() if n != "head"}, None
 
 
+def _load_adapted(path: str, model_config: GemmaConfig, seed, dtype, mesh, shardings) -> Params:
+  """Returns the model that a folder of PEFT's adapters makes of its base, which lies here."""
+  start, base = adapters.read(path, model_config), adapters.base_of(path)
+  what = f"{os.path.join(path, adapters.CONFIG)}: base_model_name_or_path"
+  fix = "Write the path of the base's weights there."
+  present = os.path.exists(parse_weights(base, what).path)
+  require(present, what, "a path that exists", base, fix)
+  same = os.path.realpath(base) == os.path.realpath(path)
+  require(not same, what, "another folder", base, fix)
+  params = load_weights(base, model_config, seed, mesh=mesh)
+
+  def merge(base: Params) -> Params:
+    merged = lora.merge(lora.join(base, start, 1.0))
+    return gemma.cast({name: x for name, x in merged.items() if name != "head"}, dtype)
+
+  return jax.jit(merge, out_shardings=shardings)(params)
+
+
 def _load_from_run(
   source: WeightsSource, model_config: GemmaConfig, dtype, mesh, shardings
 ) -> tuple[Params, int]:
-  path, field, step = source
+  path = source.path
   shapes, adapted = gemma.shapes(model_config), _read_lora(path)
   if adapted:
     init, join = lora.init_and_join(adapted)
@@ -169,9 +251,7 @@ def _load_from_run(
     checkpoint.verify_base(path, gemma.cast(base, adapted.model.dtype))
   if mesh is not None:
     shapes = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
-  trained, number = checkpoint.restore_part(
-    path, field or "params", shapes, int(step) if step.isdigit() else None, step == "best"
-  )
+  trained, number = _restore(source, shapes)
 
   def merge(base: Params, trained: Params) -> Params:
     return gemma.cast(lora.merge(join(base, trained)), dtype)

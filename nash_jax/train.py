@@ -20,7 +20,7 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.iteration import Programs, Shardings, judge_mesh, make_programs
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
-from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
+from nash_jax.policy import load_weights, make_policy, read_start, tokenizer_and_model
 from nash_jax.run import inputs
 from nash_jax.run.loop import run_loop
 from nash_jax.types import Params, TrainState
@@ -65,7 +65,7 @@ def set_up(config: ConfigDict) -> Setup:
   size, expected = config.evaluation.prompts, f"at most the {len(held_out)} held-out prompts"
   fix = "Lower it, or raise prompts.held_out."
   require(size <= len(held_out), "evaluation.prompts", expected, size, fix)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh, start = sharding.make_mesh(config.mesh), read_start(config.model, model_config)
   # A judge that is the reference is held once: here as shapes, until that is loaded.
   is_own = judged_by_reference(config, dict(mesh.shape))
   own = gemma.shapes(model_config) if is_own else None
@@ -84,7 +84,7 @@ def set_up(config: ConfigDict) -> Setup:
     config, tokenizer, train_prompts, held_out, judge, reference,
     sharding.abstract(state_shapes, shardings.state),
     # Adapters need only the base's shapes; a full policy is read again, in float32.
-    initial_state=lambda: programs.init(reference if config.model.lora.rank else load()),
+    initial_state=lambda: programs.init(start(reference) if config.model.lora.rank else load()),
     programs=programs, shardings=shardings,
   )  # fmt: skip
 

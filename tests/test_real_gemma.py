@@ -21,8 +21,12 @@ from jax import numpy as jnp
 from real_gemma_texts import LONG, NEW_TOKENS, PROMPTS, SHORT, TEXTS, TURNS
 
 from nash_jax import config, policy, sampler, weights
+from nash_jax.config import resolve
+from nash_jax.configs.export import get_config
 from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.jobs import export
 from nash_jax.models import gemma, logprobs, lora
+from nash_jax.run import checkpoint
 from nash_jax.types import Prompts
 from nash_jax.weights import hf_config
 
@@ -302,3 +306,55 @@ def test_an_export_is_read_by_transformers_and_stops(
   assert got["english"] == expected["english/ids"].tolist()
   assert got["turns"] == chat.prompt(TURNS)
   assert got["lengths"] == transformers_values.LENGTHS
+
+
+@pytest.fixture(scope="module")
+def workdir(folder, model_config, adapters, tmp_path_factory):
+  """What a run leaves behind whose policy and target have those adapters."""
+  workdir, c = tmp_path_factory.mktemp("run"), config.train()
+  c.model.preset = next(name for name in gemma.PRESETS if gemma.preset(name) == model_config)
+  c.model.weights, c.model.tokenizer = str(folder), str(folder / "tokenizer.model")
+  c.model.template, c.model.lora.rank, c.model.lora.alpha = "gemma", 8, 8 * SCALE
+  checkpoints = checkpoint.Checkpoints(workdir, keep=1, config=config.describe(resolve(c)))
+  checkpoints.save(4, {"params": adapters, "target": adapters})
+  checkpoints.close()
+  return workdir
+
+
+def test_the_export_of_a_run_is_the_run_in_transformers_and_says_what_types_lose(
+  workdir, merged, logp, expected, run_transformers, tmp_path, capsys
+):
+  run_transformers("to read an export", "--help")
+  job = get_config()
+  job.run, job.to = f"{workdir}@target", str(tmp_path / "out")
+  export.run(job)
+  said = capsys.readouterr().out
+  print(said)
+  kept = {name: int(x) for name, x in re.findall(r"(\w+) keeps (\d+)%", said)}
+  assert kept["bfloat16"] < 80 < kept["float16"]
+  got = json.loads(run_transformers("to read an export", "--reread", tmp_path / "out"))
+  tokens, mask = padded([expected["english/ids"]])
+  wanted = logp(merged, tokens, mask)[mask[:, :-1]]
+  gap = np.abs(np.asarray(got["logp"]) - wanted).max()
+  print(f"transformers on the export in float32: largest difference {gap:.1e}")
+  assert gap < 1e-4
+  assert got["lengths"] == transformers_values.LENGTHS
+
+
+def test_adapters_that_peft_applies_or_merges_are_ours(
+  workdir, folder, params, adapters, logp, expected, run_transformers, tmp_path
+):
+  run_transformers("to apply adapters", "--help")
+  job = get_config()
+  job.run, job.to, job.adapter = str(workdir), str(tmp_path / "out"), True
+  export.run(job)
+  got = json.loads(run_transformers("to apply adapters", "--adapters", tmp_path / "out", folder))
+  tokens, mask = padded([expected["english/ids"]])
+  wanted, base = (
+    logp(tree, tokens, mask)[mask[:, :-1]] for tree in (lora.join(params, adapters, SCALE), params)
+  )
+  assert np.abs(wanted - base).mean() > 0.01
+  for name, x in got.items():
+    gap = np.abs(np.asarray(x) - wanted).max()
+    print(f"PEFT, {name}: largest difference {gap:.1e}")
+    assert gap < 1e-4

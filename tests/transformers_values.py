@@ -5,6 +5,7 @@ nash_jax:
 
   python tests/transformers_values.py FOLDER OUT.npz    # writes what transformers computes
   python tests/transformers_values.py --reread FOLDER   # prints what an export of ours gives
+  python tests/transformers_values.py --adapters A BASE # what adapters of ours give, by PEFT
 
 The first, with OUT tests/fixtures/real_gemma.npz and FOLDER that of a Gemma 3 270M, makes the
 values that are stored (transformers 5.24.0, torch 2.13.0 on a CPU); a sum says of which weights.
@@ -138,13 +139,28 @@ def reread(folder) -> dict:
   }
 
 
+def adapted(base, folder) -> dict:
+  """Returns log-probabilities of a text under adapters of ours, as PEFT applies them."""
+  from peft import PeftModel
+
+  reader = Reader(base)
+  ids = reader.ids(TEXTS["english"])
+  model = PeftModel.from_pretrained(reader.model, folder)
+  unmerged = reader.logprobs(ids).tolist()
+  reader.model = model.merge_and_unload()
+  return {"unmerged": unmerged, "merged": reader.logprobs(ids).tolist()}
+
+
 if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder")
   parser.add_argument("out", nargs="?", help="the .npz file to write")
   parser.add_argument("--reread", action="store_true", help="print what an exported folder gives")
+  parser.add_argument("--adapters", default="", help="a folder of PEFT's for FOLDER, its base")
   args = parser.parse_args()
-  if args.reread:
+  if args.adapters:
+    print(json.dumps(adapted(args.folder, args.adapters)))
+  elif args.reread:
     print(json.dumps(reread(args.folder)))
   else:
     import numpy as np

@@ -170,6 +170,8 @@ def _check_model(model, path: str) -> None:
   check("changes", heads, expected, "Change either.")
   check("changes", config.head_dim % 2 == 0, "an even head_dim, which is rotated", "Change it.")
   check.one_of("template", TEMPLATES)
+  has_rank, fix = model.lora.rank > 0, "Set lora.rank to that of the adapters, or more."
+  check("lora.init", has_rank or not model.lora.init, "none where lora.rank = 0", fix)
 
 
 def _is_installed(package: str) -> bool:

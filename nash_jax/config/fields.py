@@ -140,6 +140,7 @@ def _model(weights: str = "") -> ConfigDict:
     lora={
       "rank": number(0, "[1, 4096]", {0: "all parameters are trained"}),
       "alpha": number(32.0, "[1e-6, 1e6]"),
+      "init": "",  # a folder of PEFT's whose adapters a run starts from
     },
     logit_chunk=number(32, "[1, 1e6]"),  # response columns whose logits exist at one time
   )

@@ -62,6 +62,8 @@ def _of_model(
   expected, files = "a file that exists", {"tokenizer": model.tokenizer}
   if weights and model.weights:
     files["weights"] = model.weights
+  if weights and parts and model.lora.init:
+    files["lora.init"] = model.lora.init
   for field, spec in files.items():
     what = f"{path}.{field}"
     file = parse_weights(spec, what).path if parts and field == "weights" else asset_path(spec)

@@ -64,7 +64,7 @@ def _groups(config: ConfigDict, job: str) -> Iterator[tuple[str, str]]:
     known = [name for name in config.model if name not in MODEL[job]]
     yield from ((f"model.{name}", f"the job {job}") for name in known)
   elif not config.model.lora.rank:
-    yield "model.lora.alpha", "model.lora.rank = 0"
+    yield from ((f"model.lora.{name}", "model.lora.rank = 0") for name in ("alpha", "init"))
   data = "data" if "data" in config else "prompts"
   if data in config and config[data].held_out_path:
     yield f"{data}.held_out", f"{data}.held_out_path"

@@ -19,7 +19,7 @@ from nash_jax.config import describe, resolve
 from nash_jax.data.corpus import Examples
 from nash_jax.data.preferences import load_preferences
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.jobs.arena import interval
+from nash_jax.jobs.rates import interval
 from nash_jax.policy import tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.types import Responses
@@ -43,7 +43,7 @@ def agreement(
     prompts: of each pair, whatever identifies its prompt.
 
   Returns:
-    `mean`; `low` and `high`, arena.interval's 99.7%; `pairs` and `prompts` that count.
+    `mean`; `low` and `high`, rates.interval's 99.7%; `pairs` and `prompts` that count.
   """
   counted = people != 0.5
   right = 0.5 + 0.5 * np.sign(p_win - 0.5) * np.sign(people - 0.5)

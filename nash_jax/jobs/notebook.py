@@ -6,9 +6,9 @@ import threading
 
 from ml_collections import ConfigDict
 
-from nash_jax import report, train, weights
+from nash_jax import report, train
 from nash_jax.data import files
-from nash_jax.policy import load_weights, tokenizer_and_model
+from nash_jax.jobs.export import run as run_export
 
 
 def train_and_draw(
@@ -54,10 +54,12 @@ def side_by_side(workdir: str | os.PathLike[str], count: int = 4) -> str:
 
 
 def export(config: ConfigDict, workdir: str | os.PathLike[str], folder: str) -> None:
-  """Writes the trained policy as a folder of Hugging Face's, in float32.
+  """Writes the trained policy as a folder of Hugging Face's, with its card, in float32.
 
-  Narrower types round a short run's changes away.
+  Narrower types round a short run's changes away; what they keep is printed.
   """
-  tokenizer, model_config = tokenizer_and_model(config.model)
-  params = load_weights(f"{workdir}@params", model_config)
-  weights.export(folder, params, model_config, "float32", tokenizer=tokenizer)
+  export_config = {
+    "run": f"{workdir}@params", "to": folder, "dtype": "float32", "adapter": False,
+    "base_model": "", "tokenizer": config.model.tokenizer, "arena": "",
+  }  # fmt: skip
+  run_export(ConfigDict(export_config))

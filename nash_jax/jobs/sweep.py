@@ -27,7 +27,7 @@ from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
 from nash_jax.objectives import algorithms
-from nash_jax.policy import Policy, load_weights, make_policy, tokenizer_and_model
+from nash_jax.policy import Policy, load_weights, make_policy, read_start, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.run.checkpoint import Workdir, differences, read_config, saved_steps
 from nash_jax.run.metrics import progress_bar, step_of
@@ -171,6 +171,7 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   rewards = algorithms.get(config.algorithm.name).needs_rewards
   judge = judges.make(config.judge, tokenizer, rewards=rewards)
+  start = read_start(config.model, model_config)
   params = load_weights(config.model.weights, model_config, config.seed)
   log_ref = jax.jit(functools.partial(game.log_policy, policy.logprobs))(params)
   if policy_name == "tabular":
@@ -184,7 +185,8 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
     "prompt_indices": jnp.stack([prompt_indices(c.seed) for c in configs]),
   }
   contexts = jax.tree.map(jnp.asarray, contexts)
-  program = functools.partial(_single_run, config, policy, params, judge, game, contexts, log_ref)
+  fixed = (config, policy, params, start, judge, game, contexts, log_ref)
+  program = functools.partial(_single_run, *fixed)
   curves = jax.device_get(jax.jit(jax.vmap(program))(batched))
   for i, (folder, c) in enumerate(group.items()):
     _write_record(folder, c, {metric: values[i] for metric, values in curves.items()})
@@ -201,7 +203,15 @@ def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -
 
 
 def _single_run(
-  config, policy: Policy, reference, judge: judges.Judge, game: Game, contexts, log_ref, batched
+  config,
+  policy: Policy,
+  reference,
+  start,
+  judge: judges.Judge,
+  game: Game,
+  contexts,
+  log_ref,
+  batched,
 ) -> dict[str, jax.Array]:
   """One run from start to end: exact metrics at every evaluation, as train.run would give them."""
   config = config.copy_and_resolve_references().unlock()
@@ -234,10 +244,10 @@ def _single_run(
     state, _ = jax.lax.scan(train_step, state, inputs)
     return state, evaluate(state)
 
-  state, every = rule.init(reference), config.evaluation.every
+  state, every = rule.init(start(reference)), config.evaluation.every
   branch = jnp.array([distinct.index(copies) for copies in due])
   inputs = (jnp.arange(config.steps), branch, batched["prompt_indices"])
   inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), inputs)
-  start = evaluate(state)
+  first = evaluate(state)
   _, rest = jax.lax.scan(train_then_evaluate, state, inputs)
-  return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
+  return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)

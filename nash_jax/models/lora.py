@@ -55,13 +55,16 @@ def init_and_join(
 def init(key: Array, base: Params, rank: int) -> Params:
   """Returns float32 adapters of a stacked base with B = 0; A is drawn as in gemma.peft.
 
-  A reward model's head is trained directly, and so is among them.
+  A reward model's head is trained directly, and so is among them. Where the base is joined with
+  adapters of this rank, these are what is returned, but for columns of theirs that are 0 in A and
+  in B, which would stay so: their A is drawn.
 
   Raises:
     ValueError: a base without projections, such as a policy's that is no network.
   """
   adapters: dict[tuple[str, ...], Array] = {}
-  for path, weight in traverse_util.flatten_dict(base).items():
+  flat = traverse_util.flatten_dict(base)
+  for path, weight in flat.items():
     name = "/".join(path[2:])
     if path[0] not in _STACKS or name not in FACTORS:
       continue
@@ -71,13 +74,23 @@ def init(key: Array, base: Params, rank: int) -> Params:
     a_shape, b_shape = ((*stack, *(sizes[axis] for axis in letters)) for letters in (a, b))
     inputs, stacked = range(len(stack), len(a_shape) - 1), range(len(stack))
     draw = jax.nn.initializers.he_uniform(in_axis=inputs, batch_axis=stacked)
-    adapters[(*path, "a")] = draw(jax.random.fold_in(key, len(adapters)), a_shape)
-    adapters[(*path, "b")] = jnp.zeros(b_shape)
+    fresh = draw(jax.random.fold_in(key, len(adapters)), a_shape)
+    start = {part: flat.get((*path[:2], "lora", *path[2:], part)) for part in "ab"}
+    adapters[(*path, "a")] = fresh if start["a"] is None else _filled(start, fresh, len(stack))
+    adapters[(*path, "b")] = jnp.zeros(b_shape) if start["b"] is None else start["b"]
   expected, fix = "a Gemma's projections to adapt", "Set model.lora.rank=0."
   require(bool(adapters), "model.lora", expected, sorted(base), fix)
   if "head" in base:
     adapters["head", "w"] = base["head"]["w"].astype(jnp.float32)
   return traverse_util.unflatten_dict(adapters)
+
+
+def _filled(start: dict[str, Array], fresh: Array, stack: int) -> Array:
+  """Returns A, a fresh one in the columns in which A and B are 0."""
+  a, b = start["a"], start["b"]
+  used = jnp.any(a != 0, tuple(range(stack, a.ndim - 1)))
+  used |= jnp.any(b != 0, tuple(range(stack + 1, b.ndim)))
+  return jnp.where(jnp.expand_dims(used, tuple(range(stack, a.ndim - 1))), a, fresh)
 
 
 def join(base: Params, adapters: Params, scale: float | Array) -> Params:

@@ -308,10 +308,10 @@ def _permission(fields: Collection[str]) -> str:
   return f'--config.checkpoint.allow="{tuple(fields)!r}"'
 
 
-# Fields that older configs lack, and what they meant; * for a name that the user gives.
+# Fields that older configs lack, in whichever group, and what they meant.
 ADDED = {
   "prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop",
-  "prompts.bad": "stop", "data.bad": "stop", "policies.*.outputs": "",
+  "prompts.bad": "stop", "data.bad": "stop", "model.lora.init": "", "outputs": "",
 }  # fmt: skip
 # Inputs that older runs have not recorded, and what they were.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
@@ -335,8 +335,12 @@ def differences(
   )
   # The list of fields that may differ is itself no property of a run, nor is who looks on.
   allow = ("checkpoint.allow", "tracker", *(() if "job" in old else ("job",)), *allow)
-  added = {name: re.sub(r"^policies\.[^.]+\.", "policies.*.", name) for name in new}
-  old = {**{name: ADDED[field] for name, field in added.items() if field in ADDED}, **old}
+  added = {
+    name: value
+    for name, (field, value) in itertools.product(new, ADDED.items())
+    if f".{name}".endswith(f".{field}")
+  }
+  old = {**added, **old}
   names = (name for name in sorted(old.keys() | new.keys()) if not permits(allow, name))
   values = {name: (old.get(name, "absent"), new.get(name, "absent")) for name in names}
   return {name: f"  {name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b}

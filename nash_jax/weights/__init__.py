@@ -127,7 +127,7 @@ def save(
   if jax.process_index() == 0:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _whole(target) as part:
-      _write(part, leaves, {"card": json.dumps(card)})
+      safetensors.write(part, leaves, {"card": json.dumps(card)})
 
 
 def export(
@@ -163,8 +163,9 @@ def export(
   for name in configs:
     if (folder / name).exists():
       raise ValueError(f"export {path}: expected a folder without {name}; move it away")
-  if tokenizer and not (folder / "tokenizer_config.json").exists():
-    configs["tokenizer_config.json"] = hf_config.tokenizer_json(tokenizer)
+  pieces = hf_config.tokenizer_files(tokenizer) if tokenizer else {}
+  if (folder / "tokenizer_config.json").exists():  # with a template of its own, or without one
+    pieces.pop(hf_config.CHAT_TEMPLATE, None)
   _check_params(path, params, model_config, dtype)
   stream = safetensors.tensors(params, model_config, names.hugging_face, dtype, rows)
   counts = _counts(model_config, rows, dtype.itemsize, shard_bytes)
@@ -178,7 +179,7 @@ def export(
       file = file if len(counts) > 1 else "model.safetensors"
       leaves = {f"model.{name}": x for name, x in itertools.islice(stream, count)}
       if first:
-        _write(part / file, leaves, {"format": "pt"})
+        safetensors.write(part / file, leaves, {"format": "pt"})
       total_size += sum(x.nbytes for x in leaves.values())
       weight_map.update(dict.fromkeys(leaves, file))
     if len(counts) > 1:
@@ -186,8 +187,9 @@ def export(
       configs[hf_config.INDEX] = index
     for name, content in configs.items() if first else ():
       (part / name).write_text(json.dumps(content, indent=2) + "\n")
-    if first and tokenizer and not (folder / "tokenizer.model").exists():
-      shutil.copyfile(tokenizer.path, part / "tokenizer.model")
+    for name, data in pieces.items() if first else ():
+      if not (folder / name).exists():
+        (part / name).write_bytes(data)
 
 
 def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
@@ -239,17 +241,3 @@ def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _order(file: pathlib.Path) -> tuple[bool, str]:
   """Sorts what makes a folder's weights readable last."""
   return file.name in ("model.safetensors", hf_config.INDEX), file.name
-
-
-def _write(path: pathlib.Path, leaves: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-  """Writes one file, for whom a new file here is for: safetensors makes it for its owner alone."""
-  from safetensors import SafetensorError
-  from safetensors.numpy import save_file
-
-  path.touch()
-  mode = path.stat().st_mode
-  try:
-    save_file(leaves, str(path), metadata=metadata)
-  except SafetensorError as error:  # of a full disk, too
-    raise OSError(f"weights {path}: could not be written: {error}") from error
-  path.chmod(mode)

@@ -1,5 +1,6 @@
 """An architecture as Hugging Face's config.json, written and checked."""
 
+import json
 import os
 import pathlib
 from typing import Any
@@ -10,6 +11,9 @@ from nash_jax.models import gemma
 from nash_jax.weights import files
 
 INDEX = "model.safetensors.index.json"
+CHAT_TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
+# What a published tokenizer.model may have beside it.
+_BESIDE = ("tokenizer.json", _TOKENIZER, "special_tokens_map.json", "added_tokens.json")
 # The library pads Gemma 2's embedding to more rows than its tokenizer and Hugging Face have.
 _PIECES = {256_128: 256_000}
 # <end_of_turn> of the published tokenizers, by their pieces; <pad>, <eos> and <bos> are 0, 1 and 2.
@@ -60,15 +64,38 @@ def export_json(
   return {"config.json": config | ids, "generation_config.json": ids}
 
 
-def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-  """Returns what tokenizer_config.json says: without it a text gets no <bos>, and no template.
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+  """Returns the files of a tokenizer by their names.
 
-  With tokenizer.model beside it, transformers makes Gemma's tokenizer of the two.
+  They are those that lie beside its model, as published, but for the chat template: that is the
+  one that `tokenizer` has, or none. Where the model is alone, a tokenizer_config.json is made:
+  without it a text gets no <bos>. Of the two transformers makes Gemma's tokenizer.
   """
-  pieces = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-  config = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, **pieces}
+  path = pathlib.Path(tokenizer.path)
+  found = {name: path.with_name(name) for name in _BESIDE if path.with_name(name).is_file()}
+  contents = {name: file.read_bytes() for name, file in {**found, path.name: path}.items()}
+  contents["tokenizer.model"] = contents.pop(path.name)
+  if config := found.get(_TOKENIZER):
+    said = files.read_json(config, "JSON with fields")
+  else:
+    said = _tokenizer_json(tokenizer)
   template = TEMPLATES[tokenizer.template].jinja
-  return config | ({"chat_template": template} if template else {})
+  said = {name: value for name, value in said.items() if name != "chat_template"}
+  said |= {"chat_template": template} if template else {}
+  contents[_TOKENIZER] = (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
+  # Read first by transformers of today; older ones read what is in tokenizer_config.json.
+  return contents | ({CHAT_TEMPLATE: template.encode()} if template else {})
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+  """Returns what tokenizer_config.json says of a tokenizer whose model is all that there is."""
+  pieces = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+  markers = [marker.piece for marker in TEMPLATES[tokenizer.template].markers]
+  special = {piece: tokenizer.id_of(piece) for piece in (*pieces.values(), *markers)}
+  plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+  added = {str(i): {"content": piece, **plain, "special": True} for piece, i in special.items()}
+  config = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, **pieces}
+  return {**config, "added_tokens_decoder": added}
 
 
 def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
