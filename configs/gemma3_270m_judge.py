@@ -20,9 +20,9 @@ EXPORTS = "runs/{loss}_{part}.safetensors"
 
 
 def model(c, weights=WEIGHTS):
-  """Makes a `model` group Gemma 3 270M in its chat template, computing in bfloat16."""
+  """Makes a `model` group Gemma 3 270M, computing in bfloat16."""
   c.update(preset="gemma3_270m", weights=weights, tokenizer=f"{WEIGHTS}/tokenizer.model")
-  c.update(template="gemma", dtype="bfloat16")
+  c.dtype = "bfloat16"
 
 
 def data(c):
@@ -38,9 +38,10 @@ def get_config(kind=""):
     return agreement()
   c, part = config.fit(), "b" if "b" in kinds else "a"
   c.loss = "reward" if "reward" in kinds else "judge"
-  c.template = "gemma"
   model(c.model)
-  c.model.remat = True
+  c.model.update(template="gemma", remat=True)
+  if c.loss == "judge":
+    c.template = "gemma"
   data(c.data)
   c.data.path = f"data/pairs_{part}.jsonl"
   c.steps = 300  # three times over the pairs
@@ -55,7 +56,7 @@ def agreement():
   c = config.agreement()
   data(c.data)
   c.data.path = "data/pairs_a.jsonl"
-  model(c.model)
+  c.model.update(preset="gemma3_270m", tokenizer=f"{WEIGHTS}/tokenizer.model", template="gemma")
   del c.judges["judge"]
   for name, loss, part in (
     ("judge_a", "judge", "a"), ("judge_b", "judge", "b"),
@@ -65,5 +66,6 @@ def agreement():
     c.judges[name].name = "bradley_terry" if loss == "reward" else "gemma"
     weights = EXPORTS.format(loss=loss, part=part) if part else WEIGHTS
     model(c.judges[name].model, weights)
-    c.judges[name].template = "gemma"
+    if loss == "judge":
+      c.judges[name].template = "gemma"
   return c

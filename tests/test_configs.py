@@ -43,7 +43,7 @@ def local_files(config: ConfigDict) -> set[str]:
 def make_local_files(config: ConfigDict, folder: pathlib.Path) -> None:
   """Makes what `local_files` returns: files to read lines from, and folders."""
   for file in local_files(config):
-    if file.endswith(".jsonl"):
+    if file.endswith((".jsonl", ".safetensors")):
       (folder / file).parent.mkdir(parents=True, exist_ok=True)
       (folder / file).touch()
     else:

@@ -18,7 +18,7 @@ from nash_jax import fit, train
 from nash_jax.config import fields, page, resolve
 from nash_jax.config.unread import unread
 from nash_jax.configs import short_game
-from nash_jax.jobs import arena, collect, compare, sample
+from nash_jax.jobs import agreement, arena, collect, compare, sample
 
 ODD = (0, -1, math.nan, math.inf, 1e30)
 
@@ -82,7 +82,7 @@ def test_a_number_out_of_its_range_is_refused_by_name_whatever_else_is_chosen(jo
   config, tried, refused, passed = base(job), 0, 0, []
   resolve(config)
   found = numbers(fields.DECLARED[job](), config)
-  assert len(found) >= {"fit": 25, "sample": 11}.get(job, 28)
+  assert len(found) >= {"fit": 25, "sample": 11, "agreement": 23}.get(job, 28)
   for path, field in found.items():
     # The ranges of a comparison's base and arena are those of the jobs train and arena.
     for odd in ODD[2:3] if path.startswith(("base.", "arena.")) else ODD:
@@ -219,7 +219,7 @@ QUICKLY = {
 }
 RUNS = {
   "train": train.run, "fit": fit.run, "arena": arena.run, "collect": collect.run,
-  "compare": compare.run, "sample": sample.run,
+  "compare": compare.run, "sample": sample.run, "agreement": agreement.run,
 }  # fmt: skip
 
 
@@ -240,6 +240,14 @@ def small(job: str, folder: pathlib.Path, field: str) -> ConfigDict:
   elif job == "fit":
     c = test_fit.settings(folder, "sft")
     c.steps = c.checkpoint.every = c.evaluation.every = 2
+  elif job == "agreement":
+    pairs = folder / "pairs.jsonl"
+    rows = ({"inputs": [2, 6], "a": [7 + i, 1], "b": [8, 9, 1], "p_a": 0.25 * i} for i in range(4))
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    c.data.update(task="tokens", path=str(pairs), batch_size=2, max_tokens=4)
+    c.data.max_response_tokens = 4
+    c.model.update(tokenizer=game.model.tokenizer, changes=game.model.changes)
+    c.judges = {"judge": {**game.judge.to_dict(), "name": "population"}}
   else:
     for part in ("model", "prompts") if job != "sample" else ("model",):
       c[part] = game[part]
