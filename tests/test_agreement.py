@@ -19,12 +19,10 @@ def rows(count: int = 24) -> list[dict]:
     for i in range(4):
       for j in range(i):
         a, b = (i, j) if rng.integers(2) else (j, i)
-        votes = rng.multinomial(3, [0.5, 0.4, 0.1])
-        sides = {"response_a": WORDS[a], "response_b": WORDS[b]}
-        names = ("votes_a", "votes_b", "ties")
-        found.append({
-          "prompt": "One day" + " and night" * prompt, **sides, **dict(zip(names, map(int, votes)))
-        })  # fmt: skip
+        votes = map(int, rng.multinomial(3, [0.5, 0.4, 0.1]))
+        record = {"prompt": "One day" + " and night" * prompt}
+        record |= {"response_a": WORDS[a], "response_b": WORDS[b]}
+        found.append(record | dict(zip(("votes_a", "votes_b", "ties"), votes, strict=True)))
   return found
 
 

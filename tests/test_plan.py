@@ -119,6 +119,45 @@ ENTRY %main (p: f32[208,128]) -> f32[8,128] {{
   assert hlo_cost.analyse(text) == (8 * 128, 2 * 8 * 128 * 4)
 
 
+# A product as XLA's compiler for GPUs leaves it: a call of cuBLAS, in a loop of three rounds.
+CUBLAS = """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], bf16[64,32], bf16[32,16])) -> (s32[], bf16[64,32], bf16[32,16]) {
+  %p = (s32[], bf16[64,32]{1,0}, bf16[32,16]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %x = bf16[64,32]{1,0} get-tuple-element(%p), index=1
+  %w = bf16[32,16]{1,0} get-tuple-element(%p), index=2
+  %product = (bf16[64,16]{1,0}, s8[4096]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"alpha_real":1,"dot_dimension_numbers":{"lhs_batch_dimensions":[],"lhs_contracting_dimensions":["1"],"rhs_batch_dimensions":[],"rhs_contracting_dimensions":["0"]},"epilogue":"DEFAULT"}}
+  ROOT %out = (s32[], bf16[64,32]{1,0}, bf16[32,16]{1,0}) tuple(%next, %x, %w)
+}
+
+%condition (c: (s32[], bf16[64,32], bf16[32,16])) -> pred[] {
+  %c = (s32[], bf16[64,32]{1,0}, bf16[32,16]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%c), index=0
+  %three = s32[] constant(3)
+  ROOT %less = pred[] compare(%j, %three), direction=LT
+}
+
+ENTRY %main (a: bf16[64,32], b: bf16[32,16]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[32,16]{1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], bf16[64,32]{1,0}, bf16[32,16]{1,0}) tuple(%zero, %a, %b)
+  %loop = (s32[], bf16[64,32]{1,0}, bf16[32,16]{1,0}) while(%start), condition=%condition, body=%body
+  ROOT %end = bf16[64,32]{1,0} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_a_product_that_a_gpu_leaves_to_its_library_is_counted():
+  cost = hlo_cost.analyse(CUBLAS)
+  products, moved = 3 * 2 * 64 * 32 * 16, 3 * 2 * (64 * 32 + 32 * 16 + 64 * 16)
+  assert products <= cost.flops <= products + 3 * 10  # and the counter's own steps
+  assert moved <= cost.bytes <= moved + 3 * 100
+
+
 @pytest.fixture(scope="module")
 def tiny_plan(tmp_path_factory):
   """The plan of a tiny run on this machine's one CPU, as it is written."""

@@ -67,12 +67,11 @@ def analyse(text: str) -> Cost:
   def once(name: str) -> Cost:
     properties = _xla_analysis(_with_entry(text, name))
     moved = properties.get("bytes accessed", 0.0) - _on_chip(computations[name])
-    cost = Cost(properties.get("flops", 0.0), max(0.0, moved))
-    return cost.plus(_cublas(reached(name), defined))
+    return Cost(properties.get("flops", 0.0), max(0.0, moved))
 
   @functools.cache
   def total(name: str) -> Cost:
-    cost = once(name)
+    cost = once(name).plus(_cublas(reached(name), defined))
     for line in reached(name):
       for condition, body in _WHILE.findall(line):
         trips = _trips(line, reached(condition), computations[body])
