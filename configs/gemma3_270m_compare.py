@@ -7,8 +7,9 @@ Command:  nash-jax compare --config=gemma3_270m_compare --workdir=runs/gemma3_27
           (:paper for the five methods of NashMP's table, :smoke for the storyteller, in a
           minute). The pretrained weights and their tokenizer.model lie in weights/gemma-3-270m, as
           docs/weights.md says.
-Cost:     on two CPU cores about 40 s a step: 6 hours for nine pilots of ten steps and five runs of
-          thirty. Stopped, it goes on where it was.
+Cost:     on two CPU cores about 40 s a step: two hours for nine pilots of ten steps and three runs
+          of thirty; on one H200 .4 s a step and 20 s of compiling a run. Stopped, it goes on where
+          it was.
 Expected: docs/real_gemma.md
 
 The judge of training is the population itself, asked in probabilities. A run that adapters of rank

@@ -7,7 +7,7 @@ Command:  nash-jax fit --config=gemma3_270m_judge --workdir=runs/judge_a
 Data:     data/pairs_a.jsonl, data/pairs_b.jsonl and, held out, data/pairs_held.jsonl, as
           docs/real_gemma.md makes them; the pretrained weights and their tokenizer.model lie in
           weights/gemma-3-270m, as docs/weights.md says.
-Cost:     a minute on one H100.
+Cost:     two minutes on one H200, most of them compiling.
 Expected: docs/real_gemma.md
 """
 

@@ -5,7 +5,7 @@ Question: does a policy that NashMP trains against one fitted judge also please 
 Command:  nash-jax compare --config=gemma3_270m_preferences --workdir=runs/gemma3_270m_preferences
           after the fits of configs/gemma3_270m_judge.py, which make the two judges.
 Data:     data/prompts.jsonl, OpenAssistant's and self-instruct's, as docs/real_gemma.md makes it.
-Cost:     a few minutes on one H100.
+Cost:     on one H200 about a minute a run.
 Expected: docs/real_gemma.md
 """
 
