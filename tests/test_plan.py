@@ -158,6 +158,33 @@ def test_a_product_that_a_gpu_leaves_to_its_library_is_counted():
   assert moved <= cost.bytes <= moved + 3 * 100
 
 
+GATHER = """HloModule jit_f, is_scheduled=true
+
+%fused (table: f32[1000,8], ids: s32[4,1], x: f32[4,8]) -> f32[4,8] {
+  %table = f32[1000,8]{1,0} parameter(0)
+  %ids = s32[4,1]{1,0} parameter(1)
+  %x = f32[4,8]{1,0} parameter(2)
+  %rows = f32[4,8]{1,0} gather(%table, %ids), offset_dims={1}, collapsed_slice_dims={0}, start_index_map={0}, index_vector_dim=1, slice_sizes={1,8}
+  ROOT %sum = f32[4,8]{1,0} add(%rows, %x)
+}
+
+ENTRY %main (a: f32[1000,8], b: s32[4,1], c: f32[4,8]) -> f32[4,8] {
+  %a = f32[1000,8]{1,0} parameter(0)
+  %b = s32[4,1]{1,0} parameter(1)
+  %c = f32[4,8]{1,0} parameter(2)
+  ROOT %out = f32[4,8]{1,0} fusion(%a, %b, %c), kind=kLoop, calls=%fused
+}
+"""  # noqa: E501
+
+
+def test_a_fusion_that_gathers_of_a_table_reads_the_rows_alone():
+  rows, ids = 4 * 8 * 4, 4 * 4
+  assert hlo_cost.analyse(GATHER).bytes == 3 * rows + ids  # gathered, added, written
+  twice = "  %all = f32[1000,8]{1,0} negate(%table)\n  ROOT %sum"
+  used = GATHER.replace("  ROOT %sum", twice)
+  assert hlo_cost.analyse(used).bytes >= 1000 * 8 * 4  # what else reads it reads all
+
+
 @pytest.fixture(scope="module")
 def tiny_plan(tmp_path_factory):
   """The plan of a tiny run on this machine's one CPU, as it is written."""

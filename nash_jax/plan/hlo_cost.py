@@ -1,5 +1,6 @@
 """FLOPs and bytes of a compiled program, every loop counted as often as it runs."""
 
+import collections
 import functools
 import math
 import re
@@ -66,7 +67,10 @@ def analyse(text: str) -> Cost:
   @functools.cache
   def once(name: str) -> Cost:
     properties = _xla_analysis(_with_entry(text, name))
-    moved = properties.get("bytes accessed", 0.0) - _on_chip(computations[name])
+    lines = computations[name]
+    moved = properties.get("bytes accessed", 0.0) - _on_chip(lines)
+    fusions = [called for line in lines if " fusion(" in line for called in _CALLED.findall(line)]
+    moved -= sum(_not_gathered(computations[fusion]) for fusion in fusions)
     return Cost(properties.get("flops", 0.0), max(0.0, moved))
 
   @functools.cache
@@ -137,6 +141,22 @@ def _on_chip(lines: list[str]) -> int:
     if operation not in _NAMES and not operation.endswith("-done"):
       total += held[name] + sum(held.get(x, 0) for x in _OPERAND.findall(operands))
   return total
+
+
+def _not_gathered(fusion: list[str]) -> int:
+  """Returns how many bytes of its inputs a fusion does not read, since it only gathers of them.
+
+  XLA's analysis counts all of such an input: for a token's embedding the whole table.
+  """
+  matches = [match for match in map(_LINE.match, fusion) if match]
+  uses = collections.Counter(x for match in matches for x in _OPERAND.findall(match[4]))
+  inputs = {m[1]: _bytes(*_first_array(m[2])) for m in matches if m[3] == "parameter"}
+  unread = 0
+  for _, shape, operation, operands in (match.groups() for match in matches):
+    table = next(iter(_OPERAND.findall(operands)), "")
+    if operation == "gather" and uses[table] == 1 and table in inputs:
+      unread += max(0, inputs[table] - _bytes(*_first_array(shape)))
+  return unread
 
 
 def _cublas(lines: list[str], defined: dict[str, str]) -> Cost:
