@@ -91,6 +91,9 @@ def test_a_run_trains_and_leaves_its_record(whole, assembled):
   assert all(len(sample["response"]) > 0 < len(sample["reference"]) for sample in samples)
   assert all(0 < sample["tokens"] <= 12 >= sample["reference_tokens"] > 0 for sample in samples)
   assert all(0 <= sample["p_win"] <= 1 and sample["logp"] < 0 for sample in samples)
+  firsts = [sample["p_win_first"] for sample in samples]
+  assert all(0 <= 2 * s["p_win"] - p <= 1 for s, p in zip(samples, firsts, strict=True))
+  assert any(abs(s["p_win"] - p) > 1e-6 for s, p in zip(samples, firsts, strict=True))
   assert {sample["log_ratio"] for sample in samples[:4]} == {0}, "it is the reference yet"
   assert 0 not in {sample["log_ratio"] for sample in samples[8:]}
   moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), done.state.params, assembled.reference)
