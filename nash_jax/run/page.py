@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -171,26 +171,34 @@ def run_curves(series: Mapping[str, tuple[list[int], list[float]]]) -> list[Part
   known = {name for _, _, names, _ in report.PANELS for name in names}
   most = max(2, min(LINE_POINTS, MOST_POINTS // max(1, len(series))))
 
-  def line(name: str, label: str) -> Part:
-    points = _evenly(list(zip(*series[name], strict=True)), most)
-    return {"name": label, "x": [x for x, _ in points], "y": [_rounded(y) for _, y in points]}
-
   panels = [
     {
       "title": title, "label": label, "baseline": baseline,
       # As in curves.png the held-out values have the strong colour, which is the first.
       "series": [
-        line(name, names[name]) for name in sorted(names, key=lambda n: not n.startswith("eval/"))
+        line(names[name], *series[name], most) for name in sorted(names, key=lambda n: not n.startswith("eval/"))
         if name in series
       ],
     }
     for title, label, names, baseline in report.PANELS
   ]  # fmt: skip
   others = [
-    {"title": name, "label": "", "baseline": None, "more": True, "series": [line(name, name)]}
+    {
+      "title": name,
+      "label": "",
+      "baseline": None,
+      "more": True,
+      "series": [line(name, *series[name], most)],
+    }
     for name in sorted(series.keys() - known)
   ]
   return [panel for panel in panels if panel["series"]] + others
+
+
+def line(name: str, steps: Iterable[int], values: Iterable[float], most: int = LINE_POINTS) -> Part:
+  """Returns a line of a panel, of at most so many points."""
+  points = _evenly(list(zip(steps, values, strict=True)), most)
+  return {"name": name, "x": [x for x, _ in points], "y": [_rounded(float(y)) for _, y in points]}
 
 
 def _rounded(value: float | None) -> float | None:
@@ -261,7 +269,7 @@ def write_arena(folder: str | os.PathLike[str]) -> pathlib.Path:
 def arena_tables(result: Mapping[str, Any]) -> list[Part]:
   """Returns the win rates of every judge and the table of the policies."""
   tables = [
-    rate_table(f"{label}, judge: {judge}", rates[table])
+    {**rate_table(f"{label}, judge: {judge}", rates[table]), "more": table != "win_rate"}
     for judge, rates in result["judges"].items()
     for table, label in RATES.items()
     if table in rates

@@ -59,7 +59,7 @@
     const axis = { stroke: colour("--faint"), grid: { stroke: colour("--line"), width: 0.5 }, ticks: { stroke: colour("--line") } };
     if (panel.baseline != null) {
       columns.push(steps.map(() => panel.baseline));
-      series.push({ label: String(panel.baseline), stroke: colour("--faint"), dash: [5, 5], width: 1, points: { show: false }, value: () => "" });
+      series.push({ label: "baseline", stroke: colour("--faint"), dash: [5, 5], width: 1, points: { show: false }, value: () => "" });
     }
     const options = {
       width: place.clientWidth, height: 220, cursor: { sync: { key: "step" } },
@@ -133,11 +133,14 @@
   function addTables() {
     if (!data.tables.length) return;
     const node = section("tables", "Tables");
+    const more = make("details", {}, make("summary", {}, "With length taken into account"));
     for (const table of data.tables) {
       const body = table.cells ? heatTable(table) : rowTable(table);
       const note = table.note ? make("p", { className: "note" }, table.note) : null;
-      node.append(make("h3", {}, table.title), note, make("div", { className: "scroll" }, body));
+      const place = table.more ? more : node;
+      place.append(make("h3", {}, table.title), note ?? "", make("div", { className: "scroll" }, body));
     }
+    if (more.children.length > 1) node.append(more);
   }
 
   // ---- texts
