@@ -219,7 +219,7 @@ def _write_page(config, results: dict[str, dict[str, Any]], folder: pathlib.Path
       for seed, place in places
     ]
   facts = [("runs", len(config.runs)), ("seeds", config.seeds)]
-  title = f"{config.job}: {'/'.join(folder.resolve().parts[-2:])}"
+  title = f"compare: {'/'.join(folder.resolve().parts[-2:])}"
   path = folder / page.NAME
   page.write(path, title, facts=facts, curves=curves, tables=tables, texts=texts)
 

@@ -176,7 +176,8 @@ def run_curves(series: Mapping[str, tuple[list[int], list[float]]]) -> list[Part
       "title": title, "label": label, "baseline": baseline,
       # As in curves.png the held-out values have the strong colour, which is the first.
       "series": [
-        line(names[name], *series[name], most) for name in sorted(names, key=lambda n: not n.startswith("eval/"))
+        line(names[name], *series[name], most)
+        for name in sorted(names, key=lambda name: not name.startswith("eval/"))
         if name in series
       ],
     }
