@@ -111,9 +111,7 @@ def _filled(title: str, page: Part) -> str:
 def _as_json(value: Any) -> str:
   """Returns JSON that nothing in it can end, whatever an HTML parser takes for an end."""
   text = json.dumps(files.without_nan(value), ensure_ascii=False, separators=(",", ":"))
-  text = re.sub(
-    "[\ud800-\udfff]", "\ufffd", text
-  )  # which is no character, and no browser's to show
+  text = re.sub("[\ud800-\udfff]", "\ufffd", text)  # half a character, which no browser shows
   return re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
