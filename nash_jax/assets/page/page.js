@@ -157,6 +157,8 @@
   const second = ([, , p, first]) => Math.min(1, Math.max(0, 2 * p - first));
   const gap = (pair) => (pair[3] == null ? -1 : Math.abs(pair[3] - second(pair)));
   const flips = (pair) => pair[3] != null && pair[3] > 0.5 !== second(pair) > 0.5;
+  // The same verdict, told of the other response.
+  const turned = (pair) => [pair[1], pair[0], 1 - pair[2], pair[3] == null ? null : 1 - second(pair)];
   const winOf = ([i, , p], first) => (i === first ? p : 1 - p);
 
   function marked(text, query) {
@@ -225,7 +227,7 @@
       });
       if (!left.value !== !right.value) visible.fill(true); // one against all
       const first = left.value ? names.indexOf(left.value) : -1;
-      return { visible, pairs, first };
+      return { visible, pairs: pairs.map((pair) => (pair[1] === first ? turned(pair) : pair)), first };
     }
 
     function show() {
@@ -257,10 +259,10 @@
       more.hidden = shown >= found.length;
     }
 
-    function card({ item, visible, pairs }, query) {
+    function card({ item, visible, pairs, first }, query) {
       const strip = make("div", { className: "strip" });
       item.responses.forEach(([name, text, details], k) => {
-        if (visible[k]) strip.append(answer(name, text, details, pairs.filter(([i, j]) => i === k || j === k), k, query));
+        if (visible[k]) strip[k === first ? "prepend" : "append"](answer(name, text, details, pairs.filter(([i, j]) => i === k || j === k), k, query));
       });
       const node = make("article", { className: "card", tabIndex: -1 });
       node.append(make("div", { className: "text prompt", dir: "auto" }, marked(item.prompt, query)), strip);
@@ -288,9 +290,9 @@
     function verdicts(item, pairs) {
       const orders = pairs.some((pair) => pair[3] != null);
       const names = item.responses.map((response) => response[0]);
-      const turned = pairs.filter(flips).length;
+      const flipped = pairs.filter(flips).length;
       const summary = make("summary", {}, `${pairs.length} verdict${pairs.length > 1 ? "s" : ""}`);
-      if (orders) summary.append(turned ? make("span", { className: "flip" }, ` · ${turned} flip${turned > 1 ? "" : "s"} with the order`) : " · none flips with the order");
+      if (orders) summary.append(flipped ? make("span", { className: "flip" }, ` · ${flipped} flip${flipped > 1 ? "" : "s"} with the order`) : " · none flips with the order");
       const details = make("details", { open: pairs.length === 1 }, summary);
       const fillIn = () => {
         if (!details.open || details.children.length > 1) return;
