@@ -163,6 +163,9 @@ def _make_evaluate(
       "tokens": jnp.sum(mask, axis=-1), "reference_tokens": jnp.sum(opponents.mask, axis=-1),
       "logp": jnp.sum(logp, axis=-1), "log_ratio": log_ratio,
     }  # fmt: skip
+    if verdict.p_win_first is not None:
+      p_win_first = jnp.where(verdict.valid, verdict.p_win_first, jnp.nan)
+      samples["p_win_first"] = p_win_first[..., 0]
     metrics = {
       "eval/win_rate_vs_reference": Mean.from_values(verdict.p_win, verdict.valid),
       f"eval/{distance}_to_reference": Mean.from_values(log_ratio),

@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nash_jax.run import files
@@ -165,19 +165,8 @@ def arena(result: dict[str, Any]) -> str:
       "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
       win_rate_table(judge["length_matched"], with_n=True),
     ]
-  header = ["policy", "KL (nats)", "length", "ratio", "distinct-2", "ratio", "stopped"]
-  columns = {"length": 1, "length_ratio": 2, "distinct2": 3, "distinct2_ratio": 2, "stopped": 2}
-  rows = []
-  for name, statistics in result["policies"].items():
-    kl = f"{number(statistics['kl_to_reference'], 2)} ± {number(statistics['kl_sigma3'], 2)}"
-    if statistics["log_ratio_to_reference"] is not None:
-      kl = f"{number(statistics['log_ratio_to_reference'], 2)} (log-ratio)"
-    if statistics["kl_to_reference"] is None and statistics["no_kl"]:
-      kl = f"— ({statistics['no_kl']})"
-    if statistics["best_of"] > 1:
-      kl = f"≤ {number(statistics['best_of_kl_bound'], 2)} (bound)"
-    figures = (number(statistics[field], digits) for field, digits in columns.items())
-    rows.append([escaped(name), kl, *figures])
+  header, rows = policy_rows(result)
+  rows = [[escaped(name), *figures] for name, *figures in rows]
   out += [
     "## The policies",
     markdown_table(header, rows),
@@ -194,6 +183,24 @@ def arena(result: dict[str, Any]) -> str:
   read = [f"{escaped(name)} {step}" for name, step in steps.items() if step is not None]
   out += [f"Steps of the runs that were read: {', '.join(read)}."] if read else []
   return "\n\n".join(out) + "\n"
+
+
+def policy_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+  """Returns what an arena knows of each policy: the names of the columns, and the rows."""
+  header = ["policy", "KL (nats)", "length", "ratio", "distinct-2", "ratio", "stopped"]
+  columns = {"length": 1, "length_ratio": 2, "distinct2": 3, "distinct2_ratio": 2, "stopped": 2}
+  rows = []
+  for name, statistics in result["policies"].items():
+    kl = f"{number(statistics['kl_to_reference'], 2)} ± {number(statistics['kl_sigma3'], 2)}"
+    if statistics["log_ratio_to_reference"] is not None:
+      kl = f"{number(statistics['log_ratio_to_reference'], 2)} (log-ratio)"
+    if statistics["kl_to_reference"] is None and statistics.get("no_kl"):
+      kl = f"— ({statistics['no_kl']})"
+    if statistics["best_of"] > 1:
+      kl = f"≤ {number(statistics['best_of_kl_bound'], 2)} (bound)"
+    figures = (number(statistics[field], digits) for field, digits in columns.items())
+    rows.append([name, kl, *figures])
+  return header, rows
 
 
 def _bootstrap_note(cells: Cells) -> list[str]:

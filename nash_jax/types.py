@@ -66,12 +66,15 @@ class Verdict:
     valid: False where there is no comparison (a response with itself, an unreadable answer).
     rewards: scalar rewards of y, where the judge has them.
     metrics: the judge's `Mean`s, such as the position-flip rate.
+    p_win_first: P(y_k ≻ y'_j | x) where y_k is shown first, of a judge that is shown both orders;
+      p_win is the mean of both.
   """
 
   p_win: Float[Array, "B K J"]
   valid: Bool[Array, "B K J"]
   rewards: Float[Array, "B K"] | None = None
   metrics: dict[str, "Mean"] = flax.struct.field(default_factory=dict)
+  p_win_first: Float[Array, "B K J"] | None = None
 
   def checked(self) -> "Verdict":
     """Returns it with every comparison not valid that has no probability or no finite reward.
@@ -82,7 +85,10 @@ class Verdict:
     if self.rewards is not None:
       valid &= jnp.isfinite(self.rewards)[..., None]
     p_win = jnp.where(valid, jnp.clip(self.p_win, 0, 1), 0.5)
-    return self.replace(p_win=p_win, valid=valid)  # type: ignore[attr-defined]
+    first = self.p_win_first
+    if first is not None:
+      first = jnp.where(valid, jnp.clip(first, 0, 1), 0.5)
+    return self.replace(p_win=p_win, valid=valid, p_win_first=first)  # type: ignore[attr-defined]
 
 
 def is_probability(p: Float[Array, "*n"]) -> Bool[Array, "*n"]:

@@ -12,6 +12,8 @@ import pytest
 import scipy
 from gemma import gm
 from jax import numpy as jnp
+from ml_collections import ConfigDict
+from page_files import page_data
 
 import nash_jax
 from nash_jax import judges, policy, report, weights
@@ -22,7 +24,7 @@ from nash_jax.jobs import arena
 from nash_jax.jobs.rates import TAIL
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
-from nash_jax.types import Mean, Responses, TrainState, Verdict
+from nash_jax.types import Mean, Prompts, Responses, TrainState, Verdict
 
 SMALL = {"num_embed": 1024, "attention_types": (gm.nn.AttentionType.GLOBAL,)}
 
@@ -396,6 +398,16 @@ def test_an_arena_of_twins_another_policy_and_the_best_of_four(
   assert printed.strip() in page
   assert result["texts"][1]["prompt"] in page
   assert (tmp_path / "arena_judge.png").read_bytes().startswith(b"\x89PNG")
+  rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+  assert len(rows) == 25, "every prompt, whatever is shown"
+  for row, shown in zip(rows, result["texts"], strict=False):
+    assert {name: row[name] for name in ("prompt", "continuations")} == shown
+  (texts,), tables = page_data(tmp_path)["texts"], page_data(tmp_path)["tables"]
+  assert [item["prompt"] for item in texts["items"]] == [row["prompt"] for row in rows]
+  base = [*cells].index("base")
+  assert tables[0]["cells"][[*cells].index("twin")][base][0] == pytest.approx(
+    cells["twin"]["base"]["mean"], rel=1e-4
+  )
 
   found = arena.summary(result, trained="other", target="twin", best_of="best_of_4", base="base")
   assert set(found["win_rate"]) == {"trained", "target", "best_of_4"}
@@ -403,6 +415,30 @@ def test_an_arena_of_twins_another_policy_and_the_best_of_four(
   assert shown == {what: cells["best_of_4"]["base"][what] for what in ("mean", "sigma3", "n")}
   assert found["kl_to_reference"] == policies["other"]["kl_to_reference"]
   assert found["length_ratio"] == policies["other"]["length_ratio"]
+
+
+def test_the_texts_have_the_verdicts_of_the_first_responses_in_both_orders(tmp_path):
+  """Two policies of two samples each; the judge says what is 10·i + j of the pair (i, j)."""
+  places = np.add.outer(10 * np.arange(4), np.arange(4)) / 100
+  p_win = np.stack([places, places + 0.5]).astype(np.float32)
+  valid = np.ones((2, 4, 4), bool)
+  valid[1, 0, 2] = False
+  tokens = np.full((2, 4, 1), 5, np.int32)
+  mask = np.ones((2, 4, 1), bool)
+  zero = np.zeros((2, 4, 1), np.float32)
+  responses = Responses(tokens, mask, zero, zero, np.ones((2, 4), bool))
+  prompts = Prompts(tokens[:, 0], mask[:, 0], np.arange(2))
+  verdicts = {"both": Verdict(p_win, valid, None, {}, p_win + 0.1), "one": Verdict(p_win, valid)}
+  judged = arena.Judged(prompts, responses, verdicts, {})
+  config = ConfigDict({"samples": 2, "policies": {"a": {}, "b": {}}})
+  tokenizer = Tokenizer(BUNDLED, "plain")
+  arena._write_texts(config, tokenizer, judged, tmp_path / "texts.jsonl")
+  lines = (tmp_path / "texts.jsonl").read_text().splitlines()
+  first, second = (json.loads(line)["verdicts"] for line in lines)
+  assert first["both"] == {
+    "p_win": [[None, 0.02], [0.2, None]], "p_win_first": [[None, 0.12], [0.3, None]],
+  }  # fmt: skip
+  assert second["one"] == {"p_win": [[None, None], [0.7, None]]}
 
 
 def test_policies_come_from_files_and_from_any_part_and_step_of_a_run(files, tmp_path):

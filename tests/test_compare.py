@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from page_files import page_data
 
 from nash_jax import report, train
 from nash_jax.config import comparison, describe, resolve
@@ -55,6 +56,8 @@ def calls(monkeypatch):
     found = {
       "judges": {"population": {"win_rate": table, "length_matched": table}},
       "config": describe(config),
+      "policies": {name: {} for name in config.policies},
+      "texts": [{"prompt": "p", "continuations": {name: name for name in config.policies}}],
     }
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "arena.json").write_text(json.dumps(found))
@@ -98,6 +101,18 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(calls, tm
   assert shown == [1e-4, 0.75, 0.74, 0.76, 2.8, 0.61]
   assert page.index("| nash_mp") < page.index("| reg_self_play"), "the greatest win rate first"
   assert (tmp_path / "curves_network.png").read_bytes().startswith(b"\x89PNG")
+  shown = page_data(tmp_path)
+  assert [panel["title"].partition(": ")[2] for panel in shown["curves"]] == [
+    "Win rate against the reference", "KL to the reference, nats a response",
+  ]  # fmt: skip
+  best = shown["curves"][0]["series"][0]
+  assert best["name"] == "nash_mp"
+  assert (best["x"], best["y"]) == ([0, 20, 40], [0.5, 0.625, 0.75])
+  assert shown["tables"][0]["rows"][0][0] == "nash_mp"
+  assert shown["tables"][1]["cells"][0][1][0] == pytest.approx(0.61)
+  assert [texts["title"] for texts in shown["texts"]] == [f"of seed {s}" for s in range(3)]
+  (item,) = shown["texts"][0]["items"]
+  assert {name for name, _, _ in item["responses"]} == {"nash_mp", "reg_self_play", "reference"}
 
 
 def test_pilots_that_choose_the_rate_may_be_shorter(calls, tmp_path):

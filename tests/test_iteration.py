@@ -56,3 +56,21 @@ def test_a_policy_that_is_its_reference_has_no_kl_to_it_in_bfloat16(rank):
   key = jax.random.key(1)
   values, _ = programs.evaluate(state, reference, judge.params, prompts, key)
   assert float(values["eval/kl_to_reference"].total) == 0
+
+
+def test_samples_have_the_order_that_a_judge_was_shown_and_training_does_without():
+  single = {"model.changes.num_layers": 1, "judge.model.changes.num_layers": 1}
+  config = resolve(tiny.train({"judge.name": "gemma", **single}))
+  tokenizer, model_config = policy.tokenizer_and_model(config.model)
+  judge = judges.make(config.judge, tokenizer)
+  programs, _ = make_programs(
+    config, tokenizer, model_config, judge, sharding.make_mesh(config.mesh)
+  )
+  base, key = gemma.shapes(model_config), jax.random.key(0)
+  state = jax.eval_shape(programs.init, base)
+  prompts = pad_prompts({"inputs": [[3], [4]], "index": [0, 1]}, 2, 0)
+  _, samples = jax.eval_shape(programs.evaluate, state, base, judge.params, prompts, key)
+  assert samples["p_win_first"].shape == samples["p_win"].shape
+  responses, opponents, _ = jax.eval_shape(programs.sample, state, base, prompts, key)
+  verdict = jax.eval_shape(programs.judge, judge.params, prompts, responses, opponents, key)
+  assert verdict.p_win_first is None

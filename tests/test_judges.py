@@ -192,6 +192,8 @@ def test_swapping_the_responses_gives_the_complement():
   verdict = verdict_of(make_judge("gemma"), prompts, y, None)
   other = verdict_of(make_judge("gemma"), prompts, jax.tree.map(lambda x: x[:, ::-1], y), None)
   np.testing.assert_array_equal(verdict.p_win, other.p_win[:, ::-1, ::-1])
+  turned = other.p_win_first[:, ::-1, ::-1]
+  np.testing.assert_allclose(verdict.p_win_first, turned, atol=1e-6)
   assert verdict.metrics["flip_rate"].value() == other.metrics["flip_rate"].value()
 
 
@@ -236,6 +238,15 @@ def test_flip_rate_and_loss_follow_from_the_answers(tokenizer):
   verdict = verdict_of(make_judge("gemma"), prompts_of(prompts, 8), responses_of(rows, 8), None)
   p_win = np.asarray(verdict.p_win[:, *PAIRS]).ravel()
   np.testing.assert_allclose(p_win, (first[:, 0] + 1 - first[:, 1]) / 2, atol=1e-6)
+  i, j = PAIRS
+  for order, shown_first in enumerate((verdict.p_win_first[:, i, j], verdict.p_win_first[:, j, i])):
+    np.testing.assert_allclose(np.ravel(shown_first), first[:, order], atol=1e-6)
+  opponents = verdict_of(
+    make_judge("gemma"), prompts_of(prompts, 8), responses_of(rows, 8), responses_of(rows, 8)
+  )
+  both = opponents.p_win_first
+  np.testing.assert_allclose(both[:, i, j], verdict.p_win_first[:, i, j], atol=1e-6)
+  np.testing.assert_allclose(both[:, j, i], verdict.p_win_first[:, j, i], atol=1e-6)
   flips = (first[:, 0] > 0.5) != (first[:, 1] < 0.5)
   np.testing.assert_allclose(verdict.metrics["flip_rate"].value(), flips.mean(), rtol=1e-6)
 

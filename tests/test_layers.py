@@ -17,7 +17,7 @@ LAYERS = (
   ("validation", "types", "keys"),
   ("games.preference", "data.files", "run.advice", "run.files", "run.signals", "run.tracker"),
   ("run.checkpoint", "run.lock", "run.metrics", "report"),
-  ("games.zoo", "games.solvers", "data.chat_template", "models.sharding"),
+  ("run.page", "games.zoo", "games.solvers", "data.chat_template", "models.sharding"),
   ("games.contextual", "data.tokenizer", "models.lora", "objectives.losses"),
   ("games.study", "data.corpus", "data.judge_template", "models.gemma", "objectives.algorithms"),
   ("data.forms", "data.answers"),

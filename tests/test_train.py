@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from jax import numpy as jnp
+from page_files import page_data
 from tensorboardX import record_writer
 
 from configs import short_game
@@ -91,8 +92,12 @@ def test_a_run_trains_and_leaves_its_record(whole, assembled):
   assert all(len(sample["response"]) > 0 < len(sample["reference"]) for sample in samples)
   assert all(0 < sample["tokens"] <= 12 >= sample["reference_tokens"] > 0 for sample in samples)
   assert all(0 <= sample["p_win"] <= 1 and sample["logp"] < 0 for sample in samples)
+  assert "p_win_first" not in samples[0], "the population is shown no order"
   assert {sample["log_ratio"] for sample in samples[:4]} == {0}, "it is the reference yet"
   assert 0 not in {sample["log_ratio"] for sample in samples[8:]}
+  (shown,) = page_data(workdir)["texts"]
+  assert [item["prompt"] for item in shown["items"]] == prompts[:4]
+  assert shown["names"] == ["reference", "step 0", "step 3", "step 6"]
   moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), done.state.params, assembled.reference)
   assert max(jax.tree.leaves(moved)) > 1e-3
 

@@ -7,6 +7,7 @@ spread is the cell's error; the pairs of one prompt are not.
 
 import functools
 import itertools
+import json
 import math
 import os
 import pathlib
@@ -29,7 +30,7 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.jobs import outputs
 from nash_jax.jobs.rates import length_controlled, length_matched, win_rates
 from nash_jax.policy import Policy, load_weights_and_step, make_policy, tokenizer_and_model
-from nash_jax.run import files, lock
+from nash_jax.run import files, lock, page
 from nash_jax.run.checkpoint import differences
 from nash_jax.run.metrics import progress_bar
 from nash_jax.types import Mean, Prompts, Responses, Verdict
@@ -340,14 +341,43 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   tables = report.arena(result)
   files.write_json(folder / "arena.json", result)
   files.write_text(folder / "arena.md", tables + report.side_by_side(result["texts"]))
+  _write_texts(config, tokenizer, judged, folder / "texts.jsonl")
   if config.prompts.task in answers.BENCHMARKS:
     outputs.write(config, held_out, _answers(config, tokenizer, judged), tokenizer, folder)
   labels = report.figure_labels(result["judges"])
   for label, (name, judge) in zip(labels, result["judges"].items(), strict=True):
     title = f"Row beats column: {count} held-out prompts, judge: {label}"
     report.heat_map(judge["win_rate"], title, folder / f"arena_{file_name(name)}.png")
+  page.leave(page.write_arena, folder)
   print(tables)
   return result
+
+
+def _write_texts(config, tokenizer: Tokenizer, judged: Judged, path: pathlib.Path) -> None:
+  """Writes a line a prompt: every policy's first response, and each judge's verdicts on these."""
+  prompts = [_text(tokenizer, judged.prompts, i) for i in range(len(judged.prompts.tokens))]
+  by_policy, firsts = _answers(config, tokenizer, judged), slice(None, None, config.samples)
+  tables = {}
+  for name, verdict in judged.verdicts.items():
+    own = np.eye(len(by_policy), dtype=bool)
+    valid = np.asarray(verdict.valid)[:, firsts, firsts] & ~own
+    fields = {"p_win": verdict.p_win, "p_win_first": verdict.p_win_first}
+    tables[name] = {
+      field: np.where(valid, np.asarray(p, np.float64)[:, firsts, firsts].round(4), np.nan)
+      for field, p in fields.items()
+      if p is not None
+    }
+  lines = []
+  for i, prompt in enumerate(prompts):
+    verdicts = {
+      name: {k: p[i].tolist() for k, p in table.items()} for name, table in tables.items()
+    }
+    row = {
+      "prompt": prompt, "continuations": {name: texts[i] for name, texts in by_policy.items()},
+      "verdicts": verdicts,
+    }  # fmt: skip
+    lines.append(json.dumps(files.without_nan(row), ensure_ascii=False) + "\n")
+  files.write_text(path, "".join(lines))
 
 
 def _load_held_out(config, tokenizer: Tokenizer) -> Examples:

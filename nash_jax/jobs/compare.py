@@ -5,6 +5,7 @@ workdir/results.json, compare.md           the results and their tables; figures
 workdir/arena/seed_<s>                     who beats whom, where responses are texts
 """
 
+import functools
 import math
 import pathlib
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from nash_jax import report
 from nash_jax.config import resolve
 from nash_jax.config.comparison import REFERENCE, Run, label, name_runs, rate_name, run_config
 from nash_jax.jobs import arena, sweep
-from nash_jax.run import files, lock
+from nash_jax.run import files, lock, page
 from nash_jax.run.checkpoint import Workdir
 from nash_jax.types import ROUNDING
 from nash_jax.validation import printable, require
@@ -61,6 +62,7 @@ def _run(config: ConfigDict, folder: pathlib.Path, progress: bool) -> dict[str, 
   files.write_text(folder / "compare.md", text + "\n")
   for policy in config.kinds:
     _figure(config, results[policy], folder / f"curves_{policy}.png")
+  page.leave(functools.partial(_write_page, config, results), folder)
   print(f"{text}\n\ntables: {folder}/compare.md, figures: {folder}/curves_*.png")
   return files.without_nan(results)
 
@@ -181,6 +183,47 @@ def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
   return out
 
 
+def _write_page(config, results: dict[str, dict[str, Any]], folder: pathlib.Path) -> None:
+  """Writes report.html: medians by step, the tables, and the texts of every seed's arena."""
+  exact = config.base.evaluation.exact
+  metrics = {SUBOPT: "SubOpt_β"} if exact else {WIN: "Win rate against the reference",
+    KL: "KL to the reference, nats a response"}  # fmt: skip
+  curves, tables, texts = [], [], []
+  for policy in config.kinds:
+    curves += [
+      {
+        "title": f"{policy}: {label}", "label": "median of the seeds", "log": exact,
+        "baseline": 0.5 if metric == WIN else None,
+        "series": [
+          page.line(name, result["seeds"][0]["steps"], np.median(_values(result, metric), axis=0))
+          for name, result in results[policy].items()
+        ],
+      }
+      for metric, label in metrics.items()
+    ]  # fmt: skip
+    title, columns, cells_by_run = (_exact_table if exact else _win_rate_table)(results[policy])
+    rates = {name: rate_name(result["learning_rate"]) for name, result in results[policy].items()}
+    rows = [[run, rates[run], *cells] for run, cells in cells_by_run.items()]
+    header = ["run", "learning rate", *columns]
+    tables.append(page.row_table(f"{policy}: {title}", header, rows))
+  for judge, rates_by_table in results.get("arena", {}).items():
+    tables += [
+      page.rate_table(f"{page.RATES[table]}, judge: {judge}, mean over seeds", cells)
+      for table, cells in rates_by_table.items()
+    ]
+  if results.get("arena"):
+    names = {policy: name for name, policy in _policy_names(_ended(results["network"])).items()}
+    places = ((seed, folder / "arena" / f"seed_{seed}") for seed in range(config.seeds))
+    texts = [
+      page.arena_texts(place, files.read_json(place / "arena.json"), f"of seed {seed}", names)
+      for seed, place in places
+    ]
+  facts = [("runs", len(config.runs)), ("seeds", config.seeds)]
+  title = f"compare: {'/'.join(folder.resolve().parts[-2:])}"
+  path = folder / page.NAME
+  page.write(path, title, facts=facts, curves=curves, tables=tables, texts=texts)
+
+
 def _exact_table(results: dict[str, Result]) -> Table:
   """Returns the table of the runs by SubOpt_β of their last iterate."""
   starts = {name: _values(result, SUBOPT)[0, 0] for name, result in results.items()}  # depends on β
@@ -216,7 +259,7 @@ def _run_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dic
   Returns:
     The tables' means by judge.
   """
-  ended = [name for name, r in results.items() if np.isfinite(_values(r, WIN)[:, -1]).all()]
+  ended = _ended(results)
   policies = _policy_names(ended)
   arenas = []
   for seed in range(config.seeds if ended else 0):
@@ -238,6 +281,11 @@ def _run_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dic
     }
     for judge in (arenas[0]["judges"] if arenas else ())
   }
+
+
+def _ended(results: dict[str, Result]) -> list[str]:
+  """Returns the runs whose last evaluation is finite with every seed."""
+  return [name for name, r in results.items() if np.isfinite(_values(r, WIN)[:, -1]).all()]
 
 
 def _policy_names(names: list[str]) -> dict[str, str]:

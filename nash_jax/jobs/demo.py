@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import config, report, train
 from nash_jax.jobs import arena
-from nash_jax.run import files
+from nash_jax.run import files, page
 
 
 def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
   arena.recorded_result(config.resolve(arena_config), folder / "arena")  # an older one gives way
   result = arena.run(arena_config, folder / "arena")
   report.curves(folder)
+  page.leave(page.write_run, folder)  # again, with the arena
   summary = {
     "seconds": round(time.perf_counter() - start, 1),
     "steps": int(done.state.step),
@@ -73,6 +74,7 @@ def _epilogue(result: dict[str, Any], summary: dict[str, Any], folder: pathlib.P
     f" {_number(unseen['mean'])} ± {_number(unseen['sigma3'])} under the population it never saw,"
     f" {_number(judged['mean'])} under its judge,"
     f" at KL {_number(summary['kl_to_reference'], 1)} nats a response.",
+    f"a page:      {folder}/report.html, to be opened in a browser",
     f"figures:     {folder}/curves.png, {folder}/arena/arena_population.png",
     f"tables:      {folder}/arena/arena.md, {folder}/summary.json",
     f"curves live: .venv/bin/tensorboard --logdir {folder}/tensorboard",

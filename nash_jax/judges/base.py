@@ -7,7 +7,7 @@ makes its function from these two. A new judge is a module here and an entry of 
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -50,7 +50,19 @@ class Judge:
   server: Server | None = flax.struct.field(pytree_node=False, default=None)
 
 
-Comparison = tuple[Float[Array, "N"], Bool[Array, "N"], dict[str, Mean]]  # P(a ≻ b), valid, metrics
+class Comparison(NamedTuple):
+  """What a judge says of N pairs: P(a ≻ b), whether it is valid, and its metrics.
+
+  Attributes:
+    p_first: P(a ≻ b) where a is shown first, of a judge that is shown both orders.
+  """
+
+  p: Float[Array, "N"]
+  valid: Bool[Array, "N"]
+  metrics: dict[str, Mean]
+  p_first: Float[Array, "N"] | None = None
+
+
 Compare = Callable[[Params, Prompts, Any, Any], Comparison]
 Read = Callable[[Params, Prompts, Answers], Any]
 
@@ -63,8 +75,8 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
   """Returns a judge's `fn`, given how it reads a single response and compares a single pair.
 
   Args:
-    compare: (params, prompts of N pairs, readings of a, readings of b) -> (P(a ≻ b), valid,
-      metrics). The metric `tie_mass` is added. A P that is not in [0, 1] is not valid.
+    compare: (params, prompts of N pairs, readings of a, readings of b) -> Comparison, whose last
+      field may be left out. The metric `tie_mass` is added. A P that is not in [0, 1] is not valid.
     read: (params, N prompts, Answers) -> readings, arrays with leading axis N; runs once for each
       response.
     scalar: readings are rewards, which the verdict then holds too; comparisons of one that is not
@@ -89,30 +101,37 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
       i, j = np.indices((samples, num_opponents)).reshape(2, -1)
     firsts = jax.tree.map(lambda leaf: _flatten(leaf[:, i]), a)
     seconds = jax.tree.map(lambda leaf: _flatten(leaf[:, j]), b)
-    p, valid, metrics = compare(params, _repeat(prompts, len(i)), firsts, seconds)
+    p, valid, metrics, p_first = Comparison(
+      *compare(params, _repeat(prompts, len(i)), firsts, seconds)
+    )
     if scalar:
       valid = valid & jnp.isfinite(firsts) & jnp.isfinite(seconds)
     valid = valid & is_probability(p)
     metrics = {**metrics, "tie_mass": Mean.from_values(jnp.abs(p - 0.5) < TIE, valid)}
-    shape = (batch, samples, num_opponents)
-    p, valid = p.reshape(batch, -1), valid.reshape(batch, -1)
-    p_win = jnp.full(shape, 0.5, p.dtype).at[:, i, j].set(p)
-    compared = jnp.zeros(shape, bool).at[:, i, j].set(valid)
-    if opponents is None:
-      p_win, compared = p_win.at[:, j, i].set(1 - p), compared.at[:, j, i].set(valid)
-    return Verdict(p_win, compared, a if scalar else None, metrics).checked()
+
+    def place(pairs: Array, fill: Any, turned: Array) -> Array:
+      """Returns values of all pairs as [B K J], `turned` being those of (b, a)."""
+      table = jnp.full((batch, samples, num_opponents), fill, pairs.dtype)
+      table = table.at[:, i, j].set(pairs.reshape(batch, -1))
+      return table if opponents is not None else table.at[:, j, i].set(turned.reshape(batch, -1))
+
+    p_win, compared = place(p, 0.5, 1 - p), place(valid, False, valid)
+    # p is the mean of both orders; that in which b is shown first tells the other side's P.
+    first = None if p_first is None else place(p_first, 0.5, 1 - (2 * p - p_first))
+    return Verdict(p_win, compared, a if scalar else None, metrics, first).checked()
 
   return fn
 
 
 def compare_rewards(params, prompts, a: Array, b: Array) -> Comparison:
   """Returns P(a ≻ b) = σ(a - b) of rewards a and b; see `pairwise`, with scalar=True."""
-  return jax.nn.sigmoid(a - b), jnp.ones(a.shape, bool), {}
+  return Comparison(jax.nn.sigmoid(a - b), jnp.ones(a.shape, bool), {})
 
 
 def labels(fn: JudgeFn, form: str, params, prompts, responses, opponents, key: Array) -> Verdict:
   """Returns fn's verdict; with form="sampled", each probability is replaced by a Bernoulli draw."""
   verdict = fn(params, prompts, responses, opponents).checked()
+  verdict = dataclasses.replace(verdict, p_win_first=None)  # which no loss reads
   if form == "soft":
     return verdict
   wins = jax.random.bernoulli(key, verdict.p_win).astype(verdict.p_win.dtype)

@@ -94,7 +94,7 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
     if layout.max_tokens:
       cut = shown(layout, prompts, a, b)[1]
       metrics |= {"judge_cut": Mean.from_values(cut > 0), "judge_cut_tokens": Mean.from_values(cut)}
-    return _average(first, second), valid, metrics
+    return Comparison(_average(first, second), valid, metrics, jax.nn.sigmoid(first))
 
   if params is None:
     params = load(config.model, model_config, gemma.init, mesh)
@@ -113,9 +113,10 @@ def _in_parts(compare: Compare, most: int, params, prompts, a, b) -> Comparison:
     return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
 
   rows = jax.tree.map(split, (prompts, a, b))
-  p, valid, metrics = jax.lax.map(lambda part: compare(params, *part), rows)
+  p, valid, metrics, p_first = jax.lax.map(lambda part: compare(params, *part), rows)
   metrics = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), metrics)
-  return p.T.reshape(-1), valid.T.reshape(-1), metrics
+  p, valid, p_first = jax.tree.map(lambda leaf: leaf.T.reshape(-1), (p, valid, p_first))
+  return Comparison(p, valid, metrics, p_first)
 
 
 def architecture(config, tokenizer: Tokenizer) -> tuple[gemma.GemmaConfig, dict[str, Any]]:

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 
 from nash_jax.data import judge_template
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.judges.base import Judge, pairwise
+from nash_jax.judges.base import Comparison, Judge, pairwise
 from nash_jax.judges.chat import KEY, Chat, Outcome
 from nash_jax.types import Mean
 
@@ -71,7 +71,8 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
     p = jnp.where(valid, 0.5 + 0.5 * (first - second), 0.5)
     flipped = Mean.from_values((first > 0.5) != (second < 0.5), valid)
     lost = {metric: Mean.from_values(kinds == k + 1) for k, metric in enumerate(LOST.values())}
-    return p, valid, {"flip_rate": flipped, "valid": Mean.from_values(valid), **lost}
+    metrics = {"flip_rate": flipped, "valid": Mean.from_values(valid), **lost}
+    return Comparison(p, valid, metrics, first)
 
   return Judge(None, pairwise(compare), survey)
 

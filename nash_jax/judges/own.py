@@ -255,6 +255,6 @@ def from_texts(
     first, second = asked[:, 0], asked[:, 1]
     valid = jnp.isfinite(first) & jnp.isfinite(second)
     flipped = Mean.from_values((first > 0.5) != (second < 0.5), valid)
-    return (first + 1 - second) / 2, valid, {"flip_rate": flipped}
+    return Comparison((first + 1 - second) / 2, valid, {"flip_rate": flipped}, first)
 
   return Judge({}, pairwise(compare))

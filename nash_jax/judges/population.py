@@ -71,4 +71,4 @@ def utilities(params: Params, prompts, answers: Answers) -> Float[Array, "N Z"]:
 def compare(params, prompts, a: Float[Array, "N Z"], b: Float[Array, "N Z"]) -> Comparison:
   """Returns P(a ≻ b) of utilities a and b, valid and metrics; see base.pairwise."""
   p = jnp.mean(jnp.where(a == b, 0.5, a > b), axis=1)
-  return p, jnp.ones(p.shape, bool), {}
+  return Comparison(p, jnp.ones(p.shape, bool), {})

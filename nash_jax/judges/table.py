@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.games import preference
-from nash_jax.judges.base import Judge, compare_rewards, pairwise
+from nash_jax.judges.base import Comparison, Judge, compare_rewards, pairwise
 from nash_jax.models import sharding
 from nash_jax.types import Answers
 from nash_jax.validation import asset_path
@@ -69,7 +69,7 @@ def judge(table: Float[np.ndarray, "X A A"], first_token: int, base: int) -> Jud
     (action, readable), (other_action, other_readable) = a, b
     valid = readable & other_readable
     p = params[prompts.index % len(params), action, other_action]
-    return jnp.where(valid, p, 0.5), valid, {}
+    return Comparison(jnp.where(valid, p, 0.5), valid, {})
 
   return Judge(jnp.asarray(table), pairwise(compare, lambda _, prompts, answers: read(answers)))
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from nash_jax import update
 from nash_jax.config import describe
 from nash_jax.config.unread import unread
-from nash_jax.run import checkpoint, lock, metrics, signals
+from nash_jax.run import checkpoint, lock, metrics, page, signals
 from nash_jax.run.advice import kl_bound, of_config
 from nash_jax.run.inputs import Inputs
 from nash_jax.types import Params, TrainState
@@ -96,6 +96,8 @@ def run_loop[SetupT: Setup](
           f"{error}; {_last_good(checkpoints, workdir)}: once this is mended, the same command goes"
           " on from there"
         ) from error
+      finally:  # of what was recorded, however it ended
+        page.leave(page.write_run, workdir)
 
 
 def _saved_config(config, workdir: checkpoint.Workdir) -> dict[str, Any]:
