@@ -78,7 +78,9 @@ def test_what_jobs_leave_is_found_in_their_folders(read, tokenizer):
   (pair,) = read({**ids, "b": tokenizer.encode(" she"), "p_a": 0.2}, name="pairs.jsonl")
   assert (pair.prompt, pair.a.text, pair.b.text) == ("One day", " he ran.", " she")
   assert (pair.ids, pair.a.ids) == (ids["inputs"], ids["a"])
+  assert read({"texts": texts}, name="arena/seed_0/arena.json") == there
   assert read({"texts": texts}, name="arena/arena.json") == there
+  assert read(*texts, name="arena/texts.jsonl") == there
   assert read({"texts": texts}, name="arena.json") == there
 
 

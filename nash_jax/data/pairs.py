@@ -18,7 +18,10 @@ from nash_jax.run.files import read_json
 from nash_jax.validation import require
 
 # What is looked for in a folder, in this order; else its files of records are read.
-IN_FOLDER = ("arena.json", "arena/arena.json", "pairs.jsonl", "samples.jsonl")
+_TEXTS = [
+  f"{arena}{name}" for arena in ("", "arena/", "arena/*/") for name in ("texts.jsonl", "arena.json")
+]
+IN_FOLDER = (*_TEXTS, "pairs.jsonl", "samples.jsonl")
 _TURN = re.compile(r"<start_of_turn>(user|model)\n")
 
 
@@ -63,8 +66,8 @@ def read(source: str, tokenizer: Tokenizer) -> list[Pair]:
 def _files(entry: str) -> list[str]:
   if os.path.isdir(entry):
     for name in IN_FOLDER:
-      if os.path.exists(path := os.path.join(entry, name)):
-        return [path]
+      if found := sorted(map(str, pathlib.Path(entry).glob(name))):
+        return found
   return [path for path, _ in corpus.parse_paths(entry)]
 
 

@@ -36,7 +36,7 @@ _HEADERS = {
 }  # fmt: skip
 _POLICY = (
   "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self';"
-  " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+  " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 Said = dict[str, Any]

@@ -181,7 +181,8 @@ def text(found: dict[str, Any]) -> str:
       f" {policies['compared']} pairs of policies.",
     ]  # fmt: skip
     if policies["cycles"]["cyclic"]:
-      lines += [f"{policies['cycles']['cyclic']} triples of policies go in a circle."]
+      circles, total = policies["cycles"]["cyclic"], policies["cycles"]["triples"]
+      lines += [f"Triples of policies that surely go in a circle: {circles} of {total}."]
   return "\n".join(lines)
 
 
