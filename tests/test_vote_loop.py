@@ -13,7 +13,8 @@ from test_vote_page import Served
 from nash_jax import config as configs
 from nash_jax import fit, train
 from nash_jax.configs import stories
-from nash_jax.jobs import agreement
+from nash_jax.data.votes import FILE, Store
+from nash_jax.jobs import agreement, arena
 
 NAMES, ANIMALS = ("Tom", "Ann", "Sam", "Lily"), ("dog", "cat", "bird", "frog")
 # What each annotator likes best, second, and least.
@@ -95,3 +96,40 @@ def test_votes_of_tastes_that_cycle_make_a_judge_that_cycles_and_trains(tmp_path
   assert {"left", "right"} <= {*again.ask("next", annotator="ann")["question"]}
   status, printed, errors = again.end(signal.SIGINT)
   assert status == 0, errors
+
+
+@pytest.mark.slow
+def test_an_arena_asks_people_and_has_their_cells_once_they_have_answered(tmp_path):
+  c = configs.arena()
+  c.prompts.update(held_out=12, batch_size=12)
+  c.sampling.max_tokens, c.samples, c.resamples, c.texts = 24, 1, 10, 12
+  human = configs.train().judge
+  human.update(name="human", votes=str(tmp_path / "vote"))
+  c.judges, c.select_judge = {"population": c.judges.population, "people": human}, "population"
+  with pytest.raises(
+    ValueError, match=r"judge human: (\d+) of \1 pairs have no vote yet. They are"
+  ):
+    arena.run(c, tmp_path / "arena")
+  store = Store(tmp_path / "vote" / FILE, share=0)
+  me, prompts = store.sign_in("ann"), set()
+  while (shown := store.question(me)) and len(prompts) < 11:  # one is left out
+    prompts.add(shown.prompt)
+    store.vote(me, shown.pair, shown.left_id, "left" if shown.left < shown.right else "right")
+  assert len(store.all_votes()) == 11
+  store.close()
+  result = arena.run(c, tmp_path / "arena")
+  tables = result["judges"]["people"]["win_rate"]
+  cell = tables["base"]["best_of_4"]
+  assert cell["n"] == 11
+  assert 0 <= cell["low"] <= cell["mean"] <= cell["high"] <= 1
+  assert cell["mean"] + tables["best_of_4"]["base"]["mean"] == pytest.approx(1)
+  assert result["judges"]["people"]["metrics"]["valid"] == pytest.approx(11 / 12)
+  # Who comes first in the order of letters has won, whoever wrote it.
+  for text in result["texts"]:
+    assert {*text["continuations"]} == {"base", "best_of_4"}
+  won = [
+    float(texts["base"] < texts["best_of_4"])
+    for texts in (text["continuations"] for text in result["texts"])
+    if texts["base"] != texts["best_of_4"]
+  ]
+  assert abs(sum(won) - 11 * cell["mean"]) <= 1  # but for the prompt that was left out
