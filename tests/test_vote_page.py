@@ -16,6 +16,7 @@ from test_votes import pairs
 from tiny import ROOT
 
 from nash_jax import config as configs
+from nash_jax.config import checks
 from nash_jax.data.votes import FILE, Answer, Pair, Store
 from nash_jax.jobs import vote, vote_page
 
@@ -162,6 +163,15 @@ def test_nothing_to_judge_and_a_port_that_is_taken_are_said_in_a_line(tmp_path):
     c.source, c.port = str(source), taken.getsockname()[1]
     with pytest.raises(ValueError, match=r"cannot be opened: .*--config.port=0"):
       vote.run(c, tmp_path)
+
+
+def test_without_its_packages_the_page_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(checks, "_is_installed", lambda name: name != "uvicorn")
+  c = configs.vote()
+  with pytest.raises(ValueError, match=r"the package uvicorn beside it, .*pip install uvicorn"):
+    configs.resolve(c)
+  c.export = "votes.jsonl"
+  assert configs.resolve(c).export
 
 
 class Served:

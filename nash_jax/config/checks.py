@@ -27,7 +27,8 @@ from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
 
-_WANDB = ("the package wandb beside it", f"Install it: {sys.executable} -m pip install wandb")
+_PIP = f"{sys.executable} -m pip install"
+_WANDB = ("the package wandb beside it", f"Install it: {_PIP} wandb")
 EXACT_BETA = 1e-4  # the least β of a game whose equilibrium float64 resolves
 
 
@@ -481,6 +482,9 @@ def _check_vote(config) -> None:
   check.one_of("model.template", TEMPLATES)
   good = config.export.endswith(".jsonl") or not config.export
   check("export", good, "a file of this machine, .jsonl", "Give --export=votes.jsonl.")
+  for package in ("starlette", "uvicorn"):
+    good, fix = config.export != "" or _is_installed(package), f"Install it: {_PIP} {package}"
+    require(good, "nash-jax vote", f"the package {package} beside it", "none", fix)
   check("host", config.host != "", "an address of this machine", "The default is 127.0.0.1.")
 
 

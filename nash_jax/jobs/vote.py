@@ -20,7 +20,7 @@ from nash_jax.config import resolve
 from nash_jax.data import pairs
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.data.votes import FILE, Pair, Store, Vote
-from nash_jax.jobs import vote_page, vote_statistics
+from nash_jax.jobs import vote_statistics
 from nash_jax.run import files, lock
 from nash_jax.validation import file_name, require
 
@@ -61,6 +61,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _serve(config: ConfigDict, store: Store, folder: pathlib.Path) -> None:
+  from nash_jax.jobs import vote_page  # with the packages of an extra, which an export is without
+
   number, fix = store.progress()["pairs"], "Give files or folders: nash-jax vote --from=..."
   require(number > 0, str(store.path), "pairs to judge", "none", fix)
   local = config.host in vote_page.LOOPBACK

@@ -16,6 +16,7 @@ from nash_jax.data import pairs
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.data.votes import FILE, Pair, Store
 from nash_jax.judges.base import Judge, pairwise
+from nash_jax.run import files
 from nash_jax.types import Mean
 
 
@@ -43,8 +44,7 @@ class _Survey:
   """What is asked of people in the course of an arena."""
 
   def __init__(self, workdir: str):
-    self._workdir = pathlib.Path(workdir)
-    self._workdir.mkdir(parents=True, exist_ok=True)
+    self._workdir = files.make_folder(workdir)
     self._store = Store(self._workdir / FILE)
     self._missing, self._asked = 0, 0
 
