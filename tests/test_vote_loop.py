@@ -76,7 +76,7 @@ def test_votes_of_tastes_that_cycle_make_a_judge_that_cycles_and_trains(tmp_path
   c.model.weights = "assets:stories/policy.safetensors"
   c.data.update(task="preferences", path=str(votes), held_out=60, batch_size=16)
   c.data.update(max_tokens=32, max_response_tokens=56)
-  c.steps, c.checkpoint.every, c.evaluation.every = 150, 150, 150
+  c.steps, c.checkpoint.every, c.evaluation.every = 80, 80, 80
   c.optimizer.update(learning_rate=1e-3, warmup_steps=20)
   fit.run(c, tmp_path / "fit")
 
