@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from test_votes import pairs
 
 from nash_jax import config as configs
 from nash_jax.data import forms
@@ -176,6 +177,19 @@ def test_files_by_annotator_and_by_group_add_up_to_that_of_all(judged, tmp_path)
       for pair, votes in counts(path).items():
         total[pair].update(votes)
     assert total == counts(whole)
+
+
+def test_the_pairs_of_a_prompt_stand_together(tmp_path):
+  """So that the last lines can be held out."""
+  store = Store(tmp_path / FILE, share=0)
+  store.add(pairs(12))
+  me = store.sign_in("ann")
+  while shown := store.question(me):
+    store.vote(me, shown.pair, shown.left_id, "left")
+  (path,) = vote.export(store, str(tmp_path / "votes.jsonl"))
+  store.close()
+  prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+  assert [prompt for prompt, _ in itertools.groupby(prompts)] == [f"prompt {i}" for i in range(12)]
 
 
 def test_export_without_votes_or_a_name_is_refused(tmp_path, judged):

@@ -1,6 +1,7 @@
 """From responses to votes, a judge, a run, and votes again: with people whose tastes cycle."""
 
 import concurrent.futures
+import itertools
 import json
 import pathlib
 import signal
@@ -16,7 +17,8 @@ from nash_jax.configs import stories
 from nash_jax.data.votes import FILE, Store
 from nash_jax.jobs import agreement, arena
 
-NAMES, ANIMALS = ("Tom", "Ann", "Sam", "Lily"), ("dog", "cat", "bird", "frog")
+NAMES, ANIMALS = ("Tom", "Ann", "Sam", "Lily", "Ben"), ("dog", "cat", "bird", "frog", "duck")
+PLACES = ("a tree", "the house", "the park", "a big box", "the sea")
 # What each annotator likes best, second, and least.
 TASTES = {
   "ann": ("talk", "cheer", "pace"),
@@ -33,9 +35,9 @@ def style(text: str) -> str:
 def write_responses(path: pathlib.Path, prompts: int) -> None:
   """Writes responses of three policies, each of its own style, to some prompts."""
   rng, rows = np.random.default_rng(0), []
-  for i in range(prompts):
-    name, animal, other = rng.choice(NAMES), rng.choice(ANIMALS), rng.choice(NAMES)
-    prompt = f"One day {name} saw a {animal} near tree number {i}."
+  asked = rng.permutation([*itertools.product(NAMES, ANIMALS, PLACES)])[:prompts]
+  for name, animal, place in asked:  # the small tokenizer knows no digits
+    other, prompt = rng.choice(NAMES), f"One day {name} saw a {animal} near {place}."
     texts = {
       "talk": f' "Look at the {animal}," {name} said. "It is big," said {other}.',
       "cheer": f" {name} was so happy and smiled and played with {other} and the {animal} all day.",

@@ -92,7 +92,8 @@ def export(store: Store, output: str, by: str = "all") -> list[pathlib.Path]:
   """Writes votes as preferences for `fit`, with counts and ties; returns the files.
 
   A record has the prompt, the responses, `votes_a`, `votes_b` and `ties`; where tokens are known
-  also `inputs`, `a`, `b` and `p_a`, so that data.task = tokens reads it, too.
+  also `inputs`, `a`, `b` and `p_a`, so that data.task = tokens reads it, too. A prompt's records
+  stand together: those at the end may be held out, and share at most one prompt with the rest.
 
   Args:
     output: a file, .jsonl.
@@ -121,10 +122,12 @@ def export(store: Store, output: str, by: str = "all") -> list[pathlib.Path]:
 
 def _records(votes: Iterable[Vote], known: dict[int, Pair]) -> list[dict[str, Any]]:
   counts: dict[int, collections.Counter[float]] = collections.defaultdict(collections.Counter)
+  prompts = {}
   for vote in votes:
     counts[vote.pair][vote.wins] += 1
+    prompts[vote.pair] = vote.prompt
   records = []
-  for number in sorted(counts):
+  for number in sorted(counts, key=lambda number: (prompts[number], number)):
     pair, count = known[number], counts[number]
     record: dict[str, Any] = {
       "prompt" if isinstance(pair.prompt, str) else "messages": pair.prompt,
