@@ -1,5 +1,6 @@
 """The page to judge on: what the server answers, whom it refuses, and how a person ends it."""
 
+import atexit
 import json
 import os
 import re
@@ -186,6 +187,7 @@ class Served:
       [sys.executable, "-c", code, *options], cwd=ROOT, text=True, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
+    atexit.register(self.process.kill)  # should a test fail before it ends it
     self.address = ""
     while "http://" not in self.address:
       line = self.process.stdout.readline()
