@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 _MODULES = {
   **{name: name for name in ("config", "fit", "games", "judges", "plan", "train", "weights")},
   **{
-    name: f"jobs.{name}" for name in ("agreement", "arena", "collect", "compare", "demo", "sample")
+    name: f"jobs.{name}"
+    for name in ("agreement", "arena", "collect", "compare", "demo", "sample", "vote")
   },
 }
 __all__ = sorted(_MODULES)

@@ -27,6 +27,7 @@ JOBS = {
   "sample": ("jobs.sample", "sample", "print continuations, interactive or from a file"),
   "arena": ("jobs.arena", "arena", "policies against policies: win rates and intervals"),
   "agreement": ("jobs.agreement", "agreement", "judges beside people's own comparisons"),
+  "vote": ("jobs.vote", "vote", "a page on which people judge pairs of responses"),
   "export": ("jobs.export", "export", "a run as a folder that transformers loads, with its card"),
   "compare": ("jobs.compare", "short_compare", "methods side by side, each at its best rate"),
   "sweep": ("jobs.compare", "ablations/kappa", "an ablation: kappa, beta or eta"),
@@ -56,6 +57,7 @@ SHORT_FLAGS = {
   "export": {
     x: x for x in ("run", "to", "dtype", "adapter", "base_model", "tokenizer", "arena")
   },
+  "vote": {"from": "source"} | {x: x for x in ("host", "port", "export", "by")},
   "sample": {
     **{name: name for name in ("prompt", "file", "output", "realign")}, "run": "model.weights",
   },

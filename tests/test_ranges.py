@@ -18,7 +18,8 @@ from nash_jax import fit, train
 from nash_jax.config import fields, page, resolve
 from nash_jax.config.unread import unread
 from nash_jax.configs import short_game
-from nash_jax.jobs import agreement, arena, collect, compare, sample
+from nash_jax.data import votes
+from nash_jax.jobs import agreement, arena, collect, compare, sample, vote
 
 ODD = (0, -1, math.nan, math.inf, 1e30)
 
@@ -82,7 +83,7 @@ def test_a_number_out_of_its_range_is_refused_by_name_whatever_else_is_chosen(jo
   config, tried, refused, passed = base(job), 0, 0, []
   resolve(config)
   found = numbers(fields.DECLARED[job](), config)
-  assert len(found) >= {"fit": 25, "sample": 11, "agreement": 23}.get(job, 28)
+  assert len(found) >= {"fit": 25, "sample": 11, "agreement": 23, "vote": 7}.get(job, 28)
   for path, field in found.items():
     # The ranges of a comparison's base and arena are those of the jobs train and arena.
     for odd in ODD[2:3] if path.startswith(("base.", "arena.")) else ODD:
@@ -220,7 +221,21 @@ QUICKLY = {
 RUNS = {
   "train": train.run, "fit": fit.run, "arena": arena.run, "collect": collect.run,
   "compare": compare.run, "sample": sample.run, "agreement": agreement.run,
+  "vote": vote.run,
 }  # fmt: skip
+
+
+def judged(folder: pathlib.Path) -> pathlib.Path:
+  """Returns a file of comparisons, beside a store that has a vote on another one."""
+  store = votes.Store(folder / votes.FILE)
+  store.add([votes.Pair("p", votes.Answer("x"), votes.Answer("y"))])
+  me = store.sign_in("ann")
+  if question := store.question(me):
+    store.vote(me, question.pair, question.left_id, "tie")
+  store.close()
+  path = folder / "comparisons.jsonl"
+  path.write_text(json.dumps({"prompt": "q", "response_a": "x", "response_b": "y"}))
+  return path
 
 
 def small(job: str, folder: pathlib.Path, field: str) -> ConfigDict:
@@ -248,6 +263,8 @@ def small(job: str, folder: pathlib.Path, field: str) -> ConfigDict:
     c.data.max_response_tokens = 4
     c.model.update(tokenizer=game.model.tokenizer, changes=game.model.changes)
     c.judges = {"judge": {**game.judge.to_dict(), "name": "population"}}
+  elif job == "vote":
+    c.export, c.source = str(folder / "votes.jsonl"), str(judged(folder))
   else:
     for part in ("model", "prompts") if job != "sample" else ("model",):
       c[part] = game[part]
@@ -312,7 +329,7 @@ def test_what_passes_runs_to_its_end(job, tmp_path, compiled_quickly, monkeypatc
   and an arena end with a line.
   """
   loaded, module = [], sys.modules[RUNS[job].__module__]
-  if job != "compare":
+  if job not in ("compare", "vote"):
     name = "load_weights_and_step" if job == "arena" else "load_weights"
     load = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *a, **k: loaded.append(a) or load(*a, **k))
@@ -322,7 +339,7 @@ def test_what_passes_runs_to_its_end(job, tmp_path, compiled_quickly, monkeypatc
     loaded.clear()
     try:
       config = with_value(small(job, tmp_path, field), field, value)
-      RUNS[job](config, folder)
+      RUNS[job](config, tmp_path if job == "vote" else folder)
       if job in ("train", "fit"):
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert steps[-1]["step"] >= config.steps - 1

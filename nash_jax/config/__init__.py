@@ -17,11 +17,12 @@ from nash_jax.config.fields import (
   optimizer,
   sample,
   train,
+  vote,
 )  # fmt: skip
 
 __all__ = [
   "agreement", "arena", "collect", "compare", "describe", "fit", "model", "optimizer",
-  "refuse_unread", "resolve", "sample", "train",
+  "refuse_unread", "resolve", "sample", "train", "vote",
 ]  # fmt: skip
 
 

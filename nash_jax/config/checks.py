@@ -27,7 +27,8 @@ from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
 
-_WANDB = ("the package wandb beside it", f"Install it: {sys.executable} -m pip install wandb")
+_PIP = f"{sys.executable} -m pip install"
+_WANDB = ("the package wandb beside it", f"Install it: {_PIP} wandb")
 EXACT_BETA = 1e-4  # the least β of a game whose equilibrium float64 resolves
 
 
@@ -224,6 +225,10 @@ def _check_judge(judge, path: str, sampling, remote: bool = False) -> None:
     check("model.lora.rank", judge.model.lora.rank == 0, expected, fix)
   if judge.name == "http":
     _check_http(judge, check, remote)
+  if judge.name == "human":
+    fix = "Use human in the arena; fit a judge to votes for the rest: docs/votes.md."
+    check("name", remote, "a judge that answers at once", fix)
+    check("votes", judge.votes != "", "a workdir of `nash-jax vote`", "Set it.")
   if judge.name in ("gemma", "gemma_text", "http"):
     judge_template.read(judge.template)
     texts = all(isinstance(answer, str) for answer in judge.answers)
@@ -277,6 +282,9 @@ def _check_arena(config) -> None:
     if policy.outputs:
       _check_outputs(policy, f"policies.{printable(name)}", config.prompts.task)
   check.one_of("select_judge", config.judges)
+  chosen = any(policy.best_of > 1 for policy in config.policies.values())
+  good = not chosen or config.judges[config.select_judge].name != "human"
+  check("select_judge", good, "a judge that answers at once", "Add another one to judges.")
   _check_sampling(config)
 
 
@@ -469,6 +477,17 @@ def _check_sample(config) -> None:
   _check_sampling(config)
 
 
+def _check_vote(config) -> None:
+  check = _Checker(config)
+  check.one_of("model.template", TEMPLATES)
+  good = config.export.endswith(".jsonl") or not config.export
+  check("export", good, "a file of this machine, .jsonl", "Give --export=votes.jsonl.")
+  for package in ("starlette", "uvicorn"):
+    good, fix = config.export != "" or _is_installed(package), f"Install it: {_PIP} {package}"
+    require(good, "nash-jax vote", f"the package {package} beside it", "none", fix)
+  check("host", config.host != "", "an address of this machine", "The default is 127.0.0.1.")
+
+
 def _check_train(config, devices: int | None = None) -> None:
   devices, check = devices or jax.device_count(), _Checker(config)
   _check_model(config.model, "model")
@@ -530,4 +549,5 @@ def _check_algorithm(config) -> None:
 CHECKS = {
   "train": _check_train, "fit": _check_fit, "arena": _check_arena, "collect": _check_collect,
   "compare": _check_compare, "sample": _check_sample, "agreement": _check_agreement,
+  "vote": _check_vote,
 }  # fmt: skip

@@ -27,6 +27,7 @@ JUDGES = {
   "gemma_text": (*_GEMMA, "model.template", *_QUESTION, "max_tokens", "micro_batches", "mesh"),
   "bradley_terry": (*_GEMMA, "mesh"), "population": ("mesh",),
   "table": (*_TABLE, "mesh"), "table_reward": (*_TABLE, "mesh"), "http": ("http", *_QUESTION),
+  "human": ("votes",),
 }  # fmt: skip
 
 
@@ -240,6 +241,7 @@ def _judge(**defaults) -> ConfigDict:
       "backoff": number(1.0, "[0, 60]"),
       "workers": number(8, "[1, 1024]"),  # requests at a time
     },
+    votes="",  # of the judge "human", in the arena: a workdir of `nash-jax vote`
     table="",  # of the table judge: .npy [X A A], contexts by prompt index
     # A response's first tokens are its action: digits, token - first_token, in base table_tokens.
     first_token=number(6, "[0, 1e6]"),
@@ -423,6 +425,22 @@ def _sample() -> ConfigDict:
   )
 
 
+def _vote() -> ConfigDict:
+  """The fields of a page on which people judge, with their defaults."""
+  return _group(
+    job="vote",
+    seed=_train().seed,  # of the sides and the order in which responses are shown
+    source="",  # files or folders to take pairs from, separated by commas; "": those there are
+    model=_model(),  # whose tokenizer the token ids of a source are of
+    votes=number(1, "[1, 1000]"),  # that each pair is to have, of as many annotators
+    shared=number(0.1, "[0, 1]"),  # of the pairs, which all annotators judge
+    host="127.0.0.1",  # another than this machine's own: with a token
+    port=number(8080, "[1, 65535]", {0: "a free one"}),
+    export="",  # a file for the votes, .jsonl, as preferences for fit; no page is served then
+    by=_choice("all", ("all", "annotator", "group")),  # a file of votes for each
+  )
+
+
 # Groups whose entries the user names: how an entry is declared.
 ENTRIES: dict[str, Callable[[], ConfigDict]] = {
   "policies": functools.cache(_policy), "judges": functools.cache(_judge),
@@ -433,7 +451,7 @@ DECLARED: dict[str, Callable[[], ConfigDict]] = {
   "train": functools.cache(_train), "fit": functools.cache(_fit),
   "arena": functools.cache(_arena), "collect": functools.cache(_collect),
   "compare": functools.cache(_compare), "sample": functools.cache(_sample),
-  "agreement": functools.cache(_agreement),
+  "agreement": functools.cache(_agreement), "vote": functools.cache(_vote),
 }  # fmt: skip
 
 
@@ -449,7 +467,7 @@ def _config[**P](declare: Callable[P, ConfigDict]) -> Callable[P, ConfigDict]:
 
 model, optimizer, algorithm, judge = map(_config, (_model, _optimizer, _algorithm, _judge))
 train, fit, arena = map(_config, (_train, _fit, _arena))
-collect, sample, agreement = map(_config, (_collect, _sample, _agreement))
+collect, sample, agreement, vote = map(_config, (_collect, _sample, _agreement, _vote))
 
 
 def compare(base: ConfigDict | None = None, runs: Iterable[dict] = (), **fields) -> ConfigDict:

@@ -16,6 +16,7 @@ _SAMPLED = ("preset", "changes", "tokenizer", "template", "dtype")
 MODEL = {
   "arena": (*_SAMPLED, "remat", "logit_chunk"), "collect": _SAMPLED,
   "sample": (*_SAMPLED, "weights"), "agreement": ("preset", "changes", "tokenizer", "template"),
+  "vote": ("tokenizer", "template"),
 }  # fmt: skip
 
 
@@ -132,7 +133,16 @@ def _arena(config: ConfigDict) -> Iterator[tuple[str, str]]:
         yield f"policies.{name}.{field}", f"policies.{name}.outputs"
 
 
-_OF_JOB = {"train": _train, "fit": _fit, "sample": _sample, "arena": _arena}
+def _vote(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  if config.export:
+    yield from (
+      (name, "export, which serves no page") for name in ("host", "port", "shared", "seed")
+    )
+  else:
+    yield "by", "export = ''"
+
+
+_OF_JOB = {"train": _train, "fit": _fit, "sample": _sample, "arena": _arena, "vote": _vote}
 
 
 def _unread_of_compare(config: ConfigDict) -> dict[str, str]:

@@ -19,7 +19,7 @@ from nash_jax.config import describe, resolve
 from nash_jax.data.corpus import Examples
 from nash_jax.data.preferences import load_preferences
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.jobs.rates import interval
+from nash_jax.jobs.rates import ratio
 from nash_jax.policy import tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.types import Responses
@@ -53,14 +53,8 @@ def agreement(
   if not sums:
     return {"mean": math.nan, "low": math.nan, "high": math.nan, "pairs": 0, "prompts": 0}
   totals, weights = np.array([*sums.values()]).T
-  n, pairs = len(sums), weights.sum()
-  mean = totals.sum() / pairs
-  spread = math.fsum((totals - mean * weights) ** 2)
-  error = math.sqrt(spread * n / (n - 1)) / pairs if n > 1 else math.nan
-  low, high = interval(np.array(mean), np.array(error), np.array(n))
-  return {
-    "mean": float(mean), "low": float(low), "high": float(high), "pairs": int(pairs), "prompts": n,
-  }  # fmt: skip
+  mean, low, high = ratio(totals, weights)
+  return {"mean": mean, "low": low, "high": high, "pairs": int(weights.sum()), "prompts": len(sums)}
 
 
 def calibration(

@@ -1,6 +1,7 @@
 """Win rates from an arena's verdicts, and what is known of them from so many prompts."""
 
 import itertools
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -44,6 +45,22 @@ def interval(
     low = np.minimum(lower(mean, trials), turned)
     high = np.maximum(1 - lower(1 - mean, trials), turned)
   return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
+
+
+def ratio(
+  totals: Float[np.ndarray, "N"], weights: Float[np.ndarray, "N"]
+) -> tuple[float, float, float]:
+  """Returns Σ totals / Σ weights and the ends of its interval, for N prompts, N ≥ 1.
+
+  Prompts are independent and what is counted within one is not, so the error is that of a ratio of
+  sums over prompts.
+  """
+  n, pairs = len(totals), weights.sum()
+  mean = totals.sum() / pairs
+  spread = math.fsum((totals - mean * weights) ** 2)
+  error = math.sqrt(spread * n / (n - 1)) / pairs if n > 1 else math.nan
+  low, high = interval(np.array(mean), np.array(error), np.array(n))
+  return float(mean), float(low), float(high)
 
 
 def win_rates(

@@ -1,7 +1,7 @@
 """Judges: which of two responses to a prompt is preferred, and with what probability."""
 
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.judges import bradley_terry, gemma, http, own, population, table, text
+from nash_jax.judges import bradley_terry, gemma, http, human, own, population, table, text
 from nash_jax.judges.base import TIE, Judge, JudgeFn, compare_rewards, labels, pairwise
 from nash_jax.judges.own import from_texts
 from nash_jax.types import Answers, Params
@@ -16,7 +16,7 @@ __all__ = [
 JUDGES = {
   "gemma": gemma.make, "gemma_text": text.make, "bradley_terry": bradley_terry.make,
   "population": population.make, "table": table.make, "table_reward": table.make,
-  "http": http.make,
+  "http": http.make, "human": human.make,
 }  # fmt: skip
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 
