@@ -88,7 +88,9 @@ def test_votes_of_tastes_that_cycle_make_a_judge_that_cycles_and_trains(tmp_path
   found = agreement.run(c, tmp_path / "agreement")
   assert found["people"]["cycles"] == {"triples": 20, "cyclic": 20}
   assert found["judges"]["judge"]["cycles"]["cyclic"] >= 18, found["judges"]["judge"]
-  assert found["judges"]["judge"]["agreement"]["low"] > 0.8
+  agrees = found["judges"]["judge"]["agreement"]
+  assert agrees["mean"] > 0.9
+  assert agrees["low"] > 0.5  # twenty prompts that all agree show .72
 
   c = stories.get_config()
   c.judge.model.weights = str(tmp_path / "judge.safetensors")
