@@ -5,7 +5,7 @@ Command:  nash-jax train --config=gemma3_1b --workdir=runs/gemma3_1b
           (:lora for adapters of rank 16, :self for the policy's own start as judge, :lora,self for
           both, :smoke for tiny random models on a CPU). docs/true_size.md has every command from an
           empty machine on.
-Cost:     6.2 of 15.75 GiB a chip and 1.2 s a step at best on v5e-8, by docs/plan.md:
+Cost:     6.2 of 15.75 GiB a chip and .93 s a step at best on v5e-8, by docs/plan.md:
           nash-jax plan --config=gemma3_1b --topology=v5e-8.
 Expected: nothing is published for these models, and nothing has been run here yet.
 

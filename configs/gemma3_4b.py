@@ -4,7 +4,7 @@ Question: how far does a model come that is judged by itself, as it was at the s
 Command:  nash-jax train --config=gemma3_4b --workdir=runs/gemma3_4b
           (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). docs/true_size.md
           has every command from an empty machine on.
-Cost:     34.0 of 95.73 GiB a chip and 1.9 s a step at best on v5p-8, by docs/plan.md:
+Cost:     34.0 of 95.73 GiB a chip and 1.7 s a step at best on v5p-8, by docs/plan.md:
           nash-jax plan --config=gemma3_4b --topology=v5p-8.
 Expected: nothing is published for these models, and nothing has been run here yet.
 

@@ -292,7 +292,7 @@ def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenize
   jax.tree.map(np.testing.assert_array_equal, judge.params, params)
 
   with pytest.raises(
-    ValueError, match=r"jury.*bradley_terry, gemma, gemma_text, http, module:function, pop"
+    ValueError, match=r"jury.*bradley_terry, gemma, gemma_text, http, human, module:function, pop"
   ):
     judges.make(settings("jury"), tokenizer)
   with pytest.raises(ValueError, match=r"poems.*gemma, stories"):
