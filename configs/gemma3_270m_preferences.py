@@ -10,7 +10,7 @@ Expected: docs/real_gemma.md
 """
 
 from nash_jax import config
-from nash_jax.configs import gemma3_270m_compare, gemma3_270m_judge
+from nash_jax.configs import gemma3_270m_compare, gemma3_270m_judge, stories_compare
 
 
 def judge(c, part):
@@ -29,10 +29,8 @@ def get_config():
   judge(b.judge, "a")
   c = config.compare(b, gemma3_270m_compare.RUNS, learning_rates=(3e-5, 1e-4, 3e-4), seeds=3)
   c.tuning_steps = 10
-  for part in ("model", "prompts", "sampling"):
-    c.arena[part] = b[part].copy_and_resolve_references()
-  c.arena.model.weights, c.arena.model.lora.rank = "", 0
-  c.arena.prompts.update(held_out=96, batch_size=16)
+  stories_compare.meet(c, prompts=96, most=0)
+  c.arena.prompts.batch_size = 16
   c.arena.judges = {part: b.judge.to_dict() for part in ("a", "b")}
   for part in ("a", "b"):
     judge(c.arena.judges[part], part)

@@ -270,13 +270,12 @@ def agreement(result: dict[str, Any]) -> str:
             "order flips it", "cyclic triples"]  # fmt: skip
   people, rows, bins = result["people"]["cycles"], [], []
   for name, judge in result["judges"].items():
-    agrees, metrics = judge["agreement"], judge.get("metrics", {})
+    agrees, rated = judge["agreement"], "metrics" in judge  # a rule has no probabilities
     figures = [number(agrees["mean"]), f"{number(agrees['low'])} to {number(agrees['high'])}"]
-    if "metrics" in judge:  # a rule without probabilities has neither loss nor calibration
-      figures += [number(judge["log_loss"]), number(judge["calibration_error"])]
-    figures += ["—"] * (4 - len(figures)) + [number(metrics.get("flip_rate"))]
+    figures += [number(judge[x]) if rated else "—" for x in ("log_loss", "calibration_error")]
+    figures.append(number(judge["metrics"].get("flip_rate")) if rated else "—")
     rows.append([escaped(name), *figures, _cyclic(judge["cycles"])])
-    for row in judge["calibration"] if "metrics" in judge else ():
+    for row in judge["calibration"] if rated else ():
       shares = (number(row["confidence"]), number(row["people"]))
       bins.append([escaped(name), str(row["pairs"]), *shares])
   counted = next(iter(result["judges"].values()))["agreement"]

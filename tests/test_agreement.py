@@ -52,8 +52,23 @@ def test_the_sides_of_a_pair_do_not_matter(result, tmp_path):
     other = here["judges"][name]
     assert other["cycles"] == judge["cycles"]
     assert other["agreement"] == pytest.approx(judge["agreement"], rel=1e-9)
-    assert other["log_loss"] == pytest.approx(judge["log_loss"], rel=1e-6)
-    assert other["calibration_error"] == pytest.approx(judge["calibration_error"], rel=1e-6)
+    # A rule that says who wins, and not how surely, has no probabilities to rate.
+    for figure in ("log_loss", "calibration_error") if name != agreement.LENGTH else ():
+      assert other[figure] == pytest.approx(judge[figure], rel=1e-6)
+    assert ("log_loss" in judge) == (name != agreement.LENGTH)
+
+
+@pytest.mark.parametrize("size", [7, 1000])
+def test_how_pairs_are_batched_changes_no_figure(result, tmp_path, size):
+  """Neither a short batch at the end nor one that is larger than the data."""
+  there, _ = result
+  c = settings(tmp_path, rows())
+  c.data.batch_size = size
+  here = agreement.run(c, tmp_path / "out")["judges"]["population"]
+  metrics = there["judges"]["population"]["metrics"]
+  assert metrics
+  assert here["metrics"] == pytest.approx(metrics)
+  assert here["log_loss"] == pytest.approx(there["judges"]["population"]["log_loss"])
 
 
 def test_a_result_is_tables_a_picture_and_is_not_written_over(result):

@@ -4,9 +4,9 @@ import base64
 import hashlib
 import json
 import logging
-import shutil
 import subprocess
 
+import browser
 import jax
 import pytest
 from page_files import Parts, page_data
@@ -139,15 +139,13 @@ def test_process_0_alone_makes_it_and_no_bucket_has_one(tmp_path, monkeypatch, c
   assert not caplog.records
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium on the path: apt-get install chromium")
+@browser.needed
 def test_a_browser_shows_hostile_texts_as_texts_without_an_error(tmp_path):
   path = write_hostile(tmp_path / page.NAME)
   command = [
-    CHROMIUM, "--headless", "--no-sandbox", "--enable-logging=stderr", "--window-size=400,900",
+    browser.CHROMIUM, "--headless", "--no-sandbox", "--enable-logging=stderr",
+    "--window-size=400,900",
     f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom",
     path.as_uri(),
   ]  # fmt: skip

@@ -18,7 +18,7 @@ from nash_jax.config.fields import (
   sample,
   train,
   vote,
-)  # fmt: skip
+)
 
 __all__ = [
   "agreement", "arena", "collect", "compare", "describe", "fit", "model", "optimizer",

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.jobs.rates import ratio
 from nash_jax.policy import tokenizer_and_model
 from nash_jax.run import files, lock
+from nash_jax.run.metrics import progress_bar
 from nash_jax.types import Responses
 from nash_jax.validation import require
 
@@ -119,6 +119,11 @@ class Pairs:
   compared: int
   places: list[tuple[bytes, int, int]]
 
+  @property
+  def people(self) -> Float[np.ndarray, "N"]:
+    """The share of people who prefer a, of each pair that they compared."""
+    return np.array(self.examples.columns["p_win"][: self.compared], np.float64)
+
   def wins(self, p_win: Float[np.ndarray, "N"]) -> dict[tuple[bytes, int, int], float]:
     """Returns P(i ≻ j), i < j, of the first len(p_win) pairs; a pair's last comparison counts."""
     wins = {}
@@ -183,14 +188,16 @@ def _judge(
   totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
   count = len(pairs.places)
   edges = [*range(0, pairs.compared, size), *range(pairs.compared, count, size), count]
-  for start, end in tqdm.tqdm([*itertools.pairwise(edges)], title, unit="batch"):
-    # A short batch is filled up, in the shape that is compiled; its metrics are left out.
-    batch = pairs.examples.all(np.arange(start, start + size) % count)
+  for start, end in progress_bar([*itertools.pairwise(edges)], title, unit="batch"):
+    counted = end <= pairs.compared
+    # A short batch whose metrics count is one of its own; another is filled up, as it is compiled.
+    rows = range(start, end) if counted else np.arange(start, start + size) % count
+    batch = pairs.examples.all(rows)
     a, b = (_responses(batch, side, tokenizer.stop_ids) for side in ("a", "b"))
     verdict = jax.device_get(compare(judge.params, batch["prompts"], a, b))
     p_win.append(verdict.p_win[: end - start, 0, 0])
     valid.append(verdict.valid[: end - start, 0, 0])
-    if end - start == size and end <= pairs.compared:
+    if counted:
       for name, mean in verdict.metrics.items():
         totals[name] += (mean.total, mean.weight)
   if judge.server:
@@ -202,18 +209,24 @@ def _judge(
 def _figures(
   pairs: Pairs, p_win: Float[np.ndarray, "N"], valid: Bool[np.ndarray, "N"]
 ) -> dict[str, Any]:
-  """Returns what one judge's verdicts say, in plain JSON types."""
-  prompts = [prompt for prompt, _, _ in pairs.places[: pairs.compared]]
-  people = np.array(pairs.examples.columns["p_win"][: pairs.compared], np.float64)
-  read = valid[: pairs.compared]
-  p, people = p_win[: pairs.compared][read], people[read]
-  rows = calibration(p, people)
+  """Returns what verdicts that are no probabilities say, too, in plain JSON types."""
+  read, people = valid[: pairs.compared], pairs.people
+  prompts = [prompt for prompt, _, _ in itertools.compress(pairs.places, read)]
   return {
-    "agreement": agreement(p, people, [*itertools.compress(prompts, read)]),
-    "log_loss": log_loss(p, people), "calibration": rows,
-    "calibration_error": calibration_error(rows),
+    "agreement": agreement(p_win[: pairs.compared][read], people[read], prompts),
     "cycles": cycles(pairs.wins(np.where(valid, p_win, 0.5))), "unread": int(np.sum(~valid)),
   }  # fmt: skip
+
+
+def _probabilities(
+  pairs: Pairs, p_win: Float[np.ndarray, "N"], valid: Bool[np.ndarray, "N"]
+) -> dict[str, Any]:
+  """Returns how good verdicts are as probabilities, in plain JSON types."""
+  read = valid[: pairs.compared]
+  p, people = p_win[: pairs.compared][read], pairs.people[read]
+  rows = calibration(p, people)
+  error = calibration_error(rows)
+  return {"log_loss": log_loss(p, people), "calibration": rows, "calibration_error": error}
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -237,7 +250,7 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   train, held_out = load_preferences(config.data, tokenizer, config.seed)
   pairs = all_pairs(held_out if len(held_out) else train, config.responses)
   made = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
-  people = np.array(pairs.examples.columns["p_win"][: pairs.compared], np.float64)
+  people = pairs.people
   lengths = [np.array([*map(len, pairs.examples.columns[side])]) for side in ("a", "b")]
   longer = 0.5 + 0.5 * np.sign(lengths[0] - lengths[1])
   everything = np.ones(len(longer), bool)
@@ -250,10 +263,11 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     if judge.server:
       judge.server.keep_answers(folder)
     p_win, valid, metrics = _judge(judge, pairs, config.data.batch_size, tokenizer, name)
-    what, expected = f"judge {name!r}", f"a readable verdict on some of {len(valid)} pairs"
-    fix = "Check the judge: its answers, its template."
-    require(bool(valid.any()), what, expected, "none", fix)
-    result["judges"][name] = {**_figures(pairs, p_win, valid), "metrics": metrics}
+    some = bool(valid[: pairs.compared].any())
+    what, expected = f"judge {name!r}", f"a readable verdict on some of {pairs.compared} pairs"
+    require(some, what, expected, "none", "Check the judge: its answers, its template.")
+    figures = {**_figures(pairs, p_win, valid), **_probabilities(pairs, p_win, valid)}
+    result["judges"][name] = {**figures, "metrics": metrics}
   result = files.without_nan(result)
   files.write_json(path, result)
   tables = report.agreement(result)

@@ -161,14 +161,21 @@ def _scientific(value: float) -> str:
   return "—" if np.isnan(value) else f"{value:.2e}"
 
 
-def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
+def _table_of_runs(config, results: dict[str, Result]) -> tuple[str, list[str], list[list[str]]]:
+  """Returns title, header and rows of the table of all runs of a kind of policies."""
   make_table = _exact_table if config.base.evaluation.exact else _win_rate_table
+  title, columns, cells_by_run = make_table(results)
+  rows = [
+    [run, rate_name(results[run]["learning_rate"]), *cells] for run, cells in cells_by_run.items()
+  ]
+  return title, ["run", "learning rate", *columns], rows
+
+
+def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
   out = []
   for policy in config.kinds:
-    title, columns, cells_by_run = make_table(results[policy])
-    rates = {name: rate_name(result["learning_rate"]) for name, result in results[policy].items()}
-    rows = [[report.escaped(run), rates[run], *cells] for run, cells in cells_by_run.items()]
-    table = report.markdown_table(["run", "learning rate", *columns], rows)
+    title, header, rows = _table_of_runs(config, results[policy])
+    table = report.markdown_table(header, [[report.escaped(run), *rest] for run, *rest in rows])
     ends = sorted({result["seeds"][0]["steps"][-1] for result in results[policy].values()})
     steps_and_seeds = f"Steps: {', '.join(map(str, ends))}, seeds: {config.seeds}."
     out.append(f"## {policy}: {title}\n\n{steps_and_seeds}\n\n{table}")
@@ -201,10 +208,7 @@ def _write_page(config, results: dict[str, dict[str, Any]], folder: pathlib.Path
       }
       for metric, label in metrics.items()
     ]  # fmt: skip
-    title, columns, cells_by_run = (_exact_table if exact else _win_rate_table)(results[policy])
-    rates = {name: rate_name(result["learning_rate"]) for name, result in results[policy].items()}
-    rows = [[run, rates[run], *cells] for run, cells in cells_by_run.items()]
-    header = ["run", "learning rate", *columns]
+    title, header, rows = _table_of_runs(config, results[policy])
     tables.append(page.row_table(f"{policy}: {title}", header, rows))
   for judge, rates_by_table in results.get("arena", {}).items():
     tables += [

@@ -88,12 +88,9 @@ def _front_matter(model: Model) -> str:
   fields["pipeline_tag"] = "text-classification" if scores else "text-generation"
   if model.config["model"]["preset"].startswith("gemma"):
     fields["license"] = "gemma"
-  method = model.config.get("algorithm", {}).get("name", "")
-  tags = [
-    "nash_jax",
-    *(["nlhf"] if method else []),
-    *([method.replace("_", "-")] if method else []),
-  ]
+  tags = ["nash_jax"]
+  if "algorithm" in model.config:  # a fit has none
+    tags += ["nlhf", model.config["algorithm"]["name"].replace("_", "-")]
   fields["tags"] = [*tags, "lora"] if model.adapter else tags
   # JSON is YAML: a name may hold any sign.
   return "\n".join(["---", *(f"{name}: {json.dumps(x)}" for name, x in fields.items()), "---"])

@@ -151,16 +151,16 @@ def write_run(workdir: str | os.PathLike[str]) -> pathlib.Path:
   config = files.read_json(folder / "config.json")
   series = report.read_metrics(folder)
   last = max((steps[-1] for steps, _ in series.values()), default=0)
-  algorithm = config.get("algorithm", {}).get("name")
-  facts = [("job", config.get("job", "train")), ("step", f"{last} of {config.get('steps', '?')}")]
-  facts += [("method", algorithm)] if algorithm else []
+  job = config.get("job", "run")  # an older run names none
+  facts = [("job", job), ("step", f"{last} of {config['steps']}" if "steps" in config else last)]
+  facts += [("method", config["algorithm"]["name"])] if "algorithm" in config else []
   for name, label in HEADLINE.items():
     if name in series:
       facts.append((label, report.number(series[name][1][-1])))
   arena = files.read_json(folder / "arena" / "arena.json")
   tables = arena_tables(arena) if arena else []
   texts = [run_texts(folder), *([arena_texts(folder / "arena", arena)] if arena else [])]
-  title = f"{config.get('job', 'run')}: {'/'.join(folder.resolve().parts[-2:])}"
+  title = f"{job}: {'/'.join(folder.resolve().parts[-2:])}"
   return write(
     folder / NAME, title, facts=facts, config=config or None, curves=run_curves(series),
     tables=tables, texts=texts,
