@@ -43,10 +43,11 @@ GLOSSARY = (
   "log_ratio_to_target", "entropy",
   "response_length", "stopped", "truncated", "flip_rate", "tie_mass", "valid",
   "judge_cut", "judge_cut_tokens",
+  "pair_accuracy", "delta", "logp_chosen", "logp_rejected",
   "logp_gap", "gradient_norm", "learning_rate", "kappa", "accuracy", "tokens",
   "eval/win_rate_vs_reference", "eval/kl_to_reference", "eval/log_ratio_to_reference",
   "eval/response_length",
-  "eval/loss", "eval/accuracy", "eval/bits_per_byte",
+  "eval/loss", "eval/accuracy", "eval/bits_per_byte", "eval/pair_accuracy", "eval/delta",
   "exact/suboptimality", "exact/kl_to_equilibrium",
   *(f"{quantity}/{phase}" for quantity in ("seconds", "tokens_per_second") for phase in PHASES),
 )  # fmt: skip
@@ -174,6 +175,7 @@ class Metrics:
     profile: leave a trace of the run's third and fourth step in workdir/profile.
     on_error: "stop" where a part cannot be written, or "continue" without that part.
     kl_bound: of kl_to_reference; see advice.recommend.
+    pairs: keep pairs.jsonl, of `record`.
     tracked: the run's config, where Weights & Biases is to follow the record.
 
   Raises:
@@ -191,6 +193,7 @@ class Metrics:
     profile: bool = False,
     on_error: str = "stop",
     kl_bound: float = math.inf,
+    pairs: bool = False,
     tracked: dict[str, Any] | None = None,
   ):
     _check_names(show)
@@ -198,7 +201,7 @@ class Metrics:
     self._first_step, self._show, self._profile = first_step, show, profile
     self._shown: dict[str, str] = {}
     self._pending: tuple[int, dict[str, Value]] | None = None
-    self._texts: list[tuple[int, str, Any, Decode]] = []
+    self._texts: list[tuple[int, str, str, Any, Decode]] = []
     self._clocks: dict[int, list[tuple[str, Value | None, futures.Future[float]]]] = {}
     self._started = time.perf_counter()
     self._clock, self._waiter = time.perf_counter(), futures.ThreadPoolExecutor(1, "clock")
@@ -214,7 +217,7 @@ class Metrics:
     self._tracker: tracker.Tracker | None = None
     if self._writes:
       self._record(".", lambda: folder.mkdir(parents=True, exist_ok=True))
-      for name in ("metrics.jsonl", "samples.jsonl"):
+      for name in ("metrics.jsonl", "samples.jsonl", *(("pairs.jsonl",) if pairs else ())):
         self._record(name, functools.partial(self._open, name))
       self._record("tensorboard", self._open_board)
       if tracked is not None:
@@ -373,13 +376,14 @@ class Metrics:
         raise FloatingPointError(f"metric {name!r} is {value} at step {step}")
     # After the loss: what a policy writes that is not finite any more may have no text.
     while self._texts and self._texts[0][0] <= step and not self._failed:
-      number, name, arrays, decode = self._texts.pop(0)
+      number, file, name, arrays, decode = self._texts.pop(0)
       if self._writes:
         rows = [files.without_nan(row) for row in decode(jax.device_get(arrays))]
         for row in rows:
-          self._line("samples.jsonl", {"step": number, **row})
-        texts = (f"{row['prompt']} ▸{row['response']}" for row in rows)
-        self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
+          self._line(file, {"step": number, **row})
+        if name:
+          texts = (f"{row['prompt']} ▸{row['response']}" for row in rows)
+          self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
 
   def _advise(self, step: int, finite: dict[str, float]) -> None:
     """Says once what is going wrong, from values that are on the host already."""
@@ -420,7 +424,11 @@ class Metrics:
       decode: from the arrays, on the host, to the fields of each sample; "prompt" and "response"
         are texts.
     """
-    self._texts.append((step, name, arrays, decode))
+    self._texts.append((step, "samples.jsonl", name, arrays, decode))
+
+  def pairs(self, step: int, arrays: Any, decode: Decode) -> None:
+    """Records the pairs of a step with its line, in pairs.jsonl."""
+    self._texts.append((step, "pairs.jsonl", "", arrays, decode))
 
   def close(self) -> None:
     """Writes the last line; closes files and threads."""
