@@ -3,13 +3,16 @@
 Question: whose last iterate is nearest the equilibrium, when cycles are mild and when strong?
 Command:  nash-jax compare --config=short_compare:mild --workdir=runs/short_mild
           (:strong; :mild,network and :strong,network for Gemma policies, the table beside them
-          under the same optimiser and rate; :smoke in half a minute)
+          under the same optimiser and rate; :smoke in half a minute, without those that need a
+          file of pairs of the reference, which nash-jax collect --config=online_offline:reference
+          --workdir=runs/online_offline/reference makes; of the strong game, :strong,reference and
+          runs/online_offline_strong/reference)
 Cost:     about half an hour of one CPU core, less with networks.
 Expected: docs/short_game.md
 """
 
 from nash_jax import config
-from nash_jax.configs import short_game
+from nash_jax.configs import online_offline, short_game
 from nash_jax.objectives import algorithms
 
 # What methods need beside their name, the same budget of 512 responses a step for all.
@@ -24,10 +27,19 @@ NEEDS = {
 }
 
 
+def _offline(strength):
+  """What methods need that learn from a file of pairs."""
+  path = online_offline.folder(strength)
+  return {"pairs.task": "tokens", "pairs.path": f"{path}/reference/pairs.jsonl"}
+
+
 def get_config(kind="mild"):
   strength, *rest = kind.split(",")
+  offline = {name for name, method in algorithms.ALGORITHMS.items() if method.offline}
+  names = [x for x in algorithms.ALGORITHMS if strength != "smoke" or x not in offline]
+  needs = {**NEEDS, **dict.fromkeys(offline, _offline(strength))}
   b = short_game.get_config("mild" if strength == "smoke" else strength)
-  runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in algorithms.ALGORITHMS]
+  runs = [{"algorithm.name": name, **needs.get(name, {})} for name in names]
   c = config.compare(b, runs, kinds=("tabular",))
   # Plain gradient descent, as in the games: Adam's division would hide what the losses do.
   b.optimizer = config.optimizer(name="sgd", clip_norm=1e9)

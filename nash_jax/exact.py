@@ -86,11 +86,14 @@ class Game(NamedTuple):
   def metrics(
     self, logp: LogPolicy, log_ref: LogPolicy, log_equilibrium: LogPolicy, beta: float | Array
   ) -> dict[str, Mean]:
-    """Returns the means over contexts of SubOpt_β and of KL(π*‖π) in nats, by metric name."""
-    return {
-      "exact/suboptimality": Mean.from_values(preference.gap(self.p_win, logp, log_ref, beta)),
-      "exact/kl_to_equilibrium": Mean.from_values(preference.kl(log_equilibrium, logp)),
-    }
+    """Returns means over contexts: SubOpt_β, KL(π*‖π), P(π≻π_ref), KL(π‖π_ref); KLs in nats."""
+    won = preference.value(self.p_win, jnp.exp(logp), jnp.exp(log_ref))
+    values = {
+      "suboptimality": preference.gap(self.p_win, logp, log_ref, beta),
+      "kl_to_equilibrium": preference.kl(log_equilibrium, logp),
+      "win_rate_vs_reference": won, "kl_to_reference": preference.kl(logp, log_ref),
+    }  # fmt: skip
+    return {f"exact/{name}": Mean.from_values(x) for name, x in values.items()}
 
 
 def _check_contexts(train: Examples, held_out: Examples, count: int) -> None:

@@ -46,7 +46,7 @@ class Setup:
   """Everything that a run needs; made by `set_up`.
 
   Attributes:
-    draw: (setup, state, step, log) -> the step's data; `_play` or `_read`.
+    draw: (setup, state, step, log) -> the step's data; `_sample_and_judge` or `_read_pairs`.
     record: (setup, step, log, prompts, responses, opponents, verdict), of the pairs of a step.
     pairs: of a method that learns from a file: its pairs to train on.
     held_out_pairs: and batches of those that are evaluated alone.
@@ -103,7 +103,7 @@ def set_up(config: ConfigDict) -> Setup:
     sharding.abstract(state_shapes, shardings.state),
     # Adapters need only the base's shapes; a full policy is read again, in float32.
     initial_state=lambda: programs.init(start(reference) if config.model.lora.rank else load()),
-    programs=programs, shardings=shardings, draw=_play,
+    programs=programs, shardings=shardings, draw=_sample_and_judge,
     record=_record_pairs if config.record_pairs else lambda *_: None,
   )  # fmt: skip
   return _offline(setup, *pairs) if pairs else setup
@@ -129,7 +129,7 @@ def _offline(setup: Setup, pairs: Examples, held_out: Examples) -> Setup:
   batches = tuple(
     _part(setup, held_out, range(first, first + size)) for first in range(0, len(held_out), size)
   )
-  return dataclasses.replace(setup, draw=_read, pairs=pairs, held_out_pairs=batches)
+  return dataclasses.replace(setup, draw=_read_pairs, pairs=pairs, held_out_pairs=batches)
 
 
 def _with_reference(setup: Setup, pairs: Examples) -> Examples:
@@ -216,7 +216,7 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
     log.push(step, {**metrics, **verdict_metrics})
 
 
-def _play(setup: Setup, state: TrainState, step: int, log) -> Drawn:
+def _sample_and_judge(setup: Setup, state: TrainState, step: int, log) -> Drawn:
   """Has the players respond to the step's prompts, and the judge compare what they say."""
   programs, size = setup.programs, setup.config.prompts.batch_size
   key = functools.partial(keys.key, setup.config.seed, step=step)
@@ -230,7 +230,7 @@ def _play(setup: Setup, state: TrainState, step: int, log) -> Drawn:
   return Batch.create(prompts, responses, verdict), verdict.metrics, num_tokens
 
 
-def _read(setup: Setup, state: TrainState, step: int, log) -> Drawn:
+def _read_pairs(setup: Setup, state: TrainState, step: int, log) -> Drawn:
   """Reads the step's pairs, which somebody has compared already."""
   size, pairs = setup.config.prompts.batch_size, setup.pairs
   assert pairs is not None, "set_up has read them"

@@ -10,6 +10,7 @@ import numpy as np
 import nash_jax
 from nash_jax import update
 from nash_jax.config import resolve
+from nash_jax.objectives import algorithms
 from nash_jax.types import Responses, Verdict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -31,6 +32,14 @@ def train(changes=()):
   c.optimizer.update({"learning_rate": 0.1, "eps": 1.0, "clip_norm": 1e9})
   c.update_from_flattened_dict(dict(changes))
   return c
+
+
+def needs(name):
+  """Returns the changes without which a method does not run in any config."""
+  method = algorithms.get(name)
+  judge = {"judge.name": "table_reward"} if method.needs_rewards else {}
+  # Of a file that nothing reads before the run starts, only that it is there is asked.
+  return judge | ({"pairs.path": "assets:stories/prompts.jsonl"} if method.offline else {})
 
 
 def no_logprobs(params, **responses):

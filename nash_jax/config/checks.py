@@ -424,6 +424,8 @@ def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str
       require(field not in run.changes, field, "no change", run.changes.get(field), f"{reason}.")
     absent = {field: value for field, value in run.changes.items() if _is_absent(field, value)}
     changes = {field: value for field, value in run.changes.items() if field not in absent}
+    if "pairs.path" in absent:  # which its own run asks for: any file that is there
+      changes["pairs.path"] = config.base.prompts.path
     changed = comparison.run_config(config.base, changes, None, 0)
     c = resolve(changed, "train")
     refuse_unread(changed, "train", [field for field in changes if field != "label"])

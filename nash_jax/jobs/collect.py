@@ -63,8 +63,8 @@ def _run(config: ConfigDict, path: pathlib.Path) -> str:
       responses = sample(params, prompts, keys.key(config.seed, "collect", step))
       verdict = judge_fn(judge.params, prompts, responses, None)
       p_win = jnp.where(verdict.valid, verdict.p_win, jnp.nan)
-      drawn, p_win = jax.device_get((responses, p_win))
-      for pair in token_pairs(prompts, drawn, None, p_win):
+      arrays = jax.device_get((prompts, responses, None, p_win))
+      for pair in token_pairs(*arrays):
         if math.isnan(pair["p_a"]):
           unread += 1
           continue
