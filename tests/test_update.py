@@ -169,6 +169,28 @@ def run(rule, steps):
   return history
 
 
+@pytest.mark.parametrize(
+  "name", [n for n, a in algorithms.ALGORITHMS.items() if a.copies or "target_period" in a.fields]
+)
+def test_copies_change_the_fields_that_are_due_and_no_other(name):
+  rule = make(algorithm__name=name, algorithm__target_period=1)
+  rng = np.random.default_rng(0)
+  state = jax.tree.map(
+    lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), rule.init(logits(0))
+  )
+
+  def fields(state):
+    core = {"params": state.params, "target": state.target, "opt_state": state.opt_state}
+    return {"step": state.step, **core, **state.copies}
+
+  for step in (1, 2):
+    copies = rule.copies_due(step)
+    assert copies
+    expected = fields(state) | {field: fields(state)[source] for field, source in copies}
+    after = rule.apply_copies(jax.tree.map(jnp.array, state), copies)
+    jax.tree.map(np.testing.assert_array_equal, fields(after), expected)
+
+
 def test_extragradient_half_steps_start_where_the_whole_step_did():
   """EGPO: parameters and optimiser state of the start return; y'' comes from the half step."""
   rule = make(algorithm__name="egpo")
