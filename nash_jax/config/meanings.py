@@ -186,7 +186,7 @@ MEANINGS = {
     "seed": "Decides the sides and the order in which responses are shown.",
     "shared": "The share of the pairs that everybody judges.",
     "source": "Files or folders to take pairs from, separated by commas.",
-    "votes": "Votes that each pair shall have, from as many people.",
+    "votes": "Votes that each pair gets, from as many people.",
   },
   "model.changes": {
     "num_layers": "Layers.",
