@@ -23,7 +23,7 @@ Players = Callable[[TrainState, Params], dict[str, Any]]
 
 
 class Programs(NamedTuple):
-  """The programs of a run; all are jitted but `copies_due`.
+  """The programs of a run; all are jitted but `copies_due` and `apply_copies`.
 
   Attributes:
     init: base -> TrainState.
@@ -35,7 +35,8 @@ class Programs(NamedTuple):
     logprobs: (params, prompts, tokens, mask) -> log-probability of each token.
     gather: any tree of a batch's arrays -> the same, whole on every device.
     copies_due: number of completed steps -> the copies to make then, mostly ().
-    apply_copies: (state, copies) -> state; the state is donated.
+    apply_copies: (state, copies) -> state, by a jitted program a copy; what is overwritten is
+      donated.
     evaluate: (state, reference, judge's params, prompts, key) -> (metrics, the first
       `evaluation.texts` samples: arrays by name).
   """
@@ -48,7 +49,7 @@ class Programs(NamedTuple):
   logprobs: Wrapped
   gather: Wrapped
   copies_due: Callable[[int], update.Copies]
-  apply_copies: Wrapped
+  apply_copies: Callable[[TrainState, update.Copies], TrainState]
   evaluate: Wrapped
 
 
@@ -102,7 +103,7 @@ def make_programs(
     logprobs=jit(_logprobs_of(policy), out_shardings=replicated),
     gather=jit(lambda tree: tree, out_shardings=replicated),
     copies_due=rule.copies_due,
-    apply_copies=jit(rule.apply_copies, static_argnums=1, donate_argnums=0, out_shardings=state),
+    apply_copies=rule.apply_copies,
     evaluate=jit(evaluate, out_shardings=replicated),
   )
   return programs, Shardings(state, reference, judge_shardings, batch, replicated)
