@@ -22,7 +22,7 @@ from nash_jax.policy import Policy
 from nash_jax.types import Mean, Params, Prompts, Responses
 from nash_jax.validation import asset_path, require
 
-Logprobs = Callable[..., tuple[Array, Array]]  # as policy.Policy.logprobs
+Logprobs = Callable[..., tuple[Array, ...]]  # as policy.Policy.logprobs
 LogPolicy = Float[Array, "X A"]  # log-probabilities of all responses in every context, in nats
 
 
@@ -143,12 +143,17 @@ def tabular_policy(
   def at_last_token(x):
     return jnp.zeros((*x.shape, length)).at[..., -1].set(x)
 
-  def logprobs(params, *, prompts, tokens, mask):
+  def logprobs(params, *, prompts, tokens, mask, normaliser=False):
     logp = log_policy(params, prompts)
     action = jnp.sum(digit[tokens] * powers[None, None], axis=-1)
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1, keepdims=True)
     chosen = jnp.take_along_axis(logp, action, axis=1)
-    return at_last_token(chosen), at_last_token(jnp.broadcast_to(entropy, chosen.shape))
+    found = at_last_token(chosen), at_last_token(jnp.broadcast_to(entropy, chosen.shape))
+    if not normaliser:
+      return found
+    # One decision a response: until then it is the same state.
+    log_z = jax.nn.logsumexp(params["logits"], axis=-1)[prompts.index % len(log_ref)]
+    return *found, jnp.broadcast_to(log_z[:, None, None], tokens.shape)
 
   def make_sampler(*, samples, mixture=None, behaviour_temperature=1.0):
     def sample(params, prompts, key) -> Responses:

@@ -88,7 +88,8 @@ def set_up(config: ConfigDict) -> Setup:
   is_own = judged_by_reference(config, dict(mesh.shape))
   own = gemma.shapes(model_config) if is_own else None
   judge_devices = judge_mesh(config, mesh)
-  judge = judges.make(config.judge, tokenizer, own, judge_devices, method.needs_rewards)
+  rewards = method.needs_rewards(config.algorithm)
+  judge = judges.make(config.judge, tokenizer, own, judge_devices, rewards)
   load = functools.partial(load_weights, config.model.weights, model_config, config.seed, mesh=mesh)
   # All computation with the reference is in this dtype, so holding it in this dtype loses nothing.
   reference, exact_metrics = load(dtype=jnp.dtype(config.model.dtype)), None

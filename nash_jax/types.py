@@ -16,8 +16,9 @@ ROUNDING = 1e-6  # by which a probability of float32 sums may lie outside of [0,
 
 Params = Any  # a pytree of arrays
 # (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each token: nats,
-# 0 where masked. So is models.logprobs.response_logprobs.
-Logprobs = Callable[..., tuple[Float[Array, "B K L"], Float[Array, "B K L"]]]
+# 0 where masked; with normaliser=True also the log-normaliser of the logits that it is drawn by. So
+# is models.logprobs.response_logprobs.
+Logprobs = Callable[..., tuple[Float[Array, "B K L"], ...]]
 
 
 @flax.struct.dataclass
@@ -66,6 +67,7 @@ class Verdict:
     valid: False where there is no comparison (a response with itself, an unreadable answer).
     rewards: scalar rewards of y, where the judge has them.
     metrics: the judge's `Mean`s, such as the position-flip rate.
+    deviation: of the whole batch's advantages, the same for all, where a loss divides by it.
     p_win_first: P(y_k ≻ y'_j | x) where y_k is shown first, of a judge that is shown both orders;
       p_win is the mean of both.
   """
@@ -75,6 +77,7 @@ class Verdict:
   rewards: Float[Array, "B K"] | None = None
   metrics: dict[str, "Mean"] = flax.struct.field(default_factory=dict)
   p_win_first: Float[Array, "B K J"] | None = None
+  deviation: Float[Array, "B"] | None = None
 
   def checked(self) -> "Verdict":
     """Returns it with every comparison not valid that has no probability or no finite reward.

@@ -73,15 +73,36 @@ def gradients(
     (_, metrics), grads = jax.value_and_grad(total_loss, has_aux=True)(params, part)
     return jax.tree.map(jnp.add, sums, (grads, metrics)), None
 
-  def split(rows):
-    return jnp.moveaxis(rows.reshape(-1, micro_batches, *rows.shape[1:]), 1, 0)
-
-  parts = jax.tree.map(split, batch)
+  parts = _split(batch, micro_batches)
   metric_shapes = jax.eval_shape(loss, params, jax.tree.map(lambda leaf: leaf[0], parts))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (params, metric_shapes))
   (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
   weight = jnp.where(metrics["loss"].weight > 0, metrics["loss"].weight, 1.0)
   return jax.tree.map(lambda grad: grad / weight, grads), metrics
+
+
+def _split(batch: Any, parts: int) -> Any:
+  return jax.tree.map(
+    lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0), batch
+  )
+
+
+def _in_parts(function: Callable, batch: Any, parts: int) -> Any:
+  """Returns function(batch) of arrays by row, computed one part of the batch after another."""
+  results = jax.lax.map(function, _split(batch, parts))
+  return jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, 1).reshape(-1, *rows.shape[2:]), results)
+
+
+def _repeat(update: Callable, start: Any, times: int) -> tuple[Any, dict[str, Any]]:
+  """Returns the end of so many updates on one batch, and the first one's metrics.
+
+  Those of ρ are the last one's: how far the policy has moved from the one that responded.
+  """
+  if times == 1:
+    return update(start, None)
+  end, metrics = jax.lax.scan(update, start, length=times)
+  first, last = (jax.tree.map(lambda x, i=i: x[i], metrics) for i in (0, -1))
+  return end, first | {name: last[name] for name in ("clipped_low", "clipped_high", "ratio")}
 
 
 def apply_gradients(
@@ -172,6 +193,10 @@ def make_update(config, logprobs: Logprobs) -> Update:
   # Only over the policy's own samples is a mean log-ratio a KL.
   distance = "kl" if method.player == "policy" and undistorted else "log_ratio"
   own_metrics = _METRICS.get(method.player, lambda *_: {})
+  if method.reads_normaliser:
+    logprobs = functools.partial(logprobs, normaliser=True)
+  of_batch, of_loss = method.of_batch(algorithm), method.metrics(algorithm)
+  updates, micro_batches = method.updates(algorithm), config.optimizer.micro_batches
   init_params, join = lora.init_and_join(config)
 
   def init(base):
@@ -190,33 +215,53 @@ def make_update(config, logprobs: Logprobs) -> Update:
     }
     return {**params, "mixture": (params["policy"], params["reference"])}
 
+  def evaluate(policy, part):
+    answers = {"tokens": part.responses.tokens, "mask": part.responses.mask}
+    return logprobs(policy, prompts=part.prompts, **answers)
+
+  def known(part, frozen, roles):
+    found = {role: evaluate(frozen[role], part) for role in roles if role not in part.known}
+    logp = {role: x[0] for role, x in found.items()}
+    return part.known | logp | _normaliser(found.get("reference", ()))
+
   def loss(policy, part, frozen):
     responses, verdict = part.responses, jax.lax.stop_gradient(part.verdict.checked())
-    evaluate = functools.partial(
-      logprobs, prompts=part.prompts, tokens=responses.tokens, mask=responses.mask
-    )
-    logp, entropy = evaluate(policy)
-    others = {role: evaluate(frozen[role])[0] for role in roles if role not in part.known}
-    frozen_logp = jax.lax.stop_gradient({**part.known, **others})
-    log_ratios = {role: logp - frozen_logp[role] for role in roles}
+    logp, entropy, *_ = found = evaluate(policy, part)
+    frozen_logp = jax.lax.stop_gradient(known(part, frozen, roles))
+    own = dict.fromkeys(frozen_logp, logp) | _normaliser(found)
+    log_ratios = {role: own[role] - frozen_logp[role] for role in frozen_logp}
     metrics = _batch_metrics(responses, verdict, method.opponent is None)
     metrics["entropy"] = Mean.from_values(entropy, responses.mask)
-    for role, log_ratio in log_ratios.items():
-      metrics[f"{distance}_to_{role}"] = Mean.from_values(jnp.sum(log_ratio, axis=-1))
+    for role in roles:
+      metrics[f"{distance}_to_{role}"] = Mean.from_values(jnp.sum(log_ratios[role], axis=-1))
     metrics |= own_metrics(logp, log_ratios["reference"], responses, verdict)
+    metrics |= of_loss(log_ratios, responses.mask, verdict)
     return {"loss": objective(logp, log_ratios, verdict, role_weights=role_weights), **metrics}
+
+  def prepare(batch, frozen):
+    batch = batch.replace(verdict=of_batch(batch.verdict))
+    if updates == 1:
+      return batch
+    # What does not change between updates is computed once, π_old among it.
+    remember = functools.partial(known, frozen=frozen, roles=(*roles, "policy"))
+    return batch.replace(known=_in_parts(remember, batch, micro_batches))
 
   def train_step(state, reference, batch):
     frozen = players(state, reference)
+    batch = prepare(batch, frozen)
 
     def part_loss(params, part):
       return loss(join(reference, params), part, frozen)
 
-    grads, metrics = gradients(part_loss, state.params, batch, config.optimizer.micro_batches)
-    params, opt_state = apply_gradients(optimizer, grads, state, metrics["loss"])
+    def update(moved, _):
+      grads, metrics = gradients(part_loss, moved[0], batch, micro_batches)
+      here = state.replace(params=moved[0], opt_state=moved[1])
+      norm = {"gradient_norm": optax.tree.norm(grads)}
+      return apply_gradients(optimizer, grads, here, metrics["loss"]), metrics | norm
+
+    (params, opt_state), metrics = _repeat(update, (state.params, state.opt_state), updates)
     target = move_target(params, state.target, kappa(state.step))
-    rates = {"learning_rate": learning_rate(state.step), "kappa": kappa(state.step)}
-    metrics |= {"gradient_norm": optax.tree.norm(grads), **rates}
+    metrics |= {"learning_rate": learning_rate(state.step), "kappa": kappa(state.step)}
     return TrainState(state.step + 1, params, target, opt_state, state.copies), metrics
 
   def measure(state, reference, batch):
@@ -256,6 +301,11 @@ def _copy(tree: Params) -> Params:
 @functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
 def _overwrite(old: Params, source: Params) -> Params:
   return _copy(source)
+
+
+def _normaliser(found: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
+  """Returns the third result of Logprobs, by the name under which losses read it; {} for none."""
+  return {"normaliser": found[2]} if len(found) > 2 else {}
 
 
 def _batch_metrics(responses: Responses, verdict: Verdict, among: bool) -> dict[str, Mean]:

@@ -103,12 +103,14 @@ def test_gradients_stop_at_every_role_and_the_judge_though_the_loss_depends_on_t
   a = tiny.train({"algorithm.name": name}).algorithm
   algorithms.fill_defaults(a)
   weights = algorithms.get(name).role_weights(a)
-  field = "rewards" if algorithms.get(name).needs_rewards else "p_win"
+  field = "rewards" if algorithms.get(name).needs_rewards(a) else "p_win"
 
   @jax.jit
   def loss(ref, target, values):
     verdict = x.verdict.replace(**{field: values})
-    state = rule.init(logits(0)).replace(target=target)
+    state = rule.init(logits(0))
+    copies = {name: target if name in weights else copy for name, copy in state.copies.items()}
+    state = state.replace(target=target, copies=copies)
     state, emitted = rule.train_step(state, ref, x.replace(verdict=verdict))
     return emitted["loss"].value(), gradient(state)
 
@@ -117,7 +119,8 @@ def test_gradients_stop_at_every_role_and_the_judge_though_the_loss_depends_on_t
   grads = jax.grad(lambda *roles: loss(*roles)[0], (0, 1, 2))(*roles)
   jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), grads)
   _, base = loss(*roles)
-  changes = {"reference": (logits(3), *roles[1:]), "target": (roles[0], logits(3), judgement)}
+  target = (roles[0], logits(3), judgement)
+  changes = {"reference": (logits(3), *roles[1:]), "target": target, "older": target}
   for other in [changes[role] for role in weights] + [(*roles[:2], judgement[::-1] * 0.9)]:
     assert np.max(np.abs(loss(*other)[1] - base)) > 1e-3
 

@@ -537,7 +537,7 @@ def _check_algorithm(config) -> None:
   expected = f"two or more of {name}'s own, for centre_log_ratios takes the mean of the others"
   check("samples", good, expected, "Set 4, or leave centre_log_ratios out.")
   is_scalar = config.judge.name in SCALAR or own.is_own(config.judge.name)
-  good = not method.needs_rewards or is_scalar
+  good = not method.needs_rewards(algorithm) or is_scalar
   expected = f"a judge with scalar rewards, {' or '.join(SCALAR)}, for {name}"
   fix = "Fit one with `nash-jax fit --config.loss=reward`."
   require(good, "judge.name", expected, config.judge.name, fix)

@@ -188,6 +188,14 @@ def _algorithm() -> ConfigDict:
   return _group(
     name="nash_mp",
     f=_choice("squared", GPO),  # the loss of gpo
+    # Of grpo.
+    advantage=_choice("wins", ("wins", "scores")),
+    normalise=_choice("none", ("none", "group", "batch")),
+    kl=_choice("score", ("score", "k3")),
+    updates=number(1, "[1, 1000]"),
+    clip_low=number(0.2, "(0, 1]"),
+    clip_high=number(0.2, "(0, 1e6]"),
+    history=number(0.5, "[0, 1]"),  # of mnpo
     beta=number(0.1, "[1e-9, 1e6]"),
     eta=number(1.0, "[1e-6, 1e12]", {float("inf"): "no KL to the target"}),
     kappa=number(0.1, "[0, 1]"),

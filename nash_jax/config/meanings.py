@@ -4,6 +4,7 @@ A field that a job does not have here means what it means in `train` or `fit`.
 """
 
 _TRAIN = {
+  "algorithm.advantage": "What `grpo` takes advantages of: `wins` in the group, or `scores`.",
   "algorithm.behaviour_temperature": (
     "Multiplies `sampling.temperature` when y is drawn, for losses that allow it."
   ),
@@ -11,14 +12,25 @@ _TRAIN = {
   "algorithm.centre_log_ratios": (
     "Subtract the mean log-ratio of the prompt's other responses: less variance where KL is large."
   ),
+  "algorithm.clip_high": "The ratio of `grpo` is clipped at 1 plus this, where `updates` > 1.",
+  "algorithm.clip_low": "The ratio of `grpo` is clipped at 1 less this, where `updates` > 1.",
   "algorithm.eta": "η: β / η is the weight of KL to the target.",
   "algorithm.f": "The loss of `gpo`: `squared` is IPO, `logistic` DPO, `hinge` SLiC.",
+  "algorithm.history": "The weight, in the centre of `mnpo`, of the older of its two policies.",
   "algorithm.kappa": "κ, the rate at which the target follows the policy.",
   "algorithm.kappa_offset": "The offset of `harmonic`.",
   "algorithm.kappa_schedule": "`harmonic`: κ is offset / (k + offset) at step k.",
+  "algorithm.kl": (
+    "The KL of `grpo`: `score`, of whole responses in the advantage, or `k3`, a sum over tokens"
+    " outside of it."
+  ),
   "algorithm.labels": "`soft`: losses learn from P. `sampled`: from 1 with probability P, else 0.",
   "algorithm.mixture": "The weight of the reference in the mixture of `nash_md` and `ipo_md`.",
   "algorithm.name": "The method ([algorithms.md](algorithms.md)).",
+  "algorithm.normalise": (
+    "Divide the advantages of `grpo` by their deviation in the `group` of a prompt's responses, or"
+    " in the whole `batch`."
+  ),
   "algorithm.reference_period": (
     "The reference becomes the policy every so many steps. By default 50 for `mpo`, else never."
   ),
@@ -36,6 +48,7 @@ _TRAIN = {
     "`ema`: the target follows the policy by κ. `periodic`: it is copied every `target_period`"
     " steps."
   ),
+  "algorithm.updates": "Optimiser steps of `grpo` on each batch.",
   "checkpoint.allow": "Fields in which a continued run may differ, such as `('prompts.path',)`.",
   "checkpoint.every": "Steps between checkpoints.",
   "checkpoint.keep": "How many of the newest checkpoints to keep; the best is always kept.",

@@ -175,7 +175,7 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
     return np.array([ordered.places(step, size) for step in range(config.steps)], np.int32)
 
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
-  judge = judges.make(config.judge, tokenizer, rewards=method.needs_rewards)
+  judge = judges.make(config.judge, tokenizer, rewards=method.needs_rewards(config.algorithm))
   start = read_start(config.model, model_config)
   params = load_weights(config.model.weights, model_config, config.seed)
   log_ref = jax.jit(functools.partial(game.log_policy, policy.logprobs))(params)

@@ -25,7 +25,8 @@ def token_logprobs(
   dtype: DTypeLike = jnp.float32,
   remat: bool = False,
   chunk: int = 32,
-) -> tuple[Float[Array, "N S"], Float[Array, "N S"]]:
+  normaliser: bool = False,
+) -> tuple[Float[Array, "N S"], ...]:
   """Returns log-probability and entropy (nats) of tokens[:, first:] given those before each.
 
   Args:
@@ -34,6 +35,7 @@ def token_logprobs(
     forbidden: ids of probability 0.
     temperature: divides the logits.
     chunk: evaluated columns whose logits exist at one time.
+    normaliser: return the log of the sum of the exponentiated logits as well.
   """
   input_mask, inputs = mask[:, :-1], tokens[:, :-1]
   positions, visible = gemma.positions_of(input_mask), gemma.causal_mask(input_mask)
@@ -49,7 +51,8 @@ def token_logprobs(
     log_z = jax.nn.logsumexp(logits, axis=-1)
     logp = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0] - log_z
     frozen = jax.lax.stop_gradient(logits - log_z[..., None])
-    return logp, -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)
+    entropy = -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)
+    return (logp, entropy, log_z) if normaliser else (logp, entropy)
 
   def split(a):  # [N, S, ...] -> [chunks, N, size, ...], the last chunk filled with zeros
     a = jnp.pad(a, [(0, 0), (0, -num_labels % size)] + [(0, 0)] * (a.ndim - 2))
@@ -62,11 +65,10 @@ def token_logprobs(
   _, out = jax.lax.scan(
     lambda none, xs: (none, chunk_logprobs(embedder, *xs)), None, (split(x), split(labels))
   )
-  logp, entropy = (
+  return tuple(
     jnp.where(mask[:, first:], jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_labels], 0.0)
     for a in out  # [chunks, N, size] -> [N, S]
   )
-  return logp, entropy
 
 
 def response_logprobs(
@@ -76,7 +78,7 @@ def response_logprobs(
   tokens: Int[Array, "B K L"],
   mask: Bool[Array, "B K L"],
   **options,
-) -> tuple[Float[Array, "B K L"], Float[Array, "B K L"]]:
+) -> tuple[Float[Array, "B K L"], ...]:
   """Returns log-probability and entropy (nats) of every response token given its prompt.
 
   All responses start at one column, since prompts are padded on the left; `options` are
@@ -89,5 +91,5 @@ def response_logprobs(
     return jnp.concatenate([left, right.reshape(-1, shape[2])], axis=1)
 
   sequences, masks = join(prompts.tokens, tokens), join(prompts.mask, mask)
-  logp, entropy = token_logprobs(params, model_config, sequences, masks, first, **options)
-  return logp.reshape(shape), entropy.reshape(shape)
+  found = token_logprobs(params, model_config, sequences, masks, first, **options)
+  return tuple(x.reshape(shape) for x in found)

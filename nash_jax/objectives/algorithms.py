@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nash_jax.objectives import losses
-from nash_jax.types import Mean
+from nash_jax.types import Mean, Verdict
 from nash_jax.validation import one_of
 
 AlgorithmConfig = Any  # the `algorithm` part of a run's config, an ml_collections.ConfigDict
@@ -56,7 +56,12 @@ class Algorithm:
     fields: the fields of the config that this method's callables read; see `uses`.
     minimum: the smallest allowed value, by field.
     defaults: defaults by field, where they differ from those of other methods.
-    needs_rewards: whether the loss reads scalar rewards.
+    needs_rewards: returns whether the loss reads scalar rewards.
+    of_batch: returns what completes a batch's verdict before the batch is split into parts.
+    updates: returns the number of optimiser steps on each batch.
+    reads_normaliser: whether the loss reads log_ratios["normaliser"], the log-normaliser of the
+      policy's logits less the reference's.
+    metrics: returns the loss's own metrics, (log_ratios, mask, verdict) -> Means by name.
   """
 
   loss: Callable[[AlgorithmConfig], Loss]
@@ -71,7 +76,15 @@ class Algorithm:
   fields: tuple[str, ...] = ("beta",)
   minimum: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"samples": 2})
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  needs_rewards: bool = False
+  needs_rewards: Callable[[AlgorithmConfig], bool] = lambda config: False
+  of_batch: Callable[[AlgorithmConfig], Callable[[Verdict], Verdict]] = lambda config: (
+    lambda verdict: verdict
+  )
+  updates: Callable[[AlgorithmConfig], int] = lambda config: 1
+  reads_normaliser: bool = False
+  metrics: Callable[[AlgorithmConfig], Callable[..., dict[str, Mean]]] = lambda config: (
+    lambda *_: {}
+  )
 
   @property
   def offline(self) -> bool:
@@ -84,8 +97,11 @@ class Algorithm:
 
   def uses(self, config: AlgorithmConfig) -> set[str]:
     """Returns the fields that this method reads, except ALWAYS_READ."""
-    used = {*self.fields, *(() if self.needs_rewards or self.offline else ("labels",))}
-    if self.on_policy:
+    rewards = self.needs_rewards(config)
+    used = {*self.fields, *(() if rewards or self.offline else ("labels",))}
+    if self.updates(config) > 1:
+      used |= {"clip_low", "clip_high"}
+    if self.on_policy and not ("kl" in used and config.kl == "k3"):
       used |= {"centre_log_ratios", "reward_to_go"}
     if "mixture" in (self.player, self.opponent):
       used.add("mixture")
@@ -112,6 +128,23 @@ def _reinforce(config) -> Loss:
   return functools.partial(
     losses.reinforce, centre=config.centre_log_ratios, to_go=config.reward_to_go
   )
+
+
+def _clip(config) -> dict[str, Any]:
+  return {"clip": (config.clip_low, config.clip_high) if config.updates > 1 else losses.NO_CLIP}
+
+
+def _grpo(config) -> Loss:
+  options = {"advantage": config.advantage, "normalise": config.normalise, "kl": config.kl}
+  if config.kl == "score":  # whose coefficient has the log-ratios
+    options |= {"centre": config.centre_log_ratios, "to_go": config.reward_to_go}
+  return functools.partial(losses.clipped_policy_gradient, **options, **_clip(config))
+
+
+def _deviation_of_batch(config) -> Callable[[Verdict], Verdict]:
+  if config.normalise != "batch":
+    return lambda verdict: verdict
+  return functools.partial(losses.with_deviation, advantage=config.advantage)
 
 
 def _ipo(config) -> Loss:
@@ -148,12 +181,26 @@ def _inpo_weights(config):
   return {"reference": config.step * config.beta, "target": 1 - config.step * config.beta}
 
 
+def _mirror_regression(config) -> Loss:
+  return functools.partial(losses.regression, scale=config.step)
+
+
+def _mnpo_weights(config):
+  """INPO's, with the target's weight shared between the last policy and the one before."""
+  inpo, older = _inpo_weights(config), config.history
+  return {**inpo, "target": inpo["target"] * (1 - older), "older": inpo["target"] * older}
+
+
 def _every(period: int, step: int, **copies: str) -> Copies:
   return copies if step % period == 0 else {}
 
 
 def _copy_to_target(config, step: int) -> Copies:
   return _every(config.target_period, step, target="params")
+
+
+def _shift_history(config, step: int) -> Copies:
+  return _every(config.target_period, step, older="target", target="params")
 
 
 def _copy_unless_ema(config, step: int) -> Copies:
@@ -213,7 +260,7 @@ ALGORITHMS = {
     paper="Magnetic Preference Optimisation, Wang et al. 2410.16714: the reference is the magnet",
   ),
   "rlhf": Algorithm(
-    loss=_reinforce, needs_rewards=True,
+    loss=_reinforce, needs_rewards=lambda config: True,
     paper="REINFORCE with leave-one-out rewards, Ahmadian et al. 2402.14740",
   ),
   "online_ipo": Algorithm(
@@ -229,7 +276,7 @@ ALGORITHMS = {
     paper="Online DPO, Guo et al. 2402.04792",
   ),
   "inpo": Algorithm(
-    loss=lambda config: functools.partial(losses.regression, scale=config.step),
+    loss=_mirror_regression,
     role_weights=_inpo_weights, player="target", copy_schedule=_copy_to_target, on_policy=False,
     fields=("beta", "step", "target_period"),
     paper="INPO, Zhang et al. 2407.00617; its printed η is 1/s",
@@ -255,6 +302,37 @@ ALGORITHMS = {
     loss=lambda config: losses.likelihood, role_weights=lambda config: {},
     player="data", on_policy=False, fields=(),
     paper="Fine-tuning on the responses that won: Best-of-2 of Tang et al. 2405.08448",
+  ),
+  "grpo": Algorithm(
+    loss=_grpo, needs_rewards=lambda config: config.advantage == "scores",
+    of_batch=_deviation_of_batch, updates=lambda config: config.updates,
+    metrics=lambda config: functools.partial(
+      losses.clipping, advantage=config.advantage, **_clip(config)
+    ),
+    fields=("beta", "advantage", "normalise", "kl", "updates"),
+    paper="GRPO, Shao et al. 2402.03300; not normalised it is Dr. GRPO, Liu et al. 2503.20783",
+  ),
+  "emagnet": Algorithm(
+    loss=_policy_gradient(arms=2),
+    role_weights=lambda config: {"target": config.beta / config.eta},
+    target_ema=lambda config: True, fields=("beta", "eta"),
+    paper="EMAgnet, 2606.23995: the magnet is an EMA of the policy's parameters",
+  ),
+  "mnpo": Algorithm(
+    loss=_mirror_regression, role_weights=_mnpo_weights, player="target", on_policy=False,
+    copies={"older": "params"}, copy_schedule=_shift_history,
+    fields=("beta", "step", "target_period", "history"),
+    paper="MNPO, 2509.23102: INPO's step from a mean of the last two policies",
+  ),
+  "agro": Algorithm(
+    loss=lambda config: functools.partial(losses.regression_to_rewards, scale=1 / config.beta),
+    role_weights=_log_ratio, on_policy=False, needs_rewards=lambda config: True,
+    paper="AGRO, 2503.19612: the variance of R − β log π/π_ref, responses of any policy",
+  ),
+  "shiq": Algorithm(
+    loss=lambda config: losses.soft_q, reads_normaliser=True, on_policy=False,
+    needs_rewards=lambda config: True,
+    paper="ShiQ, 2505.11081: logits are values, regressed on the reward from each token on",
   ),
 }  # fmt: skip
 

@@ -40,7 +40,8 @@ PHASES = ("sample", "judge", "update", "evaluate", "save")
 # made in update.py, iteration.py, fit.py, exact.py and judges/.
 GLOSSARY = (
   "loss", "p_win", "kl_to_reference", "kl_to_target", "log_ratio_to_reference",
-  "log_ratio_to_target", "entropy",
+  "log_ratio_to_target", "log_ratio_to_older", "entropy",
+  "advantage_deviation", "flat_groups", "clipped_low", "clipped_high", "ratio",
   "response_length", "stopped", "truncated", "flip_rate", "tie_mass", "valid",
   "judge_cut", "judge_cut_tokens",
   "pair_accuracy", "delta", "logp_chosen", "logp_rejected",

@@ -25,6 +25,13 @@ CONFIG = types.SimpleNamespace(
   target_period=3,
   centre_log_ratios=False,
   reward_to_go=False,
+  advantage="wins",
+  normalise="none",
+  kl="score",
+  updates=1,
+  clip_low=0.2,
+  clip_high=0.2,
+  history=0.3,
 )
 
 
@@ -44,6 +51,20 @@ def logps(theta, length):
   return jnp.stack([jnp.repeat(first, 2, axis=1), second.reshape(X, A)], axis=-1)
 
 
+def normalisers(theta, length):
+  """Returns the log-normalisers [X A L] of the logits that each response's tokens are drawn by."""
+  if length == 1:
+    return jnp.broadcast_to(jax.nn.logsumexp(theta, -1)[:, None, None], (*theta.shape, 1))
+  first = jax.nn.logsumexp(theta[:, :2], -1)[:, None]
+  second = jax.nn.logsumexp(theta[:, 2:].reshape(X, 2, 2), -1)
+  return jnp.stack([jnp.broadcast_to(first, (X, A)), jnp.repeat(second, 2, axis=1)], axis=-1)
+
+
+def read(method, a):
+  """Returns the log-ratios that a method's loss reads."""
+  return [*method.role_weights(a), *(["normaliser"] if method.reads_normaliser else [])]
+
+
 def whole(theta, length=1):
   return jnp.sum(logps(theta, length), axis=-1)
 
@@ -55,7 +76,7 @@ def game(dtype=np.float64, length=1):
   table = scipy.special.expit(a - np.swapaxes(a, 1, 2))
   players = {
     name: rng.normal(size=(X, sum(LENGTHS[length]))).astype(dtype)
-    for name in ("policy", "reference", "target", "opponent", "data")
+    for name in ("policy", "reference", "target", "opponent", "data", "older")
   }
   return table.astype(dtype), rng.normal(size=(X, A)).astype(dtype), players
 
@@ -76,6 +97,7 @@ def distribution(player, players, length, mixture):
 def enumerated(method, a, table, rewards, players, length):
   """Expectation of a loss over all tuples of responses, whose probabilities are constant."""
   samples, num_opponents = method.samples(a)
+  X, A = table.shape[:2]  # the axes' letters
   chosen = np.array(list(itertools.product(range(A), repeat=samples + num_opponents)))
   x = np.repeat(np.arange(X), len(chosen))
   chosen = np.tile(chosen, (X, 1))
@@ -83,6 +105,9 @@ def enumerated(method, a, table, rewards, players, length):
   logp = logps(players["policy"], length)
   weights = method.role_weights(a)
   ratios = {role: logp - jax.lax.stop_gradient(logps(players[role], length)) for role in weights}
+  if method.reads_normaliser:
+    mine, theirs = (normalisers(players[x], length) for x in ("policy", "reference"))
+    ratios["normaliser"] = mine - theirs
 
   def pick(tree):
     return jax.tree.map(lambda v: v[x[:, None], y][:, None], tree)
@@ -110,7 +135,7 @@ def regularised(method, a, table, rewards, players, length):
   """The stated objective: 1/2 − P(π≻opponent), or −E[R], + Σ weight·KL(π‖role), with its arms."""
   logp, arms = whole(players["policy"], length), 1 if method.opponent else 2
   policy = jnp.exp(logp)
-  if method.needs_rewards:
+  if method.needs_rewards(a):
     won = jnp.sum(policy * rewards, -1)
   else:
     opponent = jnp.exp(distribution(method.opponent or "policy", players, length, a.mixture))
@@ -143,8 +168,36 @@ def squared(method, a, table, rewards, players, length):
     values = table * f(z) + (1 - table) * f(-z)
     return pairs(values / (4 * a.beta**2) if squares else values)
 
+  def mnpo():
+    """As published: ρ = sβ weighs the reference, λ the older of two policies."""
+    rho, (ref, last, older) = (
+      a.step * a.beta,
+      (whole(players[x], length) for x in ("reference", "target", "older")),
+    )
+    centre = rho * ref + (1 - rho) * ((1 - a.history) * last + a.history * older)
+    g = logp - centre
+    return pairs((g[:, :, None] - g[:, None, :] - a.step * (table - 0.5)) ** 2)
+
+  def agro():
+    """Twice the variance of R − β log π/π_ref, over β²: the mean square of its differences."""
+    u = (rewards - a.beta * (logp - whole(players["reference"], length))) / a.beta
+    return 2 * jnp.mean(jnp.sum(mu * u**2, -1) - jnp.sum(mu * u, -1) ** 2)
+
+  def shiq():
+    """Σ_t (Σ_{k≥t} (R_k − β ρ_k) − β (v_θ − v_ref)(s_t))², the reward at the last token."""
+    mine, ref = players["policy"], players["reference"]
+    rho = logps(mine, length) - logps(ref, length)
+    shaped = normalisers(mine, length) - normalisers(ref, length)
+    u = [
+      rewards - a.beta * jnp.sum(rho[..., t:], -1) - a.beta * shaped[..., t] for t in range(length)
+    ]
+    return jnp.mean(jnp.sum(mu * sum(x**2 - rewards**2 for x in u), -1))
+
   return {
     "gpo": gpo,
+    "mnpo": mnpo,
+    "agro": agro,
+    "shiq": shiq,
     "best_of_two": lambda: pairs(-table * logp[:, :, None] - (1 - table) * logp[:, None, :]),
     "online_ipo": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
     "ipo_md": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
@@ -157,7 +210,10 @@ def squared(method, a, table, rewards, players, length):
   }[next(name for name, r in algorithms.ALGORITHMS.items() if r is method)]()
 
 
-REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo", "gpo", "best_of_two")
+REGRESSIONS = (
+  "online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo", "gpo", "best_of_two", "mnpo",
+  "agro", "shiq",
+)  # fmt: skip
 # f(z) of GPO's members (Tang et al. 2402.05749).
 GPO = {
   "logistic": lambda z: jnp.logaddexp(0, -z),

@@ -29,10 +29,13 @@ def batch():
   return update.Batch(prompts, responses, verdict)
 
 
-def logprobs(params, *, prompts, tokens, mask):
+def logprobs(params, *, prompts, tokens, mask, normaliser=False):
   logp = jax.nn.log_softmax(params["w"])
   entropy = jnp.broadcast_to(-jnp.sum(jnp.exp(logp) * logp), tokens.shape)
-  return jnp.where(mask, logp[tokens], 0.0), entropy
+  found = jnp.where(mask, logp[tokens], 0.0), entropy
+  if not normaliser:
+    return found
+  return *found, jnp.where(mask, jax.nn.logsumexp(params["w"]), 0.0)
 
 
 def make(**changes):

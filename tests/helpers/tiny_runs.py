@@ -16,7 +16,8 @@ from nash_jax.types import Responses, Verdict
 def needs(name):
   """Returns the changes without which a method does not run in any config."""
   method = algorithms.get(name)
-  judge = {"judge.name": "table_reward"} if method.needs_rewards else {}
+  rewards = method.needs_rewards(nash_jax.config.train().algorithm)
+  judge = {"judge.name": "table_reward"} if rewards else {}
   # Of a file that nothing reads before the run starts, only that it is there is asked.
   return judge | ({"pairs.path": "assets:stories/prompts.jsonl"} if method.offline else {})
 

@@ -62,7 +62,7 @@ def test_a_method_rests_where_the_page_says(name):
 
     @jax.jit
     def gradient(theta):
-      here = {**players, "target": theta, "opponent": theta}
+      here = {**players, "target": theta, "opponent": theta, "older": theta}
       return jax.grad(lambda p: enumerated(method, a, table, rewards, {**here, "policy": p}, 1))(
         theta
       )
@@ -76,7 +76,7 @@ def test_a_method_rests_where_the_page_says(name):
     place = {
       "π*": lambda: star,
       "best": lambda: jax.lax.fori_loop(0, 200, lambda _, theta: answered(theta), star),
-      "π_ref·exp(R/β)": lambda: ref + rewards / a.beta,
+      "π_ref·exp(R/β)": lambda: players["reference"] + rewards / a.beta,
       "the": lambda: jnp.zeros_like(star),
       "2μ·P(·≻μ)": lambda: jnp.log(2 * mu * preference.win_rates(table, mu)),
       "no": lambda: None,

@@ -14,6 +14,7 @@ from enumeration import (
   config,
   enumerated,
   game,
+  read,
   regularised,
   squared,
   whole,
@@ -174,7 +175,7 @@ def test_hard_labels_drive_dpo_from_the_reference_and_ipo_as_far_as_beta_allows(
     {"reward_to_go": True, "centre_log_ratios": True},
   ],
 )
-@pytest.mark.parametrize("name", ["nash_mp", "rlhf"])
+@pytest.mark.parametrize("name", ["nash_mp", "rlhf", "grpo"])
 def test_no_option_changes_the_expected_gradient(name, options):
   compare(name, config(**options), length=2)
 
@@ -270,9 +271,7 @@ def test_prompts_without_a_valid_verdict_weigh_nothing(name):
     mean = method.loss(CONFIG)(logp, frozen, verdict, role_weights=method.role_weights(CONFIG))
     return mean.total / mean.weight
 
-  roles = {
-    role: np.full((2, 2, 1), np.log(0.25), np.float32) for role in method.role_weights(CONFIG)
-  }
+  roles = {role: np.full((2, 2, 1), np.log(0.25), np.float32) for role in read(method, CONFIG)}
   slope = jax.jit(jax.grad(loss), static_argnums=1)
   grad = np.asarray(slope(logp, 2, off() & [[[True]], [[False]]]))
   np.testing.assert_array_equal(grad[1], 0)
@@ -458,7 +457,7 @@ def test_a_gradient_is_that_of_the_verdicts_that_are_valid_alone(opponents):
   def slopes(logp, base, verdict):
     def loss(logp, name):
       weights = methods[name].role_weights(configs[name])
-      roles = dict.fromkeys(weights, logp - jax.lax.stop_gradient(base))
+      roles = dict.fromkeys(read(methods[name], configs[name]), logp - jax.lax.stop_gradient(base))
       objective = methods[name].loss(configs[name])
       mean = objective(logp, roles, verdict.checked(), role_weights=weights)
       return mean.total / mean.weight
@@ -473,10 +472,10 @@ def test_a_gradient_is_that_of_the_verdicts_that_are_valid_alone(opponents):
     table = (x[prompts][:, players][:, :, others] for x in (p_win, verdict_valid))
     return slopes(cut(logp), cut(base), Verdict(*table, None if opponents else cut(rewards)))
 
-  whole = part(valid, [0, 1, 2], [0, 1, 2, 3])
-  read = part(valid, [0, 2], [0, 1, 3])
+  every = part(valid, [0, 1, 2], [0, 1, 2, 3])
+  alone = part(valid, [0, 2], [0, 1, 3])
   for name in methods:
-    got, expected = np.asarray(whole[name]), np.asarray(read[name])
+    got, expected = np.asarray(every[name]), np.asarray(alone[name])
     assert np.max(np.abs(expected)) > 1e-2, name
     np.testing.assert_allclose(got[[0, 2]][:, [0, 1, 3]], expected, rtol=1e-5, err_msg=name)
     np.testing.assert_array_equal(got[1], 0, err_msg=name)
