@@ -36,7 +36,7 @@ def get_config(kind="tables"):
     online.record_pairs = True
     return online
   if parts[0] in ("reference", "final"):
-    return _collect(online, f"{place}/online" if parts[0] == "final" else "", on_stories, smoke)
+    return _collect(online, f"{place}/online" if parts[0] == "final" else "", on_stories)
   if parts[0] == "tables" and not on_stories:
     return _tables(online, place, smoke)
   return _order(online, place, on_stories, smoke)
@@ -67,10 +67,10 @@ def _stories():
   return c
 
 
-def _collect(online, weights, on_stories, smoke):
+def _collect(online, weights, on_stories):
   """As many independent pairs as the online run sees, of its start or its end, by the truth."""
   c = config.collect()
-  c.model, c.prompts = online.model, online.prompts
+  c.prompts, c.model = online.prompts, {**online.model.to_dict(), "weights": c.model.weights}
   c.sampling.update(max_tokens=online.sampling.max_tokens, tokens=online.sampling.tokens, samples=2)
   c.judge = online.judge
   if on_stories:
@@ -84,11 +84,11 @@ def _collect(online, weights, on_stories, smoke):
   return c
 
 
-def _file(folder, name, **changes):
-  return {"pairs.task": "tokens", "pairs.path": f"{folder}/{name}/pairs.jsonl", **changes}
+def _file(place, name, **changes):
+  return {"pairs.task": "tokens", "pairs.path": f"{place}/{name}/pairs.jsonl", **changes}
 
 
-def _tables(online, folder, smoke):
+def _tables(online, place, smoke):
   """Tables of logits on the short game: both sorts of pairs, all losses, exact."""
   b = online
   b.optimizer = config.optimizer(
@@ -98,7 +98,7 @@ def _tables(online, folder, smoke):
   b.prompts.batch_size = 8 if smoke else 256
   runs = [{"label": "online squared", "algorithm.name": "online_ipo"}]
   for name in ("reference", "final"):
-    gpo = {"algorithm.name": "gpo", **_file(folder, name)}
+    gpo = {"algorithm.name": "gpo", **_file(place, name)}
     losses = GPO if name == "reference" else GPO[:1]
     runs += [{"label": f"{f}, pairs of {name}", "algorithm.f": f, **gpo} for f in losses]
     label = f"best of two, pairs of {name}"
@@ -108,24 +108,24 @@ def _tables(online, folder, smoke):
   return config.compare(b, runs, kinds=("tabular",), seeds=2 if smoke else 3)
 
 
-def _order(online, folder, on_stories, smoke):
+def _order(online, place, on_stories, smoke):
   """The online run's own pairs in its order, in others, and pairs of its start and its end."""
   gpo = {"algorithm.name": "gpo", "algorithm.f": "squared"}
   batch = online.prompts.batch_size
-  windows = {"in order": 1, "windows of 10 steps": 10 * batch, "shuffled": 0}
-  if not on_stories:
-    windows = {**windows, "windows of 100 steps": 100 * batch}
+  windows = {"in order": 1, "windows of 10 steps": 10 * batch, "windows of 100 steps": 100 * batch}
+  windows = {name: size for name, size in windows.items() if size < online.steps * batch}
+  windows["shuffled"] = 0
   runs = [{"label": "online", "algorithm.name": "online_ipo"}]
   runs += [
-    {"label": f"online's pairs, {name}", **gpo, **_file(folder, "online"), "pairs.window": window}
+    {"label": f"online's pairs, {name}", **gpo, **_file(place, "online"), "pairs.window": window}
     for name, window in windows.items()
   ]
   runs += [
-    {"label": f"pairs of {name}", **gpo, **_file(folder, name)} for name in ("reference", "final")
+    {"label": f"pairs of {name}", **gpo, **_file(place, name)} for name in ("reference", "final")
   ]
   runs += [
-    {"label": f"best of two, {name}", "algorithm.name": "best_of_two", **_file(folder, place)}
-    for name, place in (("online's pairs", "online"), ("pairs of reference", "reference"))
+    {"label": f"best of two, {name}", "algorithm.name": "best_of_two", **_file(place, file)}
+    for name, file in (("online's pairs", "online"), ("pairs of reference", "reference"))
   ]
   c = config.compare(online, runs, seeds=1)
   return stories_compare.meet(c, prompts=96, most=8 if smoke else 0) if on_stories else c

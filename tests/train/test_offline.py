@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -10,8 +11,9 @@ import tiny
 
 from nash_jax import policy, train
 from nash_jax.config import resolve
-from nash_jax.configs import short_game
+from nash_jax.configs import online_offline, short_game
 from nash_jax.data import corpus, preferences
+from nash_jax.jobs import collect, compare, sweep
 from nash_jax.run import metrics
 from nash_jax.update import Batch
 
@@ -75,6 +77,7 @@ def test_an_offline_run_on_recorded_pairs_ends_where_the_online_run_did(recorded
   assert not {"kl_to_reference", "logp_gap", "seconds/sample", "seconds/judge"} & {*first}
 
 
+@pytest.mark.slow
 def test_a_shuffled_run_ends_elsewhere_and_a_cached_reference_changes_nothing(recorded, tmp_path):
   path, ends = recorded[0] / "pairs.jsonl", []
   for cached in (False, True):
@@ -94,13 +97,14 @@ def test_a_shuffled_run_ends_elsewhere_and_a_cached_reference_changes_nothing(re
   assert rows[-1]["eval/kl_to_reference"] is not None
 
 
+@pytest.mark.slow
 def test_nothing_flows_into_the_reference_cached_or_not(recorded):
   """Nor into the file's labels; what is known of the reference is used in its place."""
   setup = train.set_up(resolve(offline(recorded[0] / "pairs.jsonl")))
   state, rule = setup.initial_state(), setup.programs
   batch = jax.tree.map(np.asarray, Batch.of_pairs(setup.pairs.batch(0, 8)))
   responses = (batch.prompts, batch.responses.tokens, batch.responses.mask)
-  moved = jax.tree.map(lambda x: 1.1 * x, setup.reference)
+  moved = jax.tree.map(lambda x: 10 * x, setup.reference)
 
   def loss(reference, p_win, known):
     verdict = dataclasses.replace(batch.verdict, p_win=p_win)
@@ -196,6 +200,42 @@ def test_texts_written_by_others_are_learned_from_and_a_killed_run_goes_on(tmp_p
   assert difference(rest.state.params, whole.state.params) == 0
   rows = lines(tmp_path / "whole")
   assert rows[-2]["delta"] > rows[0]["delta"]
-  (tmp_path / "texts.jsonl").write_text(json.dumps(rows[0]))
+  (tmp_path / "texts.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "y", "rejected": "z"}))
   with pytest.raises(ValueError, match=r"pairs.path"):
     train.run(c, tmp_path / "parts", progress=False)
+
+
+def last(workdir):
+  row = lines(workdir)[-1]
+  return [row[f"exact/{name}"] for name in ("suboptimality", "kl_to_reference")]
+
+
+@pytest.mark.slow
+def test_the_study_runs_by_its_commands_and_order_is_all_that_a_replay_needs(tmp_path, monkeypatch):
+  """Of runs in one program too, whose networks and tables read the pairs of a file."""
+  monkeypatch.chdir(tmp_path)
+  place = pathlib.Path(online_offline.FOLDER)
+  train.run(online_offline.get_config("online,smoke"), place / "online", progress=False)
+  for kind in ("reference", "final"):
+    collect.run(online_offline.get_config(f"{kind},smoke"), place / kind)
+  runs = compare.run(online_offline.get_config("order,smoke"), place / "order", progress=False)
+  ends = {name: last(run["seeds"][0]["folder"]) for name, run in runs["network"].items()}
+  np.testing.assert_allclose(ends["online's pairs, in order"], ends["online"], rtol=1e-4)
+  np.testing.assert_allclose(last(place / "online"), ends["online"], rtol=2e-4)
+  assert abs(ends["pairs of reference"][0] / ends["online"][0] - 1) > 1e-3
+  runs = compare.run(online_offline.get_config("tables,smoke"), place / "tables", progress=False)
+  assert len(runs["tabular"]) == 11
+  assert (place / "tables" / "over_kl_tabular.png").is_file()
+  c = online_offline.get_config("tables,smoke")
+  c.base.record_pairs = True
+  with pytest.raises(ValueError, match=r"record_pairs: expected False where"):
+    compare.run(c, place / "recorded", progress=False)
+
+
+def test_pairs_on_prompts_that_the_game_has_not_are_refused():
+  held_out = corpus.Examples({"inputs": [[2, 11], [2, 12]], "index": [0, 1]}, list, 0, {})
+  pairs = corpus.Examples({"inputs": [[2, 12], [2, 11], [2, 12]], "index": [0, 1, 2]}, list, 0, {})
+  assert sweep._in_contexts(pairs, held_out).columns["index"] == [1, 0, 1]
+  other = dataclasses.replace(pairs, columns={**pairs.columns, "inputs": [[2, 13]] * 3})
+  with pytest.raises(ValueError, match=r"pairs.path: expected prompts of the game, got \[\[2, 13"):
+    sweep._in_contexts(other, held_out)
