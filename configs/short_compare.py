@@ -24,7 +24,12 @@ NEEDS = {
   },
   "mpo": {"algorithm.reference_period": 1000, "algorithm.target_period": 10},
   "rlhf": {"judge.name": "table_reward"},
+  # Groups of eight; with two and without `normalise` it is reg_self_play.
+  "grpo": {"algorithm.samples": 8, "prompts.batch_size": 64},
+  "agro": {"judge.name": "table_reward"},
+  "shiq": {"judge.name": "table_reward"},
 }
+NORMALISED = {"label": "grpo, normalised", "algorithm.name": "grpo", "algorithm.normalise": "group"}
 
 
 def _offline(strength):
@@ -40,6 +45,7 @@ def get_config(kind="mild"):
   needs = {**NEEDS, **dict.fromkeys(offline, _offline(strength))}
   b = short_game.get_config("mild" if strength == "smoke" else strength)
   runs = [{"algorithm.name": name, **needs.get(name, {})} for name in names]
+  runs.append({**NORMALISED, **NEEDS["grpo"]})
   c = config.compare(b, runs, kinds=("tabular",))
   # Plain gradient descent, as in the games: Adam's division would hide what the losses do.
   b.optimizer = config.optimizer(name="sgd", clip_norm=1e9)

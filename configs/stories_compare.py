@@ -18,6 +18,7 @@ from nash_jax.objectives import algorithms
 
 PAPER = ("nash_mp", "reg_self_play", "nash_md", "online_ipo", "online_dpo")
 PAIRS = {"pairs.task": "tokens", "pairs.path": "runs/votes/pairs.jsonl"}
+REWARD = {"judge.name": "bradley_terry", "judge.model.weights": "runs/reward.safetensors"}
 # What methods need beside their name: 64 responses a step for all, egpo's in threes.
 NEEDS = {
   "egpo": {
@@ -31,7 +32,9 @@ NEEDS = {
   "sppo": {"algorithm.target_period": 5},
   "gpo": PAIRS,
   "best_of_two": PAIRS,
-  "rlhf": {"judge.name": "bradley_terry", "judge.model.weights": "runs/reward.safetensors"},
+  "mnpo": {"algorithm.target_period": 5},
+  "grpo": {"algorithm.samples": 8, "prompts.batch_size": 8},
+  **dict.fromkeys(("rlhf", "agro", "shiq"), REWARD),
 }
 
 

@@ -52,7 +52,7 @@ def test_defaults_are_good_and_come_back_locked(kind):
     (
       "algorithm.name",
       "nash_pm",
-      "algorithm.name: got 'nash_pm', expected one of best_of_two, best_response, "
+      "algorithm.name: got 'nash_pm', expected one of agro, best_of_two, best_response, "
       "egpo, .*sppo.*; did you mean 'nash_mp'",
     ),
     (
