@@ -40,8 +40,8 @@ _TRAIN = {
     " few as the method can use: 3 for `egpo`, else 2."
   ),
   "algorithm.step": (
-    "s of `sppo`, `mpo` and `inpo`; for `mpo` and `inpo` at most 1 / β. By default 5, or 0.5 / β if"
-    " 5 would be more than that."
+    "s of `sppo`, `mpo`, `inpo` and `mnpo`; but for `sppo` at most 1 / β. By default 5, or 0.5 / β"
+    " if 5 would be more than that."
   ),
   "algorithm.target_period": "Steps between copies of the target, with `periodic`.",
   "algorithm.target_update": (

@@ -47,6 +47,23 @@ def test_the_overview_is_the_table():
     ), name
 
 
+def test_the_table_of_costs_is_what_a_step_computes():
+  section = PAGE.split("### What a step costs")[1].split("Not in the table")[0]
+  lines = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
+  costs = {cells[0].strip(" `"): [cell.strip() for cell in cells[1:]] for cells in lines}
+  assert list(costs) == list(algorithms.ALGORITHMS)
+  for name, (drawn, judged, passes, held, source) in costs.items():
+    method, a = algorithms.get(name), config(samples=7)
+    drawn_by = {"none": (0, 0), "K": (7, 0), "⌈K/2⌉ + ⌊K/2⌋": (4, 3)}[drawn]
+    assert drawn_by == ((0, 0) if method.offline else method.samples(a)), name
+    kind = "none" if method.offline else "K rewards" if method.needs_rewards(a) else "pairs"
+    assert judged.split(",")[0].endswith(kind), name
+    assert int(passes[0]) == len({"reference", *method.role_weights(a)}), name
+    trees = [*(["target"] if method.keeps_target(a) else []), *method.copies]
+    assert len(held.split(", ") if held else []) == len(trees), name
+    assert re.search(r"\[([\d.]+)\]", source)[1] in method.paper, name
+
+
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_a_method_rests_where_the_page_says(name):
   """The expected gradient is zero, opponent and target having caught up, there alone."""
