@@ -212,8 +212,9 @@ def test_forbidden_ids_have_no_probability(model):
   config, params, _ = model
   tokens, mask = tokens_and_mask()
   forbidden = np.arange(64) >= 50
-  logp, entropy = jax.jit(
-    lambda p: logprobs.token_logprobs(p, config, tokens, mask, forbidden=forbidden, temperature=0.7)
+  options = {"forbidden": forbidden, "temperature": 0.7, "normaliser": True}
+  logp, entropy, log_z = jax.jit(
+    lambda p: logprobs.token_logprobs(p, config, tokens, mask, **options)
   )(params)
 
   @jax.jit
@@ -221,13 +222,15 @@ def test_forbidden_ids_have_no_probability(model):
     x, _ = gemma.forward(p, config, tokens, gemma.positions_of(mask), gemma.causal_mask(mask))
     return gemma.logits(p, config, x)
 
-  allowed = scipy.special.log_softmax(np.asarray(logits(params))[:, :-1, :50] / 0.7, axis=-1)
+  tempered = np.asarray(logits(params))[:, :-1, :50] / 0.7
+  allowed = scipy.special.log_softmax(tempered, axis=-1)
   own = np.take_along_axis(allowed, np.minimum(tokens[:, 1:], 49)[..., None], -1)[..., 0]
   np.testing.assert_allclose(
     np.where(tokens[:, 1:] < 50, logp, 0), np.where(tokens[:, 1:] < 50, own, 0), atol=2e-5
   )
   np.testing.assert_array_less(np.where(tokens[:, 1:] >= 50, logp, -1e9), -1e8)
   np.testing.assert_allclose(entropy, -np.sum(np.exp(allowed) * allowed, -1), atol=2e-5)
+  np.testing.assert_allclose(log_z, scipy.special.logsumexp(tempered, axis=-1), atol=2e-5)
 
 
 def test_float16_is_refused_as_a_type_to_compute_in():

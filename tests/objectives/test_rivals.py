@@ -194,7 +194,7 @@ def test_agro_is_a_policy_gradient_with_a_baseline():
   np.testing.assert_allclose(got, jax.grad(stated)(players["policy"]), atol=1e-10)
 
 
-@pytest.mark.parametrize("law", ["uniform", "skewed"])
+@pytest.mark.parametrize("law", ["uniform", pytest.param("skewed", marks=pytest.mark.slow)])
 def test_shiq_solves_a_tree_of_three_tokens_from_any_law(law):
   """To zero: π = π_ref·exp(R/β)/Z, and the root's log-normaliser has moved by log Z."""
   beta, shape = 0.4, (3, 3, 3)
