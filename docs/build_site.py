@@ -26,6 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 CODE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)\s]+")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+REFERENCE = re.compile(r"(?:\[[^\[\]]*)?\]\[[A-Za-z_][\w.]*\]")
+_CODE = ("code", "pre", "script", "style")
 EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)
 
 
@@ -38,12 +40,8 @@ def page_of(path: str) -> str:
   return path.lower() if re.fullmatch(r"[A-Z]+\.md", path) else f"source/{path}.md"
 
 
-def rewritten(text: str, path: str, linked: set[str]) -> str:
-  """Returns a page whose links go to pages of the site; adds the files of the repository to linked.
-
-  Raises:
-    ValueError: a link to a file that does not exist.
-  """
+def rewritten(text: str, path: str, linked: dict[str, str]) -> str:
+  """Returns a page whose links go to pages of the site; in linked, files that it links to."""
 
   def rewrite(link: re.Match[str]) -> str:
     url = link[0]
@@ -51,9 +49,7 @@ def rewritten(text: str, path: str, linked: set[str]) -> str:
     if not address or EXTERNAL.match(address):
       return url
     target = posixpath.normpath(posixpath.join(posixpath.dirname(path), address))
-    if target.startswith("..") or not (ROOT / target).exists():
-      raise ValueError(f"{path}: expected links to files that exist, got {url}")
-    linked.add(target)
+    linked.setdefault(target, path)
     start = posixpath.dirname(page_of(path)) or "."
     return posixpath.relpath(page_of(target), start) + mark + anchor
 
@@ -91,13 +87,13 @@ def notebook_page(path: str, folder: pathlib.Path) -> str:
   return f"{title}\n\n[Download the notebook]({name}.ipynb)\n{rest}"
 
 
-def stage(folder: pathlib.Path) -> None:
-  """Copies what the site is made of to a folder."""
+def stage(folder: pathlib.Path) -> list[str]:
+  """Copies what the site is made of to a folder; returns the links to files that do not exist."""
   shutil.rmtree(folder, ignore_errors=True)
   ignored = shutil.ignore_patterns("*.md", "*.py", "__pycache__")
   shutil.copytree(ROOT / "docs", folder, ignore=ignored)
   (folder / "notebooks").mkdir()
-  linked: set[str] = set()
+  linked: dict[str, str] = {}
   for file in sorted((ROOT / "docs").rglob("*.md")) + sorted(ROOT.glob("*.md")):
     path = file.relative_to(ROOT).as_posix()
     (folder / page_of(path)).parent.mkdir(parents=True, exist_ok=True)
@@ -106,11 +102,13 @@ def stage(folder: pathlib.Path) -> None:
   for file in sorted((ROOT / "colab").glob("*.ipynb")):
     path = file.relative_to(ROOT).as_posix()
     (folder / page_of(path)).write_text(notebook_page(path, folder / "notebooks"), encoding="utf-8")
-  for path in sorted(linked):
+  missing = [path for path in sorted(linked) if not (ROOT / path).exists()]
+  for path in sorted({*linked} - {*missing}):
     page = folder / page_of(path)
     if page_of(path).startswith("source/"):
       page.parent.mkdir(parents=True, exist_ok=True)
       page.write_text(source_page(path), encoding="utf-8")
+  return [f"{linked[path]}: link to nothing: {path}" for path in missing]
 
 
 def left_out(folder: pathlib.Path, nav: list) -> list[str]:
@@ -154,14 +152,23 @@ class _Page(html.parser.HTMLParser):
   def __init__(self, text: str):
     super().__init__()
     self.links, self.anchors, self.unresolved = list[str](), {"", "top"}, list[str]()
+    self._code = 0  # elements around, where brackets are brackets
     self.feed(text)
 
   def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
     values = {name: value or "" for name, value in attrs}
     self.anchors |= {values[name] for name in ("id", "name") if name in values}
     self.links += [values[name] for name in ("href", "src") if name in values]
+    self._code += tag in _CODE
     if tag == "autoref" and "optional" not in values:
       self.unresolved.append(values.get("identifier", ""))
+
+  def handle_endtag(self, tag: str) -> None:
+    self._code -= tag in _CODE
+
+  def handle_data(self, data: str) -> None:
+    if not self._code:
+      self.unresolved += REFERENCE.findall(data)
 
 
 def broken(site: pathlib.Path) -> list[str]:
@@ -190,8 +197,7 @@ def main() -> int:
   """Builds site/; returns 1 and says what is broken, or 0."""
   config = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
   folder, site = ROOT / config["docs_dir"], ROOT / config["site_dir"]
-  stage(folder)
-  wrong = left_out(folder, config["nav"])
+  wrong = stage(folder) + left_out(folder, config["nav"])
   shutil.rmtree(site, ignore_errors=True)
   zensical = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
   built = subprocess.run(zensical, cwd=ROOT)
