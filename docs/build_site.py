@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 CODE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)\s]+")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+SHIM = "https://unpkg.com/iframe-worker/shim"  # where Zensical has search in files take it from
 REFERENCE = re.compile(r"(?:\[[^\[\]]*)?\]\[[A-Za-z_][\w.]*\]")
 _CODE = ("code", "pre", "script", "style")
 EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)
@@ -127,8 +128,8 @@ def left_out(folder: pathlib.Path, nav: list) -> list[str]:
   ]
 
 
-def draw_equations(site: pathlib.Path) -> list[str]:
-  """Has MathML for the LaTeX of every page; returns the equations that are wrong."""
+def finish(site: pathlib.Path) -> list[str]:
+  """Has MathML for the LaTeX of every page, and its own copy of a script; returns what is wrong."""
   converter, wrong = math_core.LatexToMathML(), list[str]()
   for file in sorted(site.rglob("*.html")):
 
@@ -140,18 +141,19 @@ def draw_equations(site: pathlib.Path) -> list[str]:
         wrong.append(f"{file.relative_to(site)}: equation {latex!r}: {error}")
         return found[0]
 
-    text = file.read_text(encoding="utf-8")
-    if (drawn := MATH.sub(draw, text)) != text:
-      file.write_text(drawn, encoding="utf-8")
+    up = "../" * (len(file.relative_to(site).parts) - 1)
+    text = file.read_text(encoding="utf-8").replace(SHIM, f"{up}javascripts/iframe-worker.js")
+    file.write_text(MATH.sub(draw, text), encoding="utf-8")
   return wrong
 
 
 class _Page(html.parser.HTMLParser):
-  """What a page links to, what can be linked to in it, and the references that found nothing."""
+  """What a page links to and loads, what can be linked to in it, and references to nothing."""
 
   def __init__(self, text: str):
     super().__init__()
     self.links, self.anchors, self.unresolved = list[str](), {"", "top"}, list[str]()
+    self.loads = list[str]()
     self._code = 0  # elements around, where brackets are brackets
     self.feed(text)
 
@@ -159,6 +161,8 @@ class _Page(html.parser.HTMLParser):
     values = {name: value or "" for name, value in attrs}
     self.anchors |= {values[name] for name in ("id", "name") if name in values}
     self.links += [values[name] for name in ("href", "src") if name in values]
+    loads = values.get("href" if tag == "link" else "src", "")
+    self.loads += [loads] if EXTERNAL.match(loads) and values.get("rel") != "canonical" else []
     self._code += tag in _CODE
     if tag == "autoref" and "optional" not in values:
       self.unresolved.append(values.get("identifier", ""))
@@ -179,6 +183,7 @@ def broken(site: pathlib.Path) -> list[str]:
   for file, page in pages.items():
     name = file.relative_to(site)
     wrong += [f"{name}: reference to nothing: {reference}" for reference in page.unresolved]
+    wrong += [f"{name}: asks another server: {link}" for link in page.loads]
     for link in page.links:
       address, _, anchor = link.partition("#")
       if EXTERNAL.match(address):
@@ -202,7 +207,7 @@ def main() -> int:
   zensical = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
   built = subprocess.run(zensical, cwd=ROOT)
   if built.returncode == 0:
-    wrong += draw_equations(site) + broken(site)
+    wrong += finish(site) + broken(site)
   print(*wrong, sep="\n", file=sys.stderr)
   return int(bool(wrong) or built.returncode != 0)
 

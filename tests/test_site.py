@@ -27,6 +27,7 @@ def write(folder, **pages):
     ('<a href="#none">x</a>', "a.html: link to no anchor: #none"),
     ("<p>see [here][pkg.f].</p>", "a.html: reference to nothing: [here][pkg.f]"),
     ("<p>see [<code>f</code>][pkg.f].</p>", "a.html: reference to nothing: ][pkg.f]"),
+    ('<script src="https://x.y/z"></script>', "a.html: asks another server: https://x.y/z"),
     ('<autoref identifier="pkg.f">f</autoref>', "a.html: reference to nothing: pkg.f"),
   ],
 )
@@ -47,7 +48,7 @@ def test_what_leads_somewhere_is_not_told(tmp_path):
 def test_an_equation_is_mathml_and_a_wrong_one_is_told(tmp_path):
   good = r'<span class="arithmatex">\(\beta &lt; \frac{1}{2}\)</span>'
   write(tmp_path, a=good, b=r'<div class="arithmatex">\[\frac{1}{\]</div>')
-  (wrong,) = SITE.draw_equations(tmp_path)
+  (wrong,) = SITE.finish(tmp_path)
   assert wrong.startswith("b.html: equation ")
   drawn = (tmp_path / "a.html").read_text(encoding="utf-8")
   assert re.fullmatch(r"<math>.*<mfrac>.*</math>", drawn)
