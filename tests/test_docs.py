@@ -7,7 +7,7 @@ import sys
 
 import doc_pages
 import pytest
-from tiny import ROOT
+from paths import ROOT
 
 from nash_jax import config, main
 from nash_jax.config import fields, files

@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from tiny import ROOT
+from paths import ROOT
 
 _SPEC = importlib.util.spec_from_file_location("build_site", ROOT / "docs" / "build_site.py")
 SITE = importlib.util.module_from_spec(_SPEC)
