@@ -8,13 +8,14 @@ import pathlib
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import markdown_it
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from paths import ROOT
 
-from nash_jax import main
+from nash_jax import main, train
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
@@ -67,15 +68,23 @@ _SHORT = f"""#!/bin/sh
 case $1 in
   train | demo) set -- "$@" --config.steps=2 --config.evaluation.prompts=4 ;;
 esac
-exec {sys.executable} -m nash_jax.main "$@"
+exec {pathlib.Path(sys.executable).with_name("nash-jax")} "$@"
 """
 
 
+def _short(config: ConfigDict, workdir: str, run=train.run) -> object:
+  """Has `train.run`, as Python calls it, make two steps."""
+  config = config.copy_and_resolve_references().unlock()
+  config.update_from_flattened_dict({"steps": 2, "evaluation.prompts": 4})
+  return run(config, workdir)
+
+
+@mock.patch.object(train, "run", _short)
 def run_blocks(page: pathlib.Path, folder: pathlib.Path, slow: bool) -> int:
   """Runs the blocks of a page in a folder; returns how many. Those of Python share their names.
 
   A block of Python whose first line is a comment with a file's name is that file as well. Of a
-  training run that bash starts two steps are made.
+  training run two steps are made.
 
   Args:
     slow: all that can be run here; else Python's that are not slow.
