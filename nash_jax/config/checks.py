@@ -1,4 +1,4 @@
-"""The checks on a config that need no data, weights or tokenizer."""
+"""Checks on a config that need no data, weights or tokenizer."""
 
 import functools
 import importlib.util
@@ -29,7 +29,7 @@ from nash_jax.validation import asset_path, did_you_mean, one_of, printable, req
 
 _PIP = f"{sys.executable} -m pip install"
 _WANDB = ("the package wandb beside it", f"Install it: {_PIP} wandb")
-EXACT_BETA = 1e-4  # the least β of a game whose equilibrium float64 resolves
+EXACT_BETA = 1e-4  # the smallest β for which float64 resolves the equilibrium
 
 
 def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigDict:
@@ -40,7 +40,7 @@ def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigD
   _check_fields(config, fields.DECLARED[job]())
   as_given = config.copy_and_resolve_references()
   CHECKS[job](config, *([devices] if devices else []))
-  if job != "compare":  # some of whose files its own runs make
+  if job != "compare":  # its runs may create some of the files it reads
     files.require_present(config, job)
   if is_new and (unused := unread_and_set(as_given, job)):
     logging.warning("set, but not read by this run: %s", ", ".join(unused))
@@ -59,7 +59,7 @@ def refuse_unread(config: ConfigDict, job: str, given: Collection[str]) -> None:
 
 
 def _job(config, expected: str) -> str:
-  """Returns the name of a config's job; one that names none is taken for the expected job's."""
+  """Returns the name of a config's job, or the expected job if the config names none."""
   got = config.job if "job" in config else expected
   jobs, advice = f"one of {', '.join(CHECKS)}", "Start from nash_jax.config."
   require(got in CHECKS, "config.job", jobs, got, advice)
@@ -69,7 +69,7 @@ def _job(config, expected: str) -> str:
 
 
 def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> None:
-  """Checks each field by its declaration; numbers become Python's own, and -0 becomes 0."""
+  """Checks each field against its declaration; numbers become Python numbers, and -0 becomes 0."""
   for name in group:
     if name not in declared:
       choices = ", ".join(sorted(declared)) + did_you_mean(name, declared)
@@ -103,7 +103,7 @@ def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> 
 
 
 def _checked(field: Any, value: Any, path: str) -> Any:
-  """Returns the value of a declared field that is no group; ValueError if it may not hold it."""
+  """Returns the value of a declared field; raises ValueError if the field may not hold it."""
   if isinstance(field, fields.Choice):
     require(not field.why or value in field.choices, path, field.describe(), value, field.why)
     one_of(path, value, field.choices)
@@ -145,7 +145,7 @@ def _check_changes(changes: ConfigDict, path: str) -> None:
 
 
 class _Checker:
-  """Checks fields of a group against each other; errors name each by its path in the config."""
+  """Checks fields of a group against each other; errors give each field's path in the config."""
 
   def __init__(self, group: ConfigDict, path: str = ""):
     self.group, self.prefix = group, f"{path}." if path else ""
@@ -154,7 +154,7 @@ class _Checker:
     require(good, self.prefix + field, expected, self.value(field), fix)
 
   def value(self, field: str) -> Any:
-    """Returns the value of a field of the group, or of a group in it: "lora.rank"."""
+    """Returns the value of a field, such as "lora.rank", counted from the group."""
     return functools.reduce(operator.getitem, field.split("."), self.group)
 
   def one_of(self, field: str, choices: Collection[str]) -> None:
@@ -176,12 +176,12 @@ def _check_model(model, path: str) -> None:
 
 
 def _is_installed(package: str) -> bool:
-  found = importlib.util.find_spec(package)  # a folder of that name, as W&B leaves, has no origin
+  found = importlib.util.find_spec(package)  # a mere folder, such as W&B leaves, has no origin
   return found is not None and found.origin is not None
 
 
 def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
-  """Returns over how many of the devices, by default those there are, a batch is split."""
+  """Returns how many devices a batch is split over; `devices` defaults to those of this machine."""
   check = _Checker(config)
   check("tracker", config.tracker == "none" or _is_installed("wandb"), *_WANDB)
   warmup, expected = config.optimizer.warmup_steps, f"at most steps = {config.steps}"
@@ -234,7 +234,7 @@ def _check_judge(judge, path: str, sampling, remote: bool = False) -> None:
     texts = all(isinstance(answer, str) for answer in judge.answers)
     distinct = texts and len(judge.answers) == len({*judge.answers}) == 2
     check("answers", distinct, "two different pieces", "Try ('A', 'B').")
-    # A server's first token may be the beginning of either.
+    # A server's first token could then begin either answer.
     one, two = judge.answers
     alike = one.startswith(two) or two.startswith(one)
     check(
@@ -297,7 +297,7 @@ def _check_outputs(policy, path: str, task: str) -> None:
 
 
 def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
-  """Returns the sizes of the mesh on which an online run's judge is laid out."""
+  """Returns the mesh sizes of an online run's judge."""
   policy_sizes = sharding.resolve_mesh(config.mesh, devices)
   sizes = {axis: size or policy_sizes[axis] for axis, size in config.judge.mesh.items()}
   on_host = config.judge.name == "gemma_text" or own.is_own(config.judge.name)
@@ -308,10 +308,10 @@ def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
 
 
 def judged_by_reference(config, mesh: dict[str, int]) -> bool:
-  """Returns whether an online run's judge is its reference, which is then held once for both.
+  """Returns whether an online run's judge is its reference, which then serves as both in memory.
 
   Args:
-    mesh: sizes of the policy's.
+    mesh: the policy's mesh sizes.
   """
   judge, same = config.judge, ("preset", "changes", "weights", "dtype")
   alike = all(judge.model[field] == config.model[field] for field in same)
@@ -320,9 +320,9 @@ def judged_by_reference(config, mesh: dict[str, int]) -> bool:
 
 
 def _check_best(config, export: bool = False) -> None:
-  """Checks that evaluations and checkpoints meet where the best checkpoint is to be exported.
+  """Checks that some evaluation falls on a checkpoint if the best one is to be exported.
 
-  Where some evaluations have no checkpoint, a line says which ones can be the best.
+  If other evaluations have no checkpoint, logs which ones can be the best.
   """
   every, save = config.evaluation.every, config.checkpoint.every
   if export:
@@ -410,9 +410,9 @@ def _check_rates(config) -> None:
 
 
 def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str]]:
-  """Returns the config of a run, checked as one of this comparison, and the files it lacks.
+  """Returns the checked config of a run of this comparison, and the files it lacks.
 
-  These may still have to be made; they are looked for before the first run starts.
+  Those files may not exist yet; they are checked before the first run starts.
   """
   taken = {"job": "a comparison is of runs of train", "seed": "`seeds` and `tuning_seed` set it"}
   if config.learning_rates:
@@ -447,7 +447,7 @@ def _is_absent(field: str, value: Any) -> bool:
 def _check_arena_of_runs(
   config, runs: list[comparison.Run], resolved: Iterable[ConfigDict]
 ) -> None:
-  """Checks the arena of a comparison before its runs, after which it is held."""
+  """Checks the arena of a comparison before its runs start; it is played after them."""
   exact, advice = config.base.evaluation.exact, "Set arena.judges = {}."
   good = "network" in config.kinds and not exact
   require(good, "arena.judges", "none where no run leaves weights", [*config.arena.judges], advice)
@@ -512,7 +512,7 @@ def _check_train(config, devices: int | None = None) -> None:
 
 
 def _check_algorithm(config) -> None:
-  """Fills in the method's defaults, and checks what only this method asks for."""
+  """Fills in the method's defaults and checks this method's own requirements."""
   algorithm, sampling = config.algorithm, config.sampling
   algorithms.fill_defaults(algorithm)
   method = algorithms.get(algorithm.name)
@@ -545,7 +545,7 @@ def _check_algorithm(config) -> None:
   require(good, "sampling", expected, options, fix)
 
 
-# By job: what its fields must be together.
+# {job: checks of its fields against each other}
 CHECKS = {
   "train": _check_train, "fit": _check_fit, "arena": _check_arena, "collect": _check_collect,
   "compare": _check_compare, "sample": _check_sample, "agreement": _check_agreement,

@@ -474,8 +474,9 @@ def compare(base: ConfigDict | None = None, runs: Iterable[dict] = (), **fields)
   """The fields of a comparison or an ablation, with their defaults.
 
   Args:
-    base: the config that all runs share, of train().
-    runs: what each changes, {"algorithm.name": "egpo", "algorithm.samples": 3}; "label" names it.
+    base: the config that all runs share, such as train().
+    runs: the changes of each run, such as {"algorithm.name": "egpo", "algorithm.samples": 3}; its
+      "label" is the run's name.
   """
   config = default(_compare())
   return ConfigDict({**config, "base": base or config.base, "runs": tuple(runs), **fields})

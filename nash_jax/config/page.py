@@ -14,7 +14,7 @@ which says what the fields mean. `[0, 1)` is without 1. NaN is in no range, and 
 it is named. What fields must be together, such as `algorithm.step` ≤ 1 / `algorithm.beta`, is
 checked in `nash_jax/config/checks.py`."""
 TABLE = "| field | default | may be |\n|---|---|---|\n"
-# Groups that are those of another job, or shown once.
+# Groups that the page lists elsewhere.
 ELSEWHERE = {
   "changes": "fields of `model.changes`, below", "judges.NAME": "as `judge` of `train`",
   "base": "as the job `train`", "arena": "as the job `arena`",
@@ -22,7 +22,7 @@ ELSEWHERE = {
 
 
 def page() -> str:
-  """Returns the page's text; what is as in `train` is listed there alone."""
+  """Returns the page's text; fields that are the same as in `train` are listed only there."""
   parts, listed = [HEAD], set(_rows(fields.DECLARED["train"]()))
   for job, declared in fields.DECLARED.items():
     rows = [row for row in _rows(declared()) if job == "train" or row not in listed]
@@ -34,7 +34,7 @@ def page() -> str:
 
 
 def _rows(group: ConfigDict, path: str = "") -> Iterator[str]:
-  """Yields the lines of a table; of a group whose entries the user names, those of one entry."""
+  """Yields the rows of a group's table; if the user names its entries, those of one entry."""
   for name, field in group.items():
     if name in fields.ENTRIES:
       field = ConfigDict({"NAME": fields.ENTRIES[name]()})
