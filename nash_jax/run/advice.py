@@ -1,7 +1,6 @@
-"""What the metrics of a run say is going wrong while it runs, and what to do about it.
+"""Recognises from its metrics that a run is going wrong, and says what to do about it.
 
-Each rule is a pure function of the values so far, by metric, of a single run. docs/metrics.md has
-the bounds.
+Each rule is a pure function of a run's metrics so far. docs/metrics.md lists the bounds.
 """
 
 import math
@@ -9,28 +8,28 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-History = Mapping[str, Sequence[float]]  # by metric, the values of the steps that recorded it
+History = Mapping[str, Sequence[float]]  # {metric: values of the steps that recorded it}
 WINDOW = 3  # steps that must agree
-READS_NOTHING = 0.9  # share of flipped verdicts, or of ties, from which a judge tells nothing
-LEAST_KL = 10.0  # nats a response that no run is warned of
-GROWTH = 5.0  # of the gradient's norm
-FALL, DEEP_FALL = 0.03, 0.1  # of the held-out win rate: over three evaluations, and in two
+READS_NOTHING = 0.9  # a judge with this share of flipped verdicts, or of ties, is no judge
+LEAST_KL = 10.0  # nats a response; below this no run is warned
+GROWTH = 5.0  # factor of the gradient's norm
+FALL, DEEP_FALL = 0.03, 0.1  # of the held-out win rate, over three evaluations and in two
 
 
 def recommend(history: History, kl_bound: float = math.inf) -> dict[str, str]:
-  """Returns a line for each rule that finds something, by the rule's name."""
+  """Returns {rule: advice} for the rules that apply."""
   found = {name: rule(history) for name, rule in RULES.items()}
   found["kl"] = _far(history, kl_bound)
   return {name: line for name, line in found.items() if line}
 
 
 def kl_bound(config: Any) -> float:
-  """Returns the KL from which a run of a config is warned; infinite where nothing bounds it."""
+  """Returns the KL above which a run is warned; infinite if nothing bounds it."""
   return max(LEAST_KL, 1 / config.algorithm.beta) if "algorithm" in config else math.inf
 
 
 def of_config(config: Any) -> list[str]:
-  """Returns what can be said before the first step."""
+  """Returns advice on a config, before the first step."""
   warmup, steps = config.optimizer.warmup_steps, config.steps
   if 2 * warmup <= steps:
     return []
@@ -41,7 +40,7 @@ def of_config(config: Any) -> list[str]:
 
 
 def _last(history: History, name: str) -> Sequence[float]:
-  """Returns the newest values of a metric; none before there are enough."""
+  """Returns the newest WINDOW values of a metric; () if there are fewer."""
   values = history.get(name, ())
   return values[-WINDOW:] if len(values) >= WINDOW else ()
 

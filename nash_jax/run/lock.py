@@ -1,4 +1,4 @@
-"""One writer a workdir: a lock that the system releases with the process that held it."""
+"""One writer per workdir: a lock that the system releases when its process ends."""
 
 import contextlib
 import datetime
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def _owner(path: epath.Path) -> dict[str, Any]:
-  """Returns what the owner of a workdir wrote about itself; {} where that cannot be read."""
+  """Returns what the owner of a workdir wrote about itself; {} if that cannot be read."""
   try:
     owner = json.loads(path.read_text())
     return owner if isinstance(owner, dict) else {}
@@ -32,11 +32,11 @@ def _described(owner: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
-  """Holds a workdir, so that no other process writes there; owner.json names the holder.
+  """Locks a workdir, so that no other process writes there; owner.json names the holder.
 
-  Of several processes of one run the first holds it. The lock is flock's (on NFS the server's): a
-  process that dies, in whatever way, has released it. A bucket has no locks: there, an owner that
-  has not signed off is named in a warning, since it may have died or may be writing still.
+  Process 0 holds the lock of a run. It is a flock (on NFS the server's), which is released however
+  the process ends. A bucket has no locks: there, a warning names an owner that left its owner.json
+  behind, since it may have died or may still be writing.
 
   Raises:
     ValueError: another process holds it, or the folder cannot be written.
@@ -71,5 +71,5 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
     finally:
       try:
         name.unlink(missing_ok=True)
-      except OSError as error:  # the lock itself is released all the same
+      except OSError as error:  # the lock itself is still released
         log.warning("%s stays behind: %s", name, error)
