@@ -27,7 +27,7 @@ def make_games():
 
 
 def torch_loop(p_win, iterations):
-  """The gap after each iteration, averaged over contexts; p_win [A A] or [X A A]."""
+  """Returns the gap after each iteration, averaged over contexts; p_win is [A A] or [X A A]."""
   import torch
 
   p_win = torch.tensor(p_win)
@@ -73,7 +73,7 @@ def torch_turn(iterations):
 
 
 def make_jax(iterations):
-  """A function that runs the loop once: (microseconds an iteration of all games, early gap)."""
+  """Returns a function that runs the loop once -> (microseconds per iteration, early gap)."""
   import jax.numpy as jnp
 
   from nash_jax.games import solvers

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes of nash-jax on this machine, as several hosts would run it.
+# Runs several nash-jax processes on this machine, as several hosts would.
 set -euo pipefail
 
 usage() {
@@ -43,12 +43,12 @@ status=0
 while ((${#running[@]})); do
   code=0 ended=""
   wait -n -p ended "${!running[@]}" || code=$?
-  [[ -n ${ended-} ]] || continue # a signal came first
+  [[ -n ${ended-} ]] || continue # a signal interrupted the wait
   printf '[%s] ended with status %s\n' "${running[$ended]}" "$code"
   unset "running[$ended]"
   if ((code && !status)); then
     status=$code
-    # 75 is a run that was stopped, on all of them together.
+    # 75 means that the run stopped, on all processes together.
     ((code == 75)) || stop
   fi
 done

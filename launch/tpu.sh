@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# nash-jax on a TPU slice of Google Cloud; docs/tpu.md is the walkthrough.
+# Runs nash-jax on a TPU slice of Google Cloud; docs/tpu.md is the walkthrough.
 set -euo pipefail
-shopt -s inherit_errexit # a question to gcloud that fails is no answer
+shopt -s inherit_errexit # a failed gcloud query must not pass as an empty answer
 
 usage() {
   cat <<'EOF'
@@ -115,8 +115,8 @@ delete() {
   fi
 }
 
-# The state of the node, or of its request while it has none; nothing where neither exists. A list,
-# unlike describe, tells what is absent from what cannot be asked.
+# Prints the state of the node, or of its request while it has none, or nothing if neither exists. A
+# list, unlike describe, distinguishes an absent node from a failed query.
 state() {
   local found
   found=$(run gcloud compute tpus tpu-vm list "${where[@]}" \
@@ -153,7 +153,7 @@ on() {
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$which" "--command=$*"
 }
 
-# A command line for a shell on the other side, every word as it is here.
+# Prints words quoted for the remote shell.
 quoted() {
   printf ' %q' "$@"
 }
@@ -177,7 +177,7 @@ start() {
 
 resume() {
   local now
-  if [[ -n $dry_run ]]; then # as after a preemption
+  if [[ -n $dry_run ]]; then # show the commands after a preemption
     state
     delete
     create

@@ -126,7 +126,7 @@ class Pairs:
     return np.array(self.examples.columns["p_win"][: self.compared], np.float64)
 
   def wins(self, p_win: Float[np.ndarray, "N"]) -> dict[tuple[bytes, int, int], float]:
-    """Returns P(i ≻ j), i < j, of the first len(p_win) pairs; later comparisons overwrite earlier."""
+    """Returns P(i ≻ j), i < j, of the first len(p_win) pairs; a pair's last comparison counts."""
     wins = {}
     for (prompt, i, j), p in zip(self.places, p_win, strict=False):
       wins[prompt, min(i, j), max(i, j)] = float(p if i < j else 1 - p)
