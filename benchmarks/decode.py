@@ -172,7 +172,7 @@ def main():
   add("--tokens", type=int, default=0, help="new tokens (64; 48 with --weights)")
   add("--vocabulary", type=int, default=512, help="rows of the embedding (512)")
   add("--repeats", type=int, default=0, help="timed rounds (11; 3 with --weights)")
-  add("--weights", default="", help="a folder of Hugging Face's, to compare with transformers")
+  add("--weights", default="", help="a Hugging Face folder, to compare with transformers")
   add("--preset", default="gemma3_270m", help="the model of that folder (gemma3_270m)")
   add("--transformers", default="python", help="an interpreter with torch and transformers")
   args = parser.parse_args()

@@ -93,7 +93,9 @@ def make_jax(iterations):
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--torch-python", help="a python that can import torch and numpy")
-  parser.add_argument("--torch-turn", action="store_true", help="what that python is called with")
+  parser.add_argument(
+    "--torch-turn", action="store_true", help="set when that python runs this file"
+  )
   parser.add_argument("--iterations", type=int, default=20_000)
   parser.add_argument("--turns", type=int, default=5)
   flags = parser.parse_args()

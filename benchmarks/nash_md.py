@@ -109,8 +109,8 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
-  add("--weights", default="", help="a folder of Hugging Face's with a Gemma to train")
-  add("--preset", default="gemma3_270m", help="what the folder holds (gemma3_270m)")
+  add("--weights", default="", help="a Hugging Face folder with a Gemma to train")
+  add("--preset", default="gemma3_270m", help="the model in that folder (gemma3_270m)")
   both = ["nash_md", "online_dpo"]
   add("--methods", nargs="+", default=both, choices=both, help="to train its weights by")
   both = ["float32", "bfloat16"]

@@ -97,7 +97,7 @@ def main():
   add("--vocabulary", type=int, required=True)
   add("--steps", type=int, required=True)
   add("--method", choices=("nash_md", "online_dpo"), required=True)
-  add("--weights", required=True, help="a folder of Hugging Face's; empty for random weights")
+  add("--weights", required=True, help="a Hugging Face folder; empty for random weights")
   add("--precision", choices=("bfloat16", "float32"), default="bfloat16")
   args = parser.parse_args()
 

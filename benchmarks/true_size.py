@@ -106,7 +106,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add("--config", default="gemma2_2b", help="a config of true size, and its variant (gemma2_2b)")
-  add("--smoke", action="store_true", help="tiny models: whether it runs")
+  add("--smoke", action="store_true", help="tiny models, to see whether it runs")
   add("--batch", type=int, default=0, help="prompts; 0: the config's")
   add("--optimizer", default="adamw")
   add("--micro_batches", type=int, default=1)

@@ -69,7 +69,7 @@ def main() -> None:
     importlib.invalidate_caches()
   print(f"devices: {devices()}")
   if old := stale(sys.modules):
-    print(f"imported before: {', '.join(old)}. The notebook restarts: go on with the next cell.")
+    print(f"imported before: {', '.join(old)}. The notebook restarts: continue with the next cell.")
     get_ipython().kernel.do_shutdown(restart=True)  # noqa: F821
   else:
     print("ready")

@@ -6,11 +6,11 @@ usage() {
   cat <<'EOF'
 usage: launch/local.sh N JOB [FLAG ...]
 
-N processes of `nash-jax JOB FLAG ...`, each with one CPU device (DEVICES=2 launch/local.sh ... for
-two). They find each other through the variables NASH_JAX_COORDINATOR (host:port of process 0),
-NASH_JAX_PROCESSES and NASH_JAX_PROCESS_ID. Lines of process i begin with [i]. Ctrl-C and SIGTERM go
-to all of them; where one fails the rest end too, within NASH_JAX_HEARTBEAT seconds (100), and its exit
-status is the script's.
+Runs N processes of `nash-jax JOB FLAG ...`, each with one CPU device (two with DEVICES=2
+launch/local.sh ...). They find each other through the variables NASH_JAX_COORDINATOR (host:port of
+process 0), NASH_JAX_PROCESSES and NASH_JAX_PROCESS_ID. Lines of process i start with [i]. Ctrl-C and
+SIGTERM go to all processes. If one fails, the others end within NASH_JAX_HEARTBEAT seconds (100),
+and the script exits with its status.
 
 example: launch/local.sh 2 train --config=stories --workdir=runs/two
 EOF

@@ -21,7 +21,7 @@ install() {
 
 start() {
   if alive; then
-    printf 'nash-jax is running already, process %s\n' "$(<runs/launch/pid)" >&2
+    printf 'nash-jax is already running, process %s\n' "$(<runs/launch/pid)" >&2
     exit 1
   fi
   rm -f runs/launch/exit
@@ -41,7 +41,7 @@ state() {
   elif [[ -s runs/launch/exit ]]; then
     local status
     status=$(<runs/launch/exit)
-    [[ $status != 75 ]] || status+=': stopped, the same command goes on'
+    [[ $status != 75 ]] || status+=': stopped, the same command resumes it'
     printf 'exited %s\n' "$status"
   else
     echo 'not running'

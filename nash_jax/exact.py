@@ -61,7 +61,7 @@ class Game(NamedTuple):
     require(fits, "evaluation.exact", expected, got, fix)
     first = config.judge.first_token
     digits = (*range(first, first + (config.judge.table_tokens or actions)),)
-    expected = f"{digits}, the digits that the judge reads: judge.first_token and those after it"
+    expected = f"{digits}, the judge's digits, which start at judge.first_token"
     require(sampling.tokens == digits, "sampling.tokens", expected, sampling.tokens, fix)
     if train is not None:
       _check_contexts(train, held_out, len(p_win))
@@ -101,8 +101,8 @@ def _check_contexts(train: Examples, held_out: Examples, count: int) -> None:
   for ids, context in played:
     contexts.setdefault(ids, set()).add(context)
   wrong = [context for ids, context in evaluated if context not in contexts.get(ids, {context})]
-  expected = f"prompts in those of the {count} contexts of judge.table in which they are played"
-  fix = "Contexts go by the place among all prompts: train on a multiple of their number."
+  expected = f"each prompt in the same of judge.table's {count} contexts as in training"
+  fix = f"A prompt's context is its index modulo {count}: train on a multiple of {count} prompts."
   require(not wrong, "prompts.held_out_path", expected, f"contexts {wrong}", fix)
 
 

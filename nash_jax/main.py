@@ -21,19 +21,27 @@ from nash_jax.validation import file_name, one_of, require
 # {job: (module with run(config, workdir), default config, description)}
 JOBS = {
   "train": ("train", "stories", "fine-tune a policy online against a judge"),
-  "fit": ("fit", "storyteller", "supervised: next token, pairwise judge, reward model"),
-  "collect": ("jobs.collect", "votes", "sample pairs of responses and have a judge vote"),
-  "convert": ("jobs.convert", "convert", "records of other programs, written as ours"),
-  "sample": ("jobs.sample", "sample", "print continuations, interactive or from a file"),
-  "arena": ("jobs.arena", "arena", "policies against policies: win rates and intervals"),
-  "agreement": ("jobs.agreement", "agreement", "judges beside people's own comparisons"),
-  "vote": ("jobs.vote", "vote", "a page on which people judge pairs of responses"),
-  "export": ("jobs.export", "export", "a run as a folder that transformers loads, with its card"),
-  "compare": ("jobs.compare", "short_compare", "methods side by side, each at its best rate"),
-  "sweep": ("jobs.compare", "ablations/kappa", "an ablation: kappa, beta or eta"),
-  "plan": ("plan", "gemma2_2b", "memory and time of a run on TPUs that you need not have"),
-  "short_game": ("jobs.short_game", "short_game", "draw the short games and their reference"),
-  "games": ("games.study", "games/theorem", "exact games: solvers, rates, figures"),
+  "fit": ("fit", "storyteller", "train on data: next token, pairwise judge or reward model"),
+  "collect": ("jobs.collect", "votes", "sample pairs of responses, and let a judge vote on them"),
+  "convert": ("jobs.convert", "convert", "convert records of other programs to ours"),
+  "sample": ("jobs.sample", "sample", "continue prompts, typed or from a file"),
+  "arena": ("jobs.arena", "arena", "compare policies: win rates with intervals"),
+  "agreement": ("jobs.agreement", "agreement", "compare judges with people's own comparisons"),
+  "vote": ("jobs.vote", "vote", "serve a page on which people judge pairs of responses"),
+  "export": (
+    "jobs.export",
+    "export",
+    "export a run as a folder for transformers, with a model card",
+  ),
+  "compare": ("jobs.compare", "short_compare", "compare methods, each at its best learning rate"),
+  "sweep": ("jobs.compare", "ablations/kappa", "run an ablation: kappa, beta or eta"),
+  "plan": ("plan", "gemma2_2b", "plan memory and time of a run on TPUs that you need not have"),
+  "short_game": (
+    "jobs.short_game",
+    "short_game",
+    "make the bundled short games and their reference policy",
+  ),
+  "games": ("games.study", "games/theorem", "study exact games: solvers, rates, figures"),
   "demo": ("jobs.demo", "stories", "train the bundled storyteller, then run the arena"),
 }
 
@@ -46,8 +54,8 @@ CONFIG_OF = {"sweep": "compare", "plan": "train", "short_game": "train", "demo":
 
 # Flags of jobs that have no --workdir, since they write nothing there: {flag: (default, help)}.
 FLAGS = {
-  "plan": {"topology": ("v5e:4x4", "A TPU topology, v5e:4x4 or v5e-16; local for this machine."),
-           "json": ("", "File for the plan as JSON.")},
+  "plan": {"topology": ("v5e:4x4", "TPU topology, such as v5e:4x4 or v5e-16; local: this machine."),
+           "json": ("", "A file for the plan as JSON.")},
   "convert": {}, "export": {},
 }  # fmt: skip
 
@@ -67,7 +75,7 @@ SHORT_FLAGS = {
 def _config_folder() -> pathlib.Path:
   spec = importlib.util.find_spec("nash_jax.configs")
   if spec is None:
-    raise ValueError("configs: expected nash_jax installed with them; pip install --editable .")
+    raise ValueError("configs: not found; install nash_jax with `pip install --editable .`")
   return pathlib.Path(str(spec.origin)).parent
 
 
@@ -97,7 +105,7 @@ def usage() -> str:
   return (
     "usage: nash-jax JOB --config=NAME [--config.FIELD=VALUE ...] --workdir=FOLDER\n\n"
     f"jobs:\n{jobs}\n\n"
-    f"configs: {', '.join(config_names())}; or a file of your own, --config=FILE.py.\n"
+    f"configs: {', '.join(config_names())}; or your own file, --config=FILE.py.\n"
     "`nash-jax JOB --help` lists the flags of a job and the fields of its config.\n"
     "Example: nash-jax train --config=stories --config.algorithm.beta=0.05 --workdir=runs/x\n"
   )
@@ -111,7 +119,7 @@ def run() -> None:
     print(usage(), end="")
     return
   if job not in JOBS:
-    print(f"nash-jax: no job {job!r}; jobs are {', '.join(JOBS)}", file=sys.stderr)
+    print(f"nash-jax: no job {job!r}; the jobs are {', '.join(JOBS)}", file=sys.stderr)
     sys.exit(BAD_INPUT)
   keep_compiled_programs()
   try:
@@ -182,7 +190,7 @@ def _join_processes() -> None:
       count, index = (int(os.environ[name]) for name in names)
     except (KeyError, ValueError) as error:
       raise ValueError(
-        f"{' and '.join(names)}: expected whole numbers beside NASH_JAX_COORDINATOR, got {error}."
+        f"{' and '.join(names)}: expected whole numbers with NASH_JAX_COORDINATOR, got {error}."
         " launch/local.sh sets all three."
       ) from error
     jax.distributed.initialize(coordinator, count, index, **patience)
@@ -205,14 +213,14 @@ def _leave_at_once(job: str) -> Iterator[None]:
   try:
     if count > 1 and job not in MULTI_PROCESS:
       jobs = ", ".join(MULTI_PROCESS)
-      raise ValueError(f"expected one process, got {count}; on several run {jobs}")
+      raise ValueError(f"expected one process, got {count}; only {jobs} run on several")
     yield
   except BaseException as error:
     if not isinstance(error, ValueError):
       traceback.print_exc()
     print(
       f"nash-jax {job}: {error}\nprocess {index} of {count} stops. If another failed first, its log"
-      " says why. The same command goes on from the last checkpoint.",
+      " says why. The same command resumes from the last checkpoint.",
       file=sys.stderr,
       flush=True,
     )
@@ -230,7 +238,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
 
   module, default, description = JOBS[job]
   with _as_value_error(job):
-    text, argv = f"Name or file of the run's config (default {default}).", ["nash-jax", *arguments]
+    text, argv = f"Name or file of the config (default {default}).", ["nash-jax", *arguments]
     config = config_flags.DEFINE_config_file(
       "config", config_file(default), text, lock_config=False, sys_argv=argv
     )
@@ -245,7 +253,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
 
   def main(rest):
     if rest[1:]:
-      raise app.UsageError(f"unexpected argument {rest[1]!r}; fields are --config.NAME=VALUE")
+      raise app.UsageError(f"unexpected argument {rest[1]!r}; set fields with --config.NAME=VALUE")
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
@@ -312,7 +320,7 @@ def _leave_curves(workdir: str) -> None:
   try:
     report.curves(workdir)
   except (OSError, ValueError) as error:
-    logging.warning("%s/curves.png is not drawn: %s", workdir, error)
+    logging.warning("%s/curves.png could not be drawn: %s", workdir, error)
 
 
 def _exit_status(steps: int, workdir: str) -> int:
@@ -323,7 +331,7 @@ def _exit_status(steps: int, workdir: str) -> int:
     return 0
   for number in (signal.SIGTERM, signal.SIGHUP):  # everything is saved, and the process is ending
     signal.signal(number, signal.SIG_IGN)
-  line = f"stopped at step {step} of {steps}; the same command goes on"
+  line = f"stopped at step {step} of {steps}; the same command resumes it"
   with contextlib.suppress(OSError):  # the terminal is gone
     print(line, file=sys.stderr, flush=True)
   return STOPPED

@@ -82,7 +82,7 @@ def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Boo
   allowed = np.asarray(sampling.tokens, int)
   if not len(allowed):
     return jnp.asarray(forbidden)
-  expected = f"ids below the tokenizer's {tokenizer.size} pieces, none of a marker or of padding"
+  expected = f"ids below the tokenizer's {tokenizer.size} pieces, without markers and padding"
   unknown = allowed[~np.isin(allowed, np.flatnonzero(~forbidden))].tolist()
   fix = "Leave it empty to allow every piece."
   require(not unknown, "sampling.tokens", expected, unknown, fix)
@@ -145,7 +145,7 @@ def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable
     return lambda base: base
   scale = model.lora.alpha / rank
   start = adapters.read(asset_path(model.lora.init), model_config, rank, scale)
-  fix = "Start a reward model from these: loss = reward."
+  fix = "Set loss=reward to start a reward model from them."
   expected = "adapters of a language model"
   require(head or "head" not in start, "model.lora.init", expected, "a reward model's", fix)
   return lambda base: lora.join(base, start, 1.0)
@@ -161,8 +161,8 @@ def load_adapters(
   """
   source = parse_weights(spec)
   adapted = _read_lora(source.path)
-  fix = "A run of the whole model has none: export that."
-  require(adapted is not None, "run", "one of model.lora.rank > 0", spec, fix)
+  fix = "A run without adapters is exported as a whole model."
+  require(adapted is not None, "run", "one with model.lora.rank > 0", spec, fix)
   assert adapted
   base = gemma.shapes(model_config)
   if head:
@@ -252,7 +252,7 @@ def _load_from_run(
     try:
       base = load_weights(adapted.model.weights, model_config, adapted.seed, mesh=mesh)
     except ValueError as error:
-      raise ValueError(f"run {path}, whose adapters need model.weights: {error}") from error
+      raise ValueError(f"run {path}: its adapters need model.weights: {error}") from error
     checkpoint.verify_base(path, gemma.cast(base, adapted.model.dtype))
   if mesh is not None:
     shapes = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
@@ -286,7 +286,7 @@ def _read_lora(workdir: str) -> ConfigDict | None:
     found = {"model": {**base, "lora": {"rank": rank, "alpha": alpha}}, "seed": int(config["seed"])}
   except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
     raise ValueError(
-      f"{os.path.join(workdir, 'config.json')}: expected a run's config, with its seed, model.lora,"
-      f" model.weights and model.dtype, got {error!r:.80}: restore it"
+      f"{os.path.join(workdir, 'config.json')}: expected a run's config with seed, model.lora,"
+      f" model.weights and model.dtype, got {error!r:.80}: restore the file"
     ) from error
   return ConfigDict(found)

@@ -16,10 +16,10 @@ FEW = 10  # with fewer prompts no win rate differs from one half at 99.7%: 2 / 2
 # Why a cell has no length-controlled win rate.
 REFUSED = {
   "few": "fewer than 50 prompts",
-  "overlap": "on more than nine tenths of the pairs one side is the longer one: equal length would"
-  " lie beyond what was seen",
-  "length": "that the longer response wins, or the shorter, tells nine tenths of the verdicts'"
-  " variance: nothing else can be seen",
+  "overlap": "one side is longer on more than nine tenths of the pairs, so equal length would be an"
+  " extrapolation",
+  "length": "length alone explains nine tenths of the verdicts' variance, so nothing else can be"
+  " seen",
 }
 Cells = dict[str, dict[str, dict[str, Any]]]  # {row: {column: a cell of jobs.arena}}
 # Panels of a figure: (title, y-axis label, {metric: label}, baseline).
@@ -142,7 +142,7 @@ def _length_controlled(cells: Cells) -> list[str]:
   ]
   return [
     "Length-controlled, LC (ours): the win rate at equal length, by a logistic regression on the\n"
-    "difference in length. In brackets the overlap, the share of pairs on its rarer side:",
+    "difference in length. In brackets the overlap, the share of pairs on the rarer side:",
     markdown_table(["row beats column", *map(escaped, cells)], rows),
     *([f"No rate where — ({'; '.join(notes)})."] if notes else []),
   ]
@@ -152,8 +152,8 @@ def arena(result: dict[str, Any]) -> str:
   """Returns the tables of a result of `nash_jax.arena`, as Markdown."""
   out = [
     f"# Arena\n\n{result['prompts']} held-out prompts, {result['samples']} responses a policy to "
-    "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where the 99.7% interval is "
-    "clear of one half."
+    "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where the 99.7% interval "
+    "excludes one half."
   ]
   for name, judge in result["judges"].items():
     notes = [f"{metric.replace('_', ' ')} {number(x)}" for metric, x in judge["metrics"].items()]
@@ -162,7 +162,8 @@ def arena(result: dict[str, Any]) -> str:
       win_rate_table(judge["win_rate"]),
       "; ".join([*notes, *_bootstrap_note(judge["win_rate"])]) + ".",
       *_length_controlled(judge["length_controlled"]),
-      "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
+      "Only pairs of similar length (within 2 tokens or 10% of the longer), number of prompts in "
+      "brackets:",
       win_rate_table(judge["length_matched"], with_n=True),
     ]
   header, rows = policy_rows(result)
@@ -170,18 +171,18 @@ def arena(result: dict[str, Any]) -> str:
   out += [
     "## The policies",
     markdown_table(header, rows),
-    f"KL a response and ratios to {escaped(result['base'])}; best-of-n: log n − (n−1)/n from what "
-    "it picks from. Under top-k or top-p: the mean log-ratio of what was drawn, which is no KL. "
-    "Length in tokens.",
+    f"KL (a response) and ratios are to {escaped(result['base'])}. Best-of-n has the bound log n − "
+    "(n−1)/n on the KL to the policy it picks from. Under top-k or top-p, it is the mean log-ratio "
+    "of the samples, which is not a KL. Lengths are in tokens.",
   ]
   cut = {name: statistics["truncated"] for name, statistics in result["policies"].items()}
   shares = [f"{escaped(name)} {number(share, 2)}" for name, share in cut.items() if share]
   if shares:
-    share = f"Share of responses cut at the most tokens: {', '.join(shares)}. Their length is not"
-    out.append(f"{share} known, and LC and like length take it for that many tokens.")
+    share = f"Share of responses cut at the token limit: {', '.join(shares)}. Their full length is"
+    out.append(f"{share} unknown, so LC and similar length use the length at the cut.")
   steps = {name: statistics.get("step") for name, statistics in result["policies"].items()}
   read = [f"{escaped(name)} {step}" for name, step in steps.items() if step is not None]
-  out += [f"Steps of the runs that were read: {', '.join(read)}."] if read else []
+  out += [f"Checkpoint steps of the runs: {', '.join(read)}."] if read else []
   return "\n\n".join(out) + "\n"
 
 
@@ -213,8 +214,8 @@ def _bootstrap_note(cells: Cells) -> list[str]:
     for end, sign in (("low", -1), ("high", 1))
   ]
   if not gaps:
-    return [f"no bootstrap: it takes {FEW} prompts"]
-  return [f"the bootstrap's 99.7% intervals end within {number(max(gaps))} of ± 3σ"]
+    return [f"no bootstrap: it needs {FEW} prompts"]
+  return [f"the bootstrap's 99.7% intervals differ from ± 3σ by at most {number(max(gaps))}"]
 
 
 def side_by_side(texts: list[dict[str, Any]]) -> str:
@@ -281,11 +282,12 @@ def agreement(result: dict[str, Any]) -> str:
   counted = next(iter(result["judges"].values()))["agreement"]
   out = [
     f"# Agreement\n\n{result['pairs']} pairs of responses to {result['prompts']} prompts,"
-    f" {result['ties']} of them ties, which count in the log loss alone. Agreement is on"
+    f" {result['ties']} of them ties, which count only in the log loss. Agreement is on"
     f" {counted['pairs']} pairs of {counted['prompts']} prompts.",
     markdown_table(header, rows),
-    "Log loss in nats; one half for every pair has .693. Cyclic: of three responses to a prompt,"
-    f" each beats the next. People's own, where they compared all three: {_cyclic(people)}.",
+    "Log loss is in nats; a judge that always says one half has .693. In a cyclic triple of"
+    " responses, each beats the next. People's own, where they compared all three:"
+    f" {_cyclic(people)}.",
   ]
   if bins:
     header = ["judge", "pairs", "its confidence", "people who agree"]
@@ -363,7 +365,9 @@ def curves(workdir: str | os.PathLike[str]) -> pathlib.Path:
   series = read_metrics(workdir)
   panels = [panel for panel in PANELS if any(name in series for name in panel[2])]
   if not panels:
-    raise ValueError(f"{workdir}/metrics.jsonl: none of the metrics that are drawn is in it")
+    raise ValueError(
+      f"{workdir}/metrics.jsonl: expected some of the metrics that are drawn, got none"
+    )
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
   figure = Figure(figsize=(4 * columns, 2.9 * rows), layout="constrained")

@@ -71,7 +71,7 @@ def decode(path: str | pathlib.Path, data: bytes) -> str:
     text, place, byte = "", error.start, data[error.start]
   if place >= 0:
     line = len(re.split(rb"\r\n|\r|\n", data[:place]))
-    what = "is not UTF-8" if byte else "(NUL) is no text"
+    what = "is not UTF-8" if byte else "(NUL) is not text"
     raise ValueError(f"{path}:{line}: byte {byte:#04x} {what}: convert the file to UTF-8")
   return text
 

@@ -45,7 +45,7 @@ def name_runs(runs: Sequence[dict[str, Any]]) -> list[Run]:
     fix = 'Write {"algorithm.name": "egpo", "label": "EGPO"}.'
     require(keys, f"run {i}", "a dict of values by dotted field", changes, fix)
     good = isinstance(label(changes), str) and label(changes) != ""
-    require(good, f"run {i}: label", "a text", label(changes), "Name it, or leave the label out.")
+    require(good, f"run {i}: label", "text", label(changes), "Name it, or leave the label out.")
   named, seen = [], dict[str, str]()
   by_name = collections.defaultdict(list)
   for changes in runs:
@@ -57,7 +57,7 @@ def name_runs(runs: Sequence[dict[str, Any]]) -> list[Run]:
       name = _distinct(changes, alike)
     folder = _folder(changes, name)
     what = f"run {i}, {printable(name)!r}"
-    expected = f"a name of its own, also without spaces, but {seen.get(folder)} has it"
+    expected = f"a unique name, even without spaces, but {seen.get(folder)} has it"
     require(folder not in seen, what, expected, dict(changes), "Give one of the two another label.")
     seen[folder] = what
     named.append(Run(name, folder, dict(changes)))

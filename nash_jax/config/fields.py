@@ -135,7 +135,7 @@ def _model(weights: str = "") -> ConfigDict:
     tokenizer="assets:stories/tokenizer.model",
     template="plain",
     # Of compute; the master parameters are float32.
-    dtype=_choice("float32", COMPUTE_DTYPES, "float16 is for files: Gemma leaves its range."),
+    dtype=_choice("float32", COMPUTE_DTYPES, "float16 is only for files: Gemma overflows it."),
     remat=False,
     # Rank of the adapters, times alpha / rank, that train and fit train instead of the parameters.
     lora={

@@ -13,16 +13,16 @@ from nash_jax.validation import asset_path, printable, require
 _MODELS = ("gemma", "gemma_text", "bradley_terry")  # judges that have a model
 _POLICY = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
 _OUTPUTS = "Give AlpacaEval's model_outputs.json or Arena-Hard's model_answer/x.jsonl."
-_LOCAL = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
-_SELF = " With one model alone, its own start can judge: docs/true_size.md."
-_PROMPTS = "docs/true_size.md and docs/data.md have files to download, and what one of your own is."
+_LOCAL = "Give a local path, or assets:<file> for a bundled one; docs/weights.md: getting Gemma's."
+_SELF = " With only one model, its own start can judge: docs/true_size.md."
+_PROMPTS = "docs/true_size.md and docs/data.md list files to download, and the form of your own."
 
 
 def require_present(config: ConfigDict, job: str) -> None:
   """Raises a ValueError that lists every missing file of a checked config."""
   missing = [*_missing(config, job)]
   if missing:
-    count = f"{len(missing)} things that this run reads are missing:\n  "
+    count = f"{len(missing)} files that this run reads are missing:\n  "
     raise ValueError((count if len(missing) > 1 else "") + "\n  ".join(missing))
 
 

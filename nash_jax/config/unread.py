@@ -123,7 +123,7 @@ def _sample(config: ConfigDict) -> Iterator[tuple[str, str]]:
 
 def _arena(config: ConfigDict) -> Iterator[tuple[str, str]]:
   if config.prompts.task in BENCHMARKS:
-    whole = f"prompts.task = {config.prompts.task}, all of which is held out"
+    whole = f"prompts.task = {config.prompts.task} (all held out)"
     yield from ((f"prompts.{name}", whole) for name in ("held_out", "duplicates"))
     if config.prompts.held_out_path:
       yield "prompts.path", "prompts.held_out_path"
@@ -136,7 +136,7 @@ def _arena(config: ConfigDict) -> Iterator[tuple[str, str]]:
 def _vote(config: ConfigDict) -> Iterator[tuple[str, str]]:
   if config.export:
     yield from (
-      (name, "export, which serves no page") for name in ("host", "port", "shared", "seed")
+      (name, "export (which serves no page)") for name in ("host", "port", "shared", "seed")
     )
   else:
     yield "by", "export = ''"
@@ -153,17 +153,17 @@ def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
   ]
   everywhere = set.intersection(*({*run} for run in runs)) if runs else set()
   found = {f"base.{field}": runs[0][field] for field in sorted(everywhere)}
-  found["base.seed"] = "the job compare, which counts seeds from 0"
+  found["base.seed"] = "the job compare (which counts seeds from 0)"
   if config.base.evaluation.exact:
-    found["base.tracker"] = "base.evaluation.exact, whose runs are one program"
+    found["base.tracker"] = "base.evaluation.exact (whose runs are one program)"
   if config.learning_rates:
     found["base.optimizer.learning_rate"] = "learning_rates"
   if len(config.learning_rates) < 2:
     for field in ("tuning_seed", "tuning_steps"):
-      found[field] = "learning_rates, of which there is nothing to choose"
+      found[field] = "learning_rates (with nothing to choose from)"
   arena = _flat(config.arena)
   if not config.arena.judges:
-    return found | {f"arena.{field}": "arena.judges, of which there are none" for field in arena}
+    return found | {f"arena.{field}": "arena.judges (there are none)" for field in arena}
   ours = dict.fromkeys(("seed", "base"), "the job compare")
   theirs = unread(config.arena, "arena") | ours
   return found | {f"arena.{field}": reason for field, reason in theirs.items()}

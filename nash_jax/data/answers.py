@@ -67,7 +67,7 @@ def _last_message(record: Record) -> str:
   content = last.get("content")
   answer = content.get("answer") if isinstance(content, dict) else None
   if last.get("role") != "assistant" or not isinstance(answer, str):
-    expected = "expected an assistant's whose content is {'answer': text}"
+    expected = "expected one of the assistant with content {'answer': text}"
     raise ValueError(f"the last of field 'messages' is {shorten(last)}, {expected}")
   return answer
 
@@ -134,7 +134,7 @@ def token_counter(task: str, otherwise: Count) -> Count:
 
     encoding = tiktoken.encoding_for_model("gpt-4o")
   except (ImportError, OSError) as error:  # tiktoken downloads its vocabulary
-    message = "token_len is the number of the policy's tokens, not tiktoken's of gpt-4o (%s): %s"
+    message = "token_len counts the policy's tokens, not tiktoken's for gpt-4o (%s): %s"
     advice = "leave length out of Arena-Hard's style control, or install tiktoken"
     logging.warning(message, error, advice)
     return otherwise
@@ -195,12 +195,12 @@ def read(
     taken += answers[:1]
     missing += [] if answers else [record]
     del answers[:1]
-  other = f"; {len(strangers)} of its {len(rows)} answers are to others" if strangers else ""
+  other = f"; {len(strangers)} of its {len(rows)} answers are to other prompts" if strangers else ""
   if missing:
     raise ValueError(
       f"{path}: no answer to {len(missing)} of {count} prompts, the first with {name}"
-      f" {shorten(missing[0][name])}{other}. Prompts are matched by {' and '.join([name, *both])},"
-      " letter by letter: give the answers to this set, or set max_prompts to what is answered"
+      f" {shorten(missing[0][name])}{other}. Answers match prompts by {' and '.join([name, *both])},"
+      " exactly: give answers to this set, or lower max_prompts to those answered"
     )
   if strangers:
     message = "%s: %d of %d answers are to prompts that are not in this arena"

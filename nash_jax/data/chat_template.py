@@ -97,8 +97,8 @@ def check_untemplated(text: str) -> None:
   """Raises ValueError if a text already has the template."""
   if "<" in text and (found := _TEMPLATED.search(text)):
     raise ValueError(
-      f"{shorten(text)} carries the chat template already ({found[0].strip()!r}), which would be"
-      " added once more: give plain text, or a conversation as 'messages'"
+      f"{shorten(text)} already has the chat template ({found[0].strip()!r}), which is added here:"
+      " give plain text, or a conversation as 'messages'"
     )
 
 
@@ -129,7 +129,7 @@ def turns(messages: list[dict]) -> list[Turn]:
       raise ValueError(f"message {i} has role {role!r}, expected {expected!r}: turns alternate")
     conversation.append(Turn(expected, text, "" if conversation else system))
   if not conversation or conversation[-1].role != "user":
-    raise ValueError("a conversation must end with a message of the user")
+    raise ValueError("a conversation must end with a user's message")
   return conversation
 
 

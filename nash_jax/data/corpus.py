@@ -184,7 +184,7 @@ def load_examples(
       f" max_response_tokens){''.join(others)}; raise it, or set overflow='cut' {source}"
     )
   fix = "Raise it, set overflow='cut', or hold others out."
-  expected = f"some of the {held_out} within max_tokens, no pairs of equals"
+  expected = f"some of the {held_out} within max_tokens, with responses that differ"
   require(len(held) > 0 or not held_out, f"held-out examples {source}", expected, "none", fix)
   return train, held
 
@@ -194,7 +194,7 @@ def _tell_over(over: int, count: int, budgets: dict[str, int], config) -> None:
   names = {name: "max_tokens" if name == "inputs" else "max_response_tokens" for name in budgets}
   most = ", ".join(sorted({f"{names[name]}={budgets[name]}" for name in budgets}))
   fate, share = "dropped" if config.overflow == "drop" else "cut", 100 * over // count
-  message = "%d of %d examples (%d%%) are over %s and are %s: raise these, unless that is meant"
+  message = "%d of %d examples (%d%%) are over %s and are %s: raise these, unless that is intended"
   if 2 * over > count:
     logging.warning(message, over, count, share, most, fate)
 
@@ -207,7 +207,9 @@ def _tell_duplicates(train: Examples, held: Examples, config, drop: bool) -> Exa
     return _without(train, different, "duplicates")
   if shared := sum(_key(ids) in seen for ids in held.columns["inputs"]):
     held.report["duplicates"] = shared
-    message = "%d of %d held-out prompts or texts are trained on too: duplicates='drop' leaves them"
+    message = (
+      "%d of %d held-out prompts or texts are also trained on: duplicates='drop' leaves them"
+    )
     # One file for both is deliberate: a game is evaluated on the prompts that it is played on.
     level = logging.INFO if config.held_out_path == config.path else logging.WARNING
     logging.log(level, f"{message} out of training", shared, len(held))
@@ -254,8 +256,8 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
     require(
       good, f"rate of {file!r}", "a positive number", rate, "Leave the file out instead of 0."
     )
-    whole, fix = rate is None or len(shards) == 1, "Join its files to one."
-    require(whole, f"files in {file!r}", "one, as it has a rate", len(shards), fix)
+    whole, fix = rate is None or len(shards) == 1, "Join its files into one."
+    require(whole, f"files in {file!r}", "one, as the folder has a rate", len(shards), fix)
     pairs += [(shard, rate) for shard in shards]
   if not pairs:
     raise ValueError("`path` is empty: give it the file(s) to read, separated by commas")
@@ -277,7 +279,7 @@ def prompt_of(record: Any) -> str | list[dict[str, Any]]:
   for extra in ("tools", "chat_template_kwargs"):
     if record.get(extra):
       raise ValueError(
-        f"field {extra!r} is {files.shorten(record[extra])}: no prompt shows it here"
+        f"field {extra!r} is {files.shorten(record[extra])}: prompts cannot show it here"
       )
   for text in _texts(prompt):
     _checked(text)
@@ -375,14 +377,14 @@ def read_records(
   for reason, count in left_out.items():
     logging.info("%s: %d left out: %s", path, count, reason)
   if skipped:
-    message = "%s: %d of %d records cannot be read and are left out, the first since %s"
+    message = "%s: %d of %d records cannot be read and are left out, the first because %s"
     logging.warning(message, path, len(skipped), len(skipped) + len(records), skipped[0])
   if spelled:
     message = (
       "%s: %d of %d records spell out markers such as <bos> or <end_of_turn> (the first: %s)"
     )
     advice = (
-      "; they are read as text, but for a <bos> at the head of a prompt or a document, which is"
+      "; they are read as text, except a <bos> at the start of a prompt or a document, which is"
       " dropped"
     )
     logging.warning(message + advice, path, len(spelled), len(records), spelled[0])
@@ -435,7 +437,7 @@ def check_prompt(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:
   require(last not in tokenizer.stop_ids, what, "a prompt that waits for a response", last, fix)
   _check_absent(ids, [tokenizer.pad_id], what, "a prompt without <pad>", _PADDING)
   fix = "Leave the others out."
-  _check_absent(ids, [tokenizer.bos_id], what, "one <bos>, at its head", fix, start=1)
+  _check_absent(ids, [tokenizer.bos_id], what, "one <bos>, at the start", fix, start=1)
   fix = "Make each text a prompt of its own."
   _check_absent(ids, [tokenizer.eos_id], what, "one text, without <eos>", fix)
 

@@ -50,7 +50,7 @@ def read_text(path: str | pathlib.Path) -> str:
   try:
     data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
   except (OSError, EOFError, zlib.error) as error:
-    raise ValueError(f"{path}: not a gzip file that can be read: {error}") from None
+    raise ValueError(f"{path}: not a readable gzip file: {error}") from None
   text = decode(path, data)
   text = text.replace("\r\n", "\n").replace("\r", "\n")
   return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
@@ -71,7 +71,11 @@ def in_folder(folder: str | pathlib.Path) -> list[str]:
   shards = [str(path) for path in found if path.name.endswith(SUFFIXES)]
   packed = [path.name for path in found if path.suffix in _PACKED and path.stem.endswith(SUFFIXES)]
   require(
-    not packed, f"files in {str(folder)!r}", "none that are packed", packed[:3], "Unpack them."
+    not packed,
+    f"files in {str(folder)!r}",
+    "none with unsupported compression",
+    packed[:3],
+    "Unpack them.",
   )
   got, fix = [path.name for path in found[:3]] or "an empty folder", "Give another one."
   require(len(shards) > 0, f"files in {str(folder)!r}", f"some in {', '.join(SUFFIXES)}", got, fix)
@@ -159,7 +163,7 @@ def _array(path: str | pathlib.Path, text: str) -> Iterator[Placed]:
     expected = "expected an array of objects, or one object a line"
     raise ValueError(f"{path}:{error.lineno}: not JSON ({error}); {expected}") from None
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: not JSON that can be read: {error}") from None
+    raise ValueError(f"{path}: not readable JSON: {error}") from None
   yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -175,7 +179,7 @@ def _parquet_rows(path: str | pathlib.Path) -> Iterator[Placed]:
         yield f"{path}, row {number}", row
   except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
     reason = " ".join(str(error).split())
-    raise ValueError(f"{path}: not a parquet file that can be read: {reason}") from error
+    raise ValueError(f"{path}: not a readable parquet file: {reason}") from error
 
 
 def check_text(text: str) -> str:
@@ -186,5 +190,5 @@ def check_text(text: str) -> str:
   fine = text.isascii() and "\0" not in text  # the quick check settles most texts
   if not fine and (bad := re.search("[\ud800-\udfff\0]", text)):
     what = "NUL" if bad[0] == "\0" else "half of a surrogate pair"
-    raise ValueError(f"{bad[0]!a} in {shorten(text)} is {what}, no text: remove it")
+    raise ValueError(f"{bad[0]!a} in {shorten(text)} is {what}, not text: remove it")
   return text

@@ -155,7 +155,7 @@ def described(record: Any) -> tuple[str, str]:
   if name := name_of(record):
     return "preferences", name
   if has(record, "completions") and has(record, "labels"):
-    return "", "steps with a label each (TRL, stepwise), which nothing reads"
+    return "", "labelled steps (TRL, stepwise), which are not supported"
   if has(record, "response") or has(record, "completion"):
     return "responses", "prompts with a response"
   if _answered(record):
@@ -171,7 +171,7 @@ def described(record: Any) -> tuple[str, str]:
   ):
     if any(has(record, name) for name in names):
       return task, form
-  return "", "of no form that is known"
+  return "", "of no known form"
 
 
 def demonstration(record: Any) -> Any:
@@ -249,7 +249,9 @@ def _chosen(record: Record) -> Record:
   """TRL's preferences; Anthropic's transcripts; conversations that repeat their prompt."""
   chosen, rejected = (field(record, name, (str, list)) for name in ("chosen", "rejected"))
   if isinstance(chosen, str) != isinstance(rejected, str):
-    raise ValueError("of 'chosen' and 'rejected' one is a text and one a list: expected two alike")
+    raise ValueError(
+      "of 'chosen' and 'rejected' one is a text and one a list: expected the same kind"
+    )
   given = has(record, "prompt") or has(record, "messages")
   if isinstance(chosen, str):
     if given:
@@ -266,7 +268,7 @@ def _chosen(record: Record) -> Record:
     if len(end) != 1 or end[0].get("role") != "assistant":
       roles = ", ".join(str(message.get("role")) for message in end) or "nothing"
       raise ValueError(
-        f"field {name!r}: expected one message of the assistant behind what 'chosen' and"
+        f"field {name!r}: expected one message of the assistant after what 'chosen' and"
         f" 'rejected' share, got {roles}; docs/data.md has the forms"
       )
   rest = {k: v for k, v in record.items() if k not in ("prompt", "messages", "chosen", "rejected")}
@@ -293,7 +295,7 @@ def _joined(record: Record, shared: list[Record]) -> list[Record]:
   if prompt not in users:
     raise ValueError(
       f"field 'prompt' is {shorten(prompt)}, and no turn of the user in 'chosen': expected one of"
-      " its turns, or responses alone in 'chosen' and 'rejected'"
+      " its turns, or only responses in 'chosen' and 'rejected'"
     )
   return shared
 
@@ -372,7 +374,9 @@ def _asked(record: Record, name: str) -> Record:
   """Returns a field that is a prompt as "prompt" or "messages"."""
   prompt = field(record, name, (str, list))
   if isinstance(prompt, str) and "<extra_id_1>" in prompt:
-    raise ValueError(f"field {name!r} holds '<extra_id_1>': several turns in one text are not read")
+    raise ValueError(
+      f"field {name!r} has '<extra_id_1>': several turns in a text are not supported"
+    )
   return {"prompt": prompt} if isinstance(prompt, str) else {"messages": _messages(prompt)}
 
 
@@ -490,7 +494,7 @@ def _threads(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
     while thread[0].parent in messages and len(thread) <= len(messages):
       thread.insert(0, messages[thread[0].parent][1])
     if thread[0].parent is not None:
-      left_out["messages of which an earlier one is deleted or missing"] += 1
+      left_out["messages after a deleted or missing one"] += 1
     elif message.role == "user":
       asked = [{"role": earlier.role, "content": earlier.text} for earlier in thread]
       yield Group(place, {"messages": asked}, replies[message.name])

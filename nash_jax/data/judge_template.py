@@ -88,10 +88,10 @@ def read(name: str) -> str:
   require(
     len(separate) == 3,
     field,
-    "a newline or turn marker before and behind each slot",
-    f"that around {', '.join(separate) or 'none'} alone",
-    "Other neighbours would join the slot's text to theirs in one token, which token arrays cannot"
-    " do; and the answer is read where the text ends, so ask for it behind the last slot.",
+    "a newline or turn marker before and after each slot",
+    f"that only around {', '.join(separate) or 'none'}",
+    "Otherwise a token could join a slot's text with its neighbours, which token arrays cannot do."
+    " The answer is read at the end of the text, so ask for it after the last slot.",
   )
   return text
 

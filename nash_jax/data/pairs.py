@@ -76,7 +76,7 @@ def _records(path: str) -> Iterator[Placed]:
     yield from forms.comparisons(read_records(path), None, collections.Counter())
     return
   texts = read_json(path).get("texts", [])
-  fix = "Hold the arena with more --config.texts."
+  fix = "Run the arena again with more --config.texts."
   require(bool(texts), path, "texts of the policies", "none", fix)
   for number, text in enumerate(texts, 1):
     yield f"{path}, text {number}", text

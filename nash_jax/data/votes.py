@@ -227,7 +227,7 @@ class Store:
     name, kind = (" ".join(unicodedata.normalize("NFC", x).split()) for x in (name, kind))
     for what, text, least in (("name", name, 1), ("group", kind, 0)):
       fine = least <= len(text) <= 40 and printable(text) == text
-      require(fine, what, f"{least} to 40 letters", text[:60], "Choose another one.")
+      require(fine, what, f"{least} to 40 characters", text[:60], "Choose another one.")
     known = self._all("SELECT id, kind FROM annotators WHERE name = ?", name)
     if known and kind in ("", known[0][1]):
       return known[0][0]
@@ -314,7 +314,7 @@ class Store:
       query = "SELECT winner FROM votes WHERE annotator = ? AND pair = ?"
       there = db.execute(query, known).fetchone()
       if there is not None and there[0] != winner:
-        raise Conflict("this pair has another vote of yours already: undo that first")
+        raise Conflict("you have already cast another vote on this pair: undo that first")
       if there is None:
         insert = (
           "INSERT INTO votes (annotator, pair, winner, shown_left, at) VALUES (?, ?, ?, ?, ?)"

@@ -399,7 +399,7 @@ def _check_read(judged: Judged, judges_by_name: dict[str, judges.Judge]) -> None
     fix = "Check the judge: its answers, or for a table judge first_token and sampling.tokens."
     require(unread < pairs, what, expected, "none", fix)
     if unread and not judges_by_name[name].server:  # a server has already logged it
-      logging.warning("%s: %d of %d pairs have no verdict: they weigh nothing", what, unread, pairs)
+      logging.warning("%s: %d of %d pairs have no verdict, and do not count", what, unread, pairs)
 
 
 def recorded_result(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def _run(config: ConfigDict, path: pathlib.Path) -> str:
   require(len(strengths) > 0, "judge", expected, "none", fix)
   unfinished.replace(path)
   if unread:
-    logging.warning("%d of %d pairs have no verdict: left out", unread, unread + len(strengths))
+    logging.warning(
+      "%d of %d pairs have no verdict and are left out", unread, unread + len(strengths)
+    )
   logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(strengths), path, np.mean(strengths))
   return str(path)
 

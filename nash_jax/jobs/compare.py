@@ -99,7 +99,9 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
       scores[name][rate] = _score(c, record(name, rate, seed, c))
   for name, tried in scores.items():
     if tried and not any(map(math.isfinite, tried.values())):
-      logging.warning("run %r is finite at no learning rate: none is the best", printable(name))
+      logging.warning(
+        "run %r diverges at every learning rate, so none is the best", printable(name)
+      )
   best = {run: max(tried, key=tried.__getitem__, default=rates[0]) for run, tried in scores.items()}
   configs = run_all((name, best[name], seed) for name in runs for seed in seeds)
   return {
@@ -186,7 +188,7 @@ def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
       out.append(f"## {title}\n\n{report.win_rate_table(cells)}")
       if absent := results["network"].keys() - cells.keys():
         names = ", ".join(sorted(map(report.escaped, absent)))
-        out.append(f"Not in the arena, since a seed's last evaluation is not finite: {names}.")
+        out.append(f"Not in the arena, because a seed's last evaluation is not finite: {names}.")
   return out
 
 

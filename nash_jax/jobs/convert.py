@@ -60,7 +60,7 @@ class Found:
     lines = [f"{source}: {self.read} records", *_listed(self.forms)]
     lines += [f"{output}: {self.written} {TASKS[self.task].noun}"]
     if self.left_out:
-      lines += ["left out, with the first of its kind:", *_listed(self.left_out)]
+      lines += ["left out, by reason:", *_listed(self.left_out)]
     return "\n".join(lines)
 
 
@@ -104,7 +104,7 @@ def convert(
 def _inputs(source: str, output: str) -> list[str]:
   """Returns the files to read, without the output."""
   good = output.endswith(".jsonl") and "://" not in output and not os.path.isdir(output)
-  require(good, "output (--to)", "a file of this machine, .jsonl", output, "Give its path.")
+  require(good, "output (--to)", "a .jsonl file on this machine", output, "Give its path.")
   require(bool(source.strip()), "source (--from)", "files or folders", source, "Give their path.")
   pairs = corpus.parse_paths(source)
   rated = [path for path, rate in pairs if rate is not None]
@@ -113,7 +113,7 @@ def _inputs(source: str, output: str) -> list[str]:
   inputs = [path for path, _ in pairs if path not in own]
   named = not own.isdisjoint(map(str.strip, source.split(",")))
   other = inputs and not named and not (own and os.path.islink(output))
-  fix = "Give the output a name of its own."
+  fix = "Give the output another name."
   require(bool(other), "output (--to)", "a file other than those that are read", output, fix)
   return inputs
 

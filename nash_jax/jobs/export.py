@@ -108,7 +108,7 @@ Written = tuple[Callable[[pathlib.Path], None], card.Model]  # (writes the files
 def _plain_model(config: ConfigDict, source: Source, model: card.Model) -> Written:
   """Loads base and policy, never both at the same time, and measures what the dtype keeps."""
   fix = (
-    "Use the .safetensors file that `fit` exported; of a LoRA run, --adapter writes the adapters."
+    "Use the .safetensors file that `fit` exported; --adapter writes the adapters of a LoRA run."
   )
   is_reward = source.config.get("loss") == "reward"
   require(not is_reward, "run", "a language model", "a reward model", fix)
@@ -133,8 +133,8 @@ def _adapters(config: ConfigDict, source: Source, model: card.Model) -> Written:
   trained, alpha, step = load_adapters(config.run, model_config, head=is_reward)
   is_multimodal = _is_multimodal(asset_path(start), model_config)
   advice = (
-    f"PEFT needs the base as a folder of Hugging Face's, which {start or 'a random model'} is not:"
-    " `nash-jax export` makes one of a run, and --base_model names a published one."
+    f"PEFT needs the base as a Hugging Face folder, which {start or 'a random model'} is not:"
+    " `nash-jax export` makes one from a run, and --base_model names a published one."
   )
   ready = config.base_model or (pathlib.Path(start) / "config.json").is_file()
 
@@ -158,14 +158,14 @@ def _read_source(spec: str, tokenizer: str) -> Source:
   """Reads the source from a run's workdir, or from the card in a file that `fit` exported."""
   path, field, _ = parse_weights(spec, "run")
   expected = "a run's workdir, or a file that `nash-jax fit` exported"
-  require(os.path.exists(path), "run", expected, spec, "There is nothing of that name.")
+  require(os.path.exists(path), "run", expected, spec, "Nothing has that name.")
   step = workdir = saved = None
   if os.path.isdir(path) and not weights.kind(path):
     workdir, saved, field = pathlib.Path(path), checkpoint.read_config(path), field or "params"
   else:
     found = _card_in(path)
     saved, step = found.get("config"), found.get("step")
-  fix = "Other weights are written by weights.export, from Python (docs/weights.md)."
+  fix = "For other weights, call weights.export from Python (docs/weights.md)."
   saved = saved if isinstance(saved, dict) else {}
   require(isinstance(saved.get("model"), dict), "run", expected, spec, fix)
   config = _as_its_job_has_it(path, saved)
@@ -283,14 +283,14 @@ def _rounding(before: np.ndarray | str, params: Params, logp, dtype: str) -> str
   change = logp(params, "float32") - before
   size = np.abs(change).mean()
   if not size > 0:
-    return "The run has changed nothing on the texts that this was measured on."
+    return "On the texts measured, the run changed nothing."
   said, faithful = [], {"float32": True}
   for other in ("bfloat16", "float16"):
     left = logp(params, other) - before
     kept = float(left @ change / (change @ change))
     strays = float(np.abs(left - change).mean() / size)
     faithful[other] = max(abs(1 - kept), strays) <= FAITHFUL
-    said.append(f"{other} keeps {kept:.0%} of that and strays from it by {strays:.0%}")
+    said.append(f"{other} keeps {kept:.0%} of that and deviates from it by {strays:.0%}")
   text = f"The run changed log-probabilities by {size:.2g} nats a token ({change.size} tokens):"
   text = f"{text} {', '.join(said)}; float32 keeps all."
   if not faithful[dtype]:
@@ -319,7 +319,7 @@ def _check_replaceable(folder: pathlib.Path) -> None:
   for name in there:
     path = folder / name
     same = name == RECORD or (name in sums and path.is_file() and _sum(path) == sums[name])
-    require(same, "to", expected, f"{path}, which is not as it was written", fix)
+    require(same, "to", expected, f"{path}, which has changed since", fix)
 
 
 @contextlib.contextmanager

@@ -55,11 +55,11 @@ def _tell_changes(
   pairs = zip(ids, texts, strict=True)
   respelled = sum(tokenizer.decode(row).strip() != text.strip() for row, text in pairs)
   if cut:
-    advice = "raise it to have them judged whole"
+    advice = "raise it to judge them in full"
     message = "%s: %d of %d answers are cut at sampling.max_tokens = %d: %s"
     logging.warning(message, what, cut, len(texts), most, advice)
   if respelled:
-    message = "%s: %d of %d answers hold what model.tokenizer spells in another way: %s"
+    message = "%s: %d of %d answers have text that model.tokenizer spells differently: %s"
     logging.warning(message, what, respelled, len(texts), "judges read its spelling")
 
 

@@ -164,7 +164,7 @@ def _prompts(config, tokenizer: Tokenizer) -> Iterable[Prompt]:
     require(readable, "file", "a readable text file", config.file, "Give its path.")
     parse = json.loads if config.file.endswith(SUFFIXES) else lambda line: {"prompt": line}
     pairs = list(itertools.starmap(encode, read_records(config.file, parse)))
-    require(len(pairs) > 0, "file", "a prompt a line", config.file, "Write some.")
+    require(len(pairs) > 0, "file", "a prompt per line", config.file, "Write some.")
     return pairs
   return typed()
 

@@ -101,7 +101,7 @@ def _run(
         files.write_text(folders[name] / DIVERGED, f"{error}\n")
       else:
         if done.stopped:
-          raise KeyboardInterrupt(f"stopped in {name}; the same command goes on from there")
+          raise KeyboardInterrupt(f"stopped in {name}; the same command resumes from there")
       bar.update()
 
 

@@ -72,7 +72,7 @@ def _serve(config: ConfigDict, store: Store, folder: pathlib.Path) -> None:
     name = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/"
     address += f"?token={token}" if token else ""
-    print(f"{number} pairs to judge at\n\n  {address}\n\nCtrl-C ends it.", flush=True)
+    print(f"{number} pairs to judge at\n\n  {address}\n\nCtrl-C stops the server.", flush=True)
 
   vote_page.serve(vote_page.make_app(store, token), config.host, config.port, announce)
 
@@ -84,7 +84,9 @@ def _token(folder: pathlib.Path) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
       file.write(secrets.token_urlsafe(18) + "\n")
   token = path.read_text(encoding="utf-8").strip()
-  require(len(token) >= 16, f"{path}", "a token of 16 letters or more", "less", "Delete the file.")
+  require(
+    len(token) >= 16, f"{path}", "a token of 16 characters or more", "less", "Delete the file."
+  )
   return token
 
 
@@ -104,7 +106,7 @@ def export(store: Store, output: str, by: str = "all") -> list[pathlib.Path]:
     ValueError: another kind of file, or no votes.
   """
   fix = "Give --export=FILE.jsonl."
-  require(output.endswith(".jsonl"), "export", "a file of this machine, .jsonl", output, fix)
+  require(output.endswith(".jsonl"), "export", "a .jsonl file on this machine", output, fix)
   votes, known = store.all_votes(), store.pairs()
   require(bool(votes), str(store.path), "votes to export", "none", "Judge some first.")
   groups: dict[str, list[Vote]] = collections.defaultdict(list)

@@ -162,9 +162,7 @@ def text(found: dict[str, Any]) -> str:
     ]
   for who, count in found["cycles"].items():
     if count["triples"]:
-      lines += [
-        f"Triples of responses that go in a circle, {who}: {count['cyclic']} of {count['triples']}."
-      ]
+      lines += [f"Cyclic triples of responses, {who}: {count['cyclic']} of {count['triples']}."]
   if found["annotators"]:
     rows = [
       [
@@ -184,7 +182,7 @@ def text(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     if policies["cycles"]["cyclic"]:
       circles, total = policies["cycles"]["cyclic"], policies["cycles"]["triples"]
-      lines += [f"Triples of policies that surely go in a circle: {circles} of {total}."]
+      lines += [f"Triples of policies that are clearly cyclic: {circles} of {total}."]
   return "\n".join(lines)
 
 

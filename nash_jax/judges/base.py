@@ -97,7 +97,7 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
     if opponents is None:
       b, num_opponents, (i, j) = a, samples, np.triu_indices(samples, 1)
       if not len(i):
-        raise ValueError("comparing responses with each other takes at least two a prompt, got 1")
+        raise ValueError("comparing responses with each other takes at least two per prompt, got 1")
     else:
       b, num_opponents = read_all(params, prompts, opponents), opponents.stopped.shape[1]
       i, j = np.indices((samples, num_opponents)).reshape(2, -1)

@@ -201,7 +201,7 @@ class Chat:
         raise ValueError(
           f"the judge at {self.url} gave no reply to {GIVE_UP} requests in a row, each tried "
           f"{self._settings.retries + 1} times; the last: {error}. Answers so far are kept: the"
-          " same command goes on from there once the server answers again."
+          " same command resumes from there once the server replies again."
         ) from None
       return Outcome("missing", message=str(error))
     except _Refusal as error:
@@ -249,7 +249,7 @@ class Chat:
       where = self.clean(reply.headers.get("Location", "nowhere"))
       raise ValueError(
         f"the judge at {self.url} answered {status} {reason} to {where!r}: redirects are"
-        " not followed, for the key would go along. Set judge.http.url to the final address."
+        " not followed, because they would get the key. Set judge.http.url to the final address."
       )
     raise ValueError(
       f"the judge at {self.url} {said}: check judge.http.url and model, and the environment "
@@ -261,7 +261,7 @@ class Chat:
       reply = json.loads(data)
     except (ValueError, RecursionError):
       said = self.clean(data[:999].decode(errors="replace"), 80)
-      raise _Passing(f"answered with what is no JSON: {said!r}") from None
+      raise _Passing(f"answered, but not in JSON: {said!r}") from None
     if isinstance(reply, dict) and reply.get("error") and not reply.get("choices"):
       # A router passes on another server's failure with its own status.
       raise _Passing(f"answered with an error ({self.clean(_message(json.dumps(reply)))!r})")
@@ -281,7 +281,7 @@ class Chat:
               break
           return reply, bytes(data[: MAX_BYTES + 1])
     except TimeoutError:
-      raise _Passing(f"gave no whole reply within {seconds:g} s") from None
+      raise _Passing(f"gave no complete reply within {seconds:g} s") from None
     except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, UnicodeError) as error:
       raise ValueError(f"judge.http.url: {self.url} cannot be asked: {error}") from None
     except (httpx.HTTPError, OSError) as error:
@@ -309,9 +309,11 @@ class Chat:
     named = {name for name in OPTIONAL if re.search(rf"\b{name}\b", message)}
     named |= {"top_logprobs"} if "logprobs" in named else set()
     for name in sorted(named - self._without):
-      instead = "max_completion_tokens in its place" if name == "max_tokens" else "without it"
+      instead = "with max_completion_tokens" if name == "max_tokens" else "without it"
       said = self.clean(_message(message))
-      logging.warning("the judge at %s refuses %s (%r): on %s", self.url, name, said, instead)
+      logging.warning(
+        "the judge at %s refuses %s (%r): continuing %s", self.url, name, said, instead
+      )
     self._without |= named
 
   def _request_key(self, text: str) -> str:
@@ -360,8 +362,8 @@ class _Kept:
 
   def _explained(self, error: sqlite3.Error) -> ValueError:
     return ValueError(
-      f"{self._path}: expected a file in which a judge's answers are kept: {error}. Make room for"
-      " it, or move it away: its answers are then asked for again."
+      f"{self._path}: expected a file of a judge's answers: {error}. Free some disk space, or move"
+      " the file away to ask for its answers again."
     )
 
 

@@ -132,8 +132,8 @@ class _Survey:
     what = "answered both orders of no pair" if self._counts["read"] else "gave no readable answer"
     return ValueError(
       f"the judge at {self._chat.url} {what}: {self._account()}. Check"
-      " judge.answers, judge.template, judge.http.model; a model that thinks before it answers has"
-      " to be told not to."
+      " judge.answers, judge.template, judge.http.model. If the model thinks before it answers,"
+      " turn that off."
     )
 
   def keep_answers(self, folder: pathlib.Path) -> None:
@@ -145,7 +145,7 @@ class _Survey:
     if self._counts and not self.compared:
       raise self._unreadable()
     if self._examples:
-      account = f"{self._account()}; their pairs weigh nothing"
+      account = f"{self._account()}; their pairs do not count"
       logging.warning("the judge at %s: %s", self._chat.url, account)
     self._chat.close()
 

@@ -71,8 +71,8 @@ class _Survey:
     if not self._missing:
       return
     todo = (
-      f"{self._missing} of {self._asked} pairs have no vote yet. They are asked for by"
-      f" `nash-jax vote --workdir={shlex.quote(str(self._workdir))}`; then give this command again"
+      f"{self._missing} of {self._asked} pairs have no vote yet. Let people judge them with"
+      f" `nash-jax vote --workdir={shlex.quote(str(self._workdir))}`; then run this command again"
     )
     if self._missing == self._asked:
       raise ValueError(f"judge human: {todo}.")

@@ -232,7 +232,9 @@ def from_texts(
       problem = _in_a_line(error)
     if not warned:
       warned.append(problem)
-      log.warning("a pair has no verdict, as all for which %s fails: %s", prefer.__name__, problem)
+      log.warning(
+        "pairs for which %s fails have no verdict; the first failure: %s", prefer.__name__, problem
+      )
     return np.nan
 
   def host(*arrays: Any) -> np.ndarray:

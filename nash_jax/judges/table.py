@@ -110,8 +110,8 @@ def _num_digits(num_actions: int, base: int) -> int:
   digits = next((n for n in range(1, num_actions + 1) if base**n >= num_actions), 1)
   if base**digits != num_actions:
     raise ValueError(
-      f"judge.table_tokens: expected a base of which the table's {num_actions} actions are a power,"
-      f" got {base}; 0 stands for one token an action"
+      f"judge.table_tokens: expected a base with the table's {num_actions} actions as a power, got"
+      f" {base}; 0 means one token per action"
     )
   return digits
 

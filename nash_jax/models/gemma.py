@@ -274,7 +274,7 @@ def forward(
   Raises:
     ValueError: dtype float16, in which the mask of a padding row gives NaN.
   """
-  fix = "float16 is for files: Gemma's activations and masks leave its range."
+  fix = "float16 is only for files: Gemma's activations and masks overflow it."
   require(jnp.dtype(dtype) != jnp.float16, "dtype", "float32 or bfloat16", "float16", fix)
   embedding = params["embedder"]["input_embedding"]
   x = sharding.constrain(embedding.astype(dtype)[tokens], sharding.BATCH)

@@ -145,7 +145,7 @@ def phase(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
     if "HbmOom" not in str(error) or size is None:
       raise
     bytes_needed = int(float(size[1]) * 2 ** (10 * " KMGT".index(size[2])))
-    return {"temp_bytes": bytes_needed, "error": "over the device's memory by itself"}
+    return {"temp_bytes": bytes_needed, "error": "needs more than the device's memory by itself"}
   finally:
     jax.config.update("jax_enable_compilation_cache", cached)
   seconds = time.perf_counter() - start
@@ -235,7 +235,7 @@ def text(plan: dict[str, Any]) -> str:
   arrays = [[*line, f"{size / 2**20:.2f}"] for *line, size in plan["arrays"]]
   lines = [
     f"{plan['run']} on {plan['devices']} x {plan['device_kind']} ({mesh}), "
-    f"tokenizer: {plan['tokenizer']}; every figure is one device's",
+    f"tokenizer: {plan['tokenizer']}; all figures are per device",
     report.markdown_table(["parameter", "shape", "split over", "MiB"], arrays),
     report.markdown_table(["held between phases", "GiB"], held),
     report.markdown_table(header, phases),
@@ -244,7 +244,7 @@ def text(plan: dict[str, Any]) -> str:
     fits = "fits" if plan["fits"] else "does not fit"
     lines.append(
       f"{_gib(plan['need_bytes'], 2)} of {_gib(plan['hbm_bytes'], 2)} GiB: {fits}; the largest"
-      f" prompts.batch_size that does is about {plan['largest_batch_size']}"
+      f" prompts.batch_size that fits is about {plan['largest_batch_size']}"
     )
   return "\n\n".join([*lines, *plan.get("advice", [])])
 

@@ -220,13 +220,13 @@ def advice(
   rows = mesh["data"] * mesh["fsdp"]
   micro = max(1, min(8, config.prompts.batch_size // rows))
   savings = (  # each is added to those before it
-    ("optimizer.name", "adafactor", "Adam's two moments go"),
+    ("optimizer.name", "adafactor", "without Adam's two moments"),
     ("model.remat", True, "activations are computed again in the backward pass"),
-    ("optimizer.micro_batches", micro, "so many parts have activations one after the other"),
-    ("model.logit_chunk", 4, "fewer columns have logits at one time"),
-    ("prompts.batch_size", rows * micro, "fewer responses are sampled at one time"),
+    ("optimizer.micro_batches", micro, "only one of so many parts has activations at a time"),
+    ("model.logit_chunk", 4, "fewer columns have logits at a time"),
+    ("prompts.batch_size", rows * micro, "fewer responses are sampled at a time"),
     ("model.lora.rank", 16, "adapters are trained instead of all parameters"),
-    ("model.dtype", "bfloat16", "half of what computes; slower where it is not native"),
+    ("model.dtype", "bfloat16", "halves what computes; slower if it is not native"),
     ("algorithm.name", "reg_self_play", "no target: another algorithm, so the last resort"),
   )
   lines, smaller = [], config.copy_and_resolve_references().unlock()
@@ -243,8 +243,8 @@ def advice(
     if bytes_needed <= room:
       return [*lines, "Then it fits."]
   single = mesh == ONE_DEVICE
-  devices = "one such device: a smaller model, or several" if single else "these devices: more"
-  return [f"No setting makes it fit {devices} (docs/tpu.md)."]
+  instead = "a smaller model, or several devices" if single else "a smaller model, or more devices"
+  return [f"No setting makes it fit: use {instead} (docs/tpu.md)."]
 
 
 def describe(device: Device) -> str:
@@ -252,12 +252,12 @@ def describe(device: Device) -> str:
   if not device.room:
     known = ", ".join(sorted({*CHIPS}))
     return (
-      f"{device.name}: jax runs on it, but neither says how much memory it has nor is it one of"
-      f" {known}. Compare the sum below with what its maker says."
+      f"{device.name}: jax runs on it, but does not say how much memory it has, and it is none of"
+      f" {known}. Compare the sum below with its data sheet."
     )
   room = f"{device.name}: {device.room / GIB:.1f} GiB for a program"
   if device.kind == CPU:
-    return f"{room}, all that this machine has. For the storyteller, and for trying a Gemma."
+    return f"{room}, all of this machine's memory. Enough for the storyteller, and to try a Gemma."
   each = " on each" if device.number > 1 else ""
   gpu = device.kind in CHIPS and not device.kind.startswith("TPU")
   share = device.room / CHIPS[device.kind].hbm if gpu else 1
@@ -281,7 +281,9 @@ def table(config: ConfigDict, device: Device | str) -> str:
   count = sum(leaf.size for leaf in jax.tree.leaves(gemma.shapes(model_config)))
   rows = [[name, f"{x / GIB:.3f}"] for name, x in {**parts, "at one time": total}.items()]
   once = (
-    ["The judge is the reference: held once."] if judged_by_reference(config, device.mesh) else []
+    ["The judge is the reference, so its weights count once."]
+    if judged_by_reference(config, device.mesh)
+    else []
   )
   lines = [
     f"{config.model.preset}: {count:,} parameters, {config.algorithm.name}, computing in"

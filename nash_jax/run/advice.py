@@ -35,7 +35,7 @@ def of_config(config: Any) -> list[str]:
     return []
   return [
     f"optimizer.warmup_steps={warmup} is more than half of steps={steps}: the learning rate reaches"
-    " its full height late or at the very end. Lower it, or raise steps"
+    " its peak late, or only at the end. Lower it, or raise steps"
   ]
 
 
@@ -49,8 +49,8 @@ def _unread(history: History) -> str:
   if history.get("valid", (1.0,))[-1] > 0:
     return ""
   return (
-    "no verdict could be read, so nothing is learned; see `valid` in metrics.jsonl. Expected"
-    " answers that the judge can give, and responses that it can read"
+    "no verdict could be read, so nothing is learned; see `valid` in metrics.jsonl. Check that the"
+    " judge can give the expected answers and read the responses"
   )
 
 
@@ -60,8 +60,8 @@ def _undecided(history: History) -> str:
   if flips and min(flips) >= READS_NOTHING:
     share = statistics.mean(flips)
     return (
-      f"flip_rate is {share:.2f}: the judge goes by the position of a response, not by what it"
-      f" says, so nothing is learned. {fix}"
+      f"flip_rate is {share:.2f}: the judge decides by the position of a response, not by its"
+      f" text, so nothing is learned. {fix}"
     )
   if ties and min(ties) >= READS_NOTHING:
     share = statistics.mean(ties)
@@ -74,8 +74,8 @@ def _far(history: History, bound: float) -> str:
   if not last or min(last) <= bound or last[-1] < all_values[-2 * WINDOW :][0]:
     return ""
   return (
-    f"kl_to_reference is {last[-1]:.1f} nats a response and climbs: read samples.jsonl, for the"
-    " text may be falling apart. Raise algorithm.beta, or lower optimizer.learning_rate"
+    f"kl_to_reference is {last[-1]:.1f} nats a response and rising. Read samples.jsonl, because"
+    " the text may be degenerating. Raise algorithm.beta, or lower optimizer.learning_rate"
   )
 
 
@@ -87,7 +87,7 @@ def _steep(history: History) -> str:
   if not 0 < GROWTH * first < last:
     return ""
   return (
-    f"gradient_norm has climbed from {first:.3g} to {last:.3g}: the steps are too large. Lower"
+    f"gradient_norm has risen from {first:.3g} to {last:.3g}: the steps are too large. Lower"
     " optimizer.learning_rate"
   )
 
@@ -113,8 +113,8 @@ def _coin(history: History) -> str:
   if len(shares) < 2 or max(shares[-2:]) > 0.5:
     return ""
   return (
-    f"eval/accuracy is {shares[-1]:.3f}, no better than a coin's. More pairs, more steps, another"
-    " optimizer.learning_rate, or larger budgets where pairs are cut"
+    f"eval/accuracy is {shares[-1]:.3f}, no better than a coin. Try more pairs, more steps, another"
+    " optimizer.learning_rate, or larger budgets if pairs are cut"
   )
 
 

@@ -102,7 +102,7 @@ def _what(model: Model, run: str) -> str:
   at = "" if model.step is None else f", after step {model.step}{steps}"
   said = f"{escaped(model.spec)}{at}, written by nash_jax."
   if model.adapter:
-    said += " The files hold LoRA adapters alone; the base comes on top."
+    said += " The files hold only LoRA adapters; you need the base as well."
   if run == "fit":
     return said
   if model.field != "target":
@@ -113,11 +113,11 @@ def _what(model: Model, run: str) -> str:
   ):
     how = "an exponential average of the policy over training steps, at rate κ"
   else:
-    how = (
-      f"the policy as it was at the last of its copies, every {algorithm['target_period']} steps"
-    )
-  of_adapters = ", taken of adapters" if model.config["model"]["lora"]["rank"] else ""
-  return f"{said} `@target` is {how}{of_adapters}: the centre towards which the method is drawn."
+    how = f"a copy of the policy, renewed every {algorithm['target_period']} steps"
+  of_adapters = ", taken over the adapters" if model.config["model"]["lora"]["rank"] else ""
+  return (
+    f"{said} `@target` is {how}{of_adapters}: the centre that the method pulls the policy towards."
+  )
 
 
 def _facts(model: Model, run: str) -> Iterator[tuple[str, str]]:
@@ -207,7 +207,7 @@ def _files(model: Model) -> str:
       'model = PeftModel.from_pretrained(base, "FOLDER")\n```'
       + (f"\n\n{model.note}" if model.note else "")
     )
-  stops = "`generation_config.json` names the ids that end a text, and no way of sampling."
+  stops = "`generation_config.json` names the ids that end a text, but no sampling settings."
   return f"Weights are {model.dtype}. {model.note}".strip() + f" {stops}"
 
 

@@ -107,10 +107,10 @@ def _retry[T](path: epath.Path, read: Callable[[], T]) -> T:
     except OSError as error:
       if seconds is None:
         raise OSError(
-          f"{path} cannot be read ({error}): nothing is changed, and the same command goes on once"
-          " it can be"
+          f"{path} cannot be read ({error}): nothing has changed, and the same command resumes once"
+          " it can be read"
         ) from error
-      log.warning("%s: %s; it is read again in %g s", path, error, seconds)
+      log.warning("%s: %s; trying again in %g s", path, error, seconds)
       time.sleep(seconds)
   raise AssertionError("the last attempt returns or raises")
 
@@ -173,7 +173,7 @@ def _scores(folder: epath.Path) -> dict[int, float]:
       score = _manifest(folder, step)["score"]
       scores[step] = -np.inf if score is None else score
     except (*_ABSENT, ValueError) as error:
-      log.info("checkpoint %d does not count: %s", step, error)
+      log.info("checkpoint %d is ignored: %s", step, error)
   return scores
 
 
@@ -266,7 +266,7 @@ def _restore_newest(
   if bad:
     raise ValueError(
       f"no checkpoint in {folder} is good and fits this config: {bad}. Use the config it was made "
-      "with, or another workdir; to start again, move it away."
+      "with, or another workdir. To start again, move the folder away."
     )
   return None, -1, []
 
@@ -367,8 +367,8 @@ def check_config(
   if lines := differences(saved, config, ("steps", *allow, *unread)) if saved else {}:
     listed, flag = "\n".join(lines.values()), _permission((*allow, *lines))
     raise ValueError(
-      f"workdir {path} was made with another config:\n{listed}\nUse another workdir, or, where"
-      f" a resumed run may differ in these, add {flag}"
+      f"workdir {path} was made with another config:\n{listed}\nUse another workdir. To"
+      f" resume with these differences, add {flag}"
     )
   return saved
 
@@ -481,7 +481,7 @@ class Checkpoints:
       if not _is_step(digits) or not (
         suffix == "" or suffix.startswith(("orbax-checkpoint-tmp", "damaged-"))
       ):
-        log.warning("%s is no checkpoint of this program: it is left alone", path)
+        log.warning("%s is not a checkpoint of this program, and stays", path)
       elif suffix.startswith("orbax-checkpoint-tmp"):
         if int(digits) > step:
           log.warning("half-written %s was never finished: step %d is used instead", path, step)
@@ -516,7 +516,7 @@ def _delete(path: epath.Path) -> None:
   try:
     path.rmtree()
   except OSError as error:
-    log.warning("%s stays behind: %s", path, error)
+    log.warning("%s could not be deleted: %s", path, error)
 
 
 def restore_part(
@@ -552,8 +552,8 @@ def restore_part(
         raise
       log.info("checkpoints in %s changed while they were read: %s", folder, error)
   raise ValueError(
-    f"checkpoint in {folder}: a run replaced what was there each of {ATTEMPTS} times that it was"
-    " read. Give that run a greater checkpoint.keep or checkpoint.every, or stop it."
+    f"checkpoint in {folder}: a run replaced the checkpoints during each of {ATTEMPTS} attempts to"
+    " read one. Raise that run's checkpoint.keep or checkpoint.every, or stop it."
   )
 
 
@@ -589,8 +589,8 @@ def verify_base(
   dtype, total = checksum(base)
   if recorded.setdefault(dtype, total) != total:
     raise ValueError(
-      f"model.weights of {path.parent}: expected what the run began with, got other numbers. Put"
-      f" them back, or, to go on with these, add {_permission(['model.weights'])} or delete {path}"
+      f"model.weights of {path.parent}: expected what the run started with, got other numbers."
+      f" Restore them. To resume with these, add {_permission(['model.weights'])} or delete {path}"
     )
   if record and jax.process_index() == 0:
     _write_json(path, recorded)
@@ -618,8 +618,8 @@ def verify_inputs(
       listed = "\n".join(lines)
       flag = _permission((*allow, *(x for x in changed if not permits(allow, x))))
       raise ValueError(
-        f"inputs of the run in {path.parent} are not those that it began with:\n{listed}\nPut them"
-        f" back, use another workdir, or, where the resumed run may go on with these, add {flag}"
+        f"inputs of the run in {path.parent} are not those that it started with:\n{listed}\nRestore"
+        f" them, or use another workdir. To resume with the new ones, add {flag}"
       )
 
   if first:

@@ -19,7 +19,7 @@ def make_folder(path: str | os.PathLike[str]) -> pathlib.Path:
   """
   folder = pathlib.Path(path)
   fix = "Buckets are for train and fit; give a local folder."
-  require("://" not in str(path), "workdir", "a folder of this machine", str(path), fix)
+  require("://" not in str(path), "workdir", "a folder on this machine", str(path), fix)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()

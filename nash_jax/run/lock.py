@@ -54,15 +54,15 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
         on_exit.enter_context(filelock.FileLock(path / ".lock", timeout=0))
       elif owner := _owner(name):
         log.warning(
-          "%s was not signed off by %s: if that one still runs, stop one of the two; a bucket has"
-          " no locks", path, _described(owner),
+          "%s may still be in use by %s. If that process still runs, stop one of the two, because a"
+          " bucket has no locks", path, _described(owner),
         )  # fmt: skip
       owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{now:%FT%TZ}"}
       name.write_text(json.dumps(owner) + "\n")
     except filelock.Timeout:
       raise ValueError(
-        f"workdir {path} is in use by {_described(_owner(name))}. One process writes a workdir:"
-        " wait for it, stop it, or use another --workdir."
+        f"workdir {path} is in use by {_described(_owner(name))}. Only one process can write a"
+        " workdir: wait for it, stop it, or use another --workdir."
       ) from None
     except OSError as error:
       raise ValueError(f"workdir {path}: expected a folder that can be written: {error}") from error
@@ -72,4 +72,4 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
       try:
         name.unlink(missing_ok=True)
       except OSError as error:  # the lock itself is still released
-        log.warning("%s stays behind: %s", name, error)
+        log.warning("%s could not be deleted: %s", name, error)

@@ -93,8 +93,8 @@ def run_loop[SetupT: Setup](
         ) from error
       except OSError as error:
         raise OSError(
-          f"{error}; {_last_good(checkpoints, workdir)}: once this is mended, the same command goes"
-          " on from there"
+          f"{error}; {_last_good(checkpoints, workdir)}: once this is fixed, the same command"
+          " resumes from there"
         ) from error
       finally:  # the page shows what was recorded, however the run ended
         page.leave(page.write_run, workdir)

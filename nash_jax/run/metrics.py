@@ -243,7 +243,7 @@ class Metrics:
         (self._folder / tracker.ID).write_bytes(known.read_bytes())
       self._tracker = tracker.Tracker(self._folder, name, config)
     except Exception as error:  # a bucket's library raises its own types
-      log.warning("W&B cannot be started (%s): the run goes on without it", error)
+      log.warning("W&B cannot be started (%s): the run continues without it", error)
 
   def _record(self, part: str, write: Callable[[], object]) -> None:
     """Writes to a part of the record; on failure stops or goes on without the part."""
@@ -261,7 +261,7 @@ class Metrics:
     self._lost.add(part)  # never written again, since half a line may be there
     if self._on_error == "stop":
       raise OSError(problem) from error
-    log.warning("%s: the run goes on without it", problem)
+    log.warning("%s: the run continues without it", problem)
 
   def _line(self, name: str, row: dict[str, Any]) -> None:
     self._record(name, lambda: self._files[name].write(f"{json.dumps(row, ensure_ascii=False)}\n"))
@@ -279,7 +279,7 @@ class Metrics:
     """
     _check_names(values)
     if step <= self._written:
-      raise ValueError(f"metrics of step {step}: expected a step after {self._written}, written")
+      raise ValueError(f"metrics of step {step}: expected a step after {self._written}, the last")
     if self._pending is not None and self._pending[0] == step:
       self._pending[1].update(values)
       return

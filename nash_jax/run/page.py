@@ -30,7 +30,7 @@ MOST_STEPS = 25  # evaluations whose texts are shown
 MOST_LETTERS = 20_000  # of one text
 RATES = {
   "win_rate": "Win rate", "length_controlled": "Length-controlled win rate, LC (ours)",
-  "length_matched": "Win rate, pairs of like length only",
+  "length_matched": "Win rate, only pairs of similar length",
 }  # fmt: skip
 HEADLINE = {
   "eval/win_rate_vs_reference": "held-out win rate against the reference",
@@ -122,7 +122,7 @@ def _spelled(text: str) -> str:
 
 def _short(text: str) -> str:
   more = len(text) - MOST_LETTERS
-  return text if more <= 0 else f"{text[:MOST_LETTERS]}… ({more} letters more)"
+  return text if more <= 0 else f"{text[:MOST_LETTERS]}… ({more} more characters)"
 
 
 def _evenly(values: Sequence[Any], most: int) -> list[Any]:
@@ -218,9 +218,7 @@ def run_texts(workdir: pathlib.Path) -> Part:
       steps.add(row["step"])
   shown = _evenly(sorted(steps), MOST_STEPS)
   items = [_run_item(prompt, rows, shown) for prompt, rows in by_prompt.items()]
-  note = (
-    "Held-out prompts, and what the policy wrote at each evaluation; the same noise throughout."
-  )
+  note = "Held-out prompts with the policy's response at each evaluation, all with the same noise."
   if len(shown) < len(steps):
     note += f" {len(shown)} of {len(steps)} evaluations, evenly chosen; samples.jsonl has all."
   names = dict.fromkeys(response[0] for item in items for response in item["responses"])
@@ -279,7 +277,7 @@ def arena_tables(result: Mapping[str, Any]) -> list[Part]:
     and any(c["mean"] is not None for r in rates[table].values() for c in r.values())
   ]
   header, rows = report.policy_rows(result)
-  note = f"KL a response and ratios to {result['base']}. Length in tokens."
+  note = f"KL (a response) and ratios are to {result['base']}. Lengths are in tokens."
   return [*tables, row_table("The policies", header, rows, note)]
 
 
@@ -287,7 +285,7 @@ def rate_table(title: str, cells: report.Cells) -> Part:
   """Returns a table of win rates, drawn as a heat map."""
   fields = ("mean", "sigma3", "low", "high")
   return {
-    "title": title, "note": "Mean ± 3σ, and the 99.7% interval; bold is clear of one half.",
+    "title": title, "note": "Mean ± 3σ, and the 99.7% interval; bold if it excludes one half.",
     "names": [*cells],
     "cells": [
       [
@@ -330,7 +328,7 @@ def arena_texts(
   ]
   note = "The first response of each policy to a prompt."
   if any(any(item["verdicts"]) for item in items):
-    note += " Verdicts are of these alone; the tables count all samples."
+    note += " Verdicts are only on these; the tables count all samples."
   else:
     judges = []
   called = [(names or {}).get(name, name) for name in policies]

@@ -25,7 +25,7 @@ ID = "wandb.json"  # holds the W&B id of a workdir's run
 START_SECONDS, END_SECONDS = 120, 20  # time limits for W&B
 POLL_SECONDS = 2
 _WARNING = "warning: "
-_AGAIN = "the record in the workdir is whole, and the next start of the same command sends it"
+_AGAIN = "the record in the workdir is complete, and the next start of the same command sends it"
 
 
 class Tracker:
@@ -68,7 +68,7 @@ class Tracker:
 
   def _warn(self, problem: str) -> None:
     if not self._warned:
-      log.warning("W&B: %s: the run goes on without it; %s", problem, _AGAIN)
+      log.warning("W&B: %s: the run continues without it; %s", problem, _AGAIN)
     self._warned = True
 
   def close(self, failed: bool) -> None:
@@ -147,7 +147,7 @@ def main() -> None:
     ended.set()
 
   def give_up() -> None:
-    _print(f"{_WARNING}nothing came of its start within {start['seconds']} s")
+    _print(f"{_WARNING}it did not start within {start['seconds']} s")
     os._exit(1)
 
   threading.Thread(target=wait_for_end, daemon=True).start()

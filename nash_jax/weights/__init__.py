@@ -159,7 +159,9 @@ def export(
   if folder.is_file() or any(folder.glob("*.safetensors*")):
     raise ValueError(f"export {path}: expected a folder without weights; move them away")
   if "head" in params:
-    raise ValueError(f"export {path}: Hugging Face has no room for a reward model's head: use save")
+    raise ValueError(
+      f"export {path}: Hugging Face has no place for a reward model's head: use save"
+    )
   rows, dtype = hf_config.rows(model_config, tokenizer), jnp.dtype(dtype)
   configs = hf_config.export_json(model_config, dtype.name, tokenizer)
   for name in configs:

@@ -149,7 +149,7 @@ def read(folder: str, model_config: gemma.GemmaConfig, rank: int = 0, scale: flo
   for name, place, weight in _weights(model_config):
     blocks[name] = [_block(folder, config, parts, layer, weight, scale) for layer in place.layers]
     needed |= {len(b) for _, b in blocks[name]}
-  fix = "Matrices of PEFT's that share an A here, keys and values or gate and up, stack theirs."
+  fix = "Keys and values share A here, and so do gate and up, so their A's in PEFT are stacked."
   fix = f"Set model.lora.rank={max(needed)}. {fix}"
   require(not rank or max(needed) <= rank, folder, f"a rank of at most {rank}", max(needed), fix)
   rank, adapters = rank or max(needed), {}
@@ -204,10 +204,16 @@ def _parts(
     match, shape = _NAME.fullmatch(name), list(tensor.get_shape())
     if name == _SCORE:
       expected: Any = [1, model_config.embed_dim]
-      require(shape == expected, f"{folder}: {name}", f"shape {expected}", shape, "Another model?")
+      require(
+        shape == expected,
+        f"{folder}: {name}",
+        f"shape {expected}",
+        shape,
+        "Is it of another model?",
+      )
       head["head/w"] = np.asarray(tensor[:], np.float32)[0]
       continue
-    fix = "Embeddings, heads, norms and a vision model have no adapters here."
+    fix = "Embeddings, heads, norms and a vision model cannot have adapters here."
     known = match is not None and (int(match[1]), match[2]) in widths
     expected = f"adapters of the projections of {model_config.num_layers} layers"
     require(known, folder, expected, printable(name), f"Is model.preset right for it? {fix}")
@@ -218,12 +224,12 @@ def _parts(
     expected = f"shape [r, {width}]" if part == "A" else f"shape [{width}, r]"
     require(good, f"{folder}: {printable(name)}", expected, shape, "Is model.preset right for it?")
     parts[layer, module, part] = np.asarray(tensor[:], np.float32)
-  require(len(parts) > 0, folder, "adapters", "none", "Is it whole?")
+  require(len(parts) > 0, folder, "adapters", "none", "Is it complete?")
   for layer, module, part in parts:
     pair = [parts.get((layer, module, x)) for x in "AB"]
     good = pair[0] is not None and pair[1] is not None and len(pair[0]) == pair[1].shape[1]
     what = f"{folder}: layer {layer}, {module}"
-    require(good, what, "A and B of one rank", f"lora_{part} alone", "Is the file whole?")
+    require(good, what, "A and B of one rank", f"only lora_{part}", "Is the file complete?")
   for place, x in [*parts.items(), *head.items()]:
     require(bool(np.isfinite(x).all()), f"{folder}: {place}", "finite numbers", "NaN or infinity",
             "It is damaged.")  # fmt: skip

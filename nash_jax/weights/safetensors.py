@@ -151,7 +151,7 @@ def _without_vision(slices: dict[str, Any]) -> dict[str, Any]:
 def _prefix(path: str, slices: dict[str, Any]) -> str:
   """Returns the prefix of Hugging Face's names of the text model."""
   if any("lora" in name for name in slices):
-    fix = "merge them into the model that they adapt, and give that"
+    fix = "merge them into their base, and give the merged model"
     raise ValueError(f"weights {path}: expected a whole model, got adapters (LoRA): {fix}")
   for known in ("embed_tokens.weight", "layers.0.input_layernorm.weight"):
     found = [name for name in slices if name.endswith(known)]
