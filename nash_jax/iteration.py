@@ -23,7 +23,7 @@ Players = Callable[[TrainState, Params], dict[str, Any]]
 
 
 class Programs(NamedTuple):
-  """The programs of a run, all jitted except `copies_due`.
+  """The programs of a run, all jitted except `copies_due` and `apply_copies`.
 
   Attributes:
     init: base -> TrainState.
@@ -32,7 +32,8 @@ class Programs(NamedTuple):
     judge: (judge's params, prompts, responses, opponents, key) -> Verdict.
     train_step: (state, reference, Batch) -> (state, metrics); the state is donated.
     copies_due: number of completed steps -> the copies to make then, usually ().
-    apply_copies: (state, copies) -> state; the state is donated.
+    apply_copies: (state, copies) -> state, with a jitted program per copy; the buffers it
+      overwrites are donated.
     evaluate: (state, reference, judge's params, prompts, key) -> (metrics, arrays by name of the
       first `evaluation.texts` samples).
   """
@@ -42,7 +43,7 @@ class Programs(NamedTuple):
   judge: Wrapped
   train_step: Wrapped
   copies_due: Callable[[int], update.Copies]
-  apply_copies: Wrapped
+  apply_copies: Callable[[TrainState, update.Copies], TrainState]
   evaluate: Wrapped
 
 
@@ -93,7 +94,7 @@ def make_programs(
     judge=sharding.jit(judge_devices, label, out_shardings=verdict),
     train_step=jit(rule.train_step, donate_argnums=0, out_shardings=(state, replicated)),
     copies_due=rule.copies_due,
-    apply_copies=jit(rule.apply_copies, static_argnums=1, donate_argnums=0, out_shardings=state),
+    apply_copies=rule.apply_copies,
     evaluate=jit(evaluate, out_shardings=replicated),
   )
   return programs, Shardings(state, reference, judge_shardings, batch, replicated)

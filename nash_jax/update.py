@@ -126,7 +126,8 @@ class Update(NamedTuple):
       reference).
     train_step: (state, reference, batch) -> (state, metrics).
     copies_due: number of completed steps -> the copies to make then, usually ().
-    apply_copies: (state, copies) -> state; all fields are read before any is overwritten.
+    apply_copies: (state, copies) -> state; all fields are read before any is overwritten, and the
+      overwritten buffers are donated.
   """
 
   init: Callable[[Params], TrainState]
@@ -210,15 +211,28 @@ def make_update(config, logprobs: Logprobs) -> Update:
   def apply_copies(state, copies):
     core = {"params": state.params, "target": state.target, "opt_state": state.opt_state}
     fields = {**state.copies, **core}
-    fields |= {field: _copy(fields[source]) for field, source in copies}
+    read = {source for _, source in copies}
+    fields |= {
+      field: _copy(fields[source]) if field in read else _overwrite(fields[field], fields[source])
+      for field, source in copies
+    }
     core = {name: fields.pop(name) for name in core}
     return TrainState(state.step, **core, copies=fields)
 
   return Update(init, players, train_step, copies_due, apply_copies)
 
 
+@jax.jit
 def _copy(tree: Params) -> Params:
   return jax.tree.map(jnp.copy, tree)
+
+
+# One copy a program, into the buffers that it replaces. A program that takes and returns the whole
+# state would drop the field that is overwritten, as unused, and every later field would move into
+# its neighbour's buffer: XLA on GPUs gets that order wrong, and the optimiser's moments are lost.
+@functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
+def _overwrite(old: Params, source: Params) -> Params:
+  return _copy(source)
 
 
 def _batch_metrics(responses: Responses, verdict: Verdict, among: bool) -> dict[str, Mean]:

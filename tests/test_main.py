@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from tiny import ROOT
+from commands import command
+from paths import ROOT
 
 import nash_jax
 from nash_jax import main, report
@@ -23,19 +24,6 @@ def python(code):
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
   assert done.returncode == 0, done.stderr
   return done.stdout
-
-
-def command(*arguments, folder=ROOT):
-  """Runs nash-jax with these arguments, in a folder."""
-  code = f"import sys; sys.argv = {['nash-jax', *arguments]!r}; from nash_jax import main"
-  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-  return subprocess.run(
-    [sys.executable, "-c", f"{code}; main.run()"],
-    cwd=folder,
-    text=True,
-    capture_output=True,
-    env={**os.environ, "PYTHONPATH": path},
-  )
 
 
 def test_help_lists_what_there_is_and_imports_nothing_heavy():
@@ -142,6 +130,8 @@ for number, (end, arguments) in enumerate(commands):
   os._exit(status)  # an interpreter's own end takes most of a second
 print(json.dumps(statuses))
 """
+
+
 ENDS = (
   ("signal", 9, 75, "stopped at step 3 of 9; the same command goes on"),
   ("signal", 3, 0, ""),
@@ -150,6 +140,8 @@ ENDS = (
   ("interrupt", 9, 130, "nash-jax train: interrupted"),
   ("sweep", 9, 75, "nash-jax train: stopped in a; the same"),
 )
+
+
 BAD = (
   ("train --config.algorithm.beta=-1", "beta: expected a number in [1e-9, 1e6], got -1.0"),
   ("train --config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),

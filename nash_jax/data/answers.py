@@ -195,12 +195,12 @@ def read(
     taken += answers[:1]
     missing += [] if answers else [record]
     del answers[:1]
-  other = f"; {len(strangers)} of its {len(rows)} answers are to other prompts" if strangers else ""
+  other = f"; {len(strangers)} of its {len(rows)} answers are to others" if strangers else ""
   if missing:
     raise ValueError(
       f"{path}: no answer to {len(missing)} of {count} prompts, the first with {name}"
-      f" {shorten(missing[0][name])}{other}. Answers match prompts by {' and '.join([name, *both])},"
-      " exactly: give answers to this set, or lower max_prompts to those answered"
+      f" {shorten(missing[0][name])}{other}. Answers match prompts exactly, by"
+      f" {' and '.join([name, *both])}: give answers to this set, or lower max_prompts to those answered"
     )
   if strangers:
     message = "%s: %d of %d answers are to prompts that are not in this arena"
