@@ -51,9 +51,9 @@ def test_the_bootstrap_is_compared_where_it_has_a_width():
     "b": {"b": own, "c": {**cell(1.0, 0.7, False, 5), **ends(None, None)}},
   }
   assert report._bootstrap_note(table) == [
-    "the bootstrap's 99.7% intervals end within .010 of ± 3σ"
+    "the bootstrap's 99.7% intervals differ from ± 3σ by at most .010"
   ]
-  assert report._bootstrap_note({"b": table["b"]}) == ["no bootstrap: it takes 10 prompts"]
+  assert report._bootstrap_note({"b": table["b"]}) == ["no bootstrap: it needs 10 prompts"]
 
 
 def test_a_self_cell_that_is_not_one_half_shows():

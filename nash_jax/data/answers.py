@@ -200,7 +200,8 @@ def read(
     raise ValueError(
       f"{path}: no answer to {len(missing)} of {count} prompts, the first with {name}"
       f" {shorten(missing[0][name])}{other}. Answers match prompts exactly, by"
-      f" {' and '.join([name, *both])}: give answers to this set, or lower max_prompts to those answered"
+      f" {' and '.join([name, *both])}: give answers to this set, or lower max_prompts to their"
+      " number"
     )
   if strangers:
     message = "%s: %d of %d answers are to prompts that are not in this arena"
