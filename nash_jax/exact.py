@@ -101,7 +101,7 @@ def _check_contexts(train: Examples, held_out: Examples, count: int) -> None:
   for ids, context in played:
     contexts.setdefault(ids, set()).add(context)
   wrong = [context for ids, context in evaluated if context not in contexts.get(ids, {context})]
-  expected = f"each prompt in the same of judge.table's {count} contexts as in training"
+  expected = f"each prompt in the same one of judge.table's {count} contexts as in training"
   fix = f"A prompt's context is its index modulo {count}: train on a multiple of {count} prompts."
   require(not wrong, "prompts.held_out_path", expected, f"contexts {wrong}", fix)
 

@@ -95,7 +95,7 @@ def test_a_run_that_ends_leaves_its_curves_where_it_has_any(tmp_path, monkeypatc
   monkeypatch.undo()
   main._leave_curves(str(tmp_path))
   assert "metrics.jsonl:1: expected a step and its metrics" in caplog.text
-  assert "curves.png is not drawn" in caplog.text
+  assert "curves.png could not be drawn" in caplog.text
 
 
 # Of one interpreter that has imported everything, a child for each command: (its module train or

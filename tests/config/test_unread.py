@@ -154,7 +154,7 @@ def test_a_field_that_does_not_exist_is_refused_in_a_run_of_a_comparison():
     ),
     (
       {"optimizer.learning_rate": 0.1},
-      "optimizer.learning_rate: expected no change, .*`learning_rates` set it",
+      "optimizer.learning_rate: expected no change, .*`learning_rates` sets it",
     ),
     ("nash_mp", "run 1: expected a dict of values by dotted field, got 'nash_mp'"),
   ):
@@ -200,7 +200,7 @@ def test_which_evaluations_can_be_the_best_is_said_and_an_export_needs_them_to_m
       else [f"checkpoints every {save}: the best checkpoint is chosen among"]
     )
     assert all(
-      part in line and f"those every {among}," in line
+      part in line and f"those every {among} steps" in line
       for (_, line), part in zip(lines, told, strict=True)
     )
   if job == "train":

@@ -21,9 +21,9 @@ from nash_jax.jobs import compare
     ),
     (({"label": "a"}, {"label": "b"}), "runs 'a' and 'b': expected runs that differ"),
     (({"label": "a", "algorithm.kappa": 0.1}, {}), "runs 'a' and 'nash_mp': expected .* differ"),
-    (({"label": "reference"},), "run's label: expected another than 'reference'"),
-    (({"label": ""},), "run 1: label: expected a text, got ''"),
-    (({"label": 7},), "run 1: label: expected a text, got 7"),
+    (({"label": "reference"},), "run's label: expected one other than 'reference'"),
+    (({"label": ""},), "run 1: label: expected text, got ''"),
+    (({"label": 7},), "run 1: label: expected text, got 7"),
     (
       ({"algorithm.mixtur": 0.1},),
       "run 'nash_mp': config field algorithm.mixtur.*did you mean 'mixture'",
@@ -57,7 +57,7 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(runs, message):
     ("tuning_seed", 1, "tuning_seed: expected a seed outside 0 to"),
     ("seeds", 0, "seeds: expected a whole number in"),
     ("kinds", (), "kinds: expected at least one"),
-    ("kinds", ("tabular",), "kinds: expected network alone"),
+    ("kinds", ("tabular",), "kinds: expected only network"),
     ("arena.select_judge", "popultion", "arena: select_judge: got 'popultion'.*did you mean"),
     ("arena.samples", 0, "arena.samples: expected a whole number in"),
     (

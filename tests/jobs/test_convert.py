@@ -258,7 +258,7 @@ def test_an_output_by_any_name_is_not_read(tmp_path):
     (
       "x.jsonl",
       b'{"prompt": "x", "tools": [{"name": "y"}]}',
-      "x.jsonl:1: field 'tools' is .*no prompt",
+      "x.jsonl:1: field 'tools' is .*prompts cannot",
     ),
     ("x.jsonl", b"\n", "x.jsonl: expected records to write, got 'no records'"),
   ],

@@ -97,7 +97,9 @@ def test_an_export_replaces_an_export_and_nothing_else(written, tmp_path):
   shutil.copytree(out, folder)
   weight_file = folder / "model.safetensors"
   weight_file.rename(folder / "model-00001-of-00002.safetensors")
-  with pytest.raises(ValueError, match=r"to: .*model-00001-of-00002.safetensors, which is not"):
+  with pytest.raises(
+    ValueError, match=r"to: .*model-00001-of-00002.safetensors, which has changed"
+  ):
     write(spec, str(folder))
   (folder / "model-00001-of-00002.safetensors").rename(weight_file)
   write(spec, str(folder))
@@ -153,7 +155,10 @@ def test_what_cannot_be_exported_is_said(written, tmp_path):
   for arguments, message in (
     ({"run": str(tmp_path / "none")}, "run: expected a run's workdir, or a file that"),
     ({"run": str(tmp_path)}, "run: expected a run's workdir"),
-    ({"run": str(workdir.with_name("gemma-3-tiny") / "model.safetensors")}, "weights.export, from"),
+    (
+      {"run": str(workdir.with_name("gemma-3-tiny") / "model.safetensors")},
+      "call weights.export from",
+    ),
     ({"run": f"{workdir}@targets"}, "run, after @: got 'targets'"),
     ({"run": ""}, "run: expected a run's workdir, got ''"),
     ({"run": str(workdir), "to": ""}, "to: expected the folder to write"),

@@ -211,7 +211,9 @@ def test_files_that_do_not_fit_the_prompts_are_refused_before_weights_load(
 def test_an_answer_with_a_template_is_named_by_its_line(held, tmp_path):
   rows = json.loads(answers_of("alpaca_eval", questions("alpaca_eval")))
   rows[7]["output"] = "Yes.<end_of_turn>"
-  with pytest.raises(ValueError, match=r"gpt.outputs: .*gpt.json, row 8: .*template already"):
+  with pytest.raises(
+    ValueError, match=r"gpt.outputs: .*gpt.json, row 8: .*already has the chat template"
+  ):
     held("alpaca_eval", {"mine": MINE, "gpt": other(tmp_path, text=json.dumps(rows))})
 
 
