@@ -166,7 +166,7 @@ def test_a_learning_rate_is_not_chosen_by_what_is_not_there(calls, tmp_path, mon
   for rate in (1e-4, 3e-4):
     monkeypatch.setitem(ENDS, ("nash_mp", rate), (float("nan"), 0.0))
   compare.run(config("nash_mp"), tmp_path, progress=False)
-  assert "run 'nash_mp' is finite at no learning rate: none is the best" in caplog.text
+  assert "run 'nash_mp' diverges at every learning rate, so none is the best" in caplog.text
 
 
 @pytest.mark.parametrize("start", [0.0, 9e-16, None])
@@ -279,7 +279,7 @@ def test_a_run_that_diverged_is_not_in_the_arena(calls, tmp_path):
   assert calls["arenas"][3:] == [{"reg_self_play", "reference"}] * 3
   assert set(result["arena"]["population"]["win_rate"]) == {"reg_self_play", "reference"}
   page = (tmp_path / "compare.md").read_text()
-  assert "Not in the arena, since a seed's last evaluation is not finite: nash_mp." in page
+  assert "Not in the arena, because a seed's last evaluation is not finite: nash_mp." in page
   edit_metrics(first, "reg_self_play", diverge)
   assert compare.run(c, tmp_path, progress=False)["arena"] == {}, "nobody is left"
 

@@ -142,7 +142,7 @@ def test_a_prompt_that_is_evaluated_in_another_context_than_it_is_played_in_is_r
     {f"prompts__{p}": str(tmp_path / n) for p in ("path", "held_out_path")} for n in names
   )
   with pytest.raises(
-    ValueError, match=r"^prompts.held_out_path: expected .*the 4 contexts.*multiple"
+    ValueError, match=r"^prompts.held_out_path: expected .*judge.table's 4 contexts.*multiple"
   ):
     exact_game(config(**six))
   assert exact_game(config(**eight)).p_win.shape == (8, 64, 64)
