@@ -11,13 +11,13 @@ import sys
 import textwrap
 import time
 
+import enumeration
 import jax
 import numpy as np
 import pytest
-import test_losses
 import tiny
 from judge_examples import examples, prompts_of, responses_of, verdict_of
-from tiny import ROOT
+from paths import ROOT
 
 import nash_jax
 from nash_jax import judges, main
@@ -92,25 +92,25 @@ def test_the_check_finds_what_its_page_warns_of(type_in, right, wrong):
 
 
 def into_the_package(monkeypatch):
-  """Moves the loss to losses, and the lines that state its objective to test_losses."""
+  """Moves the loss to losses, and the lines that state its objective to enumeration."""
   space = {**vars(losses), "jnp": jax.numpy}
   exec(inspect.getsource(sys.modules["chi"].chi_policy_gradient).replace("losses.", ""), space)
   monkeypatch.setattr(losses, "chi_policy_gradient", space["chi_policy_gradient"], raising=False)
   monkeypatch.setattr(sys.modules["chi"], "chi_policy_gradient", losses.chi_policy_gradient)
   lines = textwrap.indent(holding("add_method", "if method is"), "  ")
-  code = inspect.getsource(test_losses.regularised)
+  code = inspect.getsource(enumeration.regularised)
   head, end, tail = code.rpartition("  return arms")
   assert head
-  exec(head + lines + end + tail, space := dict(vars(test_losses)))
-  monkeypatch.setattr(test_losses, "regularised", space["regularised"])
+  exec(head + lines + end + tail, space := dict(vars(enumeration)))
+  monkeypatch.setattr(enumeration, "regularised", space["regularised"])
 
 
-@pytest.mark.parametrize("length", test_losses.LENGTHS)
+@pytest.mark.parametrize("length", enumeration.LENGTHS)
 def test_the_added_method_passes_the_packages_own_test(type_in, monkeypatch, length):
   type_in("add_method")
   importlib.import_module("chi")
   into_the_package(monkeypatch)
-  test_losses.compare("chi_self_play", test_losses.config(), length)
+  enumeration.compare("chi_self_play", enumeration.config(), length)
 
 
 @pytest.mark.slow
