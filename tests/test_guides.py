@@ -211,7 +211,7 @@ def _ends(strength):
   page = (ROOT / "docs" / "short_game.md").read_text(encoding="utf-8")
   part = page.split(f"### {strength}\n")[1].split("\n![")[0]
   cells = [line.split("|")[1:-1] for line in part.splitlines() if line.startswith("|")][2:]
-  return {row[0].strip(): row[5].strip() for row in cells}
+  return {row[0].strip(" `"): row[5].strip() for row in cells}
 
 
 def test_what_concerns_all_runs_of_an_ablation_is_said_once(caplog):
