@@ -37,6 +37,16 @@ def typechecker(fn):
   return wrapper
 
 
+def typechecker_after(fn):
+  """As typechecker, once the function has returned: what it refuses itself stays its own error.
+
+  jaxtyping has two stubs checked: one of the arguments before the call, whose return type is Any,
+  and one of arguments and result after it. So whatever a function accepts has the types it states.
+  """
+  before = not inspect.isclass(fn) and fn.__annotations__.get("return") is typing.Any
+  return fn if before else typechecker(fn)
+
+
 def check_record(record) -> None:
   """Raises TypeError where an array field of a record has another type or shape than stated."""
   if type(record).__name__ not in RECORDS:

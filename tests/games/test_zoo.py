@@ -56,8 +56,9 @@ def test_random_games_have_the_rank_and_cyclicity_asked_for():
   game = zoo.random_game(0, 30, rank=2, cyclicity=1.0)
   logits = np.log(game.p_win / (1 - game.p_win))
   assert np.linalg.matrix_rank(logits, tol=1e-8) == 4  # A - Aᵀ with A of rank 2
-  energies = [float(cyclic_energy(zoo.random_game(0, 30, cyclicity=c).p_win))
-              for c in (0.0, 0.5, 1.0)]
+  energies = [
+    float(cyclic_energy(zoo.random_game(0, 30, cyclicity=c).p_win)) for c in (0.0, 0.5, 1.0)
+  ]
   assert energies[0] < 0.05 < energies[1] < energies[2]
   assert zoo.random_game(0, 5, contexts=3).p_win.shape == (3, 5, 5)
 
@@ -85,7 +86,8 @@ def test_measured_games_load_and_agree_with_what_is_recorded_of_them(games_dir):
   for path in paths:
     game, stats = zoo.load_json(path), json.loads(path.read_text())["stats"]
     assert float(cyclic_energy(game.p_win)) == pytest.approx(
-      stats["cyclic_energy_fraction"], abs=1e-4)
+      stats["cyclic_energy_fraction"], abs=1e-4
+    )
     assert float(exploitability(game.p_win, game.nash)) < 1e-6
     if stats["nash_coordinate_width"] == 0:
       np.testing.assert_allclose(preference.nash_equilibrium(game.p_win), game.nash, atol=1e-4)
