@@ -30,7 +30,7 @@ with (
   hook([f"nash_jax.{name}" for name in CHECKED], "shapes.typechecker"),
   hook("nash_jax.games", "shapes.typechecker_after"),
 ):
-  for name in (*CHECKED, "types"):
+  for name in (*CHECKED, "types", "games.study"):  # which imports all the games
     importlib.import_module(f"nash_jax.{name}")
 # A shell has programs in its background ignore Ctrl-C, and what they start: here it is pressed.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

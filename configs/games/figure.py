@@ -20,8 +20,8 @@ def get_config(size="full"):
   beta = 0.02
   etas = (2 * beta, 0.1, 0.5)
   gradient = (  # label, method, knobs besides the step
-    ("NashMP, κ = 10/(k+10)", "nash_mp_ema", {"eta": etas, "kappa": ("harmonic",)}),
-    ("NashMP, κ = 0.1", "nash_mp_ema", {"eta": etas, "kappa": (0.1,)}),
+    ("NashMP, κ = 10/(k+10)", "nash_mp", {"eta": etas, "kappa": ("harmonic",)}),
+    ("NashMP, κ = 0.1", "nash_mp", {"eta": etas, "kappa": (0.1,)}),
     ("Online IPO", "online_ipo", {}),
     ("Online DPO", "online_dpo", {}),
     ("Nash-MD", "nash_md", {"mixture": (0.01, 0.05, 0.25)}),

@@ -29,7 +29,7 @@ def get_config(size="full"):
       "batches": (0, 64, 8),
       "steps": (0.3, 1.0, 3.0, 10.0, 30.0),  # in units of ∇J
       "methods": (  # label, method, knobs; the first is compared with each of the others
-        ("NashMP", "nash_mp_ema", {"eta": (0.2,), "kappa": (0.1,)}),
+        ("NashMP", "nash_mp", {"eta": (0.2,), "kappa": (0.1,)}),
         ("self-play", "reg_self_play", {}),
         ("Online IPO", "online_ipo", {}),
         ("EGPO", "egpo", {}),

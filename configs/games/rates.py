@@ -37,8 +37,8 @@ def get_config(size="full"):
             "online_ipo",
             "online_dpo",
             "nash_md",
-            "nash_mp_ema",
-            "nash_mp_approximate",
+            "nash_mp",
+            "nash_mp_two_step",
           )
         ),
       ),
@@ -95,7 +95,7 @@ def get_config(size="full"):
       steps=(0.5, 1.0),
       methods=(
         *(("proximal", method) for method in ("nash_mp", "egpo", "mmd")),
-        ("gradient", "nash_mp_ema"),
+        ("gradient", "nash_mp"),
       ),
       targets=(1e-3, 1e-6),
       epsilons=(0.1, 0.03, 0.01),

@@ -113,7 +113,7 @@ class Draws(NamedTuple):
 
   key: PRNGKeyArray | None
   batch: int = 0
-  inner: int | Int[AnyArray, ""] = 10
+  inner: checks.Count = 10
 
 
 Policies = tuple[

@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from nash_jax.validation import require
 
 AnyArray = Array | np.ndarray
 Nested = Sequence[Any]  # lists of numbers, nested as deeply as the array has axes
 Number = float | np.floating | np.integer | Real[AnyArray, ""]
+Count = int | np.integer | Int[AnyArray, ""]  # traced, where it is an array
 Values = Number | Real[AnyArray, "..."]  # one number, or an array of them
 Numbers = Values | Nested
 GameLike = Real[AnyArray, "*X A A"] | Nested  # P(y ≻ y') of every pair of actions

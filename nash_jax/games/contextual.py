@@ -207,7 +207,7 @@ def _curves(
   keys: Array,
   *,
   points: int,
-  every: int,
+  every: checks.Count,
   batch: int,
   measure: solvers.Measure,
 ) -> Any:

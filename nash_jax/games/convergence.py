@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from nash_jax.games import contextual, gradients, preference, solvers
 from nash_jax.games.charts import Rows, Tables
+from nash_jax.games.checks import Count, Values
 
 StudyConfig = Any  # an ml_collections.ConfigDict
 # Queries of P(·≻π) an iteration, where it is not one.
@@ -265,7 +266,7 @@ def approximation(config: StudyConfig) -> Tables:
   exact = solvers.nash_mp(start, game, knobs)
 
   @functools.partial(jax.jit, static_argnames="batch")
-  def errors(keys: Array, inner: int, batch: int, step: float) -> Float[Array, "2"]:
+  def errors(keys: Array, inner: Count, batch: int, step: Values) -> Float[Array, "2"]:
     def one(key: Array) -> Float[Array, "2"]:
       draws = solvers.Draws(key, batch, inner)
       got = gradients.nash_mp_two_step(start, game, knobs._replace(step=step), draws)
@@ -288,7 +289,7 @@ def approximation(config: StudyConfig) -> Tables:
   return {"approximation": inner + batch}
 
 
-def _fit(rows: Rows, x: Float[np.ndarray, "n"], order: float | None = None) -> None:
+def _fit(rows: Rows, x: Real[np.ndarray, "n"], order: float | None = None) -> None:
   """Adds the fitted rate of the half step's error in x, and the lemma's line: any e^(-cT) in T."""
   half = np.array([row["error_half"] for row in rows])
   used = half > 1e-11

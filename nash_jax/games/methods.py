@@ -49,7 +49,7 @@ def choose(
     inner: gradient steps a half, which make nash_mp's gradient updates the two-step form.
 
   Raises:
-    ValueError: an unknown method, or updates that it does not have; it lists the choices.
+    ValueError: an unknown method or updates that it does not have, with the choices; or inner < 1.
   """
   name = canonical(method)
   have = [kind for kind in UPDATES if name in UPDATES[kind]]
@@ -64,6 +64,8 @@ def choose(
       f"{method} has no updates={kind!r} with batch={batch}; choices: {', '.join(have)}, of which "
       "proximal is exact: batch=0."
     )
+  if inner is not None:
+    checks.count("inner", inner)
   if (method, kind) == ("nash_mp", "gradient") and inner is not None:
     name = "nash_mp_two_step"
   return name, kind

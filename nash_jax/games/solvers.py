@@ -107,7 +107,7 @@ def run(
   key: PRNGKeyArray | None,
   *,
   points: int,
-  every: int = 1,
+  every: checks.Count = 1,
   batch: int = 0,
   inner: int = 10,
   measure: Measure = suboptimality,
@@ -145,7 +145,7 @@ def run(
   for name, knob in knobs._asdict().items():
     if np.ndim(knob) and checks.concrete(every):
       expected = f"a number, or one for each of {points * every} iterations"
-      enough = len(knob) >= points * every
+      enough = bool(len(knob) >= points * every)
       require(enough, name, expected, np.shape(knob), "Give a longer schedule.")
   if updates == "gradient":
     method = canonical(method)
@@ -175,7 +175,7 @@ def _run(
   key: PRNGKeyArray | None,
   *,
   points: int,
-  every: int,
+  every: checks.Count,
   batch: int,
   inner: int,
   measure: Measure,

@@ -63,6 +63,22 @@ def test_random_games_have_the_rank_and_cyclicity_asked_for():
   assert zoo.random_game(0, 5, contexts=3).p_win.shape == (3, 5, 5)
 
 
+def test_strength_is_a_factor_of_the_log_odds_whatever_they_are_normalised_by():
+  def log_odds(**options):
+    p_win = zoo.random_game(3, 6, rank=9, contexts=2, **{"strength": 0.1} | options).p_win
+    return np.log(p_win / (1 - p_win))
+
+  np.testing.assert_allclose(log_odds(strength=0.2), 2 * log_odds(), atol=1e-12)
+  by_rank = log_odds(normalisation="rank")
+  np.testing.assert_allclose(log_odds(normalisation="rank", strength=0.2), 2 * by_rank, atol=1e-12)
+  np.testing.assert_allclose(log_odds(), 3 * by_rank, atol=1e-12)
+  spread = zoo.random_game(0, 200, rank=9, normalisation="rank").p_win
+  spread = np.log(spread / (1 - spread))[np.triu_indices(200, 1)]
+  assert 0.8 < spread.std() / 2**0.5 < 1.2  # of A - Aᵀ, whose entries of A have variance 1
+  with pytest.raises(ValueError, match="'root', expected one of rank, sqrt_rank"):
+    zoo.random_game(0, 3, normalisation="root")
+
+
 def test_even_cycles_are_refused():
   with pytest.raises(ValueError, match="odd"):
     zoo.condorcet_cycle(4)
