@@ -188,7 +188,7 @@ def validate(
   if not concrete(array):
     return array
   games = np.asarray(array).reshape(-1, *array.shape[-2:])
-  (x, i, j), worst = _worst(games, lambda a, b: np.maximum(abs(a + b - 1), abs(a - 0.5) - 0.5))
+  (x, i, j), worst = _worst(games, _not_a_game)
   if worst > atol:
     context = f"{x}, " if array.ndim == 3 else ""
     raise ValueError(
@@ -217,6 +217,18 @@ def _worst(games: Real[np.ndarray, "X A A"], fault: _Fault) -> tuple[tuple[int, 
   return place, worst
 
 
+def _not_a_game(p: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+  return np.maximum(abs(p + mirror - 1), abs(p - 0.5) - 0.5)
+
+
+def _beyond_one(payoff: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+  return abs(payoff) - 1
+
+
+def _asymmetry(payoff: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+  return abs(payoff + mirror)
+
+
 def from_payoff(payoff: GameLike) -> Float[np.ndarray, "*X A A"]:
   """Returns the game P = (1 + M)/2 of a symmetric zero-sum payoff M = -Mᵀ in [-1, 1].
 
@@ -239,12 +251,10 @@ def from_payoff(payoff: GameLike) -> Float[np.ndarray, "*X A A"]:
   require(square, "payoff", "[A A] or [X A A]", matrix.shape, "Give a row for every action.")
   games = matrix.reshape(-1, *matrix.shape[-2:])
   bound = min(1e-5, 1e-4 * np.abs(matrix).max()) if np.isfinite(matrix).all() else 1e-5
-  within: _Fault = lambda a, b: abs(a) - 1  # noqa: E731
-  antisymmetric: _Fault = lambda a, b: abs(a + b)  # noqa: E731
   fix = "A matrix of win probabilities is a game already: give it as it is."
   rules = (
-    ("entries in [-1, 1]", 1e-5, within, "Divide by the largest, and β with it."),
-    ("M = -Mᵀ, a symmetric zero-sum game", bound, antisymmetric, fix),
+    ("entries in [-1, 1]", 1e-5, _beyond_one, "Divide by the largest, and β with it."),
+    ("M = -Mᵀ, a symmetric zero-sum game", bound, _asymmetry, fix),
   )
   for expected, atol, fault, fix in rules:
     (x, i, j), worst = _worst(games, fault)

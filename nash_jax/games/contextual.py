@@ -342,7 +342,7 @@ def race(
 
 def interval(
   values: checks.Numbers, level_z: float = 1.96
-) -> tuple[Float[np.ndarray, "..."] | float, ...]:
+) -> tuple[checks.Values, checks.Values, checks.Values]:
   """Returns geometric mean and interval over seeds, axis 0: (mean, low, high).
 
   Values below 1e-32, which is rounding, count as that. All three are infinite where a value is.

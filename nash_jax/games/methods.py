@@ -103,13 +103,12 @@ def unit(method: str, updates: str, beta: checks.Number) -> float:
     ValueError: an unknown method or updates, β < 0, NaN or infinite, or β = 0 of online_dpo.
   """
   check_method(method, updates)
-  checks.number("beta", beta, zero=True)
+  weight = float(checks.number("beta", beta, zero=True))
   if updates == "proximal":
     return 1.0
   if method == "online_dpo":
-    return 1 / (2 * checks.number("beta", beta))  # type: ignore[return-value]
-  regressions = ("online_ipo", "egpo", "mmd")
-  return beta / 4 if method in regressions else 1.0  # type: ignore[return-value]
+    return 1 / (2 * checks.number("beta", weight))
+  return weight / 4 if method in ("online_ipo", "egpo", "mmd") else 1.0
 
 
 def theory(
