@@ -18,7 +18,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # Many processes, runs that are killed over and over, notebooks, whole runs of what `make test` tests
-# by parts; some alone by TESTS=tests/test_notebooks.py.
+# by parts; some alone by TESTS=tests/colab.
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow $(TESTS)
 

@@ -17,8 +17,11 @@ import jaxtyping
 import numpy as np
 import pytest
 from etils import epath
+from paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+# What an assert compared is printed where it stands in a helper, too.
+HELPERS = {path.stem for path in (ROOT / "tests" / "helpers").glob("*.py")}
+pytest.register_assert_rewrite(*sorted(HELPERS - {"paths"}))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What crosses rooms has the types and shapes that its annotations state: see shapes.py.
 CHECKED = ("iteration", "judges", "sampler", "update", "exact", "policy")
@@ -63,13 +66,22 @@ def data_dir() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def assembled():
-  """The tiny run of tests/tiny.py, assembled: compiled functions for every test that trains."""
+  """The run of tests/configs/tiny.py, assembled: compiled functions for all tests that train."""
   import tiny
 
   from nash_jax import train
   from nash_jax.config import resolve
 
   return train.set_up(resolve(tiny.train()))
+
+
+@pytest.fixture
+def serve():
+  """Starts a server that judges, and returns it with the config of a judge that asks it."""
+  import judge_server
+
+  with judge_server.serving() as start:
+    yield start
 
 
 @pytest.fixture

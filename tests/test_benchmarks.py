@@ -5,8 +5,8 @@ import re
 import subprocess
 import sys
 
+import paths
 import pytest
-import tiny
 
 SMALL = ["--batch=2", "--prompt=4", "--tokens=4", "--repeats=1"]
 FIGURES = {
@@ -23,7 +23,7 @@ def test_a_benchmark_prints_its_figures(name):
   flags, pattern = FIGURES[name]
   done = subprocess.run(
     [sys.executable, f"benchmarks/{name}.py", *flags],
-    cwd=tiny.ROOT,
+    cwd=paths.ROOT,
     capture_output=True,
     text=True,
     timeout=600,

@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from tiny import ROOT
+from paths import ROOT
 
 from nash_jax import config
 from nash_jax.objectives import algorithms

@@ -1,15 +1,11 @@
 """Several processes, as several hosts: what one does, whatever becomes of any of them."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import host_program
@@ -17,62 +13,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from host_processes import assert_alike, hosts, measured
 from safetensors.numpy import load_file
 
 from nash_jax.config import resolve
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
-
-
-@contextlib.contextmanager
-def hosts(count, devices, command, **more):
-  """Starts `command` in processes that find each other, each with so many devices."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-  env = {
-    **os.environ,
-    "XLA_FLAGS": flags,
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": f"{tiny.ROOT}:{tiny.ROOT / 'tests'}",
-    "NASH_JAX_COORDINATOR": f"127.0.0.1:{port}",
-    "NASH_JAX_PROCESSES": str(count),
-    **more,
-  }
-  running = [
-    subprocess.Popen(
-      [sys.executable, *command],
-      env={**env, "NASH_JAX_PROCESS_ID": str(i)},
-      cwd=tiny.ROOT,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(count)
-  ]
-  try:
-    yield running
-  finally:
-    for process in running:
-      process.kill()
-
-
-def measured(count, devices, out, changes):
-  """Returns what tests/host_program.py measures on so many hosts."""
-  with hosts(count, devices, [host_program.__file__, str(out), json.dumps(changes)]) as running:
-    output = [process.communicate(timeout=600)[1] for process in running]
-  assert [process.returncode for process in running] == [0] * count, "\n".join(output)[-5000:]
-  return np.load(f"{out}.npz")
-
-
-def assert_alike(found, expected):
-  assert set(found) == set(expected)
-  sizes = [np.abs(expected[name]).max() for name in expected if name.startswith("gradient")]
-  assert max(sizes) > 1e-2
-  assert np.ptp(expected["text"]) > 1e-3
-  for name in expected:
-    np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +74,7 @@ def test_hosts_fit_what_one_device_fits(loss, tmp_path):
     folder = tmp_path / str(count)
     folder.mkdir()
     flags = [
-      f"--config=tests/tiny.py:{folder},{loss}",
+      f"--config=tests/configs/tiny.py:{folder},{loss}",
       f"--workdir={folder / 'run'}",
       f"--config.export={folder / 'out.safetensors'}",
       "--config.export_dtype=float32",
@@ -167,7 +113,7 @@ def record(workdir):
 
 
 def online(workdir, *flags):
-  return [*JOB, "train", "--config=tests/tiny.py", f"--workdir={workdir}", *flags]
+  return [*JOB, "train", "--config=tests/configs/tiny.py", f"--workdir={workdir}", *flags]
 
 
 def wait_for(condition, running, seconds=600):
@@ -230,7 +176,7 @@ def test_a_run_survives_twenty_kills_of_any_host_at_any_moment(job, tmp_path):
   kills = int(os.environ.get("NASH_JAX_TEST_KILLS", 20))
   print(f"NASH_JAX_TEST_SEED={seed} NASH_JAX_TEST_KILLS={kills}")
   rng = np.random.default_rng(seed)
-  config = "tests/tiny.py" if job == "train" else f"tests/tiny.py:{tmp_path},sft"
+  config = "tests/configs/tiny.py" if job == "train" else f"tests/configs/tiny.py:{tmp_path},sft"
 
   def start(workdir):
     flags = [

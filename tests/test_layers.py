@@ -5,10 +5,11 @@ Every import counts: those inside functions, by importlib, and modules named in 
 
 import ast
 import functools
+import re
 import tomllib
 
 import pytest
-from tiny import ROOT
+from paths import ROOT
 
 PACKAGE = ROOT / "nash_jax"
 
@@ -41,7 +42,7 @@ LAYERS = (
   ("judges.gemma", "judges.table", "judges.population", "judges.http", "judges.human"),
   ("judges.text", "judges.bradley_terry", "judges.own"),
   ("judges", "exact", "run.inputs"),
-  ("config.fields",),
+  ("config.fields", "config.meanings"),
   ("config.comparison",),
   ("config.unread", "config.page", "config.files", "update"),
   ("config.checks",),
@@ -161,6 +162,23 @@ def test_functions_are_short():
       if isinstance(node, ast.FunctionDef) and node.name not in ("make_update", "make_sampler"):
         lines = (node.end_lineno or node.lineno) - node.lineno + 1
         assert lines <= 70, f"{name}.{node.name} has {lines} lines"
+
+
+# Folders of tests that are not a folder of the package's.
+OTHER_FOLDERS = {"train", "colab", "launch", "configs", "helpers", "programs", "fixtures"}
+
+
+def test_tests_follow_the_package():
+  """A folder for each of its folders; short files, of which none imports another's tests."""
+  tests = ROOT / "tests"
+  folders = {path.relative_to(tests).parts[0] for path in tests.rglob("*/*.py")}
+  assert folders - OTHER_FOLDERS <= {path.parent.name for path in PACKAGE.glob("*/*.py")}
+  for path in sorted(tests.rglob("*.py")):
+    name, text = path.relative_to(tests), path.read_text(encoding="utf-8")
+    if name.parts[0] != "games":  # equations, laid out by hand
+      assert len(text.splitlines()) <= 400, f"{name} is long: split it by what is tested"
+    found = re.search(r"^ *(?:from|import) (test_\w+)", text, re.MULTILINE)
+    assert not found, f"{name} imports {found[1]}: move what they share to tests/helpers"
 
 
 # Words that only insiders would know, as names of functions, parameters and variables.

@@ -2,13 +2,13 @@
 
 import functools
 
+import fits
 import jax
+import metric_files
 import numpy as np
 import pytest
-import test_fit
-import test_train
-from test_lora import RANK, normal
-from test_lora_runs import size
+import workdirs
+from lora_trees import RANK, normal, size
 
 from nash_jax import fit, policy, weights
 from nash_jax.config import resolve
@@ -20,7 +20,7 @@ from nash_jax.run import checkpoint
   "loss", ["sft", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("judge", "reward"))]
 )
 def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeypatch):
-  c = test_fit.settings(tmp_path, loss)
+  c = fits.settings(tmp_path, loss)
   c.export, c.export_dtype = str(tmp_path / "out.safetensors"), "float32"
   c.model.lora.rank, c.model.weights = RANK, str(tmp_path / "base.safetensors")
   model = gemma.preset("tiny", num_embed=1024)
@@ -28,7 +28,7 @@ def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeyp
   assemble, kept = fit.set_up, []
   monkeypatch.setattr(fit, "set_up", lambda config: kept.append(assemble(config)) or kept[0])
   figures = fit.run(c, tmp_path / "run", progress=False)
-  first = test_fit.lines(tmp_path / "run")[0]
+  first = metric_files.lines(tmp_path / "run")[0]
   assert figures["eval/loss"] < 0.8 * first["eval/loss"]
   setup = kept[0]
   assert size(setup.state_spec) < 0.4 * size(gemma.shapes(model)), (
@@ -54,7 +54,7 @@ def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeyp
 
 
 def test_a_stopped_fit_of_adapters_goes_on_as_if_never_stopped(tmp_path, monkeypatch):
-  c = test_fit.settings(tmp_path)
+  c = fits.settings(tmp_path)
   c.model.lora.rank = RANK
   setup = fit.set_up(resolve(c))
   calls, step = [], setup.train_step
@@ -73,4 +73,4 @@ def test_a_stopped_fit_of_adapters_goes_on_as_if_never_stopped(tmp_path, monkeyp
   for name in ("cut", "whole"):
     fit.run(c, tmp_path / name, progress=False)
     states.append(checkpoint.restore_part(tmp_path / name, "params", setup.state_spec.params)[0])
-  test_train.assert_same(*states)
+  workdirs.assert_same(*states)

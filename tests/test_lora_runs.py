@@ -5,15 +5,16 @@ import functools
 import json
 import shutil
 
+import host_processes
 import host_program
 import jax
 import numpy as np
 import optax
 import pytest
-import test_hosts
-import test_train
 import tiny
-from test_lora import CHANGES, RANK, forward, normal
+import tiny_runs
+import workdirs
+from lora_trees import CHANGES, RANK, forward, normal, size
 
 import nash_jax
 from nash_jax import policy, train, update, weights
@@ -21,10 +22,6 @@ from nash_jax.config import resolve
 from nash_jax.jobs import arena, sample
 from nash_jax.models import gemma, lora
 from nash_jax.weights import names
-
-
-def size(tree):
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def finished(setup, tmp_path_factory):
   """The workdir and the last state of its six steps."""
   setup.programs.train_step.clear_cache()
   workdir = tmp_path_factory.mktemp("lora") / "whole"
-  return workdir, tiny.start(setup, setup.config, workdir)
+  return workdir, tiny_runs.start(setup, setup.config, workdir)
 
 
 def test_all_that_training_holds_beside_the_base_is_adapters(setup, assembled):
@@ -72,7 +69,7 @@ def test_a_step_moves_adapters_and_nothing_else(setup):
   before = jax.tree.map(np.asarray, (setup.initial_state(), setup.reference))
   fresh = setup.initial_state()
   state, values = setup.programs.train_step(
-    fresh, setup.reference, jax.device_put(tiny.batch(setup), setup.shardings.batch)
+    fresh, setup.reference, jax.device_put(tiny_runs.batch(setup), setup.shardings.batch)
   )
   jax.tree.map(np.testing.assert_array_equal, setup.reference, before[1])
   assert jax.tree.structure(state) == jax.tree.structure(before[0])
@@ -91,7 +88,7 @@ def logprobs_by_player(setup):
   logprobs, _ = policy.make_policy(
     setup.config.model, setup.config.sampling, setup.tokenizer, gemma.preset("tiny", num_embed=1024)
   )
-  rule, x = update.make_update(setup.config, logprobs), tiny.batch(setup)
+  rule, x = update.make_update(setup.config, logprobs), tiny_runs.batch(setup)
 
   @jax.jit
   def run(state, ref):
@@ -115,7 +112,7 @@ def test_players_share_the_base_and_differ_by_their_adapters(setup, finished, lo
   np.testing.assert_array_equal(logp["policy of mixture"], logp["policy"])
   for one, other in (("policy", "reference"), ("policy", "target"), ("target", "reference")):
     assert np.max(np.abs(np.subtract(logp[one], logp[other]))) > 1e-3, (one, other)
-  rule = update.make_update(resolve(tiny.train({"model.lora.rank": RANK})), tiny.no_logprobs)
+  rule = update.make_update(resolve(tiny.train({"model.lora.rank": RANK})), tiny_runs.no_logprobs)
   assert (
     rule.players(setup.initial_state().replace(copies={}), setup.reference)["reference"]
     is setup.reference
@@ -129,7 +126,7 @@ def test_a_refreshed_reference_has_adapters_of_its_own(finished, logprobs_by_pla
   jax.tree.map(np.testing.assert_array_equal, kept, state.params)  # six steps: refreshed just now
   logp = logprobs_by_player(state)
   np.testing.assert_array_equal(logp["reference"], logp["policy"])
-  kl = [line["kl_to_reference"] for line in test_train.lines(finished[0])[:-1]]
+  kl = [line["kl_to_reference"] for line in workdirs.lines(finished[0])[:-1]]
   assert all(abs(kl[step]) < 1e-5 < abs(kl[step + 1]) for step in (0, 2, 4))
 
 
@@ -147,7 +144,7 @@ def test_the_target_is_the_average_of_adapters(setup, plain):
   state = jax.device_put(state, setup.shardings.state)
   centre = jax.tree.map(np.array, state.target)
   after, _ = setup.programs.train_step(
-    state, setup.reference, jax.device_put(tiny.batch(setup), setup.shardings.batch)
+    state, setup.reference, jax.device_put(tiny_runs.batch(setup), setup.shardings.batch)
   )
   after = jax.device_get(after)
   moved = optax.incremental_update(after.params, centre, setup.config.algorithm.kappa)
@@ -168,8 +165,8 @@ def test_the_target_is_the_average_of_adapters(setup, plain):
 @pytest.mark.slow
 def test_eight_devices_train_adapters_as_one_does(setup, tmp_path):
   one = dataclasses.replace(setup, config=resolve(tiny.train({**CHANGES, "steps": 2})))
-  eight = test_hosts.measured(1, 8, tmp_path / "eight", {**CHANGES, **tiny.EIGHT, "steps": 2})
-  test_hosts.assert_alike(eight, host_program.measure(one, tmp_path / "one"))
+  eight = host_processes.measured(1, 8, tmp_path / "eight", {**CHANGES, **tiny.EIGHT, "steps": 2})
+  host_processes.assert_alike(eight, host_program.measure(one, tmp_path / "one"))
   eight, one = (  # and one device reads what eight have written
     policy.load_weights(f"{tmp_path / name}@target", gemma.preset("tiny", num_embed=1024))
     for name in ("eight", "one")
@@ -178,12 +175,12 @@ def test_eight_devices_train_adapters_as_one_does(setup, tmp_path):
 
 
 def test_a_killed_run_goes_on_as_if_never_killed(setup, finished, tmp_path):
-  sample = test_train.at(6, test_train.kill, setup.programs.sample)
+  sample = workdirs.at(6, workdirs.kill, setup.programs.sample)
   with pytest.raises(RuntimeError, match="killed"):
-    tiny.start(setup, setup.config, tmp_path, sample=sample)
-  done = tiny.start(setup, setup.config, tmp_path)
-  test_train.assert_same(done.state, finished[1].state)
-  assert test_train.lines(tmp_path) == test_train.lines(finished[0])
+    tiny_runs.start(setup, setup.config, tmp_path, sample=sample)
+  done = tiny_runs.start(setup, setup.config, tmp_path)
+  workdirs.assert_same(done.state, finished[1].state)
+  assert workdirs.lines(tmp_path) == workdirs.lines(finished[0])
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +207,14 @@ def test_adapters_whose_base_has_changed_are_refused(finished, tmp_path):
   ran = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps({**ran, "seed": 1}))
   model = gemma.preset("tiny", num_embed=1024)
-  with pytest.raises(ValueError, match=r"model.weights of .*run: expected what the run began with"):
+  with pytest.raises(
+    ValueError, match=r"model.weights of .*run: expected what the run started with"
+  ):
     policy.load_weights(str(folder), model)
   c.seed, c.checkpoint.allow = 1, ("seed",)
-  with pytest.raises(ValueError, match=r"model.weights of .*run: expected what the run began with"):
+  with pytest.raises(
+    ValueError, match=r"model.weights of .*run: expected what the run started with"
+  ):
     train.run(c, folder)
   (folder / "base.json").unlink()
   policy.load_weights(str(folder), model)
@@ -261,11 +262,11 @@ def test_the_arena_and_sampling_load_a_runs_policies(setup, finished, merged, tm
 def test_the_base_is_held_in_the_type_that_is_computed_with(tmp_path):
   c = tiny.train({**CHANGES, "model.dtype": "bfloat16", "steps": 2, "checkpoint.every": 2})
   setup = train.set_up(resolve(c))
-  done = tiny.start(setup, c, tmp_path)
+  done = tiny_runs.start(setup, c, tmp_path)
   assert {str(x.dtype) for x in jax.tree.leaves(setup.reference)} == {"bfloat16"}
   learned = (done.state.params, done.state.target, optax.tree.get(done.state.opt_state, "mu"))
   assert {str(x.dtype) for x in jax.tree.leaves(learned)} == {"float32"}
-  lines = test_train.lines(tmp_path)
+  lines = workdirs.lines(tmp_path)
   assert abs(lines[1]["kl_to_reference"]) > 1e-3
   assert all(line["logp_gap"] < 0.05 for line in lines[:-1])
   model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.init_and_join(setup.config)

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from tiny import ROOT
+from commands import command
+from paths import ROOT
 
 import nash_jax
 from nash_jax import main, report
@@ -23,19 +24,6 @@ def python(code):
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
   assert done.returncode == 0, done.stderr
   return done.stdout
-
-
-def command(*arguments, folder=ROOT):
-  """Runs nash-jax with these arguments, in a folder."""
-  code = f"import sys; sys.argv = {['nash-jax', *arguments]!r}; from nash_jax import main"
-  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-  return subprocess.run(
-    [sys.executable, "-c", f"{code}; main.run()"],
-    cwd=folder,
-    text=True,
-    capture_output=True,
-    env={**os.environ, "PYTHONPATH": path},
-  )
 
 
 def test_help_lists_what_there_is_and_imports_nothing_heavy():
@@ -70,7 +58,9 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
   with pytest.raises(SystemExit) as left:
     main.run()
   assert left.value.code == 2
-  assert capsys.readouterr().err == f"nash-jax: no job 'tran'; jobs are {', '.join(main.JOBS)}\n"
+  assert (
+    capsys.readouterr().err == f"nash-jax: no job 'tran'; the jobs are {', '.join(main.JOBS)}\n"
+  )
 
 
 def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
@@ -105,7 +95,7 @@ def test_a_run_that_ends_leaves_its_curves_where_it_has_any(tmp_path, monkeypatc
   monkeypatch.undo()
   main._leave_curves(str(tmp_path))
   assert "metrics.jsonl:1: expected a step and its metrics" in caplog.text
-  assert "curves.png is not drawn" in caplog.text
+  assert "curves.png could not be drawn" in caplog.text
 
 
 # Of one interpreter that has imported everything, a child for each command: (its module train or
@@ -142,14 +132,18 @@ for number, (end, arguments) in enumerate(commands):
   os._exit(status)  # an interpreter's own end takes most of a second
 print(json.dumps(statuses))
 """
+
+
 ENDS = (
-  ("signal", 9, 75, "stopped at step 3 of 9; the same command goes on"),
+  ("signal", 9, 75, "stopped at step 3 of 9; the same command resumes it"),
   ("signal", 3, 0, ""),
   ("disk", 9, 1, "nash-jax train: [Errno 28] No space left on device: 'x'"),
   ("nan", 9, 1, "nash-jax train: metric 'loss' is nan at step 5"),
   ("interrupt", 9, 130, "nash-jax train: interrupted"),
   ("sweep", 9, 75, "nash-jax train: stopped in a; the same"),
 )
+
+
 BAD = (
   ("train --config.algorithm.beta=-1", "beta: expected a number in [1e-9, 1e6], got -1.0"),
   ("train --config.algorithm.btea=1", 'Did you mean "beta" instead of "btea"'),
@@ -159,8 +153,8 @@ BAD = (
   ("train --config=storis", "did you mean 'stories'?"),
   (
     "train --config.optimizer.name=sgd --config.optimizer.weight_decay=0.5",
-    "train: optimizer.weight_decay: expected no value, for optimizer.name = sgd does not read it,"
-    " got 0.5. Leave it out, or choose what reads it.\n",
+    "train: optimizer.weight_decay: expected no value, because optimizer.name = sgd does not read"
+    " it, got 0.5. Leave it out, or choose what reads it.\n",
   ),
   ("sample --realign=-2 --prompt=x", "sample: realign: expected a number in [0, 1000], got -2.0"),
   (
@@ -223,7 +217,7 @@ def test_a_process_of_several_knows_which_it_is(monkeypatch):
   main._join_processes()
   monkeypatch.setenv("NASH_JAX_COORDINATOR", "127.0.0.1:9000")
   monkeypatch.setenv("NASH_JAX_PROCESSES", "2")
-  with pytest.raises(ValueError, match="expected whole numbers beside NASH_JAX_COORDINATOR, got"):
+  with pytest.raises(ValueError, match="expected whole numbers with NASH_JAX_COORDINATOR, got"):
     main._join_processes()
   monkeypatch.setenv("NASH_JAX_PROCESS_ID", "1")
   main._join_processes()

@@ -1,4 +1,4 @@
-"""Makes the bundled short games: two tables of preferences, a language, a reference policy."""
+"""Makes the bundled short games: two preference tables, a language, a reference policy."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def draw_table(strength: float) -> Float[np.ndarray, "4 64 64"]:
 def fit_reference(
   logprobs: Callable, game: Game, params: Params, log_ref: Float[Array, "X A"], steps: int = 3000
 ) -> tuple[Params, float]:
-  """Fits a policy to probabilities [X A] by Adam on KL(target‖π); returns (params, KL in nats)."""
+  """Fits a policy to log_ref by Adam on KL(target‖π), and returns (params, KL in nats)."""
   tx = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
   def loss(params):
@@ -53,9 +53,9 @@ def fit_reference(
 
 
 def _write_language(folder: pathlib.Path) -> None:
-  """Writes a tokenizer of eight letters, a to d to respond with, and prompts of the other four."""
+  """Writes a tokenizer of eight letters, a to d for responses, and prompts of the other four."""
   with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as corpus:
-    # Frequent letters have small ids: a is the first of four in a row.
+    # Frequent letters get small ids, so that a to d are four consecutive ids.
     words = [letter for i, letter in enumerate("abcdefgh") for _ in range(9 - i)]
     corpus.write("".join(json.dumps({"text": word}) + "\n" for word in words))
     corpus.flush()
@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
   """Draws the two games of configs/short_game.py, and fits and saves their reference policy.
 
   Args:
-    config: of a run on the game; its `model.weights` are not read.
+    config: a run's config on the game; `model.weights` is not read.
   """
   folder = files.make_folder(workdir)
   with lock.hold(folder):

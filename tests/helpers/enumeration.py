@@ -1,0 +1,163 @@
+"""An exact game of few responses: losses and stated objectives, enumerated."""
+
+import itertools
+import types
+
+import jax
+import numpy as np
+import scipy
+from jax import numpy as jnp
+
+from nash_jax.objectives import algorithms
+from nash_jax.types import Verdict
+
+X, A = 3, 4  # contexts; responses: 4 tokens once, or 2 tokens twice
+
+
+CONFIG = types.SimpleNamespace(
+  beta=0.2,
+  eta=0.7,
+  step=2.0,
+  mixture=0.3,
+  samples=2,
+  target_update="ema",
+  target_period=3,
+  centre_log_ratios=False,
+  reward_to_go=False,
+)
+
+
+LENGTHS = {1: (A,), 2: (2, 4)}  # sizes of the tables of logits, by response length
+
+
+def config(**changes):
+  return types.SimpleNamespace(**{**vars(CONFIG), **changes})
+
+
+def logps(theta, length):
+  """Returns log-probabilities [X A L] of each response's tokens; theta [X 4], or [X 6] for two."""
+  if length == 1:
+    return jax.nn.log_softmax(theta)[..., None]
+  first = jax.nn.log_softmax(theta[:, :2])
+  second = jax.nn.log_softmax(theta[:, 2:].reshape(X, 2, 2))
+  return jnp.stack([jnp.repeat(first, 2, axis=1), second.reshape(X, A)], axis=-1)
+
+
+def whole(theta, length=1):
+  return jnp.sum(logps(theta, length), axis=-1)
+
+
+def game(dtype=np.float64, length=1):
+  """A random table [X A A], rewards [X A], and the logits of every player."""
+  rng = np.random.default_rng(0)
+  a = 2 * rng.normal(size=(X, A, A))
+  table = scipy.special.expit(a - np.swapaxes(a, 1, 2))
+  players = {
+    name: rng.normal(size=(X, sum(LENGTHS[length]))).astype(dtype)
+    for name in ("policy", "reference", "target", "opponent")
+  }
+  return table.astype(dtype), rng.normal(size=(X, A)).astype(dtype), players
+
+
+def distribution(player, players, length, mixture):
+  """log π [X A] of a player, constant; the mixture is token-wise: tables of logits are mixed."""
+  if player != "mixture":
+    return jax.lax.stop_gradient(whole(players[player], length))
+
+  def normalised(theta):
+    groups = [theta[:, :4]] if length == 1 else [theta[:, i : i + 2] for i in (0, 2, 4)]
+    return jnp.concatenate([jax.nn.log_softmax(g) for g in groups], axis=-1)
+
+  mixed = (1 - mixture) * normalised(players["policy"]) + mixture * normalised(players["reference"])
+  return jax.lax.stop_gradient(whole(mixed, length))
+
+
+def enumerated(method, a, table, rewards, players, length):
+  """Expectation of a loss over all tuples of responses, whose probabilities are constant."""
+  samples, num_opponents = method.samples(a)
+  chosen = np.array(list(itertools.product(range(A), repeat=samples + num_opponents)))
+  x = np.repeat(np.arange(X), len(chosen))
+  chosen = np.tile(chosen, (X, 1))
+  y, opponents = chosen[:, :samples], chosen[:, samples:] if num_opponents else chosen
+  logp = logps(players["policy"], length)
+  weights = method.role_weights(a)
+  ratios = {role: logp - jax.lax.stop_gradient(logps(players[role], length)) for role in weights}
+
+  def pick(tree):
+    return jax.tree.map(lambda v: v[x[:, None], y][:, None], tree)
+
+  p_win = table[x[:, None, None], y[:, :, None], opponents[:, None, :]]
+  own = (
+    ~np.eye(samples, dtype=bool) if not num_opponents else np.ones((samples, num_opponents), bool)
+  )
+  verdict = Verdict(p_win, jnp.broadcast_to(own[None], p_win.shape), rewards[x[:, None], y])
+
+  # Each tuple is a batch of one prompt of its own, weighted by its probability.
+  def loss(*arrays):
+    return method.loss(a)(*arrays, role_weights=weights)
+
+  mean = jax.vmap(loss)(pick(logp), pick(ratios), jax.tree.map(lambda v: v[:, None], verdict))
+  logs = jnp.sum(distribution(method.player, players, length, a.mixture)[x[:, None], y], axis=-1)
+  if num_opponents:
+    logs += jnp.sum(
+      distribution(method.opponent, players, length, a.mixture)[x[:, None], opponents], axis=-1
+    )
+  return jnp.sum(jnp.exp(logs) * mean.total / mean.weight) / X
+
+
+def regularised(method, a, table, rewards, players, length):
+  """The stated objective: 1/2 − P(π≻opponent), or −E[R], + Σ weight·KL(π‖role), with its arms."""
+  logp, arms = whole(players["policy"], length), 1 if method.opponent else 2
+  policy = jnp.exp(logp)
+  if method.needs_rewards:
+    won = jnp.sum(policy * rewards, -1)
+  else:
+    opponent = jnp.exp(distribution(method.opponent or "policy", players, length, a.mixture))
+    won = jnp.einsum("xa,xab,xb->x", policy, table, opponent) - 0.5
+  penalty = sum(
+    weight * jnp.sum(policy * (logp - whole(players[role], length)), -1)
+    for role, weight in method.role_weights(a).items()
+  )
+  return arms * jnp.mean(penalty - won)
+
+
+def squared(method, a, table, rewards, players, length):
+  """The stated objective of the regressions: squares or DPO's cross-entropy, sampling fixed."""
+  mu = jnp.exp(distribution(method.player, players, length, a.mixture))
+  logp = whole(players["policy"], length)
+  h = sum(w * (logp - whole(players[role], length)) for role, w in method.role_weights(a).items())
+  delta = h[:, :, None] - h[:, None, :]
+  opponents = jnp.exp(distribution(method.opponent, players, length, 0)) if method.opponent else mu
+  rates = jnp.einsum("xab,xb->xa", table, opponents)
+
+  def pairs(values):
+    return jnp.mean(jnp.einsum("xa,xb,xab->x", mu, mu, values))
+
+  return {
+    "online_ipo": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
+    "ipo_md": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
+    "inpo": lambda: pairs((delta - (table - 0.5) * a.step) ** 2),
+    "egpo": lambda: pairs((delta - (rates[:, :, None] - rates[:, None, :]) / a.beta) ** 2),
+    "online_dpo": lambda: pairs(
+      table * jnp.logaddexp(0, -delta) + (1 - table) * jnp.logaddexp(0, delta)
+    ),
+    "sppo": lambda: jnp.mean(jnp.sum(mu * (h - a.step * (rates - 0.5)) ** 2, -1)),
+  }[next(name for name, r in algorithms.ALGORITHMS.items() if r is method)]()
+
+
+REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo")
+
+
+def compare(name, a, length):
+  with jax.enable_x64(True):
+    table, rewards, players = game(length=length)
+    method = algorithms.get(name)
+    stated = squared if name in REGRESSIONS else regularised
+    got, expected = (
+      jax.jit(
+        jax.grad(lambda p, f=f: f(method, a, table, rewards, {**players, "policy": p}, length))
+      )(players["policy"])
+      for f in (enumerated, stated)
+    )
+    assert np.max(np.abs(expected)) > 1e-3
+    np.testing.assert_allclose(got, expected, atol=1e-10)
