@@ -86,10 +86,15 @@ class Game(NamedTuple):
   def metrics(
     self, logp: LogPolicy, log_ref: LogPolicy, log_equilibrium: LogPolicy, beta: float | Array
   ) -> dict[str, Mean]:
-    """Returns the means over contexts of SubOpt_β and of KL(π*‖π), in nats, by metric name."""
+    """Returns by metric name the means over contexts of three distances.
+
+    They are SubOpt_β, KL(π*‖π) in nats, and the gap max_y P(y≻π) − 1/2 of the game without β, which
+    is what methods that leave the reference aim to close.
+    """
     return {
       "exact/suboptimality": Mean.from_values(preference.gap(self.p_win, logp, log_ref, beta)),
       "exact/kl_to_equilibrium": Mean.from_values(preference.kl(log_equilibrium, logp)),
+      "exact/gap": Mean.from_values(preference.gap(self.p_win, logp, log_ref, 0.0)),
     }
 
 

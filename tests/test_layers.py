@@ -32,7 +32,7 @@ LAYERS = (
   ("judges.gemma", "judges.table", "judges.population", "judges.http", "judges.human"),
   ("judges.text", "judges.bradley_terry", "judges.own"),
   ("judges", "exact", "run.inputs"),
-  ("config.fields",),
+  ("config.fields", "config.meanings"),
   ("config.comparison",),
   ("config.unread", "config.page", "config.files", "update"),
   ("config.checks",),

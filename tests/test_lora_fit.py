@@ -7,7 +7,7 @@ import jax
 import metric_files
 import numpy as np
 import pytest
-import runs
+import workdirs
 from lora_trees import RANK, normal, size
 
 from nash_jax import fit, policy, weights
@@ -73,4 +73,4 @@ def test_a_stopped_fit_of_adapters_goes_on_as_if_never_stopped(tmp_path, monkeyp
   for name in ("cut", "whole"):
     fit.run(c, tmp_path / name, progress=False)
     states.append(checkpoint.restore_part(tmp_path / name, "params", setup.state_spec.params)[0])
-  runs.assert_same(*states)
+  workdirs.assert_same(*states)

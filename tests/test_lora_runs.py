@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-import runs
 import tiny
 import tiny_runs
+import workdirs
 from lora_trees import CHANGES, RANK, forward, normal, size
 
 import nash_jax
@@ -126,7 +126,7 @@ def test_a_refreshed_reference_has_adapters_of_its_own(finished, logprobs_by_pla
   jax.tree.map(np.testing.assert_array_equal, kept, state.params)  # six steps: refreshed just now
   logp = logprobs_by_player(state)
   np.testing.assert_array_equal(logp["reference"], logp["policy"])
-  kl = [line["kl_to_reference"] for line in runs.lines(finished[0])[:-1]]
+  kl = [line["kl_to_reference"] for line in workdirs.lines(finished[0])[:-1]]
   assert all(abs(kl[step]) < 1e-5 < abs(kl[step + 1]) for step in (0, 2, 4))
 
 
@@ -175,12 +175,12 @@ def test_eight_devices_train_adapters_as_one_does(setup, tmp_path):
 
 
 def test_a_killed_run_goes_on_as_if_never_killed(setup, finished, tmp_path):
-  sample = runs.at(6, runs.kill, setup.programs.sample)
+  sample = workdirs.at(6, workdirs.kill, setup.programs.sample)
   with pytest.raises(RuntimeError, match="killed"):
     tiny_runs.start(setup, setup.config, tmp_path, sample=sample)
   done = tiny_runs.start(setup, setup.config, tmp_path)
-  runs.assert_same(done.state, finished[1].state)
-  assert runs.lines(tmp_path) == runs.lines(finished[0])
+  workdirs.assert_same(done.state, finished[1].state)
+  assert workdirs.lines(tmp_path) == workdirs.lines(finished[0])
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_the_base_is_held_in_the_type_that_is_computed_with(tmp_path):
   assert {str(x.dtype) for x in jax.tree.leaves(setup.reference)} == {"bfloat16"}
   learned = (done.state.params, done.state.target, optax.tree.get(done.state.opt_state, "mu"))
   assert {str(x.dtype) for x in jax.tree.leaves(learned)} == {"float32"}
-  lines = runs.lines(tmp_path)
+  lines = workdirs.lines(tmp_path)
   assert abs(lines[1]["kl_to_reference"]) > 1e-3
   assert all(line["logp_gap"] < 0.05 for line in lines[:-1])
   model, (_, join) = gemma.preset("tiny", num_embed=1024), lora.init_and_join(setup.config)

@@ -27,6 +27,7 @@ from nash_jax.validation import printable, require
 __all__ = ["label", "run", "run_config"]
 
 SUBOPT, KL_TO_EQUILIBRIUM = "exact/suboptimality", "exact/kl_to_equilibrium"
+GAP = "exact/gap"  # in the game without β
 WIN, KL = "eval/win_rate_vs_reference", "eval/kl_to_reference"
 
 Result = dict[str, Any]  # "learning_rate", "beta", "tuning" and "seeds" of a run
@@ -116,8 +117,8 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
 
 
 def _record(config, folder: pathlib.Path) -> dict[str, Any]:
-  """Returns {"steps": …, metric: values} of one run; None where values are not finite."""
-  metrics = (SUBOPT, KL_TO_EQUILIBRIUM) if config.evaluation.exact else (WIN, KL)
+  """Returns {"steps": …, metric: values} of one run, None from where it was no longer finite."""
+  metrics = (SUBOPT, KL_TO_EQUILIBRIUM, GAP) if config.evaluation.exact else (WIN, KL)
   rows = {row["step"]: row for row in report.read_rows(folder)}
   steps = sorted({*range(0, config.steps, config.evaluation.every), config.steps})
   absent = [step for step in steps if not rows.get(step, {}).keys() & {*metrics}]
@@ -239,11 +240,11 @@ def _exact_table(results: dict[str, Result]) -> Table:
   cells = {}
   for name, result in _sorted(results, SUBOPT, 1):
     subopt = _median_and_range(result, SUBOPT)
-    kl = _median_and_range(result, KL_TO_EQUILIBRIUM)[0]
-    # If the reference is the equilibrium, the share is only rounding.
+    kl, gap = (_median_and_range(result, metric)[0] for metric in (KL_TO_EQUILIBRIUM, GAP))
+    # A reference at the equilibrium has no share, only rounding.
     share = report.number(subopt[0] / starts[name] if starts[name] > ROUNDING else math.nan)
-    cells[name] = [*map(_scientific, subopt), share, _scientific(kl)]
-  columns = ["SubOpt, median", "least", "greatest", "of reference's", "KL(π*‖π)"]
+    cells[name] = [*map(_scientific, subopt), share, _scientific(kl), _scientific(gap)]
+  columns = ["SubOpt, median", "least", "greatest", "of reference's", "KL(π*‖π)", "gap"]
   return f"SubOpt_β of the last iterate; the reference's is {ends}", columns, cells
 
 

@@ -47,7 +47,7 @@ GLOSSARY = (
   "eval/win_rate_vs_reference", "eval/kl_to_reference", "eval/log_ratio_to_reference",
   "eval/response_length",
   "eval/loss", "eval/accuracy", "eval/bits_per_byte",
-  "exact/suboptimality", "exact/kl_to_equilibrium",
+  "exact/suboptimality", "exact/kl_to_equilibrium", "exact/gap",
   *(f"{quantity}/{phase}" for quantity in ("seconds", "tokens_per_second") for phase in PHASES),
 )  # fmt: skip
 OWN = "judge/"  # prefix of metrics of a user's own judge

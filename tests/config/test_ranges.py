@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 import sys
 
 import fits
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import config as configs
 from nash_jax import fit, train
-from nash_jax.config import fields, page, resolve
+from nash_jax.config import fields, meanings, page, resolve
 from nash_jax.config.unread import unread
 from nash_jax.configs import short_game
 from nash_jax.data import votes
@@ -110,6 +111,13 @@ def test_a_number_out_of_its_range_is_refused_by_name_whatever_else_is_chosen(jo
 def test_the_page_of_fields_is_what_the_table_says():
   expected = "python -m nash_jax.config.page > docs/fields.md writes it anew"
   assert (paths.ROOT / "docs" / "fields.md").read_text(encoding="utf-8") == page.page(), expected
+
+
+def test_every_meaning_is_of_a_field_of_its_job():
+  sections = dict(re.findall(r"^## `(.+?)`\n(.*?)(?=^## |\Z)", page.page(), re.M | re.S))
+  for job, texts in meanings.MEANINGS.items():
+    for field, text in texts.items():
+      assert f"| `{field}` | {text} |" in sections[job], f"{job} has no field {field}"
 
 
 WRONG = (True, "1", 10**400, -(10**400), 2**63, (1,), b"1", 1j, np.bool_(True), np.float32(np.nan))

@@ -171,9 +171,16 @@ def test_a_learning_rate_is_not_chosen_by_what_is_not_there(calls, tmp_path, mon
 
 @pytest.mark.parametrize("start", [0.0, 9e-16, None])
 def test_a_reference_without_a_suboptimality_has_no_share(start):
-  seeds = [{"steps": [0, 1], compare.SUBOPT: [start, 1e-4], compare.KL_TO_EQUILIBRIUM: [0.0, 1.0]}]
+  seeds = [
+    {
+      "steps": [0, 1],
+      compare.SUBOPT: [start, 1e-4],
+      compare.KL_TO_EQUILIBRIUM: [0.0, 1.0],
+      compare.GAP: [0.5, 0.25],
+    }
+  ]
   _, _, cells = compare._exact_table({"nash_mp": {"seeds": seeds}})
-  assert cells["nash_mp"] == ["1.00e-04"] * 3 + ["—", "1.00e+00"]
+  assert cells["nash_mp"] == ["1.00e-04"] * 3 + ["—", "1.00e+00", "2.50e-01"]
 
 
 def rows(page):

@@ -94,8 +94,12 @@ def test_the_exact_metrics_are_zero_at_the_equilibrium_and_positive_elsewhere():
   equilibrium = g.log_equilibrium(ref, 0.1)
   exact = jax.jit(lambda logp: g.metrics(logp, ref, equilibrium, 0.1))
   at = lambda logp: {k: float(m.value()) for k, m in exact(logp).items()}  # noqa: E731
-  assert max(at(equilibrium).values()) < 1e-6
+  regularised = at(equilibrium)
+  assert 1e-3 < regularised.pop("exact/gap") < at(ref)["exact/gap"]
+  assert max(regularised.values()) < 1e-6
   assert min(at(ref).values()) > 1e-3
+  wins = np.einsum("xab,xb->xa", g.p_win, np.exp(ref))
+  np.testing.assert_allclose(at(ref)["exact/gap"], np.mean(wins.max(-1) - 0.5), rtol=1e-5)
   np.testing.assert_allclose(
     at(ref)["exact/suboptimality"],
     jax.jit(preference.suboptimality)(g.p_win, np.exp(ref), np.exp(ref), 0.1),

@@ -11,7 +11,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import runs
+import workdirs
 from paths import FIXTURES
 
 from nash_jax import policy, train
@@ -48,10 +48,10 @@ def test_an_old_run_goes_on_with_the_metrics_it_would_have_had(workdir, monkeypa
   c.algorithm.beta = config(steps=6).algorithm.beta
   done = train.run(c, workdir, progress=False)
   assert (int(done.state.step), done.stopped) == (6, False)
-  lines = runs.lines(workdir)
+  lines = workdirs.lines(workdir)
   assert [line["step"] for line in lines] == list(range(7))
-  assert lines[:4] == runs.lines(FIXTURES / "old_workdir")[:4], "the record is kept"
-  expected = runs.lines(FIXTURES, "old_workdir_metrics.jsonl")
+  assert lines[:4] == workdirs.lines(FIXTURES / "old_workdir")[:4], "the record is kept"
+  expected = workdirs.lines(FIXTURES, "old_workdir_metrics.jsonl")
   for got, line in zip(lines[4:], expected, strict=True):
     assert got == pytest.approx(line, rel=1e-4, abs=1e-6)
 

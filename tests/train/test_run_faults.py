@@ -22,7 +22,7 @@ import paths
 import pytest
 import tiny
 import tiny_runs
-from runs import assert_same, at, kill, lines
+from workdirs import assert_same, at, kill, lines
 
 from nash_jax.run import checkpoint
 

@@ -13,8 +13,8 @@ import pytest
 import tiny
 from jax import numpy as jnp
 from page_files import page_data
-from runs import assert_same, at, kill, lines, terminate
 from tensorboardX import record_writer
+from workdirs import assert_same, at, kill, lines, terminate
 
 from nash_jax import policy, train
 from nash_jax.models import gemma, logprobs

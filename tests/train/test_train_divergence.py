@@ -4,7 +4,7 @@ import jax
 import pytest
 import tiny
 from jax import numpy as jnp
-from runs import assert_same, lines
+from workdirs import assert_same, lines
 
 from configs import short_game
 from nash_jax import train

@@ -6,7 +6,7 @@ import jax
 import pytest
 import tiny
 from jax import numpy as jnp
-from runs import assert_same, at, kill, lines
+from workdirs import assert_same, at, kill, lines
 
 from nash_jax import train, weights
 from nash_jax.config import resolve
