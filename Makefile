@@ -27,7 +27,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site of docs/, in site/: open site/index.html. A broken link, reference or anchor fails.
+# The site of docs/: open build/site/index.html. A broken link, reference or anchor fails.
 docs: .venv/ready
 	$(BIN)/python docs/build_site.py
 

@@ -23,6 +23,7 @@ import math_core
 import nbconvert
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build"
 CODE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()[^)\s]+")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
@@ -199,13 +200,16 @@ def broken(site: pathlib.Path) -> list[str]:
 
 
 def main() -> int:
-  """Builds site/; returns 1 and says what is broken, or 0."""
-  config = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
-  folder, site = ROOT / config["docs_dir"], ROOT / config["site_dir"]
+  """Builds build/site/; returns 1 and says what is broken, or 0."""
+  # Zensical empties .cache of the folder of its config: in ROOT that holds compiled programs.
+  BUILD.mkdir(exist_ok=True)
+  shutil.copy(ROOT / "zensical.toml", BUILD)
+  config = tomllib.loads((BUILD / "zensical.toml").read_text(encoding="utf-8"))["project"]
+  folder, site = BUILD / config["docs_dir"], BUILD / config["site_dir"]
   wrong = stage(folder) + left_out(folder, config["nav"])
   shutil.rmtree(site, ignore_errors=True)
   zensical = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-  built = subprocess.run(zensical, cwd=ROOT)
+  built = subprocess.run(zensical, cwd=BUILD)
   if built.returncode == 0:
     wrong += finish(site) + broken(site)
   print(*wrong, sep="\n", file=sys.stderr)

@@ -78,6 +78,7 @@ def test_the_navigation_has_every_page_and_no_other(tmp_path):
 def repository(tmp_path, monkeypatch):
   """A small one with the settings of this one: a page, a module, no notebook."""
   monkeypatch.setattr(SITE, "ROOT", tmp_path)
+  monkeypatch.setattr(SITE, "BUILD", tmp_path / "build")
   for name in ("docs/api", "colab", "nash_jax"):
     (tmp_path / name).mkdir(parents=True)
   config = (ROOT / "zensical.toml").read_text(encoding="utf-8")
@@ -108,6 +109,6 @@ def test_a_build_fails_by_each_mistake_and_by_nothing_else(mistake, repository, 
   told = "".join(capfd.readouterr())
   assert failed == bool(mistake), told
   if not mistake:
-    home = (repository / "site" / "index.html").read_text(encoding="utf-8")
+    home = (repository / "build" / "site" / "index.html").read_text(encoding="utf-8")
     assert 'href="api/index.html#nash_jax.m.f"' in home
     assert "<msup><mi>x</mi><mn>2</mn></msup>" in home

@@ -20,10 +20,11 @@ Knob = checks.Values  # a number, or a schedule [K] of them
 class Game(NamedTuple):
   """A regularised game, as the solvers read it.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> p_win = np.array([[0.5, 0.75], [0.25, 0.5]])
-  >>> game = solvers.Game(p_win, log_ref=np.log([0.5, 0.5]), beta=0.1)
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> p_win = np.array([[0.5, 0.75], [0.25, 0.5]])
+    >>> game = solvers.Game(p_win, log_ref=np.log([0.5, 0.5]), beta=0.1)
 
   Attributes:
     p_win: P(y ≻ y').
@@ -39,9 +40,10 @@ class Game(NamedTuple):
 class ZooGame(NamedTuple):
   """A game and what is known of it.
 
-  >>> from nash_jax.games import zoo
-  >>> zoo.rock_paper_scissors().labels
-  ('R', 'P', 'S')
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> zoo.rock_paper_scissors().labels
+    ('R', 'P', 'S')
 
   Attributes:
     name: what tables call it.
@@ -63,8 +65,9 @@ class ZooGame(NamedTuple):
 class Knobs(NamedTuple):
   """Hyperparameters, each a number, or a schedule that is read at the iteration's index.
 
-  >>> from nash_jax.games import solvers
-  >>> knobs = solvers.Knobs(step=1.0, eta=0.2, kappa=solvers.harmonic(100), mixture=0.25)
+  Examples:
+    >>> from nash_jax.games import solvers
+    >>> knobs = solvers.Knobs(step=1.0, eta=0.2, kappa=solvers.harmonic(100), mixture=0.25)
 
   Attributes:
     step: s of a proximal update, or the learning rate of a gradient step.
@@ -82,10 +85,11 @@ class Knobs(NamedTuple):
 class State(NamedTuple):
   """Where a solver is.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> int(solvers.init(np.log([0.5, 0.5])).k)
-  0
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> int(solvers.init(np.log([0.5, 0.5])).k)
+    0
 
   Attributes:
     logp: log-probabilities of the iterate.
@@ -101,9 +105,10 @@ class State(NamedTuple):
 class Draws(NamedTuple):
   """How gradients are taken.
 
-  >>> import jax
-  >>> from nash_jax.games import solvers
-  >>> sampled = solvers.Draws(jax.random.key(0), batch=8)
+  Examples:
+    >>> import jax
+    >>> from nash_jax.games import solvers
+    >>> sampled = solvers.Draws(jax.random.key(0), batch=8)
 
   Attributes:
     key: what pairs are sampled with; None where batch is 0.
@@ -124,10 +129,11 @@ Policies = tuple[
 def init(log_ref: Float[AnyArray, "*X A"]) -> State:
   """Returns the state in which every solver starts: at the reference.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> solvers.init(np.log([0.25, 0.75])).logp.shape
-  (2,)
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> solvers.init(np.log([0.25, 0.75])).logp.shape
+    (2,)
 
   Args:
     log_ref: log-probabilities in nats.
@@ -140,9 +146,10 @@ def harmonic(iterations: int) -> Float[Array, "K"]:
 
   It is κ's `harmonic` schedule of training, with `kappa_offset` 10 (2505.19731).
 
-  >>> from nash_jax.games import solvers
-  >>> solvers.harmonic(11)[::10].tolist()
-  [1.0, 0.5]
+  Examples:
+    >>> from nash_jax.games import solvers
+    >>> solvers.harmonic(11)[::10].tolist()
+    [1.0, 0.5]
 
   Args:
     iterations: the schedule's length K.
@@ -156,9 +163,10 @@ def harmonic(iterations: int) -> Float[Array, "K"]:
 def periodic(period: int, iterations: int) -> Float[Array, "K"]:
   """Returns the κ that copies after every `period` steps, and stands still between them.
 
-  >>> from nash_jax.games import solvers
-  >>> solvers.periodic(2, 5).tolist()
-  [0.0, 1.0, 0.0, 1.0, 0.0]
+  Examples:
+    >>> from nash_jax.games import solvers
+    >>> solvers.periodic(2, 5).tolist()
+    [0.0, 1.0, 0.0, 1.0, 0.0]
 
   Args:
     period: steps from one copy to the next.
@@ -174,9 +182,10 @@ def periodic(period: int, iterations: int) -> Float[Array, "K"]:
 def check(game: Game, knobs: Knobs | None = None, state: State | None = None) -> None:
   """Checks what a step is given. What is traced is checked by its shape alone.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> solvers.check(solvers.Game(np.full((2, 2), 0.5), np.log([0.5, 0.5]), beta=0.1))
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> solvers.check(solvers.Game(np.full((2, 2), 0.5), np.log([0.5, 0.5]), beta=0.1))
 
   Raises:
     ValueError: not a game, a reference without full support, β < 0, a knob outside its range, or a
@@ -198,10 +207,11 @@ def check(game: Game, knobs: Knobs | None = None, state: State | None = None) ->
 def check_knob(name: str, value: checks.Numbers) -> None:
   """Checks that a knob lies in its range. η = inf is no prox term; 0 stands for unset.
 
-  >>> from nash_jax.games import solvers
-  >>> solvers.check_knob("kappa", 1.5)
-  Traceback (most recent call last):
-  ValueError: kappa: expected a number in [0, 1], got 1.5. Give one in this interval.
+  Examples:
+    >>> from nash_jax.games import solvers
+    >>> solvers.check_knob("kappa", 1.5)
+    Traceback (most recent call last):
+    ValueError: kappa: expected a number in [0, 1], got 1.5. Give one in this interval.
 
   Args:
     name: a field of Knobs.

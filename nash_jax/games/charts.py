@@ -29,15 +29,16 @@ def draw(
   either `value`, a column shown as a heat map (its least where a cell has several rows), or
   settings of `lines`. A layer without rows is left out, and a line says so.
 
-  >>> import pathlib, tempfile
-  >>> from nash_jax.games import charts
-  >>> tables = {"curve": [{"k": k, "gap": 2.0**-k, "method": "nash_mp"} for k in range(5)]}
-  >>> layer = {"table": "curve", "x": "k", "y": "gap", "by": "method", "label": "{method}"}
-  >>> panel = {"title": "one curve", "yscale": "log", "layers": (layer,)}
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   charts.draw(pathlib.Path(folder) / "curve", tables, [[panel]], size=(3, 2))
-  ...   sorted(file.name for file in pathlib.Path(folder).iterdir())
-  ['curve.png', 'curve.svg']
+  Examples:
+    >>> import pathlib, tempfile
+    >>> from nash_jax.games import charts
+    >>> tables = {"curve": [{"k": k, "gap": 2.0**-k, "method": "nash_mp"} for k in range(5)]}
+    >>> layer = {"table": "curve", "x": "k", "y": "gap", "by": "method", "label": "{method}"}
+    >>> panel = {"title": "one curve", "yscale": "log", "layers": (layer,)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   charts.draw(pathlib.Path(folder) / "curve", tables, [[panel]], size=(3, 2))
+    ...   sorted(file.name for file in pathlib.Path(folder).iterdir())
+    ['curve.png', 'curve.svg']
 
   Args:
     path: without an ending.
@@ -98,12 +99,13 @@ def lines(
 ) -> None:
   """Draws a line for each value of column `by`.
 
-  >>> from matplotlib.figure import Figure
-  >>> from nash_jax.games import charts
-  >>> axis = Figure().subplots()
-  >>> charts.lines(axis, [{"k": 0, "gap": 1.0}, {"k": 1, "gap": 0.5}], x="k", y="gap")
-  >>> len(axis.get_lines())
-  1
+  Examples:
+    >>> from matplotlib.figure import Figure
+    >>> from nash_jax.games import charts
+    >>> axis = Figure().subplots()
+    >>> charts.lines(axis, [{"k": 0, "gap": 1.0}, {"k": 1, "gap": 0.5}], x="k", y="gap")
+    >>> len(axis.get_lines())
+    1
 
   Args:
     x: column of the horizontal axis.
@@ -128,11 +130,12 @@ def lines(
 def heat_map(axis: "Axes", rows: Rows, x: str, y: str, value: str, **settings: Any) -> "AxesImage":
   """Draws a heat map of column `value` over columns x and y: the least of each cell's rows.
 
-  >>> from matplotlib.figure import Figure
-  >>> from nash_jax.games import charts
-  >>> rows = [{"a": a, "b": b, "gain": a * b} for a in (1, 2) for b in (3, 4)]
-  >>> charts.heat_map(Figure().subplots(), rows, x="a", y="b", value="gain").get_array().tolist()
-  [[3.0, 6.0], [4.0, 8.0]]
+  Examples:
+    >>> from matplotlib.figure import Figure
+    >>> from nash_jax.games import charts
+    >>> rows = [{"a": a, "b": b, "gain": a * b} for a in (1, 2) for b in (3, 4)]
+    >>> charts.heat_map(Figure().subplots(), rows, x="a", y="b", value="gain").get_array().tolist()
+    [[3.0, 6.0], [4.0, 8.0]]
 
   Args:
     **settings: of matplotlib's Axes.imshow.

@@ -37,10 +37,11 @@ _Fault = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of entries and their 
 def concrete(x: Any) -> bool:
   """Returns whether the values of x can be read: it is not traced and lies on this process.
 
-  >>> import jax
-  >>> from nash_jax.games import checks
-  >>> checks.concrete(0.5), jax.jit(lambda x: checks.concrete(x))(0.5).item()
-  (True, False)
+  Examples:
+    >>> import jax
+    >>> from nash_jax.games import checks
+    >>> checks.concrete(0.5), jax.jit(lambda x: checks.concrete(x))(0.5).item()
+    (True, False)
   """
   return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
 
@@ -50,9 +51,10 @@ def numbers(what: str, x: Any) -> Real[AnyArray, "..."]:
 
   Values are not checked: NaN and infinity pass.
 
-  >>> from nash_jax.games import checks
-  >>> checks.numbers("steps", [0.1, 0.3])
-  array([0.1, 0.3])
+  Examples:
+    >>> from nash_jax.games import checks
+    >>> checks.numbers("steps", [0.1, 0.3])
+    array([0.1, 0.3])
 
   Args:
     what: the name that an error gives to x.
@@ -77,9 +79,10 @@ def numbers(what: str, x: Any) -> Real[AnyArray, "..."]:
 def finite(what: str, values: Any, ndim: int) -> Float[np.ndarray, "..."]:
   """Returns values as a float64 array, if they are finite numbers on so many axes.
 
-  >>> from nash_jax.games import checks
-  >>> checks.finite("faces", [1, 2], ndim=1)
-  array([1., 2.])
+  Examples:
+    >>> from nash_jax.games import checks
+    >>> checks.finite("faces", [1, 2], ndim=1)
+    array([1., 2.])
 
   Args:
     what: the name that an error gives to values.
@@ -106,12 +109,13 @@ def number[T](
 ) -> T:
   """Returns value, unchanged, if it is a number in (0, at_most]. NaN never is.
 
-  >>> from nash_jax.games import checks
-  >>> checks.number("beta", 0.1)
-  0.1
-  >>> checks.number("beta", -0.1)
-  Traceback (most recent call last):
-  ValueError: beta: expected a number in (0, inf), got -0.1. Give one in this interval.
+  Examples:
+    >>> from nash_jax.games import checks
+    >>> checks.number("beta", 0.1)
+    0.1
+    >>> checks.number("beta", -0.1)
+    Traceback (most recent call last):
+    ValueError: beta: expected a number in (0, inf), got -0.1. Give one in this interval.
 
   Args:
     what: the name that an error gives to value.
@@ -141,12 +145,13 @@ def count(what: str, value: Any, *, least: int = 1) -> Any:
 
   A traced value is returned as it is.
 
-  >>> from nash_jax.games import checks
-  >>> checks.count("iterations", 100)
-  100
-  >>> checks.count("iterations", 1.5)
-  Traceback (most recent call last):
-  ValueError: iterations: expected a whole number of at least 1, got 1.5. Give an int.
+  Examples:
+    >>> from nash_jax.games import checks
+    >>> checks.count("iterations", 100)
+    100
+    >>> checks.count("iterations", 1.5)
+    Traceback (most recent call last):
+    ValueError: iterations: expected a whole number of at least 1, got 1.5. Give an int.
 
   Raises:
     ValueError: a float, a bool, another type, or a whole number outside the range.
@@ -168,10 +173,11 @@ def validate(
 
   This is the one check of a game in the package; the table judge uses it too.
 
-  >>> from nash_jax.games import preference
-  >>> preference.validate([[0.5, 0.8], [0.2, 0.5]])
-  array([[0.5, 0.8],
-         [0.2, 0.5]])
+  Examples:
+    >>> from nash_jax.games import preference
+    >>> preference.validate([[0.5, 0.8], [0.2, 0.5]])
+    array([[0.5, 0.8],
+           [0.2, 0.5]])
 
   Args:
     p_win: P(y ≻ y'), [A A], or [X A A] with contexts first.
@@ -235,10 +241,11 @@ def from_payoff(payoff: GameLike) -> Float[np.ndarray, "*X A A"]:
   A payoff that was rounded is made antisymmetric: it may miss -Mᵀ by 1e-5, or by 1e-4 of the
   largest payoff where all payoffs are small.
 
-  >>> from nash_jax.games import preference
-  >>> preference.from_payoff([[0, 0.5], [-0.5, 0]])
-  array([[0.5 , 0.75],
-         [0.25, 0.5 ]])
+  Examples:
+    >>> from nash_jax.games import preference
+    >>> preference.from_payoff([[0, 0.5], [-0.5, 0]])
+    array([[0.5 , 0.75],
+           [0.25, 0.5 ]])
 
   Args:
     payoff: M, [A A] or [X A A]: what the row player wins.
@@ -274,9 +281,10 @@ def distribution[T](
 ) -> T:
   """Returns p, unchanged, if it holds probabilities [... A] that sum to 1 within 1e-4.
 
-  >>> from nash_jax.games import checks
-  >>> checks.distribution("policy", [0.25, 0.75])
-  [0.25, 0.75]
+  Examples:
+    >>> from nash_jax.games import checks
+    >>> checks.distribution("policy", [0.25, 0.75])
+    [0.25, 0.75]
 
   Args:
     what: the name that an error gives to p.
@@ -313,10 +321,11 @@ def log_distribution[T](
 
   With `full_support` every logarithm must be finite, even where its exponential rounds to 0.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import checks
-  >>> checks.log_distribution("logp", np.log([0.25, 0.75])).shape
-  (2,)
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import checks
+    >>> checks.log_distribution("logp", np.log([0.25, 0.75])).shape
+    (2,)
 
   Raises:
     ValueError: another shape or type, or not log-probabilities.
@@ -336,10 +345,11 @@ def log_distribution[T](
 def reference(ref: PolicyLike, shape: Sequence[int]) -> Float[np.ndarray, "*X A"]:
   """Returns a reference policy as float64 probabilities, one row a context.
 
-  >>> from nash_jax.games import preference
-  >>> preference.reference([0.25, 0.75], (2, 2))
-  array([[0.25, 0.75],
-         [0.25, 0.75]])
+  Examples:
+    >>> from nash_jax.games import preference
+    >>> preference.reference([0.25, 0.75], (2, 2))
+    array([[0.25, 0.75],
+           [0.25, 0.75]])
 
   Args:
     ref: probabilities [A], shared by the contexts, or [X A].
@@ -355,8 +365,9 @@ def reference(ref: PolicyLike, shape: Sequence[int]) -> Float[np.ndarray, "*X A"
 def game_and_policies(p_win: GameLike, **policies: PolicyLike) -> None:
   """Checks a game and policies of it, by name; `ref` needs full support in jax's precision.
 
-  >>> from nash_jax.games import checks
-  >>> checks.game_and_policies([[0.5, 0.8], [0.2, 0.5]], policy=[0.5, 0.5])
+  Examples:
+    >>> from nash_jax.games import checks
+    >>> checks.game_and_policies([[0.5, 0.8], [0.2, 0.5]], policy=[0.5, 0.5])
 
   Args:
     p_win: [A A] or [X A A].
@@ -379,8 +390,9 @@ def game_and_policies(p_win: GameLike, **policies: PolicyLike) -> None:
 def actions_and_policies(p_win: GameLike, **policies: PolicyLike) -> None:
   """Checks a game [... A A] of any number of context axes, and probabilities [... A] by name.
 
-  >>> from nash_jax.games import checks
-  >>> checks.actions_and_policies([[0.5, 0.8], [0.2, 0.5]], opponent=[1, 0])
+  Examples:
+    >>> from nash_jax.games import checks
+    >>> checks.actions_and_policies([[0.5, 0.8], [0.2, 0.5]], opponent=[1, 0])
 
   Raises:
     ValueError: not a game, or a policy that is not probabilities of its actions.
@@ -399,8 +411,9 @@ def actions_and_policies(p_win: GameLike, **policies: PolicyLike) -> None:
 def same_actions(what: str, policy: PolicyLike, actions: int) -> None:
   """Checks that the last axis of a policy [... A] has one number for each action.
 
-  >>> from nash_jax.games import checks
-  >>> checks.same_actions("policy", [0.5, 0.5], 2)
+  Examples:
+    >>> from nash_jax.games import checks
+    >>> checks.same_actions("policy", [0.5, 0.5], 2)
 
   Raises:
     ValueError: it has another length.
@@ -414,9 +427,10 @@ def log_pair(
 ) -> tuple[Float[Array, "*#X A"], Float[Array, "*#X A"]]:
   """Returns two policies as jax arrays of log-probabilities of the same actions, in nats.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import checks
-  >>> log_p, log_q = checks.log_pair(np.log([0.5, 0.5]), np.log([0.25, 0.75]))
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import checks
+    >>> log_p, log_q = checks.log_pair(np.log([0.5, 0.5]), np.log([0.25, 0.75]))
 
   Raises:
     ValueError: not log-probabilities, or of different actions.

@@ -24,13 +24,14 @@ def _band(values: Float[np.ndarray, "S *n"]) -> dict[str, Any]:
 def figure(config: StudyConfig) -> Tables:
   """Plays the paper's figure in versions that are not mixed: proximal, exact gradients, sampled.
 
-  >>> from nash_jax.configs.games import figure
-  >>> from nash_jax.games import comparison
-  >>> config = figure.get_config("smoke")
-  >>> config.update(contexts=1, versions=config.versions[:1], horizons=(20,))
-  >>> tables = comparison.figure(config)
-  >>> [row["method"] for row in tables["figure_finals"]]
-  ['', 'NashMP']
+  Examples:
+    >>> from nash_jax.configs.games import figure
+    >>> from nash_jax.games import comparison
+    >>> config = figure.get_config("smoke")
+    >>> config.update(contexts=1, versions=config.versions[:1], horizons=(20,))
+    >>> tables = comparison.figure(config)
+    >>> [row["method"] for row in tables["figure_finals"]]
+    ['', 'NashMP']
 
   Args:
     config: as configs/games/figure.py.
@@ -92,13 +93,14 @@ def _map_cell(
 def prox_map(config: StudyConfig) -> Tables:
   """Plays NashMP and its rivals over β × strength × step × batch; then NashMP over κ × η.
 
-  >>> from nash_jax.configs.games import map as study
-  >>> from nash_jax.games import comparison
-  >>> config = study.get_config("smoke")
-  >>> config.update(methods=config.methods[:2], strengths=(1.0,), batches=(0,), corners=())
-  >>> tables = comparison.prox_map(config)
-  >>> [row["step"] for row in tables["map_gain"]]
-  [0.3, 3.0, 'best']
+  Examples:
+    >>> from nash_jax.configs.games import map as study
+    >>> from nash_jax.games import comparison
+    >>> config = study.get_config("smoke")
+    >>> config.update(methods=config.methods[:2], strengths=(1.0,), batches=(0,), corners=())
+    >>> tables = comparison.prox_map(config)
+    >>> [row["step"] for row in tables["map_gain"]]
+    [0.3, 3.0, 'best']
 
   Args:
     config: as configs/games/map.py.
@@ -139,13 +141,14 @@ def prox_map(config: StudyConfig) -> Tables:
 def bradley_terry(config: StudyConfig) -> Tables:
   """Shows three ways in which a reward fails where preferences cycle: purity, one datum, sampling.
 
-  >>> from nash_jax.configs.games import bradley_terry
-  >>> from nash_jax.games import comparison
-  >>> config = bradley_terry.get_config("smoke")
-  >>> config.update(betas=(0.01,), extra_votes=(), law_weights=())
-  >>> (row,) = comparison.bradley_terry(config)["bradley_terry"]
-  >>> round(float(row["reward_2"]), 2), round(float(row["equilibrium_2"]), 2)
-  (1.0, 0.44)
+  Examples:
+    >>> from nash_jax.configs.games import bradley_terry
+    >>> from nash_jax.games import comparison
+    >>> config = bradley_terry.get_config("smoke")
+    >>> config.update(betas=(0.01,), extra_votes=(), law_weights=())
+    >>> (row,) = comparison.bradley_terry(config)["bradley_terry"]
+    >>> round(float(row["reward_2"]), 2), round(float(row["equilibrium_2"]), 2)
+    (1.0, 0.44)
 
   Args:
     config: as configs/games/bradley_terry.py.

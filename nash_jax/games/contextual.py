@@ -27,8 +27,9 @@ Setting = dict[str, Any]  # a value of the step, and of each other knob that the
 class Entrant(NamedTuple):
   """A method in a race.
 
-  >>> from nash_jax.games import contextual
-  >>> nash_mp = contextual.Entrant("NashMP", "nash_mp", "gradient", {"kappa": ("harmonic", 0.1)})
+  Examples:
+    >>> from nash_jax.games import contextual
+    >>> nash_mp = contextual.Entrant("NashMP", "nash_mp", "gradient", {"kappa": ("harmonic", 0.1)})
 
   Attributes:
     label: what tables call it.
@@ -48,10 +49,11 @@ class Entrant(NamedTuple):
 class Outcome(NamedTuple):
   """What a race says of an entrant at one horizon.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import contextual
-  >>> outcome = contextual.Outcome({"step": 1.0}, [({"step": 1.0}, -3.0)], np.full((2, 5), 1e-3))
-  >>> best, grid, curves = outcome
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import contextual
+    >>> outcome = contextual.Outcome({"step": 1.0}, [({"step": 1.0}, -3.0)], np.full((2, 5), 1e-3))
+    >>> best, grid, curves = outcome
 
   Attributes:
     best: the setting that was chosen on the tuning games.
@@ -76,11 +78,12 @@ def make_games(
 ) -> solvers.Game:
   """Returns one random game a seed, with a uniform reference: a Game whose leaves lead with S.
 
-  >>> from nash_jax.games import contextual
-  >>> games = contextual.make_games(
-  ...   [0, 1], contexts=None, actions=3, rank=2, strength=2.0, beta=0.1)
-  >>> games.p_win.shape, games.beta.shape
-  ((2, 3, 3), (2,))
+  Examples:
+    >>> from nash_jax.games import contextual
+    >>> games = contextual.make_games(
+    ...   [0, 1], contexts=None, actions=3, rank=2, strength=2.0, beta=0.1)
+    >>> games.p_win.shape, games.beta.shape
+    ((2, 3, 3), (2,))
 
   Args:
     contexts: X of games [S X A A], or None for games [S A A].
@@ -107,11 +110,12 @@ def grid(
 ) -> tuple[list[Setting], solvers.Knobs]:
   """Returns every step with every other knob: (settings, Knobs whose leaves lead with G).
 
-  >>> from nash_jax.games import contextual
-  >>> entrant = contextual.Entrant("NashMP", "nash_mp", "gradient", {"eta": (0.1, 1.0)})
-  >>> settings, knobs = contextual.grid(entrant, [0.3, 3.0], beta=0.1, iterations=10)
-  >>> settings[0], knobs.step.shape
-  ({'step': 0.3, 'eta': 0.1}, (4,))
+  Examples:
+    >>> from nash_jax.games import contextual
+    >>> entrant = contextual.Entrant("NashMP", "nash_mp", "gradient", {"eta": (0.1, 1.0)})
+    >>> settings, knobs = contextual.grid(entrant, [0.3, 3.0], beta=0.1, iterations=10)
+    >>> settings[0], knobs.step.shape
+    ({'step': 0.3, 'eta': 0.1}, (4,))
 
   Args:
     steps: in units of ∇J for gradient updates.
@@ -162,15 +166,16 @@ def curves(
 ) -> Any:
   """Returns measures [G S points] of a grid on games; the grid shares each seed's draws.
 
-  >>> import jax
-  >>> from nash_jax.games import contextual
-  >>> games = contextual.make_games(
-  ...   [0, 1], contexts=None, actions=3, rank=2, strength=2.0, beta=0.1)
-  >>> entrant = contextual.Entrant("NashMP", "nash_mp", "proximal", {})
-  >>> _, knobs = contextual.grid(entrant, [0.5, 1.0, 2.0], beta=0.1, iterations=20)
-  >>> keys = jax.random.split(jax.random.key(0), 2)
-  >>> contextual.curves("nash_mp", "proximal", games, knobs, keys, points=4, every=5).shape
-  (3, 2, 4)
+  Examples:
+    >>> import jax
+    >>> from nash_jax.games import contextual
+    >>> games = contextual.make_games(
+    ...   [0, 1], contexts=None, actions=3, rank=2, strength=2.0, beta=0.1)
+    >>> entrant = contextual.Entrant("NashMP", "nash_mp", "proximal", {})
+    >>> _, knobs = contextual.grid(entrant, [0.5, 1.0, 2.0], beta=0.1, iterations=20)
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> contextual.curves("nash_mp", "proximal", games, knobs, keys, points=4, every=5).shape
+    (3, 2, 4)
 
   Args:
     games: leaves lead with S; see `make_games`.
@@ -224,9 +229,10 @@ def score(values: checks.Numbers) -> Float[np.ndarray, "..."]:
 
   Rounding counts as 1e-30, and what diverged as 1e3.
 
-  >>> from nash_jax.games import contextual
-  >>> contextual.score([[1e-3, 1e-5], [float("nan"), 1e-9]]).tolist()
-  [-4.0, -3.0]
+  Examples:
+    >>> from nash_jax.games import contextual
+    >>> contextual.score([[1e-3, 1e-5], [float("nan"), 1e-9]]).tolist()
+    [-4.0, -3.0]
 
   Args:
     values: SubOpt_β [... S].
@@ -261,15 +267,16 @@ def tune(
 ) -> tuple[list[Setting], solvers.Knobs, list[Float[np.ndarray, "G"]]]:
   """Runs the grid once, to the longest horizon.
 
-  >>> import jax
-  >>> from nash_jax.games import contextual
-  >>> games = contextual.make_games(
-  ...   [0, 1], contexts=None, actions=3, rank=2, strength=2.0, beta=0.1)
-  >>> entrant = contextual.Entrant("NashMP", "nash_mp", "proximal", {})
-  >>> settings, knobs, (early, late) = contextual.tune(
-  ...   entrant, games, steps=[0.5, 1.0, 2.0], horizons=[5, 20], key=jax.random.key(0))
-  >>> settings[late.argmin()]
-  {'step': 2.0}
+  Examples:
+    >>> import jax
+    >>> from nash_jax.games import contextual
+    >>> games = contextual.make_games(
+    ...   [0, 1], contexts=None, actions=3, rank=2, strength=2.0, beta=0.1)
+    >>> entrant = contextual.Entrant("NashMP", "nash_mp", "proximal", {})
+    >>> settings, knobs, (early, late) = contextual.tune(
+    ...   entrant, games, steps=[0.5, 1.0, 2.0], horizons=[5, 20], key=jax.random.key(0))
+    >>> settings[late.argmin()]
+    {'step': 2.0}
 
   Args:
     steps: in units of ∇J for gradient updates.
@@ -301,14 +308,15 @@ def race(
 ) -> list[Outcome]:
   """Tunes on the tuning games for each horizon, then runs the chosen knobs on the others.
 
-  >>> from nash_jax.games import contextual
-  >>> sizes = {"contexts": None, "actions": 3, "rank": 2, "strength": 2.0, "beta": 0.1}
-  >>> tuning, games = (contextual.make_games(seeds, **sizes) for seeds in ([9, 8], [0, 1]))
-  >>> entrant = contextual.Entrant("NashMP", "nash_mp", "proximal", {})
-  >>> (outcome,) = contextual.race(
-  ...   entrant, tuning, games, steps=[0.5, 1.0, 2.0], horizons=[20], points=4)
-  >>> outcome.best, outcome.curves.shape
-  ({'step': 2.0}, (2, 4))
+  Examples:
+    >>> from nash_jax.games import contextual
+    >>> sizes = {"contexts": None, "actions": 3, "rank": 2, "strength": 2.0, "beta": 0.1}
+    >>> tuning, games = (contextual.make_games(seeds, **sizes) for seeds in ([9, 8], [0, 1]))
+    >>> entrant = contextual.Entrant("NashMP", "nash_mp", "proximal", {})
+    >>> (outcome,) = contextual.race(
+    ...   entrant, tuning, games, steps=[0.5, 1.0, 2.0], horizons=[20], points=4)
+    >>> outcome.best, outcome.curves.shape
+    ({'step': 2.0}, (2, 4))
 
   Args:
     steps: in units of ∇J for gradient updates.
@@ -347,9 +355,10 @@ def interval(
 
   Values below 1e-32, which is rounding, count as that. All three are infinite where a value is.
 
-  >>> from nash_jax.games import contextual
-  >>> [round(float(bound), 6) for bound in contextual.interval([1e-3, 1e-3, 1e-3])]
-  [0.001, 0.001, 0.001]
+  Examples:
+    >>> from nash_jax.games import contextual
+    >>> [round(float(bound), 6) for bound in contextual.interval([1e-3, 1e-3, 1e-3])]
+    [0.001, 0.001, 0.001]
 
   Args:
     values: [S ...], ≥ 0.
@@ -373,10 +382,11 @@ def interval(
 def reference_gap(games: solvers.Game) -> Float[np.ndarray, "S"]:
   """Returns SubOpt_β of the reference on each game: where every curve starts.
 
-  >>> from nash_jax.games import contextual
-  >>> games = contextual.make_games([0, 1], contexts=2, actions=3, rank=2, strength=2.0, beta=0.1)
-  >>> contextual.reference_gap(games).shape
-  (2,)
+  Examples:
+    >>> from nash_jax.games import contextual
+    >>> games = contextual.make_games([0, 1], contexts=2, actions=3, rank=2, strength=2.0, beta=0.1)
+    >>> contextual.reference_gap(games).shape
+    (2,)
 
   Args:
     games: leaves lead with S; see `make_games`.

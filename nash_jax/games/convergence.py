@@ -33,9 +33,10 @@ QUERIES = {
 def bar(things: Any, what: str) -> tqdm.tqdm:
   """Returns a progress bar over things.
 
-  >>> from nash_jax.games import convergence
-  >>> convergence.bar([1, 2], "pairs").total
-  2
+  Examples:
+    >>> from nash_jax.games import convergence
+    >>> convergence.bar([1, 2], "pairs").total
+    2
   """
   return tqdm.tqdm(list(things), desc=what)
 
@@ -43,11 +44,12 @@ def bar(things: Any, what: str) -> tqdm.tqdm:
 def games_of(config: StudyConfig, seeds: Sequence[int], **changes: Any) -> solvers.Game:
   """Returns the random games of a study, one a seed, with changes of its config.
 
-  >>> from nash_jax.configs.games import theorem
-  >>> from nash_jax.games import convergence
-  >>> config = theorem.get_config("smoke")
-  >>> convergence.games_of(config, [0, 1], actions=3, beta=0.1).p_win.shape
-  (2, 3, 3)
+  Examples:
+    >>> from nash_jax.configs.games import theorem
+    >>> from nash_jax.games import convergence
+    >>> config = theorem.get_config("smoke")
+    >>> convergence.games_of(config, [0, 1], actions=3, beta=0.1).p_win.shape
+    (2, 3, 3)
   """
   names = ("contexts", "actions", "rank", "strength", "beta")
   settings = {name: config[name] for name in names if name not in changes}
@@ -86,13 +88,14 @@ def _distances(
 def theorem(config: StudyConfig) -> Tables:
   """Compares KL(π*‖π_K) with (1+2β)^{-K}/(2β) at η = 2β from π_ref (2505.19731); tries other steps.
 
-  >>> from nash_jax.configs.games import theorem
-  >>> from nash_jax.games import convergence
-  >>> config = theorem.get_config("smoke")
-  >>> config.update(actions=(3,), betas=(0.4,), iterations=20)
-  >>> (row,) = convergence.theorem(config)["theorem_slopes"]
-  >>> bool(row["worst_kl_over_bound"] <= 1)
-  True
+  Examples:
+    >>> from nash_jax.configs.games import theorem
+    >>> from nash_jax.games import convergence
+    >>> config = theorem.get_config("smoke")
+    >>> config.update(actions=(3,), betas=(0.4,), iterations=20)
+    >>> (row,) = convergence.theorem(config)["theorem_slopes"]
+    >>> bool(row["worst_kl_over_bound"] <= 1)
+    True
 
   Args:
     config: as configs/games/theorem.py.
@@ -148,13 +151,14 @@ def _reach(
 def rates(config: StudyConfig) -> Tables:
   """Counts queries of P(·≻π) to reach a SubOpt_β, and an ε-equilibrium of the original game.
 
-  >>> from nash_jax.configs.games import rates
-  >>> from nash_jax.games import convergence
-  >>> config = rates.get_config("smoke")
-  >>> config.update(methods=(("proximal", "nash_mp"),), steps=(1.0,), original=())
-  >>> rows = convergence.rates(config)["rates"]
-  >>> {row["step_choice"] for row in rows} == {"theory", "best"}
-  True
+  Examples:
+    >>> from nash_jax.configs.games import rates
+    >>> from nash_jax.games import convergence
+    >>> config = rates.get_config("smoke")
+    >>> config.update(methods=(("proximal", "nash_mp"),), steps=(1.0,), original=())
+    >>> rows = convergence.rates(config)["rates"]
+    >>> {row["step_choice"] for row in rows} == {"theory", "best"}
+    True
 
   Args:
     config: as configs/games/rates.py.
@@ -243,13 +247,14 @@ def _original_game(config: StudyConfig, keys: Array) -> Rows:
 def approximation(config: StudyConfig) -> Tables:
   """Measures the error of both halves' log-probabilities against inner steps T and batch B.
 
-  >>> from nash_jax.configs.games import approximation
-  >>> from nash_jax.games import convergence
-  >>> config = approximation.get_config("smoke")
-  >>> config.update(inner_steps=(1, 50, 100), batches=(2, 16), inner_sampled=3, repeats=2)
-  >>> rows = convergence.approximation(config)["approximation"]
-  >>> bool(rows[0]["error_half"] > rows[2]["error_half"])
-  True
+  Examples:
+    >>> from nash_jax.configs.games import approximation
+    >>> from nash_jax.games import convergence
+    >>> config = approximation.get_config("smoke")
+    >>> config.update(inner_steps=(1, 50, 100), batches=(2, 16), inner_sampled=3, repeats=2)
+    >>> rows = convergence.approximation(config)["approximation"]
+    >>> bool(rows[0]["error_half"] > rows[2]["error_half"])
+    True
 
   Args:
     config: as configs/games/approximation.py.

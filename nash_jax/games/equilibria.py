@@ -35,11 +35,13 @@ def equilibrium(p_win: GameLike, ref: PolicyLike, beta: checks.Number) -> Float[
   I - P(diag π - ππᵀ)/β has eigenvalues 1 + iμ for an antisymmetric payoff: it is never singular,
   and the path never branches.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference, zoo
-  >>> game = zoo.rock_paper_scissors(0.5, 1.0, 0.8)
-  >>> np.asarray(preference.equilibrium(game.p_win, np.full(3, 1 / 3), beta=0.1)).round(3).tolist()
-  [0.298, 0.253, 0.449]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference, zoo
+    >>> game = zoo.rock_paper_scissors(0.5, 1.0, 0.8)
+    >>> star = preference.equilibrium(game.p_win, np.full(3, 1 / 3), beta=0.1)
+    >>> np.asarray(star).round(3).tolist()
+    [0.298, 0.253, 0.449]
 
   Args:
     p_win: the game, [A A] or [X A A].
@@ -144,11 +146,12 @@ def precise_win_rates(p_win: Matrix, pi: Vector) -> Vector:
   Both are split after 26 bits. The leading parts are whole multiples of 2⁻²⁶ whose products sum up
   without rounding; what is left is 2⁻²⁶ as large, and so is its rounding.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import equilibria
-  >>> p_win = np.array([[0.5, 0.5 + 2**-40], [0.5 - 2**-40, 0.5]])
-  >>> equilibria.precise_win_rates(p_win, np.array([0.3, 0.7])) * 2**40
-  array([ 0.7, -0.3])
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import equilibria
+    >>> p_win = np.array([[0.5, 0.5 + 2**-40], [0.5 - 2**-40, 0.5]])
+    >>> equilibria.precise_win_rates(p_win, np.array([0.3, 0.7])) * 2**40
+    array([ 0.7, -0.3])
   """
 
   def leading(x: np.ndarray) -> np.ndarray:
@@ -181,11 +184,12 @@ def nash_equilibrium(p_win: GameLike) -> Float[Array, "*X A"]:
   Nobody wins more against it than 1e-9 of the game's largest payoff. Where several equilibria exist
   (a tie among best mixtures) it is a vertex of their set. Solved by linear programming (HiGHS).
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference, zoo
-  >>> game = zoo.rock_paper_scissors(0.5, 1.0, 0.8)
-  >>> np.asarray(preference.nash_equilibrium(game.p_win)).round(3).tolist()
-  [0.348, 0.217, 0.435]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference, zoo
+    >>> game = zoo.rock_paper_scissors(0.5, 1.0, 0.8)
+    >>> np.asarray(preference.nash_equilibrium(game.p_win)).round(3).tolist()
+    [0.348, 0.217, 0.435]
 
   Args:
     p_win: the game, [A A] or [X A A].

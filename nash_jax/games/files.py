@@ -28,14 +28,15 @@ def load_json(path: _Path) -> ZooGame:
   "nash_example", a known equilibrium; "stats" and "notes", which become the note; and "votes"
   [A A], the comparisons behind each entry.
 
-  >>> import json, pathlib, tempfile
-  >>> from nash_jax.games import zoo
-  >>> game = {"name": "coin", "labels": ["a", "b"], "payoff_antisymmetric": [[0, 0.5], [-0.5, 0]]}
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   path = pathlib.Path(folder) / "coin.json"
-  ...   _ = path.write_text(json.dumps(game))
-  ...   zoo.load_json(path).p_win.tolist()
-  [[0.5, 0.75], [0.25, 0.5]]
+  Examples:
+    >>> import json, pathlib, tempfile
+    >>> from nash_jax.games import zoo
+    >>> game = {"name": "coin", "labels": ["a", "b"], "payoff_antisymmetric": [[0, 0.5], [-0.5, 0]]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "coin.json"
+    ...   _ = path.write_text(json.dumps(game))
+    ...   zoo.load_json(path).p_win.tolist()
+    [[0.5, 0.75], [0.25, 0.5]]
 
   Raises:
     ValueError: the file, and what in it is no such game.
@@ -107,13 +108,14 @@ def load_votes(path: _Path, prior: checks.Number = 0.0) -> ZooGame:
   left and right are who was compared; winner is left, right or tie. The game is
   P = (wins + ties/2 + prior/2)/(votes + prior), and ½ for pairs that never met.
 
-  >>> import pathlib, tempfile
-  >>> from nash_jax.games import zoo
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   path = pathlib.Path(folder) / "votes.csv"
-  ...   _ = path.write_text("left,right,winner\\na,b,left\\nb,a,tie\\n")
-  ...   zoo.load_votes(path).p_win.tolist()
-  [[0.5, 0.75], [0.25, 0.5]]
+  Examples:
+    >>> import pathlib, tempfile
+    >>> from nash_jax.games import zoo
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "votes.csv"
+    ...   _ = path.write_text("left,right,winner\\na,b,left\\nb,a,tie\\n")
+    ...   zoo.load_votes(path).p_win.tolist()
+    [[0.5, 0.75], [0.25, 0.5]]
 
   Args:
     path: other columns are ignored.

@@ -72,12 +72,13 @@ def gradient(
 ) -> Float[Array, "*X A"]:
   """Returns the gradient on logits of a loss, expected or sampled.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> exact = solvers.gradient("policy_gradient", game, game.log_ref, solvers.Draws(None))
-  >>> exact.tolist()  # downhill is towards the first action
-  [-0.0625, 0.0625]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> exact = solvers.gradient("policy_gradient", game, game.log_ref, solvers.Draws(None))
+    >>> exact.tolist()  # downhill is towards the first action
+    [-0.0625, 0.0625]
 
   Args:
     loss: a name of LOSSES: policy_gradient, regression or logistic.
@@ -199,13 +200,14 @@ def nash_mp(state: State, game: Game, knobs: Knobs, draws: Draws) -> Policies:
 
   This is the method that trains language models as `nash_mp`. `other` is the target.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import gradients, solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, kappa=0.1, mixture=0.0)
-  >>> logp, target = gradients.nash_mp(state, game, knobs, solvers.Draws(None))
-  >>> np.asarray(np.exp(logp)).round(3).tolist()
-  [0.531, 0.469]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import gradients, solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, kappa=0.1, mixture=0.0)
+    >>> logp, target = gradients.nash_mp(state, game, knobs, solvers.Draws(None))
+    >>> np.asarray(np.exp(logp)).round(3).tolist()
+    [0.531, 0.469]
   """
   check(game, knobs, state)
   new = _descend(
@@ -219,14 +221,15 @@ def nash_mp_two_step(state: State, game: Game, knobs: Knobs, draws: Draws) -> Po
 
   `other` becomes the half iterate.
 
-  >>> import jax, numpy as np
-  >>> from nash_jax.games import gradients, solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
-  >>> draws = solvers.Draws(jax.random.key(0), inner=100)  # exact gradients: the key draws nothing
-  >>> logp, half = gradients.nash_mp_two_step(state, game, knobs, draws)
-  >>> np.asarray(np.exp(half)).round(3).tolist()  # as the closed half step, s = η/(β(1+η))
-  [0.603, 0.397]
+  Examples:
+    >>> import jax, numpy as np
+    >>> from nash_jax.games import gradients, solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
+    >>> draws = solvers.Draws(jax.random.key(0), inner=100)  # exact: the key draws nothing
+    >>> logp, half = gradients.nash_mp_two_step(state, game, knobs, draws)
+    >>> np.asarray(np.exp(half)).round(3).tolist()  # as the closed half step, s = η/(β(1+η))
+    [0.603, 0.397]
   """
   check(game, knobs, state)
 
@@ -256,13 +259,14 @@ def nash_md(state: State, game: Game, knobs: Knobs, draws: Draws) -> Policies:
 
   `other` becomes that mixture.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import gradients, solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, mixture=0.25)
-  >>> logp, mixed = gradients.nash_md(state, game, knobs, solvers.Draws(None))
-  >>> np.asarray(np.exp(logp)).round(3).tolist()
-  [0.531, 0.469]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import gradients, solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, mixture=0.25)
+    >>> logp, mixed = gradients.nash_md(state, game, knobs, solvers.Draws(None))
+    >>> np.asarray(np.exp(logp)).round(3).tolist()
+    [0.531, 0.469]
   """
   check(game, knobs, state)
   mixed = mixture(state, game, knobs.mixture)
@@ -272,13 +276,14 @@ def nash_md(state: State, game: Game, knobs: Knobs, draws: Draws) -> Policies:
 def mmd(state: State, game: Game, knobs: Knobs, draws: Draws) -> Policies:
   """Mirror descent by regression on uniform pairs, labelled by a third draw from π_t (2503.08942).
 
-  >>> import numpy as np
-  >>> from nash_jax.games import gradients, solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(0.05, 0.2, 0.0, 0.0)
-  >>> logp, _ = gradients.mmd(state, game, knobs, solvers.Draws(None))
-  >>> np.asarray(np.exp(logp)).round(3).tolist()  # the closed step with s = 4·step/(Aβ) = 1
-  [0.562, 0.438]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import gradients, solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(0.05, 0.2, 0.0, 0.0)
+    >>> logp, _ = gradients.mmd(state, game, knobs, solvers.Draws(None))
+    >>> np.asarray(np.exp(logp)).round(3).tolist()  # the closed step with s = 4·step/(Aβ) = 1
+    [0.562, 0.438]
   """
   check(game, knobs, state)
   return _descend("regression", game, state.logp, knobs.step, draws, judge=state.logp), state.other
@@ -289,14 +294,15 @@ def egpo(state: State, game: Game, knobs: Knobs, draws: Draws) -> Policies:
 
   `other` becomes the half iterate.
 
-  >>> import jax, numpy as np
-  >>> from nash_jax.games import gradients, solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(0.05, 0.2, 0.0, 0.0)
-  >>> draws = solvers.Draws(jax.random.key(0))  # exact gradients: the key draws nothing
-  >>> logp, half = gradients.egpo(state, game, knobs, draws)
-  >>> np.asarray(np.exp(half)).round(3).tolist()
-  [0.562, 0.438]
+  Examples:
+    >>> import jax, numpy as np
+    >>> from nash_jax.games import gradients, solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(0.05, 0.2, 0.0, 0.0)
+    >>> draws = solvers.Draws(jax.random.key(0))  # exact gradients: the key draws nothing
+    >>> logp, half = gradients.egpo(state, game, knobs, draws)
+    >>> np.asarray(np.exp(half)).round(3).tolist()
+    [0.562, 0.438]
   """
   check(game, knobs, state)
   first, second = jax.random.split(_key(draws))

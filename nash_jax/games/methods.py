@@ -21,9 +21,10 @@ ALIASES = {"nash_mp_ema": "nash_mp", "nash_mp_approximate": "nash_mp_two_step"}
 def canonical(method: str) -> str:
   """Returns a method's own name, also of the other names that it is known by.
 
-  >>> from nash_jax.games import methods
-  >>> methods.canonical("nash_mp_ema"), methods.canonical("egpo")
-  ('nash_mp', 'egpo')
+  Examples:
+    >>> from nash_jax.games import methods
+    >>> methods.canonical("nash_mp_ema"), methods.canonical("egpo")
+    ('nash_mp', 'egpo')
   """
   return ALIASES.get(method, method)
 
@@ -33,13 +34,14 @@ def choose(
 ) -> tuple[str, str]:
   """Returns the name and the kind of updates of the method that `solve` is asked for.
 
-  >>> from nash_jax.games import methods
-  >>> methods.choose("nash_mp")  # exact
-  ('nash_mp', 'proximal')
-  >>> methods.choose("nash_mp", "gradient")  # one gradient step, with an EMA target
-  ('nash_mp', 'gradient')
-  >>> methods.choose("nash_mp", "gradient", inner=10)  # two halves of ten gradient steps
-  ('nash_mp_two_step', 'gradient')
+  Examples:
+    >>> from nash_jax.games import methods
+    >>> methods.choose("nash_mp")  # exact
+    ('nash_mp', 'proximal')
+    >>> methods.choose("nash_mp", "gradient")  # one gradient step, with an EMA target
+    ('nash_mp', 'gradient')
+    >>> methods.choose("nash_mp", "gradient", inner=10)  # two halves of ten gradient steps
+    ('nash_mp_two_step', 'gradient')
 
   Args:
     method: a name of PROXIMAL or GRADIENT, or of ALIASES.
@@ -74,8 +76,9 @@ def choose(
 def check_method(method: str, updates: str) -> None:
   """Checks that a method has such updates.
 
-  >>> from nash_jax.games import solvers
-  >>> solvers.check_method("nash_mp", "proximal")
+  Examples:
+    >>> from nash_jax.games import solvers
+    >>> solvers.check_method("nash_mp", "proximal")
 
   Raises:
     ValueError: an unknown method or updates; it lists the choices.
@@ -92,9 +95,10 @@ def unit(method: str, updates: str, beta: checks.Number) -> float:
   DPO's about 2β times (its logistic slope is 1/4), and on uniform pairs EGPO's and MMD's
   regressions are scaled as Online IPO's. The unit of proximal updates is 1.
 
-  >>> from nash_jax.games import solvers
-  >>> solvers.unit("online_ipo", "gradient", beta=0.1)
-  0.025
+  Examples:
+    >>> from nash_jax.games import solvers
+    >>> solvers.unit("online_ipo", "gradient", beta=0.1)
+    0.025
 
   Args:
     beta: KL weight in nats, ≥ 0.
@@ -125,10 +129,11 @@ def theory(
   the curvature of J's surrogate; EGPO's and MMD's are their proximal steps in units of their
   regression. A step of 0 says that the theory needs a β > 0.
 
-  >>> from nash_jax.games import solvers
-  >>> knobs = solvers.theory("nash_mp", "proximal", beta=0.25, actions=3, iterations=10)
-  >>> round(float(knobs.step), 4), knobs.eta  # s = 2/(1+2β), η = 2β
-  (1.3333, 0.5)
+  Examples:
+    >>> from nash_jax.games import solvers
+    >>> knobs = solvers.theory("nash_mp", "proximal", beta=0.25, actions=3, iterations=10)
+    >>> round(float(knobs.step), 4), knobs.eta  # s = 2/(1+2β), η = 2β
+    (1.3333, 0.5)
 
   Args:
     beta: KL weight in nats, ≥ 0.

@@ -51,10 +51,11 @@ __all__ = [
 def win_rates(p_win: GameLike, opponent: PolicyLike) -> Float[Array, "*X A"]:
   """Returns P(y ≻ opponent) of every action y.
 
-  >>> from nash_jax.games import preference
-  >>> p_win = [[0.5, 0.75], [0.25, 0.5]]
-  >>> preference.win_rates(p_win, [0.0, 1.0]).tolist()
-  [0.75, 0.5]
+  Examples:
+    >>> from nash_jax.games import preference
+    >>> p_win = [[0.5, 0.75], [0.25, 0.5]]
+    >>> preference.win_rates(p_win, [0.0, 1.0]).tolist()
+    [0.75, 0.5]
 
   Args:
     p_win: the game, [A A] or [X A A].
@@ -74,10 +75,11 @@ def _win_rates(p_win: Array, opponent: Array) -> Array:
 def value(p_win: GameLike, policy: PolicyLike, opponent: PolicyLike) -> Float[Array, "*X"]:
   """Returns P(policy ≻ opponent), one number a context.
 
-  >>> from nash_jax.games import preference
-  >>> p_win = [[0.5, 0.75], [0.25, 0.5]]
-  >>> float(preference.value(p_win, [1.0, 0.0], [0.5, 0.5]))
-  0.625
+  Examples:
+    >>> from nash_jax.games import preference
+    >>> p_win = [[0.5, 0.75], [0.25, 0.5]]
+    >>> float(preference.value(p_win, [1.0, 0.0], [0.5, 0.5]))
+    0.625
 
   Args:
     p_win: the game, [A A] or [X A A].
@@ -97,10 +99,11 @@ def kl(log_p: LogPolicyLike, log_q: LogPolicyLike) -> Float[Array, "*X"]:
 
   Every summand is p·(δ + e^{-δ} - 1) ≥ 0 with δ = log p - log q: none cancels another.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference
-  >>> round(float(preference.kl(np.log([0.5, 0.5]), np.log([0.25, 0.75]))), 4)
-  0.1438
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference
+    >>> round(float(preference.kl(np.log([0.5, 0.5]), np.log([0.25, 0.75]))), 4)
+    0.1438
 
   Args:
     log_p: log-probabilities in nats; -inf is an action that p never plays.
@@ -122,10 +125,11 @@ def kl(log_p: LogPolicyLike, log_q: LogPolicyLike) -> Float[Array, "*X"]:
 def span(log_p: LogPolicyLike, log_q: LogPolicyLike) -> Float[Array, "*X"]:
   """Returns the span seminorm, max - min over actions of log p - log q in nats, for each context.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference
-  >>> round(float(preference.span(np.log([0.5, 0.5]), np.log([0.2, 0.8]))), 4)  # log 4
-  1.3863
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference
+    >>> round(float(preference.span(np.log([0.5, 0.5]), np.log([0.2, 0.8]))), 4)  # log 4
+    1.3863
 
   Args:
     log_p: finite log-probabilities in nats.
@@ -146,12 +150,13 @@ def best_response(
 
   It is ref·exp(P(·≻policy)/β), normalised.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference
-  >>> p_win = [[0.5, 0.75], [0.25, 0.5]]
-  >>> best = preference.best_response(p_win, [0.5, 0.5], ref=[0.5, 0.5], beta=0.25)
-  >>> np.asarray(best).round(3).tolist()
-  [0.731, 0.269]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference
+    >>> p_win = [[0.5, 0.75], [0.25, 0.5]]
+    >>> best = preference.best_response(p_win, [0.5, 0.5], ref=[0.5, 0.5], beta=0.25)
+    >>> np.asarray(best).round(3).tolist()
+    [0.731, 0.269]
 
   Args:
     p_win: the game, [A A] or [X A A].
@@ -179,11 +184,12 @@ def gap(
   0. At β = 0, and below what win rates can be divided by, it is max_y P(y≻π) - ½, the
   exploitability in the original game. Under jit, a β that is NaN or negative gives NaN.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference, zoo
-  >>> p_win, uniform = zoo.rock_paper_scissors(0.5, 1.0, 0.8).p_win, np.log(np.full(3, 1 / 3))
-  >>> round(float(preference.gap(p_win, uniform, uniform, 0.1)), 4)
-  0.0148
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference, zoo
+    >>> p_win, uniform = zoo.rock_paper_scissors(0.5, 1.0, 0.8).p_win, np.log(np.full(3, 1 / 3))
+    >>> round(float(preference.gap(p_win, uniform, uniform, 0.1)), 4)
+    0.0148
 
   Args:
     p_win: the game, [A A] or [X A A].
@@ -217,14 +223,15 @@ def suboptimality(
 
   What other code calls the duality gap is twice this.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference, zoo
-  >>> p_win, ref = zoo.rock_paper_scissors(0.5, 1.0, 0.8).p_win, np.full(3, 1 / 3)
-  >>> round(float(preference.suboptimality(p_win, ref, ref, beta=0.1)), 4)
-  0.0148
-  >>> star = preference.equilibrium(p_win, ref, beta=0.1)
-  >>> bool(preference.suboptimality(p_win, star, ref, beta=0.1) < 1e-9)
-  True
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference, zoo
+    >>> p_win, ref = zoo.rock_paper_scissors(0.5, 1.0, 0.8).p_win, np.full(3, 1 / 3)
+    >>> round(float(preference.suboptimality(p_win, ref, ref, beta=0.1)), 4)
+    0.0148
+    >>> star = preference.equilibrium(p_win, ref, beta=0.1)
+    >>> bool(preference.suboptimality(p_win, star, ref, beta=0.1) < 1e-9)
+    True
 
   Args:
     p_win: the game, [A A] or [X A A].
@@ -246,10 +253,11 @@ def suboptimality(
 def exploitability(p_win: GameLike, policy: PolicyLike) -> Float[Array, ""]:
   """Returns max_y P(y≻policy) - ½ in the original game, averaged over contexts.
 
-  >>> from nash_jax.games import preference
-  >>> p_win = [[0.5, 0.75], [0.25, 0.5]]
-  >>> float(preference.exploitability(p_win, [0.0, 1.0]))
-  0.25
+  Examples:
+    >>> from nash_jax.games import preference
+    >>> p_win = [[0.5, 0.75], [0.25, 0.5]]
+    >>> float(preference.exploitability(p_win, [0.0, 1.0]))
+    0.25
 
   Args:
     p_win: the game, [A A] or [X A A].

@@ -31,12 +31,13 @@ def prox(
 ) -> Float[Array, "*X A"]:
   """Returns the maximiser of <π, P o> - β KL(π‖ref) - (1/s - β) KL(π‖base), as log-probabilities.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import proximal, solvers
-  >>> log_ref = np.log([0.5, 0.5])
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), log_ref, beta=0.1)
-  >>> np.asarray(np.exp(proximal.prox(game, 1.0, log_ref, log_ref))).round(3).tolist()
-  [0.562, 0.438]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import proximal, solvers
+    >>> log_ref = np.log([0.5, 0.5])
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), log_ref, beta=0.1)
+    >>> np.asarray(np.exp(proximal.prox(game, 1.0, log_ref, log_ref))).round(3).tolist()
+    [0.562, 0.438]
 
   Args:
     step: s, in (0, 1/β].
@@ -51,12 +52,13 @@ def prox(
 def mixture(state: State, game: Game, weight: Values) -> Float[Array, "*X A"]:
   """Returns the geometric mixture π^{1-m} ref^m, as log-probabilities.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import proximal, solvers
-  >>> game = solvers.Game(np.full((2, 2), 0.5), np.log([0.5, 0.5]), beta=0.1)
-  >>> state = solvers.init(np.log([0.2, 0.8]))
-  >>> np.asarray(np.exp(proximal.mixture(state, game, 0.5))).round(3).tolist()
-  [0.333, 0.667]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import proximal, solvers
+    >>> game = solvers.Game(np.full((2, 2), 0.5), np.log([0.5, 0.5]), beta=0.1)
+    >>> state = solvers.init(np.log([0.2, 0.8]))
+    >>> np.asarray(np.exp(proximal.mixture(state, game, 0.5))).round(3).tolist()
+    [0.333, 0.667]
 
   Args:
     weight: m in [0, 1], of the reference.
@@ -69,13 +71,14 @@ def nash_mp(state: State, game: Game, knobs: Knobs) -> Policies:
 
   `other` becomes the half iterate π_{k+1/2}.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
-  >>> logp, half = solvers.nash_mp(state, game, knobs)
-  >>> np.asarray(np.exp(logp)).round(3).tolist()
-  [0.562, 0.438]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
+    >>> logp, half = solvers.nash_mp(state, game, knobs)
+    >>> np.asarray(np.exp(logp)).round(3).tolist()
+    [0.562, 0.438]
   """
   check(game, knobs, state)
   half = prox(game, knobs.step, state.logp, state.logp)
@@ -85,13 +88,14 @@ def nash_mp(state: State, game: Game, knobs: Knobs) -> Policies:
 def proximal_point(state: State, game: Game, knobs: Knobs, inner: int = 60) -> Policies:
   """The ideal method, whose opponent is π_{k+1} itself (2505.19731).
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
-  >>> logp, _ = solvers.proximal_point(state, game, knobs)
-  >>> np.asarray(np.exp(logp)).round(3).tolist()
-  [0.562, 0.438]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
+    >>> logp, _ = solvers.proximal_point(state, game, knobs)
+    >>> np.asarray(np.exp(logp)).round(3).tolist()
+    [0.562, 0.438]
 
   Args:
     inner: rounds by which π_{k+1} is found; they contract for s < 2.
@@ -107,13 +111,14 @@ def proximal_point(state: State, game: Game, knobs: Knobs, inner: int = 60) -> P
 def mmd(state: State, game: Game, knobs: Knobs) -> Policies:
   """Magnetic mirror descent, also known as MD and INPO (2206.05825; 2407.00617).
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
-  >>> logp, _ = solvers.mmd(state, game, knobs)
-  >>> np.asarray(np.exp(logp)).round(3).tolist()
-  [0.562, 0.438]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
+    >>> logp, _ = solvers.mmd(state, game, knobs)
+    >>> np.asarray(np.exp(logp)).round(3).tolist()
+    [0.562, 0.438]
   """
   check(game, knobs, state)
   return prox(game, knobs.step, state.logp, state.logp), state.other
@@ -124,13 +129,14 @@ def mpo(state: State, game: Game, knobs: Knobs) -> Policies:
 
   `other` is the magnet.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 1.0, 0.0)
-  >>> logp, magnet = solvers.mpo(state, game, knobs)
-  >>> bool((magnet == logp).all())
-  True
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 1.0, 0.0)
+    >>> logp, magnet = solvers.mpo(state, game, knobs)
+    >>> bool((magnet == logp).all())
+    True
   """
   check(game, knobs, state)
   new = prox(game._replace(log_ref=state.other), knobs.step, state.logp, state.logp)
@@ -142,13 +148,14 @@ def nash_md(state: State, game: Game, knobs: Knobs) -> Policies:
 
   `other` becomes that mixture.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
-  >>> logp, opponent = solvers.nash_md(state, game, knobs)
-  >>> np.asarray(np.exp(opponent)).round(3).tolist()
-  [0.5, 0.5]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
+    >>> logp, opponent = solvers.nash_md(state, game, knobs)
+    >>> np.asarray(np.exp(opponent)).round(3).tolist()
+    [0.5, 0.5]
   """
   check(game, knobs, state)
   opponent = mixture(state, game, knobs.step * game.beta)
@@ -160,13 +167,14 @@ def mwu(state: State, game: Game, knobs: Knobs) -> Policies:
 
   `other` is the mean of the iterates so far, which converges where the last one circles.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.0)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
-  >>> logp, mean = solvers.mwu(state, game, knobs)
-  >>> np.asarray(np.exp(mean)).round(3).tolist()
-  [0.5, 0.5]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.0)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
+    >>> logp, mean = solvers.mwu(state, game, knobs)
+    >>> np.asarray(np.exp(mean)).round(3).tolist()
+    [0.5, 0.5]
   """
   check(game, knobs, state)
   mean = jnp.exp(state.other) + (jnp.exp(state.logp) - jnp.exp(state.other)) / (state.k + 1)
@@ -178,13 +186,14 @@ def omwu(state: State, game: Game, knobs: Knobs) -> Policies:
 
   `other` is the auxiliary iterate.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.0)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
-  >>> logp, auxiliary = solvers.omwu(state, game, knobs)
-  >>> np.asarray(np.exp(auxiliary)).round(3).tolist()
-  [0.562, 0.438]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.0)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
+    >>> logp, auxiliary = solvers.omwu(state, game, knobs)
+    >>> np.asarray(np.exp(auxiliary)).round(3).tolist()
+    [0.562, 0.438]
   """
   check(game, knobs, state)
   free = game._replace(beta=0.0)
@@ -197,13 +206,14 @@ def fictitious_play(state: State, game: Game, knobs: Knobs) -> Policies:
 
   It has a step of its own, 1/(t+2), and reads no knobs.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
-  >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
-  >>> logp, best = solvers.fictitious_play(state, game, knobs)
-  >>> np.asarray(np.exp(best)).round(3).tolist()
-  [0.924, 0.076]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), np.log([0.5, 0.5]), beta=0.1)
+    >>> state, knobs = solvers.init(game.log_ref), solvers.Knobs(1.0, 0.2, 0.0, 0.0)
+    >>> logp, best = solvers.fictitious_play(state, game, knobs)
+    >>> np.asarray(np.exp(best)).round(3).tolist()
+    [0.924, 0.076]
   """
   check(game, knobs, state)
   wins = preference.win_rates(game.p_win, jnp.exp(state.logp))

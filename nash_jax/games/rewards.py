@@ -21,11 +21,12 @@ def bradley_terry(
 
   They minimise Σ w·cross-entropy(P(y≻y'), σ(R(y) - R(y'))) over pairs.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference
-  >>> p_win = np.array([[0.5, 0.8], [0.2, 0.5]])
-  >>> np.asarray(preference.bradley_terry(p_win)).round(3).tolist()  # their difference is log 4
-  [0.693, -0.693]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference
+    >>> p_win = np.array([[0.5, 0.8], [0.2, 0.5]])
+    >>> np.asarray(preference.bradley_terry(p_win)).round(3).tolist()  # their difference is log 4
+    [0.693, -0.693]
 
   Args:
     p_win: one game, [A A].
@@ -89,11 +90,12 @@ def intransitive_residue(
 ) -> Float[Array, "A A"]:
   """Returns P - σ(R(y) - R(y')) at the Bradley-Terry fit: what no reward can express.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference, zoo
-  >>> cycle = zoo.condorcet_cycle(3, 0.9).p_win  # a perfect cycle, of which R explains nothing
-  >>> np.asarray(preference.intransitive_residue(cycle)).round(3)[0].tolist()
-  [0.0, 0.4, -0.4]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference, zoo
+    >>> cycle = zoo.condorcet_cycle(3, 0.9).p_win  # a perfect cycle, of which R explains nothing
+    >>> np.asarray(preference.intransitive_residue(cycle)).round(3)[0].tolist()
+    [0.0, 0.4, -0.4]
 
   Args:
     p_win: one game, [A A].
@@ -112,9 +114,10 @@ def cyclic_energy(p_win: GameLike) -> Float[Array, "*X"]:
   This is the curl part of the Hodge decomposition. It is 0 where every P is ½ and there is nothing
   to explain.
 
-  >>> from nash_jax.games import preference, zoo
-  >>> round(float(preference.cyclic_energy(zoo.condorcet_cycle(3, 0.9).p_win)), 6)
-  1.0
+  Examples:
+    >>> from nash_jax.games import preference, zoo
+    >>> round(float(preference.cyclic_energy(zoo.condorcet_cycle(3, 0.9).p_win)), 6)
+    1.0
 
   Args:
     p_win: the game, [A A] or [X A A].

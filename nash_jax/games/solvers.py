@@ -89,12 +89,13 @@ Measure = Callable[[Game, State], Any]
 def suboptimality(game: Game, state: State) -> Float[Array, ""]:
   """Returns SubOpt_β of the iterate, averaged over contexts.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers
-  >>> log_ref = np.log([0.5, 0.5])
-  >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), log_ref, beta=0.1)
-  >>> round(float(solvers.suboptimality(game, solvers.init(log_ref))), 4)
-  0.0636
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers
+    >>> log_ref = np.log([0.5, 0.5])
+    >>> game = solvers.Game(np.array([[0.5, 0.75], [0.25, 0.5]]), log_ref, beta=0.1)
+    >>> round(float(solvers.suboptimality(game, solvers.init(log_ref))), 4)
+    0.0636
   """
   return jnp.mean(preference.gap(game.p_win, state.logp, game.log_ref, game.beta))
 
@@ -116,15 +117,16 @@ def run(
 
   Pure and vmappable over game, knobs and key. `every` is not a constant of the compiled program.
 
-  >>> import jax, numpy as np
-  >>> from nash_jax.games import solvers, zoo
-  >>> p_win, log_ref = zoo.rock_paper_scissors(0.5, 1.0, 0.8).p_win, np.log(np.full(3, 1 / 3))
-  >>> steps = np.array([0.5, 1.0, 2.0])  # three runs in one program
-  >>> def curve(step):
-  ...   game, knobs = solvers.Game(p_win, log_ref, 0.1), solvers.Knobs(step, 0.2, 0.0, 0.0)
-  ...   return solvers.run("nash_mp", "proximal", game, knobs, None, points=4, every=5)[1]
-  >>> jax.vmap(curve)(steps).shape
-  (3, 4)
+  Examples:
+    >>> import jax, numpy as np
+    >>> from nash_jax.games import solvers, zoo
+    >>> p_win, log_ref = zoo.rock_paper_scissors(0.5, 1.0, 0.8).p_win, np.log(np.full(3, 1 / 3))
+    >>> steps = np.array([0.5, 1.0, 2.0])  # three runs in one program
+    >>> def curve(step):
+    ...   game, knobs = solvers.Game(p_win, log_ref, 0.1), solvers.Knobs(step, 0.2, 0.0, 0.0)
+    ...   return solvers.run("nash_mp", "proximal", game, knobs, None, points=4, every=5)[1]
+    >>> jax.vmap(curve)(steps).shape
+    (3, 4)
 
   Args:
     method: a name of PROXIMAL or GRADIENT, as `updates` says.
@@ -220,16 +222,17 @@ def solve(
   steps, and a target that follows by κ. With `inner` too, it is the two-step form,
   "nash_mp_two_step": both halves by that many gradient steps, against frozen copies.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import solvers, zoo
-  >>> game, ref = zoo.rock_paper_scissors(0.5, 1.0, 0.8), np.full(3, 1 / 3)
-  >>> logp, curve = solvers.solve("nash_mp", game.p_win, ref, beta=0.1, iterations=100)
-  >>> np.asarray(np.exp(logp)).round(3).tolist()  # the equilibrium
-  [0.298, 0.253, 0.449]
-  >>> options = {"updates": "gradient", "step": 4.0, "kappa": 0.1}
-  >>> _, curve = solvers.solve("nash_mp", game.p_win, ref, beta=0.1, iterations=100, **options)
-  >>> bool(curve[-1] < curve[0])
-  True
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import solvers, zoo
+    >>> game, ref = zoo.rock_paper_scissors(0.5, 1.0, 0.8), np.full(3, 1 / 3)
+    >>> logp, curve = solvers.solve("nash_mp", game.p_win, ref, beta=0.1, iterations=100)
+    >>> np.asarray(np.exp(logp)).round(3).tolist()  # the equilibrium
+    [0.298, 0.253, 0.449]
+    >>> options = {"updates": "gradient", "step": 4.0, "kappa": 0.1}
+    >>> _, curve = solvers.solve("nash_mp", game.p_win, ref, beta=0.1, iterations=100, **options)
+    >>> bool(curve[-1] < curve[0])
+    True
 
   Args:
     method: a name of PROXIMAL or GRADIENT.

@@ -73,9 +73,10 @@ _LEAST |= {"actions": 2, "actions_steps": 2}  # one action is no game
 def check(config: StudyConfig) -> None:
   """Checks every number of a study's config.
 
-  >>> from nash_jax.configs.games import rates
-  >>> from nash_jax.games import study
-  >>> study.check(rates.get_config("smoke"))
+  Examples:
+    >>> from nash_jax.configs.games import rates
+    >>> from nash_jax.games import study
+    >>> study.check(rates.get_config("smoke"))
 
   Raises:
     ValueError: the field that is out of its range.
@@ -97,13 +98,14 @@ def check(config: StudyConfig) -> None:
 def run(config: StudyConfig, workdir: str | os.PathLike[str]) -> None:
   """Runs config.study in float64, and writes its tables and figures under workdir.
 
-  >>> import tempfile
-  >>> from nash_jax.configs.games import bradley_terry
-  >>> from nash_jax.games import study
-  >>> config = bradley_terry.get_config("smoke")
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   study.run(config, folder)
-  wrote the tables bradley_terry and figures bradley_terry to ...
+  Examples:
+    >>> import tempfile
+    >>> from nash_jax.configs.games import bradley_terry
+    >>> from nash_jax.games import study
+    >>> config = bradley_terry.get_config("smoke")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   study.run(config, folder)
+    wrote the tables bradley_terry and figures bradley_terry to ...
 
   Args:
     config: one of configs/games.

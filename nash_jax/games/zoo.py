@@ -53,9 +53,10 @@ def _uniform(actions: int) -> Float[np.ndarray, "A"]:
 def rock_paper_scissors(rock: Number = 1.0, paper: Number = 1.0, scissors: Number = 1.0) -> ZooGame:
   """Returns a biased rock-paper-scissors; its equilibrium is ∝ (scissors, rock, paper).
 
-  >>> from nash_jax.games import zoo
-  >>> zoo.rock_paper_scissors(0.5, 1.0, 0.5).nash.tolist()
-  [0.25, 0.25, 0.5]
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> zoo.rock_paper_scissors(0.5, 1.0, 0.5).nash.tolist()
+    [0.25, 0.25, 0.5]
 
   Args:
     rock: what rock wins from scissors, a payoff in [0, 1].
@@ -79,9 +80,10 @@ def rock_paper_scissors(rock: Number = 1.0, paper: Number = 1.0, scissors: Numbe
 def condorcet_cycle(actions: int = 3, p_cycle: Number = 2 / 3) -> ZooGame:
   """Returns a circle of actions, of which each beats the (A-1)/2 that follow it.
 
-  >>> from nash_jax.games import zoo
-  >>> zoo.condorcet_cycle(3, 0.75).p_win[0].tolist()
-  [0.5, 0.75, 0.25]
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> zoo.condorcet_cycle(3, 0.75).p_win[0].tolist()
+    [0.5, 0.75, 0.25]
 
   Args:
     actions: A, an odd number.
@@ -110,9 +112,10 @@ def dice(
 ) -> ZooGame:
   """Returns the game in which two dice are thrown: the higher face wins, ties count one half.
 
-  >>> from nash_jax.games import zoo
-  >>> zoo.dice({"fair": (1, 2, 3), "loaded": (3, 3, 3)}).p_win[0].round(3).tolist()
-  [0.5, 0.167]
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> zoo.dice({"fair": (1, 2, 3), "loaded": (3, 3, 3)}).p_win[0].round(3).tolist()
+    [0.5, 0.167]
 
   Args:
     faces: of each die, by its label.
@@ -136,9 +139,10 @@ def population(
 ) -> ZooGame:
   """Returns P(y≻y') = Σ ν(type)·1{u(y) > u(y')} of types of annotators; ties count one half.
 
-  >>> from nash_jax.games import zoo
-  >>> zoo.population([[2, 1, 0], [0, 2, 1], [1, 0, 2]]).p_win[0].round(3).tolist()
-  [0.5, 0.667, 0.333]
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> zoo.population([[2, 1, 0], [0, 2, 1], [1, 0, 2]]).p_win[0].round(3).tolist()
+    [0.5, 0.667, 0.333]
 
   Args:
     utilities: u(y) of each type, [types A].
@@ -165,9 +169,10 @@ def population(
 def majority(utilities: Numbers) -> ZooGame:
   """Returns the deterministic rule "better on most of the criteria".
 
-  >>> from nash_jax.games import zoo
-  >>> zoo.majority([[2, 1, 0], [0, 2, 1], [1, 0, 2]]).p_win[0].tolist()
-  [0.5, 1.0, 0.0]
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> zoo.majority([[2, 1, 0], [0, 2, 1], [1, 0, 2]]).p_win[0].tolist()
+    [0.5, 1.0, 0.0]
 
   Args:
     utilities: of each criterion, [criteria A].
@@ -183,10 +188,11 @@ def majority(utilities: Numbers) -> ZooGame:
 def blotto(soldiers: int = 5, fields: int = 3) -> ZooGame:
   """Returns Colonel Blotto: whoever holds more fields wins. The actions are ordered allocations.
 
-  >>> from nash_jax.games import zoo
-  >>> game = zoo.blotto(soldiers=2, fields=2)
-  >>> game.labels, game.p_win[1].tolist()
-  (((0, 2), (1, 1), (2, 0)), [0.5, 0.5, 0.5])
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> game = zoo.blotto(soldiers=2, fields=2)
+    >>> game.labels, game.p_win[1].tolist()
+    (((0, 2), (1, 1), (2, 0)), [0.5, 0.5, 0.5])
 
   Args:
     soldiers: of each player.
@@ -222,13 +228,14 @@ def random_game(
   Cyclicity c = 0 is a Bradley-Terry game, whose best answer is argmax R; c = 1 is the paper's game
   (2505.19731). Strength multiplies the log-odds, whatever A is divided by.
 
-  >>> from nash_jax.games import zoo
-  >>> game = zoo.random_game(0, actions=3, contexts=2)
-  >>> game.p_win.shape
-  (2, 3, 3)
-  >>> by_rank = zoo.random_game(0, actions=3, contexts=2, strength=2.0, normalisation="rank")
-  >>> bool(np.allclose(by_rank.p_win, game.p_win))  # 2/4 = 1/√4
-  True
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> game = zoo.random_game(0, actions=3, contexts=2)
+    >>> game.p_win.shape
+    (2, 3, 3)
+    >>> by_rank = zoo.random_game(0, actions=3, contexts=2, strength=2.0, normalisation="rank")
+    >>> bool(np.allclose(by_rank.p_win, game.p_win))  # 2/4 = 1/√4
+    True
 
   Args:
     seed: of numpy's default generator.
@@ -276,11 +283,12 @@ def planted(seed: int, nash: Numbers) -> ZooGame:
   The equilibrium is the only one where actions are odd: an antisymmetric matrix of even size has an
   even null space.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import preference, zoo
-  >>> game = zoo.planted(0, [0.2, 0.3, 0.5])
-  >>> np.asarray(preference.nash_equilibrium(game.p_win)).round(6).tolist()
-  [0.2, 0.3, 0.5]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import preference, zoo
+    >>> game = zoo.planted(0, [0.2, 0.3, 0.5])
+    >>> np.asarray(preference.nash_equilibrium(game.p_win)).round(6).tolist()
+    [0.2, 0.3, 0.5]
 
   Args:
     seed: of numpy's default generator.
@@ -305,9 +313,10 @@ def planted(seed: int, nash: Numbers) -> ZooGame:
 def menagerie() -> list[ZooGame]:
   """Returns the built-in games, small enough to solve them all in a test.
 
-  >>> from nash_jax.games import zoo
-  >>> len(zoo.menagerie())
-  13
+  Examples:
+    >>> from nash_jax.games import zoo
+    >>> len(zoo.menagerie())
+    13
   """
   rotated = [np.roll(np.arange(3), k) for k in range(3)]
   return [
