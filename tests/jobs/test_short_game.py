@@ -238,6 +238,7 @@ def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(
   assert all(len(r["seeds"]) == 2 and len(r["tuning"]) == 2 for r in result.values())
   assert "| nash_mp" in capsys.readouterr().out
   assert (tmp_path / "curves_tabular.png").stat().st_size > 10_000
+  assert (tmp_path / "over_kl_tabular.png").stat().st_size > 10_000
   record = tmp_path / "tabular" / "nash_mp" / "rate_1" / "seed_0" / "metrics.jsonl"
   before = record.stat().st_mtime_ns
   compare.run(c, tmp_path, progress=False)
