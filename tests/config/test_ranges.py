@@ -169,7 +169,7 @@ def test_numbers_of_other_libraries_and_negative_zero_become_pythons_own():
     ("judge.answers", ("A", 1), r"judge.answers: expected two different pieces, got \('A', 1\)"),
     ("model.changes.num_layers", 3, "model.changes: expected at most 2 layers, got"),
     ("model.changes.num_layers", 0, r"model.changes.num_layers: expected a whole number in .* 0"),
-    ("model.changes.head_dim", 7, "model.changes: expected an even head_dim, .*head_dim: 7"),
+    ("model.changes.head_dim", 7, "model.changes: expected an even head_dim, got .*head_dim: 7"),
     ("model.changes.num_kv_heads", 3, "model.changes: expected num_kv_heads to divide num_heads"),
     ("model.changes.final_logit_softcap", math.nan, "final_logit_softcap: expected a number"),
     ("model.changes.attention_types", (), "attention_types: expected a tuple of .*LOCAL"),
