@@ -1,8 +1,10 @@
 """Judges: the probability that one response to a prompt is preferred to another."""
 
+from jax import numpy as jnp
+
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges import bradley_terry, gemma, http, human, own, population, table, text
-from nash_jax.judges.base import TIE, Judge, JudgeFn, compare_rewards, labels, pairwise
+from nash_jax.judges.base import TIE, Comparison, Judge, JudgeFn, compare_rewards, labels, pairwise
 from nash_jax.judges.own import from_texts
 from nash_jax.types import Answers, Params
 from nash_jax.validation import one_of
@@ -12,11 +14,22 @@ __all__ = [
   "labels", "make", "pairwise",
 ]  # fmt: skip
 
+
+def none(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
+  """Builds the judge of a run without one: no comparison is valid."""
+
+  def compare(params, prompts, a, b) -> Comparison:
+    size = prompts.index.shape
+    return Comparison(jnp.full(size, 0.5), jnp.zeros(size, bool), {})
+
+  return Judge({}, pairwise(compare))
+
+
 # {name in a config: how to make the judge}; see `make`.
 JUDGES = {
   "gemma": gemma.make, "gemma_text": text.make, "bradley_terry": bradley_terry.make,
   "population": population.make, "table": table.make, "table_reward": table.make,
-  "http": http.make, "human": human.make,
+  "http": http.make, "human": human.make, "none": none,
 }  # fmt: skip
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 
