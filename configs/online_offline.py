@@ -2,8 +2,8 @@
 
 Question: what does an online run have that a file of pairs lacks: fresh pairs, better pairs, or
           their order? And what does a win rate against the reference hide?
-Command:  the lines of docs/online_offline.md: nash-jax train --config=online_offline:online, then
-          nash-jax collect --config=online_offline:reference and :final, then
+Command:  the lines of docs/online_offline.md: nash-jax train --config=online_offline:online and
+          :replay, nash-jax collect --config=online_offline:reference and :final, then
           nash-jax compare --config=online_offline and :order. Before each word but the first of
           `compare`, `stories,` does the same on the storyteller; behind it `,smoke` is a minute.
           `strong,` does it on the strong game.
@@ -16,7 +16,7 @@ from nash_jax.configs import short_game, stories, stories_compare
 from nash_jax.validation import one_of
 
 FOLDER = "runs/online_offline"
-KINDS = ("online", "reference", "final", "tables", "order")
+KINDS = ("online", "replay", "reference", "final", "tables", "order")
 GPO = ("squared", "logistic", "hinge", "exponential", "truncated_quadratic", "savage")
 
 
@@ -34,6 +34,10 @@ def get_config(kind="tables"):
     online.prompts.batch_size = 8
   if parts[0] == "online":
     online.record_pairs = True
+    return online
+  if parts[0] == "replay":
+    online.algorithm.name = "gpo"
+    online.update_from_flattened_dict(_file(place, "online", **{"pairs.window": 1}))
     return online
   if parts[0] in ("reference", "final"):
     return _collect(online, f"{place}/online" if parts[0] == "final" else "", on_stories)

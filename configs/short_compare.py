@@ -1,12 +1,12 @@
 """Every method on the short-response game, each at the best learning rate of one grid.
 
-Question: whose last iterate is nearest the equilibrium, when cycles are mild and when strong?
+Question: whose last iterate is nearest the equilibrium, with mild and with strong cycles?
 Command:  nash-jax compare --config=short_compare:mild --workdir=runs/short_mild
-          (:strong; :mild,network and :strong,network for Gemma policies, the table beside them
-          under the same optimiser and rate; :smoke in half a minute, without those that need a
-          file of pairs of the reference, which nash-jax collect --config=online_offline:reference
-          --workdir=runs/online_offline/reference makes; of the strong game, :strong,reference and
-          runs/online_offline_strong/reference)
+          (:strong; :mild,network and :strong,network for Gemma policies, with tabular ones under
+          the same optimiser and rate; :smoke in half a minute, without the methods that learn from
+          a file of pairs: nash-jax collect --config=online_offline:reference
+          --workdir=runs/online_offline/reference makes it; for the strong game use
+          :strong,reference and runs/online_offline_strong/reference)
 Cost:     about half an hour of one CPU core, less with networks.
 Expected: docs/short_game.md
 """
@@ -15,7 +15,7 @@ from nash_jax import config
 from nash_jax.configs import online_offline, short_game
 from nash_jax.objectives import algorithms
 
-# What methods need beside their name, the same budget of 512 responses a step for all.
+# What methods need besides their name; all have the same budget of 512 responses a step.
 NEEDS = {
   "egpo": {
     "algorithm.samples": 3,
@@ -47,7 +47,7 @@ def get_config(kind="mild"):
   runs = [{"algorithm.name": name, **needs.get(name, {})} for name in names]
   runs.append({**NORMALISED, **NEEDS["grpo"]})
   c = config.compare(b, runs, kinds=("tabular",))
-  # Plain gradient descent, as in the games: Adam's division would hide what the losses do.
+  # Plain gradient descent, as in the games, because Adam's division would hide what the losses do.
   b.optimizer = config.optimizer(name="sgd", clip_norm=1e9)
   c.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
   c.seeds = 5

@@ -1,7 +1,7 @@
-"""The fields that the config of each job holds, with their defaults and what else they may be.
+"""The fields of each job's config, with their defaults, ranges and choices.
 
-`train()` and its like make a config of plain values; DECLARED has the same fields as they are
-declared here: the range of every number, the choices of some names.
+`train()`, `fit()` and so on return a config of plain values. DECLARED has the declarations of the
+same fields: the range of every number and the choices of some names.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")  # of files
 RECORD_ERRORS = ("stop", "continue")
 TRACKERS = ("none", "wandb")  # beside TensorBoard, which is always there
 COMPUTE_DTYPES = ("bfloat16", "float32")  # whose range Gemma's activations and masks fit
-# What only some optimisers, schedules and judges read of their group: the first dots of its fields.
+# The fields of a group that only some optimisers, schedules and judges read: {name: fields}.
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sgd": ()}
 SCHEDULES = {"constant": (), "linear": ("final_fraction",), "cosine": ("final_fraction",)}
 # The losses of the method gpo: IPO, DPO and SLiC are the first three.
@@ -35,11 +35,11 @@ JUDGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """A declared field that holds a number, or with `many` a tuple of them.
+  """Declares a field that holds a number, or a tuple of numbers if `many`.
 
   Attributes:
-    interval: its range, such as "[0, 1)", which is without its upper end.
-    special: further values, with what they mean.
+    interval: the range, such as "[0, 1)", which excludes 1.
+    special: {value allowed besides the range: its meaning}.
     kind: int or float.
   """
 
@@ -50,7 +50,7 @@ class Number:
   many: bool = False
 
   def holds(self, value: float) -> bool:
-    """Returns whether a number is in the interval; NaN is in none."""
+    """Returns whether the interval contains a number; False for NaN."""
     low, high = map(float, self.interval[1:-1].split(","))
     above = value > low if self.interval[0] == "(" else value >= low
     return above and (value < high if self.interval[-1] == ")" else value <= high)
@@ -64,7 +64,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """A declared field that holds one of a few names; `why` says why no others."""
+  """Declares a field that holds one of a few names; `why` says why no other is allowed."""
 
   default: str
   choices: tuple[str, ...]
@@ -78,7 +78,7 @@ class Choice:
 def number(
   default: float | None, interval: str, special: Mapping[Any, str] = {}, kind: type | None = None
 ) -> Number:
-  """Declares a number; where the default is None, `kind` says which."""
+  """Declares a number; give `kind` if the default is None."""
   return Number(default, interval, special, kind or type(default))
 
 
@@ -95,7 +95,7 @@ def _group(**fields) -> ConfigDict:
 
 
 def _set(group: ConfigDict, **defaults: Any) -> ConfigDict:
-  """Changes the defaults of declared fields, in place."""
+  """Changes defaults of declared fields in place."""
   for name, default in defaults.items():
     declared = isinstance(group[name], Number | Choice)
     group[name] = dataclasses.replace(group[name], default=default) if declared else default
@@ -103,7 +103,7 @@ def _set(group: ConfigDict, **defaults: Any) -> ConfigDict:
 
 
 def default(declared: Any) -> Any:
-  """Returns a config of the defaults of declared fields; one that is None is a placeholder."""
+  """Returns a config with the defaults of declared fields; a default of None is a placeholder."""
   if isinstance(declared, ConfigDict):
     return ConfigDict({name: default(declared[name]) for name in declared})
   if isinstance(declared, Number) and declared.default is None:
@@ -448,7 +448,7 @@ DECLARED: dict[str, Callable[[], ConfigDict]] = {
 
 
 def _config[**P](declare: Callable[P, ConfigDict]) -> Callable[P, ConfigDict]:
-  """Returns the function that makes a config of the defaults of what `declare` declares."""
+  """Returns a function that makes a config with the defaults of what `declare` declares."""
 
   @functools.wraps(declare)
   def make(*args: P.args, **kwargs: P.kwargs) -> ConfigDict:
@@ -466,8 +466,9 @@ def compare(base: ConfigDict | None = None, runs: Iterable[dict] = (), **fields)
   """The fields of a comparison or an ablation, with their defaults.
 
   Args:
-    base: the config that all runs share, of train().
-    runs: what each changes, {"algorithm.name": "egpo", "algorithm.samples": 3}; "label" names it.
+    base: the config that all runs share, such as train().
+    runs: the changes of each run, such as {"algorithm.name": "egpo", "algorithm.samples": 3}; its
+      "label" is the run's name.
   """
   config = default(_compare())
   return ConfigDict({**config, "base": base or config.base, "runs": tuple(runs), **fields})

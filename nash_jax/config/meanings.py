@@ -26,7 +26,7 @@ _TRAIN = {
   ),
   "algorithm.labels": "`soft`: losses learn from P. `sampled`: from 1 with probability P, else 0.",
   "algorithm.mixture": "The weight of the reference in the mixture of `nash_md` and `ipo_md`.",
-  "algorithm.name": "The method ([algorithms.md](algorithms.md)).",
+  "algorithm.name": "[The method](algorithms.md).",
   "algorithm.normalise": (
     "Divide the advantages of `grpo` by their deviation in the `group` of a prompt's responses, or"
     " in the whole `batch`."
@@ -71,10 +71,10 @@ _TRAIN = {
   "judge.mesh.fsdp": "As `mesh.fsdp`, for the judge.",
   "judge.mesh.tensor": "As `mesh.tensor`, for the judge.",
   "judge.micro_batches": "Parts of a batch that a Gemma judge evaluates one after another.",
-  "judge.name": "Which judge ([judges.md](judges.md)), or `module:function` for your own.",
-  "judge.table": "Table judges: an `.npy` file of P [X A A] ([judges.md](judges.md#the-table)).",
+  "judge.name": "Which judge ([judges](judges.md)), or `module:function` for your own.",
+  "judge.table": "Table judges: an `.npy` file of P [X A A] ([judges](judges.md#the-table)).",
   "judge.table_tokens": "Table judges: the base of the digits.",
-  "judge.template": "The question: a name or a text file ([judges.md](judges.md#templates)).",
+  "judge.template": "The question: a name or a text file ([judges](judges.md#templates)).",
   "judge.votes": "Judge `human`, in an arena: a workdir of `nash-jax vote`.",
   "mesh.data": "Devices that share the batch.",
   "mesh.fsdp": "Devices that share the parameters, and the batch.",
@@ -83,15 +83,15 @@ _TRAIN = {
   "model.dtype": "The type of compute; trained parameters are float32.",
   "model.logit_chunk": "Response columns whose logits exist at one time: fewer take less memory.",
   "model.lora.alpha": "Adapters are scaled by alpha / rank.",
-  "model.lora.init": "A folder of PEFT's whose adapters a run starts from ([lora.md](lora.md)).",
-  "model.lora.rank": "The rank of the adapters that `train` and `fit` train ([lora.md](lora.md)).",
+  "model.lora.init": "A folder of PEFT's whose adapters a run starts from ([LoRA](lora.md)).",
+  "model.lora.rank": "The rank of the adapters that `train` and `fit` train ([LoRA](lora.md)).",
   "model.preset": "The architecture, such as `gemma3_1b`.",
   "model.remat": "Recompute activations in the backward pass: less memory, more time.",
-  "model.template": "The chat template: `plain` or `gemma` ([data.md](data.md)).",
+  "model.template": "The chat template: `plain` or `gemma` ([data](data.md)).",
   "model.tokenizer": "A SentencePiece file, `tokenizer.model`.",
   "model.weights": (
     "A file or folder, a run (`runs/x`, `runs/x@target`), or `''` for random weights"
-    " ([weights.md](weights.md))."
+    " ([weights](weights.md))."
   ),
   "on_record_error": (
     "If metrics, samples or TensorBoard cannot be written: `stop`, or `continue` without them."
@@ -124,8 +124,8 @@ _TRAIN = {
   "prompts.held_out_path": "Files of prompts to hold out instead.",
   "prompts.max_tokens": "The width of a prompt, `<bos>` and template included.",
   "prompts.overflow": "Longer prompts: `drop` them, or `cut` them to `<bos>` and the end.",
-  "prompts.path": "Files, folders or a mixture of them ([data.md](data.md#files)).",
-  "prompts.task": "What the files hold ([data.md](data.md#prompts)).",
+  "prompts.path": "Files, folders or a mixture of them ([data](data.md#files)).",
+  "prompts.task": "What the files hold ([data](data.md#prompts)).",
   "record_pairs": "Write the pairs that are trained on, in order, to `workdir/pairs.jsonl`.",
   "sampling.max_tokens": "The longest response.",
   "sampling.temperature": "The temperature of the distribution that is sampled from, and trained.",
@@ -146,7 +146,7 @@ _FIT = {
   "data.max_tokens": "The width of a text's windows, or of a prompt.",
   "data.overflow": "Longer prompts and responses: `drop` the example, or `cut` it.",
   "data.path": _TRAIN["prompts.path"],
-  "data.task": "What the files hold ([data.md](data.md#supervised-data)).",
+  "data.task": "What the files hold ([data](data.md#supervised-data)).",
   "evaluation.batches": "The most held-out batches to evaluate on.",
   "export": "A `.safetensors` file for the best weights.",
   "export_dtype": "The type of that file.",
@@ -182,7 +182,7 @@ MEANINGS = {
     "base": "What all runs share.",
     "kinds": "Kinds of policy: `network`, and `tabular` if `evaluation.exact`.",
     "learning_rates": "Rates to try, of which each run takes the best; `()` for the base's.",
-    "runs": "What each run changes ([jobs.md](jobs.md#comparisons)).",
+    "runs": "What each run changes ([jobs](jobs.md#comparisons)).",
     "seeds": "Seeds of each run.",
     "tuning_seed": "The seed with which learning rates are tried.",
     "tuning_steps": "Steps of each try.",

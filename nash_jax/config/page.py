@@ -18,11 +18,11 @@ default, and the values it may have.
 - Some rules concern several fields, such as `algorithm.step` ≤ 1 / `algorithm.beta`. The error
   that names such a rule also says what to set.
 
-[jobs.md](jobs.md#fields-of-a-run-of-train) has an overview of the fields of `train`.
+The page on jobs has [an overview of the fields of `train`](jobs.md#fields-of-a-run-of-train).
 
 <!-- Written by `python -m nash_jax.config.page > docs/fields.md`: edit nash_jax/config/fields.py
 and nash_jax/config/meanings.py. -->"""
-TABLE = "| field | meaning | default | may be |\n|---|---|---|---|\n"
+TABLE = "| field | meaning | default; may be |\n|---|---|---|\n"
 # Groups that the page lists elsewhere.
 ELSEWHERE = {
   "changes": "fields of [`model.changes`](#modelchanges)",
@@ -41,7 +41,10 @@ def page() -> str:
     )
     parts.append(f"## `{job}`\n\n{shared}{TABLE}" + "\n".join(rows))
   job = "model.changes"
-  rows = [_row(job, name, "the preset's", _may_be(x)) for name, x in fields.CHANGES.items()]
+  rows = [
+    _row(job, name, "the preset's", "or `False`, `True`" if isinstance(x, bool) else _may_be(x))
+    for name, x in fields.CHANGES.items()
+  ]
   parts.append(f"## `{job}`\n\n{TABLE}" + "\n".join(rows))
   return "\n\n".join(parts) + "\n"
 
@@ -63,15 +66,17 @@ def _rows(job: str, group: ConfigDict, path: str = "") -> Iterator[str]:
 
 
 def _row(job: str, field: str, default: str, may_be: str) -> str:
-  return f"| `{field}` | {meanings.meaning(job, field)} | {default} | {may_be} |"
+  values = f"{default}; {may_be}" if default else may_be
+  return f"| `{field}` | {meanings.meaning(job, field)} | {values} |"
 
 
 def _may_be(field: Any) -> str:
+  """Returns what else than its default a field may be."""
   if isinstance(field, fields.Number):
     return field.describe()
   if isinstance(field, fields.Choice):
-    return ", ".join(f"`{name}`" for name in field.choices)
-  return {bool: "`False`, `True`", str: "text", tuple: "a tuple"}[type(field)]
+    return "or " + ", ".join(f"`{name!r}`" for name in field.choices if name != field.default)
+  return {bool: f"or `{not field}`", str: "text", tuple: "a tuple"}[type(field)]
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_numbers_of_other_libraries_and_negative_zero_become_pythons_own():
     ("judge.answers", ("A", 1), r"judge.answers: expected two different pieces, got \('A', 1\)"),
     ("model.changes.num_layers", 3, "model.changes: expected at most 2 layers, got"),
     ("model.changes.num_layers", 0, r"model.changes.num_layers: expected a whole number in .* 0"),
-    ("model.changes.head_dim", 7, "model.changes: expected an even head_dim, .*head_dim: 7"),
+    ("model.changes.head_dim", 7, "model.changes: expected an even head_dim, got .*head_dim: 7"),
     ("model.changes.num_kv_heads", 3, "model.changes: expected num_kv_heads to divide num_heads"),
     ("model.changes.final_logit_softcap", math.nan, "final_logit_softcap: expected a number"),
     ("model.changes.attention_types", (), "attention_types: expected a tuple of .*LOCAL"),
@@ -257,6 +257,11 @@ def small(job: str, folder: pathlib.Path, field: str) -> ConfigDict:
   c, weights = getattr(configs, job)(), game.model.weights
   if job == "train":
     c = game
+    if field.startswith("pairs."):
+      path, row = folder / "tokens.jsonl", {"inputs": [2, 11], "a": [7, 8, 9], "b": [8, 8, 8]}
+      path.write_text("".join(json.dumps({**row, "p_a": i / 8}) + "\n" for i in range(4)))
+      file = {"pairs.path": str(path), "pairs.task": "tokens"}
+      c.update_from_flattened_dict({"algorithm.name": "gpo", **file})
   elif job == "compare":
     c.base, c.runs, c.seeds = game, ({"algorithm.name": "nash_mp"},), 1
     if field.startswith("arena."):
