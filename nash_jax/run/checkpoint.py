@@ -312,7 +312,7 @@ def _permission(fields: Collection[str]) -> str:
 ADDED = {
   "prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop",
   "prompts.bad": "stop", "data.bad": "stop", "model.lora.init": "", "outputs": "",
-  "votes": "",
+  "votes": "", "realign": traverse_util.empty_node,
 }  # fmt: skip
 # Inputs that old runs did not record, with the values that those runs used.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
