@@ -98,7 +98,7 @@ def test_several_policies_are_realigned_as_if_their_rewards_had_been_added():
 
 @pytest.mark.parametrize("strength", [0.5, 2.0])
 def test_in_a_game_neither_law_is_the_equilibrium_of_the_other_beta(strength):
-  """The opponent moves with β: with cycles the equilibrium hardly does, and both laws overshoot."""
+  """It is the best response to the equilibrium of β, which with cycles overshoots."""
   beta = 0.05
   p_win = np.asarray(table.load(asset_path("assets:short_game/mild.npy")), np.float64)
   ref = log_softmax(0.5 * draw(0, 4, 64), axis=-1)
@@ -110,7 +110,10 @@ def test_in_a_game_neither_law_is_the_equilibrium_of_the_other_beta(strength):
     return float(np.mean(preference.gap(p_win, log_policy, ref, beta / strength)))
 
   assert subopt(retrained) < 1e-9
-  for law in exact.realigned(ref, [star], np.array([strength]), 4):
+  laws = exact.realigned(ref, [star], np.array([strength]), 4)
+  answer = preference.best_response(p_win, np.exp(star), np.exp(ref), beta / strength)
+  np.testing.assert_allclose(laws[0], np.log(answer), atol=1e-8)
+  for law in laws:
     assert 1e-3 < subopt(star) < subopt(law) < subopt(ref)
 
 
