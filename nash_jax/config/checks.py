@@ -337,12 +337,17 @@ def _check_best(config, export: bool = False) -> None:
     meet = every % save == 0 or save % every == 0 or min(every, save) >= config.steps
     _Checker(config)("evaluation.every", meet, expected, f"Set {save}, or the same value for both.")
   if (scored := math.lcm(every, save)) > every and every < config.steps:
-    logging.log(
-      logging.WARNING if export else logging.INFO,
-      "evaluations are every %d steps, checkpoints every %d: the best checkpoint is chosen among"
-      " those every %d steps and the last. Set both to the same value to choose among all",
-      every, save, scored,
-    )  # fmt: skip
+    _say_which_can_be_best(logging.WARNING if export else logging.INFO, every, save, scored)
+
+
+@functools.cache  # once, whatever the number of runs of a comparison
+def _say_which_can_be_best(level: int, every: int, save: int, scored: int) -> None:
+  logging.log(
+    level,
+    "evaluations are every %d steps, checkpoints every %d: the best checkpoint is chosen among"
+    " those every %d steps and the last. Set both to the same value to choose among all",
+    every, save, scored,
+  )  # fmt: skip
 
 
 # Tasks whose records compare two responses.

@@ -19,22 +19,16 @@ from nash_jax.config import describe, resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import train_tokenizer
 from nash_jax.exact import Game
-from nash_jax.games import preference
+from nash_jax.games import preference, zoo
 from nash_jax.models import gemma
 from nash_jax.policy import make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.types import Params
 
 
-def random_game(
-  seed: int, strength: float, contexts: int = 4, actions: int = 64, rank: int = 4
-) -> Float[np.ndarray, "X A A"]:
-  """Returns P = σ(A − Aᵀ), A = strength·U Θ_x Vᵀ / rank with standard normal entries, float32."""
-  rng = np.random.default_rng(seed)
-  u, v = rng.standard_normal((2, actions, rank))
-  theta = rng.standard_normal((contexts, rank, rank))
-  a = strength * np.einsum("ar,xrs,bs->xab", u, theta, v) / rank
-  p = 1 / (1 + np.exp(a.swapaxes(1, 2) - a))
+def draw_table(strength: float) -> Float[np.ndarray, "4 64 64"]:
+  """Returns the short game of a strength: the cyclic random game of seed 0 and rank 4, float32."""
+  p = zoo.random_game(0, 64, strength=strength, contexts=4, normalisation="rank").p_win
   return ((p + 1 - p.swapaxes(1, 2)) / 2).astype(np.float32)
 
 
@@ -84,7 +78,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
 def _run(config: ConfigDict, folder: pathlib.Path) -> None:
   for name, strength in (("mild", 4.0), ("strong", 8.0)):
     with files.replacing(folder / f"{name}.npy") as part, part.open("wb") as file:
-      np.save(file, random_game(0, strength))
+      np.save(file, draw_table(strength))
   _write_language(folder)
   description, config = describe(config), config.copy_and_resolve_references()
   config.model.update({"weights": "", "tokenizer": str(folder / "tokenizer.model")})

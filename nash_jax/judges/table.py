@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.games import preference
+from nash_jax.games import checks, preference
 from nash_jax.judges.base import Comparison, Judge, compare_rewards, pairwise
 from nash_jax.models import sharding
 from nash_jax.types import Answers
@@ -35,11 +35,9 @@ def load(path: str) -> Float[np.ndarray, "X A A"]:
 
 def check(table: np.ndarray) -> Float[np.ndarray, "X A A"]:
   """Returns the table if all entries are probabilities and P + Pᵀ = 1; see `load`."""
-  preference.validate(table, atol=1e-6)
+  checks.validate(table, atol=1e-6, outside=0.0)
   if table.ndim != 3:
     raise ValueError(f"got shape {table.shape}")
-  if table.min() < 0 or table.max() > 1:
-    raise ValueError(f"p_win must hold probabilities, got {table.min()} to {table.max()}")
   return table
 
 
@@ -106,7 +104,7 @@ def action_tokens(config) -> int:
 
 
 def _num_digits(num_actions: int, base: int) -> int:
-  preference.count("judge.table_tokens", base)
+  checks.count("judge.table_tokens", base)
   digits = next((n for n in range(1, num_actions + 1) if base**n >= num_actions), 1)
   if base**digits != num_actions:
     raise ValueError(

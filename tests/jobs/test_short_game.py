@@ -14,7 +14,7 @@ from nash_jax.config import resolve
 from nash_jax.configs import short_compare
 from nash_jax.configs.short_game import get_config
 from nash_jax.data.prompts import load_prompts
-from nash_jax.games import preference
+from nash_jax.games import preference, zoo
 from nash_jax.jobs import compare, short_game, sweep
 from nash_jax.judges import table
 from nash_jax.objectives import algorithms
@@ -34,7 +34,9 @@ def config(strength="mild", **changes):
 
 
 def game(contexts=3):
-  p_win = short_game.random_game(0, 4.0, contexts, len(TOKENS) ** LENGTH)
+  actions = len(TOKENS) ** LENGTH
+  drawn = zoo.random_game(0, actions, strength=4.0, contexts=contexts, normalisation="rank")
+  p_win = drawn.p_win.astype(np.float32)
   zeros = np.zeros((contexts, 1), np.int32)
   prompts = Prompts(zeros, zeros == 0, np.arange(contexts))
   return exact.Game(prompts, p_win, exact.enumerate_responses(TOKENS, LENGTH))
@@ -49,7 +51,7 @@ def test_the_bundled_games_are_those_of_their_config():
   """P = σ(A − Aᵀ) with A of rank 4, of seed 0."""
   for strength, c in (("mild", 4.0), ("strong", 8.0)):
     bundled = table.load(asset_path(f"assets:short_game/{strength}.npy"))
-    np.testing.assert_array_equal(bundled, short_game.random_game(0, c))
+    np.testing.assert_array_equal(bundled, short_game.draw_table(c))
     assert bundled.shape == (4, 64, 64)
 
 

@@ -129,7 +129,7 @@ def test_the_scripts_pass_shellcheck():
   [
     (["create", "--zone=z"], "no project: give --project=ID, or set TPU_PROJECT"),
     (["create", "--project=p"], "no zone: give --zone=ZONE"),
-    (["create", *AT, "--name=x; rm -rf /"], r"--name='x; rm -rf /': expected small letters"),
+    (["create", *AT, "--name=x; rm -rf /"], r"--name='x; rm -rf /': expected lower-case letters"),
     (["create", *AT, "--sopt"], r"unknown option '--sopt'"),
     (["creat", *AT], r"unknown command 'creat'"),
     (["create", *AT, "--type=v9-8"], r"--type='v9-8': no runtime known"),
@@ -207,7 +207,7 @@ def test_a_run_from_create_to_delete(cloud):
     assert f"called:{words}\n" in worker(cloud, number, "log")
   again = cloud("start", *AT, *JOB)
   assert again.returncode == 1
-  assert "running already" in again.stderr
+  assert "already running" in again.stderr
   assert cloud("status", *AT).stdout.split("\n")[:3] == ["READY", "running", "running"]
   assert cloud("resume", *AT, *JOB).stdout == "nash-jax: the program is running\n"
 

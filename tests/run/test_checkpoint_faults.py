@@ -122,7 +122,7 @@ def test_a_read_error_that_stays_is_raised_and_changes_nothing(tmp_path, monkeyp
   checkpoints = start(tmp_path)
   monkeypatch.setattr(checkpoints, "wait", lambda: None)  # which reads manifests too
   unreadable(monkeypatch, "00000002/manifest", 99)
-  with pytest.raises(OSError, match=r"00000002 cannot be read .*nothing is changed"):
+  with pytest.raises(OSError, match=r"00000002 cannot be read .*nothing has changed"):
     checkpoints.restore(state(0))
   assert sorted(path.name for path in folder.iterdir()) == ["00000001", "00000002"]
   monkeypatch.undo()
