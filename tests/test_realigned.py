@@ -117,9 +117,8 @@ def test_in_a_game_neither_law_is_the_equilibrium_of_the_other_beta(strength):
     assert 1e-3 < subopt(star) < subopt(law) < subopt(ref)
 
 
-@pytest.mark.parametrize("strengths", [(1.5,), (0.5, 0.7)])
-def test_a_gemmas_mixture_is_the_law_token_by_token_of_its_enumerated_policies(strengths):
-  c = get_config()
+def test_a_gemmas_mixture_is_the_law_token_by_token_of_its_enumerated_policies():
+  c, strengths = get_config(), (0.5, 0.9)
   tokenizer, model = tokenizer_and_model(c.model)
   policy = make_policy(c.model, c.sampling, tokenizer, model)
   game = exact.Game.from_config(c, load_prompts(c.prompts, tokenizer, 0)[1])
