@@ -1,8 +1,10 @@
 """A policy from a run's config: tokenizer, architecture, weights, log-probabilities, samplers."""
 
 import functools
+import hashlib
 import os
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from nash_jax import keys, sampler, weights
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.models.gemma import GemmaConfig
-from nash_jax.run import checkpoint
+from nash_jax.run import checkpoint, files
 from nash_jax.types import Logprobs, Params
 from nash_jax.validation import asset_path, one_of, require
 from nash_jax.weights import adapters
@@ -126,6 +128,31 @@ def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
   run = os.path.isdir(path) and not weights.kind(path)
   require(run, what, "a run's workdir before @", spec, "Leave out @ and what follows.")
   return WeightsSource(path, field or "params", step)
+
+
+def check_vocabulary(specs: Iterable[str], tokenizer: Tokenizer, model_config: GemmaConfig) -> None:
+  """Raises ValueError unless models can be mixed token by token; reads no tensor.
+
+  A run says what its tokenizer was. Of other weights only names and shapes are known.
+  """
+  with open(tokenizer.path, "rb") as file:
+    digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+  fix = "Models that are mixed token by token share one vocabulary."
+  for spec in specs:
+    path = parse_weights(spec).path
+    if adapters.is_folder(path):
+      check_vocabulary([adapters.base_of(path)], tokenizer, model_config)
+    elif not os.path.isdir(path) or weights.kind(path):
+      weights.reader(path, model_config)
+    else:
+      inputs = files.read_json(pathlib.Path(path) / "inputs.json").get("model.tokenizer", {})
+      same, expected = not inputs or digest in inputs.values(), f"a run with {tokenizer.path!r}"
+      require(same, f"weights {spec}: model.tokenizer", expected, [*inputs], fix)
+      saved = checkpoint.read_config(path)
+      model = config_of_run(saved)["model"] if saved else {}
+      rows = gemma.preset(model["preset"], **model["changes"]).num_embed if model else None
+      same, expected = rows in (None, model_config.num_embed), f"{model_config.num_embed} rows"
+      require(same, f"weights {spec}: vocabulary", expected, rows, fix)
 
 
 def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable[[Params], Params]:

@@ -81,6 +81,9 @@ def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> 
       require(is_group, f"config field {path}", "a group of fields", value, advice)
       if name == "changes":
         _check_changes(value, path)
+      elif name == "realign":
+        for other in value:
+          value[other] = _checked(fields.STRENGTH, value[other], f"{path}.{printable(other)}")
       elif name in fields.ENTRIES:
         for entry in value:
           named = isinstance(entry, str) and entry != ""
@@ -280,6 +283,12 @@ def _check_arena(config) -> None:
   for name, policy in config.policies.items():
     if policy.outputs:
       _check_outputs(policy, f"policies.{printable(name)}", config.prompts.task)
+    alone = [n for n, p in config.policies.items() if not (p.outputs or p.realign)]
+    for other in policy.realign:
+      one_of(f"policies.{printable(name)}.realign, policies of weights alone", other, alone)
+      single = config.policies[other].best_of == 1
+      what, fix = f"policies.{printable(other)}.best_of", "Realign the policy that it picks from."
+      require(single, what, "1, to realign towards it", config.policies[other].best_of, fix)
   check.one_of("select_judge", config.judges)
   chosen = any(policy.best_of > 1 for policy in config.policies.values())
   good = not chosen or config.judges[config.select_judge].name != "human"
@@ -290,6 +299,7 @@ def _check_arena(config) -> None:
 def _check_outputs(policy, path: str, task: str) -> None:
   check, tasks = _Checker(policy, path), " or ".join(BENCHMARKS)
   check("best_of", policy.best_of == 1, "1 with outputs", "Leave it out.")
+  check("realign", not policy.realign, "nothing with outputs", "Leave it out.")
   expected = f"prompts.task = {tasks}, whose prompts have keys that answers match"
   fix = "docs/arena.md explains both."
   require(task in BENCHMARKS, f"{path}.outputs", expected, f"prompts.task = {task}", fix)

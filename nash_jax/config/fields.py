@@ -134,7 +134,7 @@ def _model(weights: str = "") -> ConfigDict:
     weights=weights,
     tokenizer="assets:stories/tokenizer.model",
     template="plain",
-    dtype=_choice("float32", COMPUTE_DTYPES, "float16 is for files: Gemma leaves its range."),
+    dtype=_choice("float32", COMPUTE_DTYPES, "float16 is only for files: Gemma overflows it."),
     remat=False,
     lora={
       "rank": number(0, "[1, 4096]", {0: "all parameters are trained"}),
@@ -326,17 +326,21 @@ def _arena() -> ConfigDict:
   )
 
 
+STRENGTH = number(1.0, "[0, 1000]")  # λ of decoding-time realignment
+
+
 def _policy(best_of: int = 1) -> ConfigDict:
   """An arena's policy: weights are a file, or a run's "runs/x", "runs/x@params:50", "…:best"."""
   weights = "assets:stories/policy.safetensors"
-  # In place of weights: any model's answers, in a file of AlpacaEval's or Arena-Hard's.
-  return _group(weights=weights, best_of=number(best_of, "[1, 1024]"), outputs="")
+  # outputs, in place of weights: any model's answers, in a file of AlpacaEval's or Arena-Hard's.
+  # realign: λ by the name of another policy, towards which these weights are realigned.
+  return _group(weights=weights, best_of=number(best_of, "[1, 1024]"), outputs="", realign={})
 
 
 def complete_policy(policy: ConfigDict) -> None:
-  """Fills in what an arena's policy may leave out: outputs, or all but outputs."""
+  """Fills in what an arena's policy may leave out: outputs and realign, or all but outputs."""
   for name, value in default(_policy()).items():
-    if name not in policy and (name == "outputs" or policy.get("outputs")):
+    if name not in policy and (name in ("outputs", "realign") or policy.get("outputs")):
       policy[name] = value
 
 
@@ -404,7 +408,7 @@ def _sample() -> ConfigDict:
     prompt="",
     file="",
     output="",
-    realign=number(1.0, "[0, 1000]"),
+    realign=STRENGTH,
     reference=online.model.weights,
   )
 

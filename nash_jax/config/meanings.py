@@ -151,6 +151,10 @@ MEANINGS = {
     "model.weights": "Not read: each policy names its own weights.",
     "policies.NAME.best_of": "The policy's response is the best of so many, by `select_judge`.",
     "policies.NAME.outputs": "Instead of weights: a file of another model's answers.",
+    "policies.NAME.realign": (
+      "λ of other policies, by name: the logits are `weights` + Σ λ·(policy − `weights`)"
+      " ([realignment](arena.md#realignment))."
+    ),
     "policies.NAME.weights": "A file or a run: `runs/x`, `runs/x@params:50`, `runs/x@params:best`.",
     "prompts.batch_size": "Prompts at a time.",
     "resamples": "Resamples of the bootstrap.",

@@ -57,12 +57,6 @@ def load(
     ValueError: no such weights, a damaged file, a missing shard, an output layer other than the
       embedding; or names the first leaf that is missing, unknown, of another shape or not finite.
   """
-  file_format = kind(path)
-  if not file_format and pathlib.Path(path).is_dir():
-    expected = "expected .safetensors files or one of Gemma's Orbax checkpoints in this folder"
-    found = files.others(pathlib.Path(path))
-    raise ValueError(f"weights {path}: {expected}, got neither{found}")
-  reader = orbax.reader if file_format == "orbax" else safetensors.reader
   places, read = reader(path, model_config)
   by_name, sizes = _shardings(shardings, places), names.sizes(model_config)
   leaves = {}
@@ -71,6 +65,16 @@ def load(
   params = traverse_util.unflatten_dict(leaves, sep="/")
   check_finite(f"weights {path}", params, dtype)
   return params
+
+
+def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
+  """Returns ({path: place} of the tree, read); names and shapes are checked, no tensor is read."""
+  file_format = kind(path)
+  if not file_format and pathlib.Path(path).is_dir():
+    expected = "expected .safetensors files or one of Gemma's Orbax checkpoints in this folder"
+    found = files.others(pathlib.Path(path))
+    raise ValueError(f"weights {path}: {expected}, got neither{found}")
+  return (orbax.reader if file_format == "orbax" else safetensors.reader)(path, model_config)
 
 
 def check_finite(source: str, params: Params, dtype: DTypeLike) -> None:
