@@ -146,12 +146,12 @@ def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable
 
 
 def load_adapters(
-  spec: str, model_config: GemmaConfig, head: bool = False
+  spec: str, model_config: GemmaConfig, head: Params | None = None
 ) -> tuple[Params, float, int]:
   """Returns a LoRA run's adapters, their alpha, and their step; the base is not read.
 
   Args:
-    head: the run is a reward model's, whose head is among them.
+    head: shapes of the head that is among them, where the run is a judge's.
   """
   source = parse_weights(spec)
   adapted = _read_lora(source.path)
@@ -160,7 +160,7 @@ def load_adapters(
   assert adapted
   base = gemma.shapes(model_config)
   if head:
-    base |= {"head": {"w": jax.ShapeDtypeStruct((model_config.embed_dim,), jnp.float32)}}
+    base |= {"head": head}
   shapes = jax.eval_shape(lora.init_and_join(adapted)[0], base)
   trained, step = _restore(source, shapes)
   return trained, adapted.model.lora.alpha, step

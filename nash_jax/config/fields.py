@@ -27,7 +27,7 @@ JUDGES = {
   "gemma_text": (*_GEMMA, "model.template", *_QUESTION, "max_tokens", "micro_batches", "mesh"),
   "bradley_terry": (*_GEMMA, "mesh"), "population": ("mesh",),
   "table": (*_TABLE, "mesh"), "table_reward": (*_TABLE, "mesh"), "http": ("http", *_QUESTION),
-  "human": ("votes",),
+  "human": ("votes",), "gpm": (*_GEMMA, "gpm", "mesh"),
 }  # fmt: skip
 
 
@@ -241,6 +241,7 @@ def _judge(**defaults) -> ConfigDict:
       "backoff": number(1.0, "[0, 60]"),
       "workers": number(8, "[1, 1024]"),  # requests at a time
     },
+    gpm=_gpm(),  # of the judge "gpm", as it was fitted
     votes="",  # of the judge "human", in the arena: a workdir of `nash-jax vote`
     table="",  # of the table judge: .npy [X A A], contexts by prompt index
     # A response's first tokens are its action: digits, token - first_token, in base table_tokens.
@@ -248,6 +249,15 @@ def _judge(**defaults) -> ConfigDict:
     table_tokens=number(0, "[1, 1e6]", {0: "one token an action"}),
   )
   return _set(fields, **defaults)
+
+
+def _gpm() -> ConfigDict:
+  """The head of a general preference model."""
+  return _group(
+    # A response's vector has two numbers a block: so many cycles are learned independently.
+    blocks=number(4, "[1, 4096]"),
+    prompt_scale=False,  # blocks are weighted by the prompt
+  )
 
 
 def _train() -> ConfigDict:
@@ -292,8 +302,8 @@ def _fit() -> ConfigDict:
   return _run(
     "fit",
     model=_model(),
-    # Next token, pairwise cross-entropy, Bradley-Terry.
-    loss=_choice("sft", ("sft", "judge", "reward")),
+    # Next token, pairwise cross-entropy, Bradley-Terry, general preference model.
+    loss=_choice("sft", ("sft", "judge", "reward", "gpm")),
     data={
       "task": "text",
       "path": "",
@@ -309,6 +319,7 @@ def _fit() -> ConfigDict:
       "bad": _choice("stop", ("stop", "skip")),  # a record that cannot be read
     },
     template="stories",  # of the pairwise judge
+    gpm=_gpm(),  # of the loss gpm
     export="",  # where the best weights go, as .safetensors in export_dtype
     export_dtype=_choice("float16", DTYPES),
     optimizer=_optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=100),

@@ -55,7 +55,7 @@ def init_and_join(
 def init(key: Array, base: Params, rank: int) -> Params:
   """Returns float32 adapters of a stacked base with B = 0; A is drawn as in gemma.peft.
 
-  A reward model's head is trained directly, and so is among them. Where the base is joined with
+  A judge's head is trained directly, and so is among them. Where the base is joined with
   adapters of this rank, these are what is returned, but for columns of theirs that are 0 in A and
   in B, which would stay so: their A is drawn.
 
@@ -80,8 +80,8 @@ def init(key: Array, base: Params, rank: int) -> Params:
     adapters[(*path, "b")] = jnp.zeros(b_shape) if start["b"] is None else start["b"]
   expected, fix = "a Gemma's projections to adapt", "Set model.lora.rank=0."
   require(bool(adapters), "model.lora", expected, sorted(base), fix)
-  if "head" in base:
-    adapters["head", "w"] = base["head"]["w"].astype(jnp.float32)
+  for name, head in base.get("head", {}).items():
+    adapters["head", name] = head.astype(jnp.float32)
   return traverse_util.unflatten_dict(adapters)
 
 

@@ -312,7 +312,7 @@ def _permission(fields: Collection[str]) -> str:
 ADDED = {
   "prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop",
   "prompts.bad": "stop", "data.bad": "stop", "model.lora.init": "", "outputs": "",
-  "votes": "",
+  "votes": "", "gpm.blocks": 4, "gpm.prompt_scale": False,
 }  # fmt: skip
 # Inputs that older runs have not recorded, and what they were.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}

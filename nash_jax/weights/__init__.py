@@ -93,16 +93,14 @@ def _finite(leaves: dict[str, jax.Array], dtype) -> dict[str, jax.Array]:
 
 
 def _shardings(shardings: Any, places: dict[str, names.Place]) -> dict[str, Sharding]:
-  """Returns the sharding of every leaf; a head, which gemma.shapes lacks, is replicated."""
+  """Returns the sharding of every leaf; heads, which gemma.shapes lacks, are replicated."""
   if shardings is None:
     shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   if isinstance(shardings, Sharding):
     return dict.fromkeys(places, shardings)
   by_name = traverse_util.flatten_dict(shardings, sep="/")
-  if names.HEAD.name in places.keys() - by_name.keys():
-    mesh = by_name[names.EMBEDDING.name].mesh
-    by_name[names.HEAD.name] = NamedSharding(mesh, PartitionSpec())
-  return by_name
+  replicated = NamedSharding(by_name[names.EMBEDDING.name].mesh, PartitionSpec())
+  return {head.name: replicated for head in names.HEADS} | by_name
 
 
 def save(
@@ -110,7 +108,7 @@ def save(
 ) -> None:
   """Writes one `.safetensors` file of the library's names in `dtype`, with `card` as its metadata.
 
-  The head of a reward model, `params["head"]`, is kept. A file of that name is replaced, at once.
+  The head of a judge, `params["head"]`, is kept. A file of that name is replaced, at once.
   Every process calls it, and the first writes.
 
   Raises:
@@ -122,8 +120,8 @@ def save(
   _check_params(path, params, model_config, dtype)
   rows = model_config.num_embed
   leaves = dict(safetensors.tensors(params, model_config, names.library, dtype, rows))
-  if "head" in params:
-    leaves[names.HEAD.name] = np.asarray(jnp.asarray(params["head"]["w"], dtype))
+  for name, head in params.get("head", {}).items():
+    leaves[f"head/{name}"] = np.asarray(jnp.asarray(head, dtype))
   if jax.process_index() == 0:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _whole(target) as part:
@@ -208,11 +206,10 @@ def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
 def _check_params(path: str, params: Params, model_config: gemma.GemmaConfig, dtype) -> None:
   """Raises ValueError unless these are a plain model's parameters, finite in `dtype`."""
   places, sizes = names.places(model_config), names.sizes(model_config)
-  if "head" in params:
-    places[names.HEAD.name] = names.Place(names.HEAD)
+  shapes = {name: x.shape for name, x in traverse_util.flatten_dict(params, sep="/").items()}
+  places |= names.heads(shapes)
   expected = {name: place.shape(sizes) for name, place in places.items()}
-  leaves = traverse_util.flatten_dict(params, sep="/")
-  names.check(f"for {path}", {name: x.shape for name, x in leaves.items()}, expected)
+  names.check(f"for {path}", shapes, expected)
   check_finite(f"weights for {path}", params, dtype)
 
 
