@@ -8,7 +8,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test test-slow lint bench
+.PHONY: demo test test-slow lint docs bench
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -26,6 +26,10 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site of docs/: open build/site/index.html. A broken link, reference or anchor fails.
+docs: .venv/ready
+	$(BIN)/python docs/build_site.py
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.decode

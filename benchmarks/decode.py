@@ -1,14 +1,14 @@
 """Tokens per second of our sampler against gm.text's loop or transformers, on the same parameters.
 
-Both decode every row to the full length (no stop id can be drawn), taking turns, so that a busy
-machine slows them alike. With gm.text they are compared twice: from prompts to responses (the
-library runs its prefill operation by operation), and the loops alone (ours is the whole call less
-that of a sampler of one token: cast, prefill and first draw).
+Both decode every row to the full length (no stop id can be drawn) and take turns, so that a busy
+machine slows both. Against gm.text there are two comparisons: from prompts to responses (the
+library runs its prefill operation by operation), and the loops alone. Our loop's time is that of
+the whole call minus that of a sampler of one token (cast, prefill and first draw).
 
   python benchmarks/decode.py
   python benchmarks/decode.py --weights=FOLDER --transformers=ENVIRONMENT/bin/python
 
-FOLDER holds a Gemma of Hugging Face's, ENVIRONMENT torch and transformers; both sides are float32.
+FOLDER has a Hugging Face Gemma, and ENVIRONMENT torch and transformers. Both sides use float32.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def library(model_config, params, prompts, tokens, key):
   from gemma.gm.utils import _types
 
   fields = dataclasses.asdict(model_config)
-  assert fields.pop("query_pre_attn_scalar") is None  # not of the benchmark's model
+  assert fields.pop("query_pre_attn_scalar") is None  # the benchmark's model has none
   architecture = gm.nn.config.TransformerConfig(
     use_post_attn_norm=True, use_post_ffw_norm=True, **fields
   )
@@ -72,12 +72,12 @@ def library(model_config, params, prompts, tokens, key):
 
 
 class Peer:
-  """A program of this folder in another environment, which does its work when it is asked to.
+  """A program of this folder in another environment, which does its work on request.
 
   Args:
     python: the environment's interpreter.
     program: a file that prints a JSON line of versions, then one for each line that it reads.
-    flags: its command line.
+    flags: the program's flags.
   """
 
   def __init__(self, python, program, flags):
@@ -95,7 +95,7 @@ class Peer:
     return json.loads(line)
 
   def step(self):
-    """Does the work once; returns nothing to wait for."""
+    """Does the work once and waits for it."""
     print(file=self.process.stdin, flush=True)
     self.answer()
 
@@ -105,10 +105,10 @@ class Peer:
 
 
 def take_turns(repeats, contenders):
-  """Returns each contender's seconds in every round; a first round, not kept, compiles.
+  """Returns each contender's seconds in every round, without a first round that compiles.
 
-  A turn is two runs, of which the second counts: the first finds caches and memory as the others
-  have left them, which no contender meets that runs alone.
+  A turn has two runs, and the second counts: in the first, caches and memory are as the other
+  contenders left them.
   """
   seconds = {name: [] for name in contenders}
   for _ in range(repeats + 1):
@@ -121,12 +121,12 @@ def take_turns(repeats, contenders):
 
 
 def ratio(slow, fast):
-  """Returns the median over rounds of slow / fast, which a passing load hardly moves."""
+  """Returns the median over rounds of slow / fast, which is robust to a passing load."""
   return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def against_transformers(args):
-  """Prints our tokens per second on a folder's weights beside those of transformers."""
+  """Prints the tokens per second of our sampler and of transformers on a folder's weights."""
   preset = config.model(args.weights)
   preset.preset, preset.tokenizer = args.preset, f"{args.weights}/tokenizer.model"
   _, model_config = tokenizer_and_model(preset)
@@ -172,7 +172,7 @@ def main():
   add("--tokens", type=int, default=0, help="new tokens (64; 48 with --weights)")
   add("--vocabulary", type=int, default=512, help="rows of the embedding (512)")
   add("--repeats", type=int, default=0, help="timed rounds (11; 3 with --weights)")
-  add("--weights", default="", help="a folder of Hugging Face's, to compare with transformers")
+  add("--weights", default="", help="a Hugging Face folder, to compare with transformers")
   add("--preset", default="gemma3_270m", help="the model of that folder (gemma3_270m)")
   add("--transformers", default="python", help="an interpreter with torch and transformers")
   args = parser.parse_args()

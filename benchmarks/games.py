@@ -27,7 +27,7 @@ def make_games():
 
 
 def torch_loop(p_win, iterations):
-  """The gap after each iteration, averaged over contexts; p_win [A A] or [X A A]."""
+  """Returns the gap after each iteration, averaged over contexts; p_win is [A A] or [X A A]."""
   import torch
 
   p_win = torch.tensor(p_win)
@@ -73,7 +73,7 @@ def torch_turn(iterations):
 
 
 def make_jax(iterations):
-  """A function that runs the loop once: (microseconds an iteration of all games, early gap)."""
+  """Returns a function that runs the loop once -> (microseconds per iteration, early gap)."""
   import jax.numpy as jnp
 
   from nash_jax.games import solvers
@@ -93,7 +93,9 @@ def make_jax(iterations):
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--torch-python", help="a python that can import torch and numpy")
-  parser.add_argument("--torch-turn", action="store_true", help="what that python is called with")
+  parser.add_argument(
+    "--torch-turn", action="store_true", help="set when that python runs this file"
+  )
   parser.add_argument("--iterations", type=int, default=20_000)
   parser.add_argument("--turns", type=int, default=5)
   flags = parser.parse_args()

@@ -1,16 +1,16 @@
-"""One Nash-MD step against TRL's NashMDTrainer, and what NashMP and a mixture cost beside it.
+"""A Nash-MD step against one of TRL's NashMDTrainer, and the cost of NashMP and of a mixture.
 
-A step is everything between two batches of prompts: responses of the policy, and of the mixture of
-policy and reference, a verdict (a constant, on both sides), gradient, optimiser. Both sides have
+A step is everything between two batches of prompts: responses of the policy and of the mixture of
+policy and reference, a verdict (constant on both sides), gradient and optimiser. Both sides have
 Gemma 2's architecture with 4 layers of width 128, random float32 weights and responses of full
-length. They take turns, so that a busy machine slows them alike; ratios are medians over rounds.
+length. They take turns, so that a busy machine slows both; ratios are medians over rounds.
 
   python benchmarks/nash_md.py --trl-python=ENVIRONMENT/bin/python
   python benchmarks/nash_md.py --trl-python=... --weights=FOLDER --batch=4 --tokens=32 --repeats=3
 
-ENVIRONMENT holds trl 1.0.0 with a transformers of its time (5.3.0; with 5.23.0 its mixture raises).
-Without the flag our side is timed alone. With a Gemma of Hugging Face's in FOLDER both sides train
-all of its weights, by Nash-MD and by Online DPO, TRL in float32 as ours and in its own bfloat16.
+ENVIRONMENT has trl 1.0.0 and transformers 5.3.0 (with 5.23.0 the mixture raises). Without that flag
+only our side is timed. With a Hugging Face Gemma in FOLDER both sides train all of its weights, by
+Nash-MD and by Online DPO; TRL runs in float32 like ours, and in its own bfloat16.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from nash_jax.types import Prompts
 
 
 def constant(params, prompts, a, b):
-  """A judge that says the same of every pair."""
+  """A judge with the same answer for every pair."""
   shape = a.stopped.shape
   return jnp.full(shape, 0.75), jnp.ones(shape, bool), {}
 
@@ -82,7 +82,7 @@ def random_prompts(args, vocabulary):
 
 
 def against_trl(args, name, step, vocabulary, **flags):
-  """Prints how many of our steps of a method fit into one of TRL's, and returns that ratio."""
+  """Prints and returns how many of our steps of a method take as long as one of TRL's."""
   flags |= {field: vars(args)[field] for field in ("batch", "prompt", "tokens", "weights")}
   flags |= {"method": name, "vocabulary": vocabulary, "steps": 2 * (args.repeats + 1)}
   with contextlib.closing(Peer(args.trl_python, "trl_nash_md.py", flags)) as trl:
@@ -109,8 +109,8 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add("--trl-python", default="", help="the interpreter of an environment with trl 1.0.0")
-  add("--weights", default="", help="a folder of Hugging Face's with a Gemma to train")
-  add("--preset", default="gemma3_270m", help="what the folder holds (gemma3_270m)")
+  add("--weights", default="", help="a Hugging Face folder with a Gemma to train")
+  add("--preset", default="gemma3_270m", help="the model in that folder (gemma3_270m)")
   both = ["nash_md", "online_dpo"]
   add("--methods", nargs="+", default=both, choices=both, help="to train its weights by")
   both = ["float32", "bfloat16"]
@@ -148,7 +148,7 @@ def main():
   mixture = jax.jit(sampler.make_sampler(model_config, mixture=0.25, **options))
   key = jax.random.key(3)
   seconds = rounds(
-    5 * args.repeats,  # they are short
+    5 * args.repeats,  # steps are short
     {
       "decoding of one model": lambda: plain(params, prompts, key).tokens,
       "decoding of a mixture": lambda: mixture((params, reference), prompts, key).tokens,

@@ -13,7 +13,7 @@ from nash_jax.plan.memory import GIB
 
 
 def overview(plans: list[dict[str, Any]]) -> str:
-  """Returns one table of several plans, a line each."""
+  """Returns a table with a line per plan."""
   header = ["topology", "run", "mesh", "held GiB", "at most GiB", "of GiB", "fits", "largest batch"]
   header += [f"{name} s" for name in plans[0]["phases"]]
   rows = []

@@ -1,7 +1,7 @@
 """The transformers side of decode.py: `generate`, once for each line of standard input.
 
-Runs in an environment with torch, transformers and safetensors, and needs nothing of nash_jax.
-Prints a JSON line of versions when ready, then one of each call's seconds.
+Runs in an environment with torch, transformers and safetensors, without nash_jax. Prints a JSON
+line of versions when ready, then one with the seconds of each call.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main():
   add("--tokens", type=int, required=True)
   args = parser.parse_args()
 
-  # What a library prints must not be taken for an answer.
+  # Keep the libraries' output apart from the answers.
   answers, sys.stdout = sys.stdout, sys.stderr
   torch.manual_seed(1)
   model = transformers.AutoModelForCausalLM.from_pretrained(args.weights, dtype=torch.float32)
@@ -34,7 +34,7 @@ def main():
     "attention_mask": torch.ones_like(ids),
     "do_sample": True,
     "temperature": 1.0,
-    "top_k": 0,  # from the whole distribution, as ours
+    "top_k": 0,  # from the whole distribution, like ours
     "top_p": 1.0,
     "min_new_tokens": args.tokens,  # no row ends early
     "max_new_tokens": args.tokens,

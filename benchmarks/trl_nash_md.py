@@ -1,8 +1,8 @@
 """The TRL side of nash_md.py: a trainer's own loop, one step for each line of standard input.
 
-Runs in an environment with torch, transformers and trl 1.0.0, and needs nothing of nash_jax.
-Prints a JSON line of versions when ready, then one of each step's seconds: forward, backward,
-optimiser, and the trainer's own statistics; not its logging or the fetching of a batch.
+Runs in an environment with torch, transformers and trl 1.0.0, without nash_jax. Prints a JSON line
+of versions when ready, then one with the seconds of each step. These include forward, backward,
+optimiser and the trainer's own statistics, but not its logging or the fetching of a batch.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 
 class Constant(BasePairwiseJudge):
-  """Says the same of every pair: Nash-MD asks for a probability, Online DPO for the better one."""
+  """Gives a constant answer: Nash-MD asks for a probability, Online DPO for the better response."""
 
   def judge(self, prompts, completions, shuffle_order=True, return_scores=False):
     return [0.75 if return_scores else 0] * len(prompts)
 
 
 class OnRequest(transformers.TrainerCallback):
-  """Lets a step begin when a line is read, and writes what it took."""
+  """Starts a step when a line is read, and writes its seconds."""
 
   def __init__(self, answers):
     self.answers = answers
@@ -47,7 +47,7 @@ class OnRequest(transformers.TrainerCallback):
 
 
 def make_tokenizer(size):
-  """Returns a tokenizer of one word a piece."""
+  """Returns a tokenizer in which every piece is a word."""
   words = {name: i for i, name in enumerate(["<pad>", "<eos>", "<bos>", "<unk>"])}
   words |= {f"w{i}": i for i in range(4, size)}
   model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
@@ -78,13 +78,13 @@ def make_model(size):
     pad_token_id=0,
     eos_token_id=1,
     bos_token_id=2,
-    attn_implementation="eager",  # what Gemma 2's soft-cap needs
+    attn_implementation="eager",  # Gemma 2's soft-cap needs it
   )
   return transformers.Gemma2ForCausalLM(config)
 
 
 def load(folder):
-  """Returns the model of a folder in float32, from which no precision trains better."""
+  """Returns the model of a folder in float32."""
   return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -97,17 +97,18 @@ def main():
   add("--vocabulary", type=int, required=True)
   add("--steps", type=int, required=True)
   add("--method", choices=("nash_md", "online_dpo"), required=True)
-  add("--weights", required=True, help="a folder of Hugging Face's; empty for random weights")
+  add("--weights", required=True, help="a Hugging Face folder; empty for random weights")
   add("--precision", choices=("bfloat16", "float32"), default="bfloat16")
   args = parser.parse_args()
 
-  # What a library prints must not be taken for an answer.
+  # Keep the libraries' output apart from the answers.
   answers, sys.stdout = sys.stdout, sys.stderr
   torch.manual_seed(1)
   words = torch.randint(4, args.vocabulary, (args.batch * args.steps, args.prompt - 1)).tolist()
   with tempfile.TemporaryDirectory() as folder:
-    # TRL's own rematerialisation makes Nash-MD sample without a cache. With one it would be faster
-    # and wrong: both models of its mixture write into the same cache. Online DPO samples from one.
+    # TRL's own rematerialisation makes Nash-MD sample without a cache. With a cache it would be
+    # faster but wrong, because both models of the mixture write to the same one. Online DPO samples
+    # with one.
     nash_md = args.method == "nash_md"
     options = {
       "output_dir": folder,

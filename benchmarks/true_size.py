@@ -1,9 +1,9 @@
 """Whole NashMP iterations of a config of true size on one accelerator, by phase.
 
-Random weights and prompts: what takes time does not depend on the words. For sample, judge, the
-log-probabilities (the update's frozen passes, alone) and update: seconds, tokens a second of the
-responses, and the share of the device's published peak, FLOP/s (MFU) or memory bandwidth, whichever
-bounds the phase by nash_jax.plan.hlo_cost.
+Weights and prompts are random, since the time does not depend on the words. For sample, judge,
+log-probabilities (only the update's frozen passes) and update, it prints seconds, response tokens a
+second, and the share of the device's published peak: FLOP/s (MFU) or memory bandwidth, whichever
+limits the phase according to nash_jax.plan.hlo_cost.
 
   python benchmarks/true_size.py                                      # one H200
   python benchmarks/true_size.py --config=gemma2_2b:lora              # 34 GiB: one H100, A100
@@ -12,7 +12,7 @@ bounds the phase by nash_jax.plan.hlo_cost.
   python benchmarks/true_size.py --trl-python=ENVIRONMENT/bin/python  # beside TRL 1.0.0
 
 ENVIRONMENT is as for nash_md.py, with a torch for the accelerator. TRL's step is Nash-MD with a
-judge that costs nothing, at the sizes of trl_nash_md.py's model: ours is then taken by nash_md.py.
+judge that costs nothing, at the sizes of trl_nash_md.py's model; nash_md.py then takes our step.
 """
 
 import argparse
@@ -52,11 +52,11 @@ def settings(args):
 
 
 def fill(shapes, seed):
-  """Returns arrays in place of shapes: small random numbers, ids of words, masks that are true."""
+  """Returns arrays of these shapes: small random numbers, ids of words, masks that are True."""
   keys = map(functools.partial(jax.random.fold_in, jax.random.key(seed)), itertools.count())
 
   def one(x):
-    if jnp.issubdtype(x.dtype, jnp.floating):  # positive, as Adam's second moments are
+    if jnp.issubdtype(x.dtype, jnp.floating):  # positive, like Adam's second moments
       return jax.random.uniform(next(keys), x.shape, x.dtype, 0.0, 0.04)
     if x.dtype == bool:
       return jnp.ones(x.shape, bool)
@@ -66,7 +66,7 @@ def fill(shapes, seed):
 
 
 def measure(lowered, arguments, repeats, donated, folder, hlo):
-  """Returns (the median of seconds a call, its cost); the first call is not counted."""
+  """Returns (median seconds per call without the first, cost)."""
   compiled, seconds = lowered.compile(), []
   if hlo:
     hlo.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def measure(lowered, arguments, repeats, donated, folder, hlo):
 
 
 def phases(config, tokenizer, mesh, repeats, profile, hlo):
-  """Yields (phase, seconds, cost), one after the other, with all that a run holds in memory."""
+  """Yields (phase, seconds, cost), with everything in memory that a run holds."""
   lowerings = plan.lowerings(config, tokenizer, mesh)
   lowered = {name: lower() for name, lower in lowerings.items() if name != "held"}
   shapes = {name: low.in_avals[0] for name, low in lowered.items()}
@@ -95,7 +95,7 @@ def phases(config, tokenizer, mesh, repeats, profile, hlo):
     "log_probabilities": (state, reference, batch),
     "update": (state, reference, batch),
   }
-  del state  # the update takes it
+  del state  # the update donates it
   for name, arguments in calls.items():
     folder = profile and str(pathlib.Path(profile) / name)
     text = hlo and pathlib.Path(hlo) / f"{name}.txt"
@@ -106,7 +106,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add("--config", default="gemma2_2b", help="a config of true size, and its variant (gemma2_2b)")
-  add("--smoke", action="store_true", help="tiny models: whether it runs")
+  add("--smoke", action="store_true", help="tiny models, to see whether it runs")
   add("--batch", type=int, default=0, help="prompts; 0: the config's")
   add("--optimizer", default="adamw")
   add("--micro_batches", type=int, default=1)
@@ -130,7 +130,7 @@ def main():
   )
   rows, total = [], 0.0
   for name, seconds, work in phases(config, tokenizer, mesh, args.repeats, args.profile, args.hlo):
-    total += seconds * (name != "log_probabilities")  # which are part of the update
+    total += seconds * (name != "log_probabilities")  # a part of the update
     shares = chip and {
       "MFU": work.flops / chip.flops / seconds,
       "bandwidth": work.bytes / chip.bandwidth / seconds,

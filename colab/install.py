@@ -1,7 +1,7 @@
 """Installs this checkout in a notebook's own Python: `%run .../colab/install.py`.
 
-It chooses jax's support for the accelerator that is there, does nothing where all is installed, and
-restarts the notebook only if a library was imported that now has another version.
+It installs jax's support for the accelerator that is present, or nothing if everything is
+installed. It restarts the notebook only if an imported library now has another version.
 """
 
 import glob
@@ -13,11 +13,11 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CUDA13 = 580  # the first NVIDIA driver that CUDA 13 runs on
+CUDA13 = 580  # the first NVIDIA driver for CUDA 13
 
 
 def extra(driver: str, tpu: bool) -> str:
-  """Returns the extra of pyproject.toml for an NVIDIA driver's version, "" for none, or a TPU."""
+  """Returns the extra of pyproject.toml for a TPU, or for an NVIDIA driver's version ("": none)."""
   if tpu:
     return "[tpu]"
   if not driver:
@@ -26,7 +26,7 @@ def extra(driver: str, tpu: bool) -> str:
 
 
 def driver() -> str:
-  """Returns the version of the NVIDIA driver, "" where there is none."""
+  """Returns the version of the NVIDIA driver; "" if there is none."""
   query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
   try:
     done = subprocess.run(query, capture_output=True, text=True)
@@ -42,7 +42,7 @@ def has_tpu() -> bool:
 
 
 def stale(modules) -> list[str]:
-  """Returns the libraries that were imported in another version than the one installed now."""
+  """Returns the imported libraries whose version differs from the one installed now."""
   found = []
   for name in ("numpy", "scipy", "jax", "jaxlib", "flax", "optax", "matplotlib", "ml_dtypes"):
     version = getattr(modules.get(name), "__version__", None)
@@ -52,14 +52,14 @@ def stale(modules) -> list[str]:
 
 
 def devices() -> str:
-  """Returns what jax finds in a process of its own, so that this one may still be restarted."""
+  """Returns jax's devices; asks a separate process, so that the notebook can still restart."""
   program = "import jax; print(*jax.devices(), sep=', ')"
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
   return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
 def main() -> None:
-  """Installs, says what jax finds, and restarts the notebook if it must."""
+  """Installs, prints the devices that jax finds, and restarts the notebook if needed."""
   wanted, stamp = extra(driver(), has_tpu()), ROOT / ".installed"
   if not (stamp.exists() and stamp.read_text() == wanted + sys.prefix):
     command = [sys.executable, "-m", "pip", "install", "--quiet", f"{ROOT}{wanted}"]
@@ -69,7 +69,7 @@ def main() -> None:
     importlib.invalidate_caches()
   print(f"devices: {devices()}")
   if old := stale(sys.modules):
-    print(f"imported before: {', '.join(old)}. The notebook restarts: go on with the next cell.")
+    print(f"imported before: {', '.join(old)}. The notebook restarts: continue with the next cell.")
     get_ipython().kernel.do_shutdown(restart=True)  # noqa: F821
   else:
     print("ready")

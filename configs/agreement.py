@@ -2,9 +2,9 @@
 
     nash-jax agreement --config=agreement --workdir=runs/agreement
 
-The bundled judge beside votes of the population that it was fitted to, the last 1,000 pairs of
-runs/votes/pairs.jsonl, of configs/votes.py, which the fit of configs/judge.py did not see. With
-people's comparisons in a file of one's own, for another judge:
+Compares the bundled judge with votes of the population that it was fitted to: the last 1,000 pairs
+of runs/votes/pairs.jsonl (from configs/votes.py), which the fit of configs/judge.py did not see.
+For another judge, with people's comparisons in your own file:
 
     nash-jax agreement --workdir=runs/agreement --config.data.task=preferences \\
       --config.data.path=comparisons.jsonl --config.data.held_out=0 --config.judges.judge.model...

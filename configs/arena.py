@@ -3,13 +3,13 @@
     nash-jax arena --config=arena --workdir=runs/stories/arena
     nash-jax arena --config=arena:a=runs/a,b=runs/b@target:50 --workdir=runs/a_b
 
-After the colon: name=weights of the policies that play, any number, or name=answers.json, what
-another model answered (docs/arena.md); by default the policy and the target of runs/stories. They
-meet the bundled base and the best of 4 of it, under the judge that the storyteller was trained by
-and under the population that this judge was fitted to.
+After the colon come any number of policies as name=weights, or name=answers.json for another
+model's answers (docs/arena.md); by default the policy and the target of runs/stories. They meet the
+bundled base and its best of 4, under the judge that trained the storyteller and under the
+population that this judge was fitted to.
 
-Cost: about a minute on 2 cores. Expected: row "trained", column "base" clear of one half under both
-judges, and lower under the population, which the fitted judge only approximates.
+Cost: about a minute on 2 cores. Expected: in row "trained", column "base", a win rate above one
+half under both judges, lower under the population, which the fitted judge only approximates.
 """
 
 from nash_jax import config as configs

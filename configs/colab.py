@@ -1,9 +1,9 @@
-"""NashMP on what a notebook runs on: the bundled storyteller, or a small Gemma.
+"""NashMP in a notebook: the bundled storyteller, or a small Gemma.
 
 Question: does it run where people try things first, and what does a policy learn there?
 Command:  colab/nash_mp_on_gemma.ipynb (Colab), colab/nash_mp_on_kaggle.ipynb, or
-          nash-jax train --config=colab:gemma3_270m,T4; the device may be left out, and is then
-          what jax finds. Weights, tokenizer and prompts as docs/true_size.md has them.
+          nash-jax train --config=colab:gemma3_270m,T4; without a device, the one that jax finds.
+          docs/true_size.md has the weights, tokenizer and prompts.
 Cost:     the storyteller a few minutes on two CPU cores or any accelerator.
 """
 
@@ -13,7 +13,7 @@ from nash_jax.configs import gemma2_2b, stories
 from nash_jax.plan import memory
 from nash_jax.validation import one_of
 
-# By preset: the folder that the published weights come in.
+# {preset: folder of the published weights}
 MODELS = {
   "gemma3_270m": "gemma-3-270m-it",
   "gemma3_1b": "gemma-3-1b-it",
@@ -28,15 +28,15 @@ def get_config(kind="stories"):
 
 
 def experiment(model, device, folder="", prompts="", judge="", judge_folder="", lora=True):
-  """Returns the config of a notebook's form.
+  """Returns the config for a notebook's form.
 
   Args:
     model: "stories", or one of MODELS.
     device: from memory.detect() or memory.named().
-    folder: of the weights, with tokenizer.model in it; default weights/ and the published name.
-    prompts: a file of JSON lines, {"prompt": "..."}; "" for the bundled openings of stories, which
-      suit the storyteller alone.
-    judge: a preset of the policy's tokenizer; "" for the policy's own start.
+    folder: the weights' folder, with tokenizer.model; by default weights/ and the published name.
+    prompts: a JSON-lines file of {"prompt": "..."}; "" for the bundled openings of stories, which
+      suit only the storyteller.
+    judge: a preset with the policy's tokenizer; "" for the policy's own start.
     lora: train adapters, which take a tenth of the memory.
   """
   one_of("model", model, ("stories", *MODELS))
@@ -58,11 +58,11 @@ def _gemma(c, model, device, folder, lora):
     preset=model,
     weights=folder,
     tokenizer=os.path.join(folder, "tokenizer.model"),
-    # Without native bfloat16 it is slower; Gemma's activations overflow float16.
+    # Emulated bfloat16 is slower than float32; Gemma's activations overflow float16.
     dtype="bfloat16" if device.native_bfloat16 else "float32",
     template="gemma",
     remat=True,
-    logit_chunk=8,  # of 256 thousand logits a column
+    logit_chunk=8,  # a column has 256 thousand logits
   )
   gemma2_2b.judge_by_own_start(c)
   c.judge.template = "gemma"  # the model itself, asked for A or B
@@ -77,7 +77,7 @@ def _gemma(c, model, device, folder, lora):
 
 
 def overview(device):
-  """Returns a Markdown table: what of each model fits a device, and what to change."""
+  """Returns a Markdown table of which models fit a device, and what to change so that they do."""
   rows = []
   for model in MODELS:
     cells = [model]

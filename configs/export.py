@@ -1,8 +1,8 @@
-"""A run as a folder that other programs load: weights, tokenizer, chat template, model card.
+"""Exports a run as a folder for other programs: weights, tokenizer, chat template, model card.
 
-Question: what does transformers make of it, or a server?
+Question: how does the policy do in transformers, or on a server?
 Command:  nash-jax export --run=runs/x@target --to=FOLDER
-          Of a LoRA run the adapters alone: --adapter
+          To write only the adapters of a LoRA run: --adapter
 """
 
 from ml_collections import ConfigDict
@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 def get_config():
   return ConfigDict({
     "job": "export",
-    "run": "",  # a run's workdir, as in runs/x@target or runs/x@params:50; a file that fit exported
-    "to": "",  # the folder to write; an earlier export is replaced
+    "run": "",  # a run, such as runs/x@target or runs/x@params:50, or a file that fit exported
+    "to": "",  # the folder to write; replaces an earlier export
     "dtype": "float32",  # of the weights; or float16, bfloat16
-    "adapter": False,  # of a LoRA run, write the adapters alone, as PEFT reads them
-    "base_model": "",  # the base's name at Hugging Face; "": as the folder of its weights is called
-    "tokenizer": "",  # where the run's tokenizer lies now, if it has moved
-    "arena": "",  # the workdir of an arena that this policy was in: win rates for the card
+    "adapter": False,  # of a LoRA run, write only the adapters, for PEFT
+    "base_model": "",  # the base's name at Hugging Face; "" takes the name of its weights' folder
+    "tokenizer": "",  # the new path of the run's tokenizer, if it has moved
+    "arena": "",  # the workdir of an arena with this policy, for win rates on the card
   })  # fmt: skip

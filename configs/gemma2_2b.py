@@ -3,17 +3,18 @@
 Question: does NashMP beat Online DPO, Online IPO, Nash-MD and regularised self-play at true size?
 Command:  nash-jax train --config=gemma2_2b --workdir=gs://my-bucket/runs/gemma2_2b
           (:lora for adapters of rank 16, :self for the policy's own start as judge, :lora,self for
-          both, :smoke for tiny random models on a CPU). Every command from an empty machine on is
-          in docs/true_size.md, a TPU slice in docs/tpu.md; another method by
-          --config.algorithm.name=online_dpo, each with its own tuned rate.
+          both, :smoke for tiny random models on a CPU). docs/true_size.md has every command from an
+          empty machine on, docs/tpu.md those for a TPU slice. Select another method with
+          --config.algorithm.name=online_dpo; each needs its own tuned rate.
 Cost:     9.0 of 15.75 GiB a chip and 1.9 s a step at best on v5e-16, by docs/plan.md:
           nash-jax plan --config=gemma2_2b --topology=v5e-16.
 Expected: published win rates of NashMP, kappa = .1, over SFT .8717, Online DPO .5608, Online IPO
           .5294, Nash-MD .6395, regularised self-play .5380 (3 sigma about .0115; Tiapkin et al.
           2505.19731). Not run here yet.
 
-Published are the two models, the collection of prompts and kappa. Our choices: beta, eta, AdamW and
-its rate, 1,000 steps of 32 prompts, 256 + 256 tokens, temperature 1, the judge's template.
+The two models, the collection of prompts and kappa are as published. Our choices are beta, eta,
+AdamW and its rate, 1,000 steps of 32 prompts, 256 + 256 tokens, temperature 1, and the judge's
+template.
 """
 
 from nash_jax import config
@@ -30,8 +31,9 @@ def experiment(policy, weights, judge, judge_weights, kind):
   """Returns the experiment for two models by preset and folder.
 
   Args:
-    kind: of KINDS, or several, "lora,self": "" the experiment itself; "lora" adapters; "self" the
-      policy's own start as judge, which needs no second model; "smoke" tiny random models.
+    kind: one of KINDS, or several such as "lora,self". "" is the experiment itself; "lora" trains
+      adapters; "self" has the policy's own start as judge, which needs no second model; "smoke" has
+      tiny random models.
   """
   kinds = kind.split(",")
   for name in kinds:
@@ -60,18 +62,18 @@ def experiment(policy, weights, judge, judge_weights, kind):
 
 
 def follow(c, *fields):
-  """Makes fields of the judge's model what the policy's are, until they are set themselves."""
+  """Makes fields of the judge's model follow the policy's until they are set."""
   for field in fields:
     c.judge.model[field] = c.model.get_oneway_ref(field)
 
 
 def judge_by_own_start(c):
-  """Makes the judge the policy as it is before training, whose weights are then held once."""
+  """Makes the policy before training the judge; its weights are then in memory only once."""
   follow(c, "preset", "weights", "tokenizer", "dtype")
 
 
 def smoke(c):
-  """Makes an experiment so small that it shows within a minute, on a CPU, that its code runs."""
+  """Shrinks an experiment so that a CPU runs its code within a minute."""
   for part in (c.model, c.judge.model):
     part.update(weights="", tokenizer="assets:stories/tokenizer.model")
     part.changes = {

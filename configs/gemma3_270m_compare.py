@@ -1,20 +1,20 @@
-"""NashMP, Online DPO and Nash-MD on a real Gemma 3 270M, which continues openings of stories.
+"""NashMP, Online DPO and Nash-MD on a real Gemma 3 270M that continues openings of stories.
 
 Question: does a real language model, with its 262,144 ids, move towards what a population with
           cyclic tastes prefers; whom does the population prefer of three methods, and what do the
           prox centre's extremes (kappa = 0 and 1) do there?
 Command:  nash-jax compare --config=gemma3_270m_compare --workdir=runs/gemma3_270m_compare
           (:paper for the five methods of NashMP's table, :smoke for the storyteller, in a
-          minute). The pretrained weights and their tokenizer.model lie in weights/gemma-3-270m, as
-          docs/weights.md says.
+          minute). The pretrained weights and their tokenizer.model are in weights/gemma-3-270m; see
+          docs/weights.md.
 Cost:     on two CPU cores about 40 s a step: two hours for nine pilots of ten steps and three runs
-          of thirty; on one H200 .4 s a step and 20 s of compiling a run. Stopped, it goes on where
-          it was.
+          of thirty; on one H200 .4 s a step and 20 s of compiling a run. The same command resumes
+          it after a stop.
 Expected: docs/real_gemma.md
 
-The judge of training is the population itself, asked in probabilities. A run that adapters of rank
-16 train, 12 prompts x 2 responses of at most 40 tokens a step. Each method's rate is that of its
-best pilot on 24 held-out prompts; the arena is on 48 others.
+The training judge is the population itself, with its probabilities. A run trains adapters of rank
+16, on 12 prompts x 2 responses of at most 40 tokens a step. Each method's rate is that of its best
+pilot on 24 held-out prompts; the arena is on 48 others.
 """
 
 from nash_jax import config
@@ -33,7 +33,7 @@ def base():
   """Returns the run that the methods share."""
   c = stories.get_config()
   c.model.update(preset="gemma3_270m", weights=WEIGHTS, tokenizer=f"{WEIGHTS}/tokenizer.model")
-  c.model.logit_chunk = 8  # of 262,144 logits a column
+  c.model.logit_chunk = 8  # a column has 262,144 logits
   c.model.lora.rank = 16
   c.judge.name = "population"
   c.prompts.update(batch_size=12, held_out=72)

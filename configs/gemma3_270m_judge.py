@@ -4,10 +4,10 @@ Question: how much of what people prefer do a pairwise judge and a reward learn 
 Command:  nash-jax fit --config=gemma3_270m_judge --workdir=runs/judge_a
           (:b for the other half of the pairs, :reward for Bradley-Terry, :reward,b). Then
           nash-jax agreement --config=gemma3_270m_judge:agreement --workdir=runs/agreement
-Data:     data/pairs_a.jsonl, data/pairs_b.jsonl and, held out, data/pairs_held.jsonl, as
-          docs/real_gemma.md makes them; the pretrained weights and their tokenizer.model lie in
-          weights/gemma-3-270m, as docs/weights.md says.
-Cost:     two minutes on one H200, most of them compiling.
+Data:     data/pairs_a.jsonl, data/pairs_b.jsonl and, held out, data/pairs_held.jsonl, made as in
+          docs/real_gemma.md; the pretrained weights and their tokenizer.model are in
+          weights/gemma-3-270m (see docs/weights.md).
+Cost:     two minutes on one H200, mostly compilation.
 Expected: docs/real_gemma.md
 """
 
@@ -20,7 +20,7 @@ EXPORTS = "runs/{loss}_{part}.safetensors"
 
 
 def model(c, weights=WEIGHTS):
-  """Makes a `model` group Gemma 3 270M, computing in bfloat16."""
+  """Sets a `model` group to Gemma 3 270M in bfloat16."""
   c.update(preset="gemma3_270m", weights=weights, tokenizer=f"{WEIGHTS}/tokenizer.model")
   c.dtype = "bfloat16"
 
@@ -44,7 +44,7 @@ def get_config(kind=""):
     c.template = "gemma"
   data(c.data)
   c.data.path = f"data/pairs_{part}.jsonl"
-  c.steps = 300  # three times over the pairs
+  c.steps = 300  # three epochs
   c.optimizer.update(learning_rate=1e-5, warmup_steps=20)
   c.evaluation.every = c.checkpoint.every = 50
   c.export, c.export_dtype = EXPORTS.format(loss=c.loss, part=part), "float32"
@@ -52,7 +52,7 @@ def get_config(kind=""):
 
 
 def agreement():
-  """Returns the config that has the four fits, and the model they come from, judge what is held."""
+  """Returns the config in which the four fits and the unfitted model judge the held-out pairs."""
   c = config.agreement()
   data(c.data)
   c.data.path = "data/pairs_a.jsonl"

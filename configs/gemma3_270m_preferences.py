@@ -1,10 +1,10 @@
-"""Gemma 3 270M, asked in its chat template, against a judge fitted to people's comparisons.
+"""Gemma 3 270M in its chat template, against a judge fitted to people's comparisons.
 
 Question: does a policy that NashMP trains against one fitted judge also please another one, fitted
           to other people's comparisons?
 Command:  nash-jax compare --config=gemma3_270m_preferences --workdir=runs/gemma3_270m_preferences
           after the fits of configs/gemma3_270m_judge.py, which make the two judges.
-Data:     data/prompts.jsonl, OpenAssistant's and self-instruct's, as docs/real_gemma.md makes it.
+Data:     data/prompts.jsonl, OpenAssistant's and self-instruct's, made as in docs/real_gemma.md.
 Cost:     on one H200 about a minute a run.
 Expected: docs/real_gemma.md
 """

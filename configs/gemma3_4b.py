@@ -1,6 +1,6 @@
 """NashMP on Gemma-3 4B, text only, judged by its own frozen start.
 
-Question: how far does a model come that is judged by itself, as it was at the start?
+Question: how far does a model get when its own start is the judge?
 Command:  nash-jax train --config=gemma3_4b --workdir=runs/gemma3_4b
           (:lora for adapters of rank 16, :smoke for tiny random models on a CPU). docs/true_size.md
           has every command from an empty machine on.
@@ -8,7 +8,7 @@ Cost:     34.0 of 95.73 GiB a chip and 1.7 s a step at best on v5p-8, by docs/pl
           nash-jax plan --config=gemma3_4b --topology=v5p-8.
 Expected: nothing is published for these models, and nothing has been run here yet.
 
-Everything is as in gemma2_2b.py but the judge: the policy's own weights before training.
+Everything is as in gemma2_2b.py, except the judge, which is the policy before training.
 """
 
 from nash_jax.configs import gemma2_2b

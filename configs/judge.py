@@ -6,7 +6,7 @@ Question: how much of a cyclic population can a small pairwise judge learn? And 
 Command:  nash-jax fit --config=judge --workdir=runs/judge
           --config.export=nash_jax/assets/stories/judge.safetensors
           nash-jax fit --config=judge:gpm --workdir=runs/gpm --config.export=runs/gpm.safetensors
-Data:     runs/votes/pairs.jsonl, of configs/votes.py; the last 1,000 pairs are held out.
+Data:     runs/votes/pairs.jsonl, from configs/votes.py; the last 1,000 pairs are held out.
 Expected: docs/judges.md
 """
 

@@ -1,9 +1,9 @@
 """Every method on the short-response game, each at the best learning rate of one grid.
 
-Question: whose last iterate is nearest the equilibrium, when cycles are mild and when strong?
+Question: whose last iterate is nearest the equilibrium, with mild and with strong cycles?
 Command:  nash-jax compare --config=short_compare:mild --workdir=runs/short_mild
-          (:strong; :mild,network and :strong,network for Gemma policies, the table beside them
-          under the same optimiser and rate; :smoke in half a minute)
+          (:strong; :mild,network and :strong,network for Gemma policies, with tabular ones under
+          the same optimiser and rate; :smoke in half a minute)
 Cost:     about half an hour of one CPU core, less with networks.
 Expected: docs/short_game.md
 """
@@ -12,7 +12,7 @@ from nash_jax import config
 from nash_jax.configs import short_game
 from nash_jax.objectives import algorithms
 
-# What methods need beside their name, the same budget of 512 responses a step for all.
+# What methods need besides their name; all have the same budget of 512 responses a step.
 NEEDS = {
   "egpo": {
     "algorithm.samples": 3,
@@ -29,7 +29,7 @@ def get_config(kind="mild"):
   b = short_game.get_config("mild" if strength == "smoke" else strength)
   runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in algorithms.ALGORITHMS]
   c = config.compare(b, runs, kinds=("tabular",))
-  # Plain gradient descent, as in the games: Adam's division would hide what the losses do.
+  # Plain gradient descent, as in the games, because Adam's division would hide what the losses do.
   b.optimizer = config.optimizer(name="sgd", clip_norm=1e9)
   c.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
   c.seeds = 5

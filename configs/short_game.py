@@ -1,11 +1,11 @@
-"""The short-response game: a Gemma whose 64 responses are enumerated, scored by the exact SubOpt.
+"""The short-response game: a Gemma with 64 possible responses, scored by the exact SubOpt.
 
-Question: how near the regularised equilibrium does a method bring a neural policy?
+Question: how close to the regularised equilibrium does a method bring a neural policy?
 Command:  nash-jax train --config=short_game --config.algorithm.name=online_dpo \\
             --workdir=runs/short   (short_game:strong for strong cycles and small beta)
 Cost:     a minute or two on two CPU cores.
-Expected: exact/suboptimality falls from the reference's to a tenth of it and less under nash_mp;
-          docs/short_game.md has every method's.
+Expected: with nash_mp, exact/suboptimality falls to a tenth of the reference's or less;
+          docs/short_game.md has all methods.
 """
 
 from nash_jax import config

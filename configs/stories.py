@@ -1,6 +1,6 @@
 """NashMP on the bundled storyteller against the bundled judge: the demo's run.
 
-Question: does a small policy move towards what a population with cyclic tastes prefers, when it is
+Question: does a small policy move towards what a population with cyclic tastes prefers, if it is
           trained only against a judge fitted to that population's votes?
 Command:  nash-jax train --config=stories --workdir=runs/stories
 Cost:     minutes on two CPU cores.

@@ -1,11 +1,11 @@
-"""The methods on the bundled storyteller: equal prompts, samples, judge and tuning, then an arena.
+"""All methods on the bundled storyteller: equal prompts, samples, judge and tuning, then an arena.
 
-Question: whom does a population with cyclic tastes prefer, when every method has been trained
-          against a judge fitted to its votes, each at its best learning rate?
+Question: whom does a population with cyclic tastes prefer, if every method is trained against a
+          judge fitted to its votes, each at its best learning rate?
 Command:  nash-jax compare --config=stories_compare --workdir=runs/stories_compare
-          (:paper for the five methods of NashMP's table alone, :smoke for a minute)
+          (:paper for only the five methods of NashMP's table, :smoke for a minute)
 Cost:     on two CPU cores 80 s a run; 5 x 6 runs for :paper, 15 x 6 for all.
-          All need a Bradley-Terry reward of the votes for rlhf, `nash-jax collect`, then
+          For all, rlhf needs a Bradley-Terry reward fitted to the votes: `nash-jax collect`, then
           nash-jax fit --config=judge --config.loss=reward --workdir=runs/reward
             --config.export=runs/reward.safetensors
 Expected: docs/compare.md.
@@ -16,7 +16,7 @@ from nash_jax.configs import stories
 from nash_jax.objectives import algorithms
 
 PAPER = ("nash_mp", "reg_self_play", "nash_md", "online_ipo", "online_dpo")
-# What methods need beside their name: 64 responses a step for all, egpo's in threes.
+# What methods need besides their name; all have 64 responses a step, egpo's in threes.
 NEEDS = {
   "egpo": {
     "algorithm.samples": 3,
@@ -34,7 +34,7 @@ NEEDS = {
 def get_config(size="all"):
   b = stories.get_config()
   b.steps = 40
-  # The first 64 of the held-out prompts tune, the last 96 decide.
+  # The first 64 held-out prompts tune, the last 96 decide.
   b.prompts.held_out, b.evaluation.prompts = 160, 64
   b.evaluation.every, b.checkpoint.every, b.checkpoint.keep = 20, 40, 1
   names = list(algorithms.ALGORITHMS) if size == "all" else list(PAPER)
@@ -50,7 +50,7 @@ def get_config(size="all"):
 
 
 def meet(c, prompts, most):
-  """Has a comparison's runs meet under the population on the last of the held-out prompts."""
+  """Adds an arena under the population on the last `prompts` held-out prompts, at most `most`."""
   for part in ("model", "prompts", "sampling"):
     c.arena[part] = c.base[part].copy_and_resolve_references()
   c.arena.model.weights, c.arena.model.lora.rank = "", 0  # each policy has its own, merged

@@ -1,6 +1,6 @@
 """Votes of the bundled population on pairs of the storyteller's own responses.
 
-Question: what does the population say of what the policy writes? (The judge is fitted to this.)
+Question: which of the policy's responses does the population prefer? (The judge is fitted to this.)
 Command:  nash-jax collect --config=votes --workdir=runs/votes
 """
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Several processes of nash-jax on this machine, as several hosts would run it.
+# Runs several nash-jax processes on this machine, as several hosts would.
 set -euo pipefail
 
 usage() {
   cat <<'EOF'
 usage: launch/local.sh N JOB [FLAG ...]
 
-N processes of `nash-jax JOB FLAG ...`, each with one CPU device (DEVICES=2 launch/local.sh ... for
-two). They find each other through the variables NASH_JAX_COORDINATOR (host:port of process 0),
-NASH_JAX_PROCESSES and NASH_JAX_PROCESS_ID. Lines of process i begin with [i]. Ctrl-C and SIGTERM go
-to all of them; where one fails the rest end too, within NASH_JAX_HEARTBEAT seconds (100), and its exit
-status is the script's.
+Runs N processes of `nash-jax JOB FLAG ...`, each with one CPU device (two with DEVICES=2
+launch/local.sh ...). They find each other through the variables NASH_JAX_COORDINATOR (host:port of
+process 0), NASH_JAX_PROCESSES and NASH_JAX_PROCESS_ID. Lines of process i start with [i]. Ctrl-C and
+SIGTERM go to all processes. If one fails, the others end within NASH_JAX_HEARTBEAT seconds (100),
+and the script exits with its status.
 
 example: launch/local.sh 2 train --config=stories --workdir=runs/two
 EOF
@@ -43,12 +43,12 @@ status=0
 while ((${#running[@]})); do
   code=0 ended=""
   wait -n -p ended "${!running[@]}" || code=$?
-  [[ -n ${ended-} ]] || continue # a signal came first
+  [[ -n ${ended-} ]] || continue # a signal interrupted the wait
   printf '[%s] ended with status %s\n' "${running[$ended]}" "$code"
   unset "running[$ended]"
   if ((code && !status)); then
     status=$code
-    # 75 is a run that was stopped, on all of them together.
+    # 75 means that the run stopped, on all processes together.
     ((code == 75)) || stop
   fi
 done

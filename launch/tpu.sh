@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# nash-jax on a TPU slice of Google Cloud; docs/tpu.md is the walkthrough.
+# Runs nash-jax on a TPU slice of Google Cloud; docs/tpu.md is the walkthrough.
 set -euo pipefail
-shopt -s inherit_errexit # a question to gcloud that fails is no answer
+shopt -s inherit_errexit # a failed gcloud query must not pass as an empty answer
 
 usage() {
   cat <<'EOF'
 usage: launch/tpu.sh COMMAND [OPTION ...] [-- JOB --config=NAME --workdir=gs://BUCKET/RUN ...]
 
 commands
-  create   ask for the slice: a queued resource, or at once with --node
-  wait     until the slice is ready
+  create   request the slice: as a queued resource, or immediately with --node
+  wait     wait until the slice is ready
   install  copy this checkout's last commit to every worker and install it there
-  each     run the command behind -- on every worker, in the checkout
-  start    run `nash-jax` with what stands behind -- on every worker
+  each     run the command after -- on every worker, in the checkout
+  start    run `nash-jax` with the arguments after -- on every worker
   logs     follow the log of worker 0 (or --worker=N, or --worker=all)
-  status   of the slice and of every worker's program
-  resume   after a preemption: what is needed of delete, create, wait, install and start
-  stop     every worker's program saves and ends
-  delete   give the slice back
+  status   show the state of the slice and of every worker's program
+  resume   after a preemption, do what is needed of delete, create, wait, install and start
+  stop     make every worker's program save and end
+  delete   release the slice
 
 options
-  --project=ID      or the variable TPU_PROJECT; always needed
-  --zone=ZONE       or the variable TPU_ZONE; always needed
-  --name=NAME       of the slice [nash-jax]
+  --project=ID      or the variable TPU_PROJECT; required
+  --zone=ZONE       or the variable TPU_ZONE; required
+  --name=NAME       name of the slice [nash-jax]
   --type=TYPE       accelerator type [v5litepod-16]
   --runtime=IMAGE   software version of the workers [the one for the type]
-  --node            no queue: an own node, or an error where none is free. Give it to every command
-  --spot            cheaper, may be preempted
-  --worker=N|all    whose log [0]
+  --node            no queue: a node of your own, or an error if none is free. Give it to every command
+  --spot            cheaper, but may be preempted
+  --worker=N|all    worker whose log to follow [0]
   --dry-run         print every command instead of running it
 
 example
@@ -78,12 +78,12 @@ parse() {
   [[ -n $project ]] || fail "no project: give --project=ID, or set TPU_PROJECT"
   [[ -n $zone ]] || fail "no zone: give --zone=ZONE such as us-west4-a, or set TPU_ZONE"
   [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-    fail "--name='$name': expected small letters, digits and hyphens, a letter first"
+    fail "--name='$name': expected lower-case letters, digits and hyphens, starting with a letter"
   [[ $worker =~ ^([0-9]+|all)$ ]] || fail "--worker='$worker': expected a number or all"
   case $command in
     start | resume) ((${#job[@]})) || fail "$command: expected -- JOB --config=NAME ..." ;;
     each) ((${#job[@]})) || fail "each: expected -- COMMAND ..." ;;
-    *) ((!${#job[@]})) || fail "$command: takes nothing behind --" ;;
+    *) ((!${#job[@]})) || fail "$command: takes nothing after --" ;;
   esac
   where=("--project=$project" "--zone=$zone")
   if [[ -z $runtime ]]; then
@@ -115,8 +115,8 @@ delete() {
   fi
 }
 
-# The state of the node, or of its request while it has none; nothing where neither exists. A list,
-# unlike describe, tells what is absent from what cannot be asked.
+# Prints the state of the node, or of its request while it has none, or nothing if neither exists. A
+# list, unlike describe, distinguishes an absent node from a failed query.
 state() {
   local found
   found=$(run gcloud compute tpus tpu-vm list "${where[@]}" \
@@ -139,7 +139,7 @@ wait_ready() {
     case $now in
       READY) return ;;
       '' | FAILED | SUSPEND* | PREEMPTED | TERMINATED | STOP* | DELETING)
-        fail "slice $name is ${now:-absent}: it will not become ready; resume makes another" ;;
+        fail "slice $name is ${now:-absent}: it will not become ready; resume creates another" ;;
     esac
     [[ $now == "$last" ]] || printf '%s is %s; waiting\n' "$name" "$now"
     last=$now
@@ -153,7 +153,7 @@ on() {
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$which" "--command=$*"
 }
 
-# A command line for a shell on the other side, every word as it is here.
+# Prints words quoted for the remote shell.
 quoted() {
   printf ' %q' "$@"
 }
@@ -177,7 +177,7 @@ start() {
 
 resume() {
   local now
-  if [[ -n $dry_run ]]; then # as after a preemption
+  if [[ -n $dry_run ]]; then # show the commands after a preemption
     state
     delete
     create
@@ -193,7 +193,7 @@ resume() {
         ;;
       '') create ;;
       FAILED | SUSPEND* | PREEMPTED | TERMINATED | STOP*)
-        printf '%s is %s: making another\n' "$name" "$now"
+        printf '%s is %s: creating another\n' "$name" "$now"
         delete
         create
         ;;

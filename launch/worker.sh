@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh has every worker do, in its copy of the checkout.
+# launch/tpu.sh runs this on every worker, in its copy of the checkout.
 #   install | start JOB FLAG ... | state | stop
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p runs/launch
 
 alive() {
-  # The number may be another process's after the machine was started anew.
+  # After a reboot, the number may belong to another process.
   [[ -s runs/launch/pid ]] &&
     grep -qa nash-jax "/proc/$(<runs/launch/pid)/cmdline" 2>/dev/null
 }
@@ -21,14 +21,13 @@ install() {
 
 start() {
   if alive; then
-    printf 'nash-jax is running already, process %s\n' "$(<runs/launch/pid)" >&2
+    printf 'nash-jax is already running, process %s\n' "$(<runs/launch/pid)" >&2
     exit 1
   fi
   rm -f runs/launch/exit
   printf '\n== %s:%s\n' "$(date -u +%FT%TZ)" "$(printf ' %q' nash-jax "$@")" >>runs/launch/log
-  # On a TPU jax.distributed finds the other workers itself; the port is one that Google's own
-  # firewall rule leaves open. The wrapper outlives a SIGTERM to the group, so that it can write
-  # how the program ended.
+  # On a TPU jax.distributed finds the other workers itself; Google's own firewall rule leaves this
+  # port open. The wrapper survives a SIGTERM to the group, so that it can write the exit status.
   export JAX_COORDINATOR_PORT=${JAX_COORDINATOR_PORT:-8476}
   NASH_JAX_COORDINATOR=auto setsid nohup bash -c \
     'trap : TERM; .venv/bin/nash-jax "$@"; echo $? >runs/launch/exit' nash-jax "$@" \
@@ -42,7 +41,7 @@ state() {
   elif [[ -s runs/launch/exit ]]; then
     local status
     status=$(<runs/launch/exit)
-    [[ $status != 75 ]] || status+=': stopped, the same command goes on'
+    [[ $status != 75 ]] || status+=': stopped, the same command resumes it'
     printf 'exited %s\n' "$status"
   else
     echo 'not running'

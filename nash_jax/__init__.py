@@ -1,14 +1,14 @@
 """Nash learning from human feedback in JAX.
 
-The jobs, each `run(config, workdir)`: train, fit, collect, sample, arena, compare. Modules are
-imported when they are first named, so `import nash_jax` costs nothing.
+Each job is a module with `run(config, workdir)`: train, fit, collect, sample, arena, compare and
+others. Modules are imported on first use, so `import nash_jax` costs nothing.
 """
 
 import importlib
 import types
 
 __version__ = "0.1.0"
-# Module by the name under which this package offers it.
+# {name in this package: module}
 _MODULES = {
   **{name: name for name in ("config", "fit", "games", "judges", "plan", "train", "weights")},
   **{

@@ -1,7 +1,7 @@
-"""Games of short responses: all of them are enumerated, and a policy's SubOpt_β is exact.
+"""Games of short responses, which can all be enumerated, so that a policy's SubOpt_β is exact.
 
-A response is L tokens out of a few, so there are A = tokens^L of them, in the order of the table
-judge: digits, the most significant first. The game is contextual: prompt i has context i % X.
+A response is L tokens, so there are A = tokens^L of them, in the order of the table judge: tokens
+are digits, the most significant first. The game is contextual: prompt i has context i % X.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from nash_jax.types import Mean, Params, Prompts, Responses
 from nash_jax.validation import asset_path, require
 
 Logprobs = Callable[..., tuple[Array, Array]]  # as policy.Policy.logprobs
-LogPolicy = Float[Array, "X A"]  # log-probabilities of all responses in every context, in nats
+LogPolicy = Float[Array, "X A"]  # log-probability of every response in every context, in nats
 
 
 def enumerate_responses(tokens: tuple[int, ...], length: int) -> Int[np.ndarray, "A L"]:
@@ -35,8 +35,8 @@ class Game(NamedTuple):
   """The game that a run trains on, with all its contexts (the prompts) and all its responses.
 
   Attributes:
-    p_win: P(y≻y'|x) of all pairs of responses.
-    responses: their tokens.
+    p_win: P(y≻y'|x) for all pairs of responses.
+    responses: the tokens of each response.
   """
 
   prompts: Prompts
@@ -50,8 +50,8 @@ class Game(NamedTuple):
     """Returns the game of a resolved run config over its held-out prompts.
 
     Raises:
-      ValueError: where responses cannot be enumerated as the actions of `judge.table`; a prompt
-        that has another context in `train`.
+      ValueError: the responses are not the actions of `judge.table`; a prompt has another context
+        in `train`.
     """
     sampling, p_win = config.sampling, table.load(asset_path(config.judge.table))
     num_tokens, length, actions = len(sampling.tokens), sampling.max_tokens, p_win.shape[1]
@@ -61,7 +61,7 @@ class Game(NamedTuple):
     require(fits, "evaluation.exact", expected, got, fix)
     first = config.judge.first_token
     digits = (*range(first, first + (config.judge.table_tokens or actions)),)
-    expected = f"{digits}, the digits that the judge reads: judge.first_token and those after it"
+    expected = f"{digits}, the judge's digits, which start at judge.first_token"
     require(sampling.tokens == digits, "sampling.tokens", expected, sampling.tokens, fix)
     if train is not None:
       _check_contexts(train, held_out, len(p_win))
@@ -78,7 +78,7 @@ class Game(NamedTuple):
 
   def log_equilibrium(self, log_ref: LogPolicy, beta: float) -> LogPolicy:
     """Returns log π* of the game regularised towards a reference with weight β."""
-    with jax.enable_x64(True):  # Newton's method ends at 1e-12
+    with jax.enable_x64(True):  # Newton's method stops at 1e-12
       p_win, ref = np.asarray(self.p_win, np.float64), np.exp(np.asarray(log_ref, np.float64))
       equilibrium = preference.equilibrium(p_win, ref / ref.sum(-1, keepdims=True), float(beta))
     return jnp.asarray(np.log(np.maximum(equilibrium, 1e-38)), jnp.float32)
@@ -86,23 +86,28 @@ class Game(NamedTuple):
   def metrics(
     self, logp: LogPolicy, log_ref: LogPolicy, log_equilibrium: LogPolicy, beta: float | Array
   ) -> dict[str, Mean]:
-    """Returns the means over contexts of SubOpt_β and of KL(π*‖π) in nats, by metric name."""
+    """Returns by metric name the means over contexts of three distances.
+
+    They are SubOpt_β, KL(π*‖π) in nats, and the gap max_y P(y≻π) − 1/2 of the game without β, which
+    is what methods that leave the reference aim to close.
+    """
     return {
       "exact/suboptimality": Mean.from_values(preference.gap(self.p_win, logp, log_ref, beta)),
       "exact/kl_to_equilibrium": Mean.from_values(preference.kl(log_equilibrium, logp)),
+      "exact/gap": Mean.from_values(preference.gap(self.p_win, logp, log_ref, 0.0)),
     }
 
 
 def _check_contexts(train: Examples, held_out: Examples, count: int) -> None:
-  """Raises ValueError for a prompt that is evaluated in another context than it is played in."""
+  """Raises ValueError if a prompt is evaluated in a context other than the one it is played in."""
   sides = (zip(p.columns["inputs"], p.columns["index"], strict=True) for p in (train, held_out))
   played, evaluated = ([(tuple(ids), index % count) for ids, index in side] for side in sides)
   contexts: dict[tuple[int, ...], set[int]] = {}
   for ids, context in played:
     contexts.setdefault(ids, set()).add(context)
   wrong = [context for ids, context in evaluated if context not in contexts.get(ids, {context})]
-  expected = f"prompts in those of the {count} contexts of judge.table in which they are played"
-  fix = "Contexts go by the place among all prompts: train on a multiple of their number."
+  expected = f"each prompt in the same one of judge.table's {count} contexts as in training"
+  fix = f"A prompt's context is its index modulo {count}: train on a multiple of {count} prompts."
   require(not wrong, "prompts.held_out_path", expected, f"contexts {wrong}", fix)
 
 
@@ -112,7 +117,7 @@ def make_metrics(
   """Returns params -> the exact metrics of a run's policy; see Game."""
   game, beta = Game.from_config(config, held_out, train), config.algorithm.beta
   log_ref = jax.jit(lambda params: game.log_policy(logprobs, params))(reference)
-  # On the host, because a function may not close over arrays that lie on several.
+  # On the host, because a function cannot close over arrays that are spread over hosts.
   log_ref = multihost_utils.process_allgather(log_ref, tiled=True)
   log_equilibrium = game.log_equilibrium(log_ref, beta)
 
@@ -127,8 +132,8 @@ def tabular_policy(
 ) -> tuple[Policy, Params]:
   """Returns a policy with one logit per context and response, and its parameters at a reference.
 
-  It is the yardstick for a network. The log-probability of a response is stored at its last token,
-  and mixtures are of the distributions over responses, not token by token.
+  It is the yardstick for a network. A response's log-probability is stored at its last token.
+  Mixtures are of the distributions over responses, not token by token.
   """
   all_responses = jnp.asarray(enumerate_responses(tokens, length))
   powers = len(tokens) ** np.arange(length)[::-1]
@@ -156,7 +161,7 @@ def tabular_policy(
         logp = jax.nn.log_softmax((1 - mixture) * policy + mixture * reference)
       sampling_logp = jax.nn.log_softmax(logp / behaviour_temperature)
       shape = (len(prompts.index), samples)
-      # By the inverse of the cumulative distribution: one random number a draw, not A.
+      # Inverse transform sampling takes one random number per draw, not A.
       cumulative = jnp.cumsum(jnp.exp(sampling_logp), axis=-1)[:, None]
       uniform = jax.random.uniform(key, shape)[..., None]
       last = sampling_logp.shape[-1] - 1

@@ -37,7 +37,7 @@ Loss = Callable[[Params, Any], dict[str, Mean]]
 def sft_loss(
   params: Params, batch: dict[str, jax.Array], *, model_config: gemma.GemmaConfig, options: dict
 ) -> dict[str, Mean]:
-  """Next-token cross-entropy, nats a token, over the tokens that `loss_mask` marks."""
+  """Next-token cross-entropy in nats per token, over the tokens of `loss_mask`."""
   logp, _ = logprobs.token_logprobs(params, model_config, batch["tokens"], batch["mask"], **options)
   counted = batch["loss_mask"][:, 1:]
   return {"loss": Mean.from_values(-logp, counted)}
@@ -61,18 +61,18 @@ def _make_loss(config, model_config: gemma.GemmaConfig, tokenizer: Tokenizer) ->
 def run(
   config: ConfigDict, workdir: checkpoint.Workdir, progress: bool = True
 ) -> dict[str, float | None]:
-  """Fits a model to texts, responses or preferences; resumes where the workdir left off.
+  """Fits a model to texts, responses or preferences; resumes from the workdir's last checkpoint.
 
   The best checkpoint by held-out loss is kept, and exported to `config.export` if that is set.
 
   Returns:
-    The held-out metrics of the exported weights, as rounded to `export_dtype`, or, without an
-    export, of the last ones; {} if nothing is held out, or if a signal stopped the run.
+    The held-out metrics of the exported weights as rounded to `export_dtype`; without an export, of
+    the last weights. {} if nothing is held out or a signal stopped the run.
 
   Raises:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
-    FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
-    OSError: the workdir can no longer be read or written; names the last good checkpoint.
+    FloatingPointError: the loss is not finite; names the step and the last good checkpoint.
+    OSError: the workdir cannot be read or written; names the last good checkpoint.
   """
   config, advice = resolve(config, "fit"), "Lower optimizer.learning_rate."
   setup, state = run_loop(config, workdir, set_up, _loop, PROGRESS_METRICS, progress, advice)
@@ -85,14 +85,14 @@ def run(
 
 
 class Setup(NamedTuple):
-  """Everything that a fit needs, compiled functions included; made by `set_up`.
+  """Everything that a fit needs, including compiled functions; made by `set_up`.
 
   Attributes:
-    reference: the base in which adapters learn, or None.
+    reference: the base that adapters are added to; None without adapters.
     state_spec: shapes and shardings of the state.
-    initial_state: makes the state in which a fresh fit starts.
+    initial_state: returns the state of a new fit.
     join: trained parameters -> the model's.
-    merge: trained parameters -> a plain model's, float32.
+    merge: trained parameters -> those of a plain model, float32.
     train_step: (state, batch) -> (state, metrics); the state is donated.
     evaluate: the model's parameters -> held-out metrics.
   """
@@ -111,12 +111,12 @@ class Setup(NamedTuple):
   evaluate: Callable[[Params], dict[str, Any]]
 
   def inputs(self) -> inputs.Inputs:
-    """Returns the checksums of what the fit has read."""
+    """Returns checksums of everything that the fit has read."""
     return inputs.of_fit(self.config)
 
 
 def set_up(config: ConfigDict) -> Setup:
-  """Sets up a fit from its resolved config: first the data, then weights, then functions."""
+  """Sets up a fit from its resolved config: data first, then weights, then functions."""
   tokenizer, model_config = tokenizer_and_model(config.model)
   data, held_out = load_preferences(config.data, tokenizer, config.seed)
   mesh, base_shapes = sharding.make_mesh(config.mesh), gemma.shapes(model_config)
@@ -128,7 +128,7 @@ def set_up(config: ConfigDict) -> Setup:
   adapted, head = config.model.lora.rank > 0, config.loss in judges.FITTED
   path, seed = config.model.weights, config.seed
   load = functools.partial(load_weights, path, model_config, seed, mesh=mesh, head=head)
-  # All computation with it is in this dtype, as with the reference of an online run.
+  # All computation with the base is in this dtype, so storing it in this dtype loses nothing.
   start = read_start(config.model, model_config, head)
   base = load(dtype=jnp.dtype(config.model.dtype)) if adapted else None
   step = jit(train_step, donate_argnums=1, out_shardings=(shardings, replicated))
@@ -145,7 +145,9 @@ def set_up(config: ConfigDict) -> Setup:
 
 
 def _make_step(config, loss: Loss) -> tuple[Callable, Callable, Callable]:
-  """Returns (init, join, train_step): base -> state; lora's join; (base, state, batch) -> ..."""
+  """Returns init: base -> state, lora's join, and train_step: (base, state, batch) -> (state,
+  metrics).
+  """
   tx = update.make_optimizer(config.optimizer, config.steps)
   learning_rate = update.make_schedule(config.optimizer, config.steps)
   init_params, join = lora.init_and_join(config)
@@ -174,7 +176,7 @@ def _make_step(config, loss: Loss) -> tuple[Callable, Callable, Callable]:
 
 
 def _tokens(batch: dict[str, Any]) -> jax.Array:
-  """Returns how many tokens a batch has: those that are predicted, or all of pairs and prompts."""
+  """Returns a batch's number of tokens: predicted ones, or all in prompts and pairs."""
   if "loss_mask" in batch:
     return jnp.sum(batch["loss_mask"][:, 1:])
   masks = (batch["prompts"].mask, batch["a_mask"], batch["b_mask"])
@@ -221,13 +223,12 @@ def _export(setup: Setup, workdir: checkpoint.Workdir) -> dict[str, float | None
 def _evaluate(
   loss: Loss, held_out: Examples, config, batch_sharding, tokenizer: Tokenizer, params: Params
 ) -> dict[str, Any]:
-  """Returns eval/ metrics over the held-out part, as device values."""
+  """Returns eval/ metrics over the held-out part, on the device."""
   size = config.data.batch_size
   total: dict[str, Mean] = {}
   num_bytes = 0
   for i in range(min(math.ceil(len(held_out) / size), config.evaluation.batches)):
-    # The last batch is filled with the first examples again, in the shape that is compiled; they
-    # do not count.
+    # The first examples fill the last batch to the compiled shape, but do not count.
     places = np.arange(i * size, (i + 1) * size)
     batch = held_out.all(places % len(held_out))
     real = places < len(held_out)

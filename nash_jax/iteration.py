@@ -1,4 +1,4 @@
-"""One iteration as compiled programs: sample, judge, train_step, copies; and an evaluation."""
+"""The compiled programs of an iteration (sample, judge, train_step, copies) and an evaluation."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Players = Callable[[TrainState, Params], dict[str, Any]]
 
 
 class Programs(NamedTuple):
-  """The programs of a run; all are jitted but `copies_due` and `apply_copies`.
+  """The programs of a run, all jitted except `copies_due` and `apply_copies`.
 
   Attributes:
     init: base -> TrainState.
@@ -31,11 +31,11 @@ class Programs(NamedTuple):
       number of tokens sampled).
     judge: (judge's params, prompts, responses, opponents, key) -> Verdict.
     train_step: (state, reference, Batch) -> (state, metrics); the state is donated.
-    copies_due: number of completed steps -> the copies to make then, mostly ().
-    apply_copies: (state, copies) -> state, by a jitted program a copy; what is overwritten is
-      donated.
-    evaluate: (state, reference, judge's params, prompts, key) -> (metrics, the first
-      `evaluation.texts` samples: arrays by name).
+    copies_due: number of completed steps -> the copies to make then, usually ().
+    apply_copies: (state, copies) -> state, with a jitted program per copy; the buffers it
+      overwrites are donated.
+    evaluate: (state, reference, judge's params, prompts, key) -> (metrics, arrays by name of the
+      first `evaluation.texts` samples).
   """
 
   init: Wrapped
@@ -48,7 +48,7 @@ class Programs(NamedTuple):
 
 
 class Shardings(NamedTuple):
-  """A tree of shardings each for state, reference and judge; one sharding for all batches."""
+  """The shardings of state, reference and judge, one a leaf, and one sharding for all batches."""
 
   state: TrainState
   reference: Params
@@ -65,11 +65,11 @@ def make_programs(
   mesh: jax.sharding.Mesh,
   exact_metrics: ExactMetrics | None = None,
 ) -> tuple[Programs, Shardings]:
-  """Returns the programs of a resolved config, from shapes alone: nothing is allocated.
+  """Returns the programs of a resolved config; needs only shapes and allocates nothing.
 
   Args:
     judge: its params may be `jax.ShapeDtypeStruct`s.
-    exact_metrics: params -> further metrics of an evaluation.
+    exact_metrics: params -> more metrics for an evaluation.
   """
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   rule = update.make_update(config, policy.logprobs)
@@ -101,7 +101,7 @@ def make_programs(
 
 
 def judge_mesh(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-  """Returns the judge's mesh, of the same devices: `judge.mesh` where it differs from `mesh`."""
+  """Returns the judge's mesh, over the same devices; `judge.mesh` may differ from `mesh`."""
   sizes = judge_mesh_sizes(config, mesh.size)
   return mesh if sizes == dict(mesh.shape) else sharding.make_mesh(sizes, mesh)
 
@@ -112,7 +112,7 @@ def make_sample(
   """Returns (state, reference, prompts, key) -> (responses, opponents or None, tokens sampled).
 
   Args:
-    players: (state, reference) -> parameters by player, as update.Update.players.
+    players: (state, reference) -> parameters by player; see update.Update.
   """
   method = algorithms.get(algorithm.name)
   (samples, opponent_samples), opponent = method.samples(algorithm), method.opponent
@@ -144,7 +144,7 @@ def _make_evaluate(
   distance: str,
   texts: int,
 ) -> Callable:
-  """Returns (state, reference, judge's params, prompts, key) -> (metrics, samples of `texts`)."""
+  """Returns (state, reference, judge's params, prompts, key) -> (metrics, `texts` samples)."""
   sample = policy.make_sampler(samples=1)
 
   def evaluate(state, reference, judge_params, prompts, key):
@@ -153,7 +153,7 @@ def _make_evaluate(
     opponents = sample(reference, prompts, jax.random.fold_in(key, 1))
     verdict = judge_fn(judge_params, prompts, responses, opponents).checked()
     tokens, mask = responses.tokens, responses.mask
-    # Both from one program: the sampler's own numbers differ from it by the rounding of bfloat16.
+    # Both come from one program: the sampler's own differ from these by bfloat16 rounding.
     logp, reference_logp = (
       policy.logprobs(p, prompts=prompts, tokens=tokens, mask=mask)[0] for p in (params, reference)
     )

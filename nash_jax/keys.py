@@ -1,4 +1,4 @@
-"""Random keys by purpose and step: a resumed run draws what it would have drawn."""
+"""Random keys by purpose and step, so that a resumed run draws the same numbers."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""The `nash-jax` command: one sub-command a job."""
+"""The `nash-jax` command, with one sub-command per job."""
 
 import ast
 import contextlib
@@ -18,40 +18,48 @@ from typing import Any
 
 from nash_jax.validation import file_name, one_of, require
 
-# Job: (module whose run(config, workdir) does it, its default config, a description).
+# {job: (module with run(config, workdir), default config, description)}
 JOBS = {
   "train": ("train", "stories", "fine-tune a policy online against a judge"),
-  "fit": ("fit", "storyteller", "supervised: next token, pairwise judge, reward model"),
-  "collect": ("jobs.collect", "votes", "sample pairs of responses and have a judge vote"),
-  "convert": ("jobs.convert", "convert", "records of other programs, written as ours"),
-  "sample": ("jobs.sample", "sample", "print continuations, interactive or from a file"),
-  "arena": ("jobs.arena", "arena", "policies against policies: win rates and intervals"),
-  "agreement": ("jobs.agreement", "agreement", "judges beside people's own comparisons"),
-  "vote": ("jobs.vote", "vote", "a page on which people judge pairs of responses"),
-  "export": ("jobs.export", "export", "a run as a folder that transformers loads, with its card"),
-  "compare": ("jobs.compare", "short_compare", "methods side by side, each at its best rate"),
-  "sweep": ("jobs.compare", "ablations/kappa", "an ablation: kappa, beta or eta"),
-  "plan": ("plan", "gemma2_2b", "memory and time of a run on TPUs that you need not have"),
-  "short_game": ("jobs.short_game", "short_game", "draw the short games and their reference"),
-  "games": ("games.study", "games/theorem", "exact games: solvers, rates, figures"),
+  "fit": ("fit", "storyteller", "train on data: next token, pairwise judge or reward model"),
+  "collect": ("jobs.collect", "votes", "sample pairs of responses, and let a judge vote on them"),
+  "convert": ("jobs.convert", "convert", "convert records of other programs to ours"),
+  "sample": ("jobs.sample", "sample", "continue prompts, typed or from a file"),
+  "arena": ("jobs.arena", "arena", "compare policies: win rates with intervals"),
+  "agreement": ("jobs.agreement", "agreement", "compare judges with people's own comparisons"),
+  "vote": ("jobs.vote", "vote", "serve a page on which people judge pairs of responses"),
+  "export": (
+    "jobs.export",
+    "export",
+    "export a run as a folder for transformers, with a model card",
+  ),
+  "compare": ("jobs.compare", "short_compare", "compare methods, each at its best learning rate"),
+  "sweep": ("jobs.compare", "ablations/kappa", "run an ablation: kappa, beta or eta"),
+  "plan": ("plan", "gemma2_2b", "plan memory and time of a run on TPUs that you need not have"),
+  "short_game": (
+    "jobs.short_game",
+    "short_game",
+    "make the bundled short games and their reference policy",
+  ),
+  "games": ("games.study", "games/theorem", "study exact games: solvers, rates, figures"),
   "demo": ("jobs.demo", "stories", "train the bundled storyteller, then run the arena"),
 }
 
-MULTI_PROCESS = ("train", "fit")  # jobs that several processes do together
-RESUMED = ("train", "fit", "demo")  # jobs whose run a signal stops between two steps
-# Exit statuses: of bad input; of a run that is stopped, not finished (EX_TEMPFAIL of sysexits.h).
+MULTI_PROCESS = ("train", "fit")  # jobs that may run as several processes
+RESUMED = ("train", "fit", "demo")  # jobs that stop between two steps on a signal
+# Exit statuses of bad input and of a run that was stopped (EX_TEMPFAIL of sysexits.h).
 BAD_INPUT, STOPPED = 2, 75
-# Jobs that take the config of another job.
+# Jobs that take another job's config.
 CONFIG_OF = {"sweep": "compare", "plan": "train", "short_game": "train", "demo": "train"}
 
-# Flags of a job instead of --workdir, since it writes nothing there: (default, help).
+# Flags of jobs that have no --workdir, since they write nothing there: {flag: (default, help)}.
 FLAGS = {
-  "plan": {"topology": ("v5e:4x4", "A TPU topology, v5e:4x4 or v5e-16; local for this machine."),
-           "json": ("", "File for the plan as JSON.")},
+  "plan": {"topology": ("v5e:4x4", "TPU topology, such as v5e:4x4 or v5e-16; local: this machine."),
+           "json": ("", "A file for the plan as JSON.")},
   "convert": {}, "export": {},
 }  # fmt: skip
 
-# Fields of a job that are also flags: --realign=1.5 is --config.realign=1.5.
+# Flags that set a field of the config: --realign=1.5 is --config.realign=1.5.
 SHORT_FLAGS = {
   "convert": {"from": "source", "to": "output"} | {x: x for x in ("task", "bad", "seed")},
   "export": {
@@ -67,12 +75,12 @@ SHORT_FLAGS = {
 def _config_folder() -> pathlib.Path:
   spec = importlib.util.find_spec("nash_jax.configs")
   if spec is None:
-    raise ValueError("configs: expected nash_jax installed with them; pip install --editable .")
+    raise ValueError("configs: not found; install nash_jax with `pip install --editable .`")
   return pathlib.Path(str(spec.origin)).parent
 
 
 def config_names() -> list[str]:
-  """Returns the names of the configs that come with nash_jax, such as "ablations/kappa"."""
+  """Returns the names of the bundled configs, such as "ablations/kappa"."""
   folder = _config_folder()
   files = (path.relative_to(folder) for path in folder.rglob("*.py") if path.stem != "__init__")
   return sorted(path.with_suffix("").as_posix() for path in files)
@@ -97,7 +105,7 @@ def usage() -> str:
   return (
     "usage: nash-jax JOB --config=NAME [--config.FIELD=VALUE ...] --workdir=FOLDER\n\n"
     f"jobs:\n{jobs}\n\n"
-    f"configs: {', '.join(config_names())}; or a file of your own, --config=FILE.py.\n"
+    f"configs: {', '.join(config_names())}; or your own file, --config=FILE.py.\n"
     "`nash-jax JOB --help` lists the flags of a job and the fields of its config.\n"
     "Example: nash-jax train --config=stories --config.algorithm.beta=0.05 --workdir=runs/x\n"
   )
@@ -111,7 +119,7 @@ def run() -> None:
     print(usage(), end="")
     return
   if job not in JOBS:
-    print(f"nash-jax: no job {job!r}; jobs are {', '.join(JOBS)}", file=sys.stderr)
+    print(f"nash-jax: no job {job!r}; the jobs are {', '.join(JOBS)}", file=sys.stderr)
     sys.exit(BAD_INPUT)
   keep_compiled_programs()
   try:
@@ -119,7 +127,7 @@ def run() -> None:
   except (ValueError, OSError, FloatingPointError) as error:
     from absl import logging
 
-    # What the user can mend is one line; a traceback would bury it: --verbosity=1 shows it.
+    # The user needs only this line, which a traceback would bury; --verbosity=1 shows both.
     logging.debug("the job failed", exc_info=True)
     print(f"nash-jax {job}: {error}", file=sys.stderr)
     sys.exit(BAD_INPUT if isinstance(error, ValueError) else 1)
@@ -129,22 +137,23 @@ def run() -> None:
 
 
 def keep_compiled_programs() -> None:
-  """Has jax, not yet imported, keep what it compiles in the user's cache, unless it is told where.
+  """Sets jax's compilation cache to the user's cache folder, unless the environment sets it.
 
-  A folder a host: on another processor a program for this one may not run.
+  Call it before jax is imported. Every host has its own folder, because a program compiled here may
+  not run on another processor.
   """
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   folder = os.path.join(home, "nash_jax", file_name(socket.gethostname()))
   if "JAX_COMPILATION_CACHE_DIR" in os.environ or not os.path.isabs(folder):
     return
-  with contextlib.suppress(OSError):  # without a place to keep them each run compiles again
+  with contextlib.suppress(OSError):  # without a cache, each run compiles again
     os.makedirs(folder, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
 
 
 def _expand_arguments(job: str, arguments: list[str]) -> list[str]:
-  """Returns the arguments with short flags and the names of configs written out."""
+  """Returns the arguments with short flags and names of configs expanded."""
   expanded = []
   for previous, argument in zip(["", *arguments], arguments, strict=False):
     name, equals, value = argument.removeprefix("--").partition("=")
@@ -158,12 +167,12 @@ def _expand_arguments(job: str, arguments: list[str]) -> list[str]:
 
 
 def _join_processes() -> None:
-  """Makes this process one of several, as launch/ sets the environment.
+  """Joins the processes that the environment describes; launch/ sets it.
 
-  NASH_JAX_COORDINATOR is host:port, or "auto" on TPU slices, which know it; NASH_JAX_PROCESSES is
-  the number of processes and NASH_JAX_PROCESS_ID the index of this one. A process that is silent
-  for NASH_JAX_HEARTBEAT seconds (100) counts as dead, and the others stop; they wait three times
-  as long for one that has not come yet.
+  NASH_JAX_COORDINATOR is host:port, or "auto" on TPU slices, which know it. NASH_JAX_PROCESSES is
+  the number of processes, and NASH_JAX_PROCESS_ID the index of this one. If a process sends no
+  heartbeat for NASH_JAX_HEARTBEAT seconds (100), it counts as dead and the others stop. At the
+  start they wait three times as long for each other.
   """
   coordinator = os.environ.get("NASH_JAX_COORDINATOR", "")
   if not coordinator:
@@ -181,16 +190,16 @@ def _join_processes() -> None:
       count, index = (int(os.environ[name]) for name in names)
     except (KeyError, ValueError) as error:
       raise ValueError(
-        f"{' and '.join(names)}: expected whole numbers beside NASH_JAX_COORDINATOR, got {error}."
+        f"{' and '.join(names)}: expected whole numbers with NASH_JAX_COORDINATOR, got {error}."
         " launch/local.sh sets all three."
       ) from error
     jax.distributed.initialize(coordinator, count, index, **patience)
-  faulthandler.disable()  # where another died, jax says so and aborts: a dump would bury it
+  faulthandler.disable()  # its dump would bury what jax says when another process died
 
 
 @contextlib.contextmanager
 def _leave_at_once(job: str) -> Iterator[None]:
-  """Ends one of several processes at once if it fails: the others wait for its part."""
+  """Ends a process at once if it fails and is one of several, since the others wait for it."""
   if not os.environ.get("NASH_JAX_COORDINATOR"):
     yield
     return
@@ -200,27 +209,27 @@ def _leave_at_once(job: str) -> Iterator[None]:
 
   index, count = jax.process_index(), jax.process_count()
   if index:
-    logging.set_verbosity(logging.WARNING)  # the first one speaks for all
+    logging.set_verbosity(logging.WARNING)  # process 0 logs for all
   try:
     if count > 1 and job not in MULTI_PROCESS:
       jobs = ", ".join(MULTI_PROCESS)
-      raise ValueError(f"expected one process, got {count}; on several run {jobs}")
+      raise ValueError(f"expected one process, got {count}; only {jobs} run on several")
     yield
   except BaseException as error:
     if not isinstance(error, ValueError):
       traceback.print_exc()
     print(
       f"nash-jax {job}: {error}\nprocess {index} of {count} stops. If another failed first, its log"
-      " says why. The same command goes on from the last checkpoint.",
+      " says why. The same command resumes from the last checkpoint.",
       file=sys.stderr,
       flush=True,
     )
-    # Without Python's own exit, which would wait for the others at a barrier.
+    # Python's own exit would wait for the others at a barrier.
     os._exit(2 if isinstance(error, ValueError) else 1)
 
 
 def _run_job(job: str, arguments: list[str]) -> None:
-  # absl's flags are global: they are defined only once a job is known.
+  # absl's flags are global, so they are defined only once the job is known.
   from absl import app, flags, logging
   from ml_collections import config_flags
 
@@ -229,7 +238,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
 
   module, default, description = JOBS[job]
   with _as_value_error(job):
-    text, argv = f"Name or file of the run's config (default {default}).", ["nash-jax", *arguments]
+    text, argv = f"Name or file of the config (default {default}).", ["nash-jax", *arguments]
     config = config_flags.DEFINE_config_file(
       "config", config_file(default), text, lock_config=False, sys_argv=argv
     )
@@ -239,12 +248,12 @@ def _run_job(job: str, arguments: list[str]) -> None:
   def parse(argv):
     with _as_value_error(job):
       rest = flags.FLAGS(argv)
-      list(config.value)  # a file that could not be read says so only when it is used
+      list(config.value)  # a config file that cannot be read fails only when used
     return rest
 
   def main(rest):
     if rest[1:]:
-      raise app.UsageError(f"unexpected argument {rest[1]!r}; fields are --config.NAME=VALUE")
+      raise app.UsageError(f"unexpected argument {rest[1]!r}; set fields with --config.NAME=VALUE")
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
@@ -255,7 +264,7 @@ def _run_job(job: str, arguments: list[str]) -> None:
     require(got == expected, "config.job", expected, got, f"Run it with `nash-jax {got}`.")
     with contextlib.ExitStack() as on_exit:
       on_exit.enter_context(_leave_at_once(job))
-      if job == "games":  # which import nothing of run/; other jobs hold their workdirs themselves
+      if job == "games":  # games/ imports nothing of run/; other jobs lock their own workdirs
         from nash_jax.run import files, lock
 
         on_exit.enter_context(lock.hold(files.make_folder(others[0].value)))
@@ -279,9 +288,9 @@ def _run_job(job: str, arguments: list[str]) -> None:
 
 
 def _shorten(record: Any) -> bool:
-  """Lets through this program's own messages, and libraries' warnings without their tracebacks.
+  """Passes this program's own messages, and libraries' warnings without their tracebacks.
 
-  Orbax reports every read, and a failed save once for each of its tasks; its error is raised again.
+  Orbax logs every read, and a failed save once for each of its tasks; its error is raised anyway.
   """
   if record.pathname.startswith(os.path.dirname(__file__)):
     return True
@@ -290,7 +299,7 @@ def _shorten(record: Any) -> bool:
 
 
 def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
-  """Says in a line why a thread ended; what needs its work raises the error again."""
+  """Logs in one line why a thread ended; the code that needs its result raises the error again."""
   from absl import logging
 
   name = failed.thread.name if failed.thread else "unknown"
@@ -300,7 +309,7 @@ def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
 
 
 def _leave_curves(workdir: str) -> None:
-  """Draws the metrics of a run that ends, in a folder of this machine, in curves.png."""
+  """Draws curves.png from the metrics of a run that ended, if its workdir is on this machine."""
   import jax
   from absl import logging
 
@@ -311,26 +320,26 @@ def _leave_curves(workdir: str) -> None:
   try:
     report.curves(workdir)
   except (OSError, ValueError) as error:
-    logging.warning("%s/curves.png is not drawn: %s", workdir, error)
+    logging.warning("%s/curves.png could not be drawn: %s", workdir, error)
 
 
 def _exit_status(steps: int, workdir: str) -> int:
-  """Returns 0 if a run has got to its end; else STOPPED, and says so in the last line."""
+  """Returns 0 if a run reached its last step; otherwise prints a line and returns STOPPED."""
   from nash_jax.run import checkpoint
 
   if (step := checkpoint.newest_step(workdir)) >= steps:
     return 0
-  for number in (signal.SIGTERM, signal.SIGHUP):  # everything is saved: this is the end already
+  for number in (signal.SIGTERM, signal.SIGHUP):  # everything is saved, and the process is ending
     signal.signal(number, signal.SIG_IGN)
-  line = f"stopped at step {step} of {steps}; the same command goes on"
-  with contextlib.suppress(OSError):  # a terminal that is gone
+  line = f"stopped at step {step} of {steps}; the same command resumes it"
+  with contextlib.suppress(OSError):  # the terminal is gone
     print(line, file=sys.stderr, flush=True)
   return STOPPED
 
 
 @contextlib.contextmanager
 def _as_value_error(job: str) -> Iterator[None]:
-  """Raises ValueError instead of what ml_collections and absl raise for bad flags."""
+  """Turns the errors that ml_collections and absl raise for bad flags into ValueError."""
   from absl import flags
 
   try:
@@ -339,7 +348,7 @@ def _as_value_error(job: str) -> Iterator[None]:
     text = str(error)
     if isinstance(error, AttributeError | KeyError):
       with contextlib.suppress(SyntaxError, ValueError):
-        text = str(ast.literal_eval(text))  # the repr that is a KeyError's text
+        text = str(ast.literal_eval(text))  # a KeyError's text is a repr
       text = f"the config has no such field: {text}"
     text = " ".join(text.replace("\\n", " ").split())
     raise ValueError(f"{text} (`nash-jax {job} --help` lists the fields)") from error

@@ -1,4 +1,4 @@
-"""A policy, from a run's config: tokenizer, architecture, weights, log-probabilities, samplers."""
+"""A policy from a run's config: tokenizer, architecture, weights, log-probabilities, samplers."""
 
 import functools
 import os
@@ -22,11 +22,11 @@ from nash_jax.types import Logprobs, Params
 from nash_jax.validation import asset_path, one_of, require
 from nash_jax.weights import adapters
 
-_DTYPES = ("float32", "bfloat16", "float16")  # that a run's base may be held in
+_DTYPES = ("float32", "bfloat16", "float16")  # of a run's base in memory
 
 
 class Policy(NamedTuple):
-  """How responses are sampled and get their log-probabilities, whatever the parameters.
+  """How to sample responses and evaluate their log-probabilities, for any parameters.
 
   Attributes:
     make_sampler: (samples=, mixture=, behaviour_temperature=) -> sampler.Sample.
@@ -40,7 +40,7 @@ def tokenizer_and_model(model) -> tuple[Tokenizer, GemmaConfig]:
   """Returns the tokenizer and the architecture of the `model` part of a config.
 
   Raises:
-    ValueError: no such tokenizer or preset, or a tokenizer with more pieces than the model's rows.
+    ValueError: an unknown tokenizer or preset; a tokenizer with more pieces than the model's rows.
   """
   tokenizer = Tokenizer(asset_path(model.tokenizer), model.template)
   model_config = gemma.preset(model.preset, **model.changes)
@@ -49,7 +49,7 @@ def tokenizer_and_model(model) -> tuple[Tokenizer, GemmaConfig]:
 
 
 def config_of_run(saved: dict[str, Any]) -> dict[str, Any]:
-  """Returns a run's config as jobs take it, from its JSON: names of attention become the types."""
+  """Returns a run's config as jobs take it from its JSON, with attention types for their names."""
   changes = dict(saved["model"].get("changes") or {})
   if "attention_types" in changes:
     kinds = {kind.name: kind for kind in (gemma.LOCAL, gemma.GLOBAL)}
@@ -77,12 +77,12 @@ def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig
 
 
 def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Bool[Array, "V"]:
-  """Returns which ids no policy may sample."""
+  """Returns a mask of the ids that no policy may sample."""
   forbidden = tokenizer.forbidden(model_config.num_embed)
   allowed = np.asarray(sampling.tokens, int)
   if not len(allowed):
     return jnp.asarray(forbidden)
-  expected = f"ids below the tokenizer's {tokenizer.size} pieces, none of a marker or of padding"
+  expected = f"ids below the tokenizer's {tokenizer.size} pieces, without markers and padding"
   unknown = allowed[~np.isin(allowed, np.flatnonzero(~forbidden))].tolist()
   fix = "Leave it empty to allow every piece."
   require(not unknown, "sampling.tokens", expected, unknown, fix)
@@ -90,10 +90,11 @@ def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Boo
 
 
 class WeightsSource(NamedTuple):
-  """Where weights are read from: a path, and of a run's workdir which field and step.
+  """Where weights are read from.
 
   Attributes:
-    field: "params" or "target"; "" where the spec names no part of a run.
+    path: a file, a folder, or a run's workdir.
+    field: "params" or "target" of a run; "" if the spec names neither.
     step: digits, or "best"; "" for the newest checkpoint.
   """
 
@@ -103,10 +104,15 @@ class WeightsSource(NamedTuple):
 
 
 def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
-  """Returns what a spec of `load_weights` names: a path that exists as it is, "@" and all.
+  """Returns where a spec of `load_weights` points.
+
+  A path that exists is taken as it is, even if it contains "@".
+
+  Args:
+    what: the name of the spec in errors.
 
   Raises:
-    ValueError: naming `what`, for a part that no run has, or a part of what is no run.
+    ValueError: an unknown field or step after "@", or no run before it.
   """
   whole = asset_path(spec)
   path, _, part = whole.rpartition("@")
@@ -123,23 +129,23 @@ def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
 
 
 def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable[[Params], Params]:
-  """Returns what joins a base with the adapters of `model.lora.init`, which are read now.
+  """Returns base -> base joined with the adapters of `model.lora.init`, for `lora.init`.
 
-  Where there are none, it returns the base. The result is for lora.init.
+  The adapters are read immediately. Without any, the function returns the base itself.
 
   Args:
-    model: that part of a config.
-    head: a reward model is trained, whose head may be among them.
+    model: the `model` part of a config.
+    head: whether a reward model is trained, whose adapters may include a head.
 
   Raises:
-    ValueError: a folder that is not PEFT's, of another model, or of a greater rank.
+    ValueError: the folder is not PEFT's, or its adapters are of another model or a larger rank.
   """
   rank = model.lora.rank
   if not (rank and model.lora.init):
     return lambda base: base
   scale = model.lora.alpha / rank
   start = adapters.read(asset_path(model.lora.init), model_config, rank, scale)
-  fix = "Start a reward model from these: loss = reward."
+  fix = "Set loss=reward to start a reward model from them."
   expected = "adapters of a language model"
   require(head or "head" not in start, "model.lora.init", expected, "a reward model's", fix)
   return lambda base: lora.join(base, start, 1.0)
@@ -148,15 +154,15 @@ def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable
 def load_adapters(
   spec: str, model_config: GemmaConfig, head: Params | None = None
 ) -> tuple[Params, float, int]:
-  """Returns a LoRA run's adapters, their alpha, and their step; the base is not read.
+  """Returns a LoRA run's adapters, their alpha, and their step, without reading the base.
 
   Args:
-    head: shapes of the head that is among them, where the run is a judge's.
+    head: shapes of the head that the run trained with them, if it trained one.
   """
   source = parse_weights(spec)
   adapted = _read_lora(source.path)
-  fix = "A run of the whole model has none: export that."
-  require(adapted is not None, "run", "one of model.lora.rank > 0", spec, fix)
+  fix = "A run without adapters is exported as a whole model."
+  require(adapted is not None, "run", "one with model.lora.rank > 0", spec, fix)
   assert adapted
   base = gemma.shapes(model_config)
   if head:
@@ -167,14 +173,14 @@ def load_adapters(
 
 
 def _restore(source: WeightsSource, shapes: Params) -> tuple[Params, int]:
-  """Returns a part of a run's state, and its step."""
+  """Returns a field of a run's state, and its step."""
   step = int(source.step) if source.step.isdigit() else None
   field, best = source.field or "params", source.step == "best"
   return checkpoint.restore_part(source.path, field, shapes, step, best)
 
 
 def load_weights(spec: str, model_config: GemmaConfig, *args: Any, **options: Any) -> Params:
-  """Returns the parameters of `load_weights_and_step`, whose arguments it takes."""
+  """Returns the parameters of `load_weights_and_step`; takes the same arguments."""
   return load_weights_and_step(spec, model_config, *args, **options)[0]
 
 
@@ -187,19 +193,18 @@ def load_weights_and_step(
   *,
   head: bool = False,
 ) -> tuple[Params, int | None]:
-  """Returns parameters from a file or a run, or random ones for "", and the step of a run's.
+  """Returns parameters from a file or run, and the step if they are a run's.
 
   Args:
-    spec: what weights.load takes, "assets:...", a folder of PEFT's adapters, which are merged into
-      the weights that its config names, or a run's workdir: "runs/x" (its newest params),
-      "runs/x@target", "runs/x@params:50", "runs/x@params:best". Adapters that the run trained are
-      merged into the weights that it adapted.
-    mesh: on which the parameters are laid out as they load; default the first device.
-    head: keep the head that a reward model's file has.
+    spec: "" for random parameters; what weights.load takes; "assets:..."; a folder of PEFT
+      adapters; or a run's workdir: "runs/x" (newest params), "runs/x@target", "runs/x@params:50",
+      "runs/x@params:best". Adapters are merged into their base.
+    mesh: the mesh to lay the parameters out on; by default the first device.
+    head: keep the head of a reward model's file.
 
   Raises:
-    ValueError: no such weights, or ones of another shape (the first difference is named); adapters
-      whose base has changed.
+    ValueError: weights that do not exist or have another shape (names the first difference);
+      adapters whose base has changed.
   """
   shardings = None if mesh is None else sharding.shardings(gemma.shapes(model_config), mesh)
 
@@ -219,7 +224,7 @@ def load_weights_and_step(
 
 
 def _load_adapted(path: str, model_config: GemmaConfig, seed, dtype, mesh, shardings) -> Params:
-  """Returns the model that a folder of PEFT's adapters makes of its base, which lies here."""
+  """Returns a folder of PEFT adapters merged into its base, which must be on this machine."""
   start, base = adapters.read(path, model_config), adapters.base_of(path)
   what = f"{os.path.join(path, adapters.CONFIG)}: base_model_name_or_path"
   fix = "Write the path of the base's weights there."
@@ -247,7 +252,7 @@ def _load_from_run(
     try:
       base = load_weights(adapted.model.weights, model_config, adapted.seed, mesh=mesh)
     except ValueError as error:
-      raise ValueError(f"run {path}, whose adapters need model.weights: {error}") from error
+      raise ValueError(f"run {path}: its adapters need model.weights: {error}") from error
     checkpoint.verify_base(path, gemma.cast(base, adapted.model.dtype))
   if mesh is not None:
     shapes = sharding.abstract(shapes, sharding.shardings(shapes, mesh))
@@ -263,7 +268,7 @@ def _load_from_run(
 
 
 def _read_lora(workdir: str) -> ConfigDict | None:
-  """Returns what a run's config says of its adapters and what they adapt; None without adapters."""
+  """Returns the parts of a run's config on its adapters and their base; None without adapters."""
   config = checkpoint.read_config(workdir)
   if not config:
     return None
@@ -281,7 +286,7 @@ def _read_lora(workdir: str) -> ConfigDict | None:
     found = {"model": {**base, "lora": {"rank": rank, "alpha": alpha}}, "seed": int(config["seed"])}
   except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
     raise ValueError(
-      f"{os.path.join(workdir, 'config.json')}: expected a run's config, with its seed, model.lora,"
-      f" model.weights and model.dtype, got {error!r:.80}: restore it"
+      f"{os.path.join(workdir, 'config.json')}: expected a run's config with seed, model.lora,"
+      f" model.weights and model.dtype, got {error!r:.80}: restore the file"
     ) from error
   return ConfigDict(found)

@@ -12,17 +12,17 @@ from typing import Any
 from nash_jax.run import files
 from nash_jax.validation import printable, require
 
-FEW = 10  # prompts below which a win rate cannot be clear of one half at 99.7%: 2 / 2^9 > .003
+FEW = 10  # with fewer prompts no win rate differs from one half at 99.7%: 2 / 2^9 > .003
 # Why a cell has no length-controlled win rate.
 REFUSED = {
   "few": "fewer than 50 prompts",
-  "overlap": "on more than nine tenths of the pairs one side is the longer one: equal length would"
-  " lie beyond what was seen",
-  "length": "that the longer response wins, or the shorter, tells nine tenths of the verdicts'"
-  " variance: nothing else can be seen",
+  "overlap": "one side is longer on more than nine tenths of the pairs, so equal length would be an"
+  " extrapolation",
+  "length": "length alone explains nine tenths of the verdicts' variance, so nothing else can be"
+  " seen",
 }
 Cells = dict[str, dict[str, dict[str, Any]]]  # {row: {column: a cell of jobs.arena}}
-# A panel for each quantity: (title, label of the axis, {metric: its label}, line to compare with).
+# Panels of a figure: (title, y-axis label, {metric: label}, baseline).
 PANELS = (
   ("Win rate against the reference", "win probability",
    {"eval/win_rate_vs_reference": "held-out prompts"}, 0.5),
@@ -34,15 +34,15 @@ PANELS = (
   ("Training pairs won by y", "P(y ≻ y')", {"p_win": "training"}, 0.5),
   ("Accuracy", "share right", {"accuracy": "training", "eval/accuracy": "held out"}, None),
 )  # fmt: skip
-# Curves of held-out and of training metrics; the colours are safe for the colour-blind.
+# Styles of held-out and training curves; the colours suit colour-blind readers.
 HELD_OUT: dict[str, Any] = {"color": "#d55e00", "linewidth": 2, "marker": "o", "markersize": 4}
 TRAINING: dict[str, Any] = {"color": "#7fa7c9", "linewidth": 1}
-# What Markdown would act on; _ within a word it leaves alone.
+# What Markdown interprets; it ignores _ inside a word.
 _MARKUP = re.compile(r"[\\`*|\[\]<>~#$&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-  """Returns a number below one as the paper prints it, ".717"; "—" for None or NaN."""
+  """Returns a number as the paper prints it, such as ".717"; "—" for None, NaN and infinities."""
   if value is None or not math.isfinite(value):
     return "—"
   text = f"{value:.{digits}f}"
@@ -52,7 +52,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
   """Returns a Markdown table whose columns also line up on a terminal.
 
-  Cells are Markdown (names go through `escaped`); none can end its cell or its line.
+  Cells are Markdown; pass names through `escaped`. No cell can break its row.
   """
   table = [[_as_cell(str(cell)) for cell in row] for row in (header, *rows)]
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -62,17 +62,17 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def escaped(name: str) -> str:
-  """Returns Markdown that shows a name as it is, on one line."""
+  """Returns Markdown that shows a name literally, on one line."""
   return _MARKUP.sub(r"\\\g<0>", printable(name))
 
 
 def _as_cell(markdown: str) -> str:
-  # From left to right, so that what is escaped already stays.
+  # From left to right, so that existing escapes stay.
   return re.sub(r"\\.|\|", lambda m: "\\|" if m[0] == "|" else m[0], printable(markdown))
 
 
 def _drawable(text: str) -> str:
-  """Returns a text on one line, with escapes for what the font of figures lacks."""
+  """Returns a text on one line, with characters escaped that the figures' font lacks."""
   from matplotlib import font_manager
 
   font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
@@ -83,7 +83,7 @@ def _drawable(text: str) -> str:
 
 
 def figure_labels(names: Iterable[str]) -> list[str]:
-  """Returns the names as a figure can show them: short, in letters of its font, no two alike."""
+  """Returns the names as a figure can show them: short, drawable, and all different."""
   shown = map(printable, names)
   labels = [_drawable(x if len(x) <= 40 else f"{x[:24]}…{x[-15:]}") for x in shown]
   alike = len({*labels}) < len(labels)
@@ -91,16 +91,16 @@ def figure_labels(names: Iterable[str]) -> list[str]:
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes a figure as a PNG, whole or not at all, and returns its path."""
+  """Writes a figure as a PNG atomically, and returns its path."""
   with files.replacing(path) as part:
     figure.savefig(part, format="png", dpi=150)
   return pathlib.Path(path)
 
 
 def win_rate_cell(cell: dict[str, Any], diagonal: bool = False, with_n: bool = False) -> str:
-  """Returns "**.717 ± .081**", bold where clear of one half; ".5 —" for a policy and itself.
+  """Returns a win rate such as "**.717 ± .081**", bold if significant; ".5 —" on the diagonal.
 
-  A cell of fewer than FEW prompts says so, and how many.
+  A cell with fewer than FEW prompts says so and gives their number.
   """
   if cell["mean"] is None:
     return "—"
@@ -114,7 +114,7 @@ def win_rate_cell(cell: dict[str, Any], diagonal: bool = False, with_n: bool = F
 
 
 def win_rate_table(cells: Cells, with_n: bool = False) -> str:
-  """Returns the Markdown table of win rates, rows beating columns; `with_n` adds n to each cell."""
+  """Returns the Markdown table of the rows' win rates; `with_n` adds n to each cell."""
   rows = [
     [escaped(row), *(win_rate_cell(cell, row == column, with_n) for column, cell in line.items())]
     for row, line in cells.items()
@@ -123,7 +123,7 @@ def win_rate_table(cells: Cells, with_n: bool = False) -> str:
 
 
 def _length_controlled(cells: Cells) -> list[str]:
-  """Returns the table of length-controlled win rates and why some of them are not given."""
+  """Returns the table of length-controlled win rates, and why some are missing."""
   pairs = [cell for row, line in cells.items() for column, cell in line.items() if row != column]
   reasons = {cell["refused"] for cell in pairs if cell["n"]}
   notes = [f"{reason}: {REFUSED[reason]}" for reason in REFUSED if reason in reasons]
@@ -142,7 +142,7 @@ def _length_controlled(cells: Cells) -> list[str]:
   ]
   return [
     "Length-controlled, LC (ours): the win rate at equal length, by a logistic regression on the\n"
-    "difference in length. In brackets the overlap, the share of pairs on its rarer side:",
+    "difference in length. In brackets the overlap, the share of pairs on the rarer side:",
     markdown_table(["row beats column", *map(escaped, cells)], rows),
     *([f"No rate where — ({'; '.join(notes)})."] if notes else []),
   ]
@@ -152,8 +152,8 @@ def arena(result: dict[str, Any]) -> str:
   """Returns the tables of a result of `nash_jax.arena`, as Markdown."""
   out = [
     f"# Arena\n\n{result['prompts']} held-out prompts, {result['samples']} responses a policy to "
-    "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where the 99.7% interval is "
-    "clear of one half."
+    "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where the 99.7% interval "
+    "excludes one half."
   ]
   for name, judge in result["judges"].items():
     notes = [f"{metric.replace('_', ' ')} {number(x)}" for metric, x in judge["metrics"].items()]
@@ -162,7 +162,8 @@ def arena(result: dict[str, Any]) -> str:
       win_rate_table(judge["win_rate"]),
       "; ".join([*notes, *_bootstrap_note(judge["win_rate"])]) + ".",
       *_length_controlled(judge["length_controlled"]),
-      "Pairs of like length only (within 2 tokens or 10% of the longer), prompts in brackets:",
+      "Only pairs of similar length (within 2 tokens or 10% of the longer), number of prompts in "
+      "brackets:",
       win_rate_table(judge["length_matched"], with_n=True),
     ]
   header, rows = policy_rows(result)
@@ -170,23 +171,23 @@ def arena(result: dict[str, Any]) -> str:
   out += [
     "## The policies",
     markdown_table(header, rows),
-    f"KL a response and ratios to {escaped(result['base'])}; best-of-n: log n − (n−1)/n from what "
-    "it picks from. Under top-k or top-p: the mean log-ratio of what was drawn, which is no KL. "
-    "Length in tokens.",
+    f"KL (a response) and ratios are to {escaped(result['base'])}. Best-of-n has the bound log n − "
+    "(n−1)/n on the KL to the policy it picks from. Under top-k or top-p, it is the mean log-ratio "
+    "of the samples, which is not a KL. Lengths are in tokens.",
   ]
   cut = {name: statistics["truncated"] for name, statistics in result["policies"].items()}
   shares = [f"{escaped(name)} {number(share, 2)}" for name, share in cut.items() if share]
   if shares:
-    share = f"Share of responses cut at the most tokens: {', '.join(shares)}. Their length is not"
-    out.append(f"{share} known, and LC and like length take it for that many tokens.")
+    share = f"Share of responses cut at the token limit: {', '.join(shares)}. Their full length is"
+    out.append(f"{share} unknown, so LC and similar length use the length at the cut.")
   steps = {name: statistics.get("step") for name, statistics in result["policies"].items()}
   read = [f"{escaped(name)} {step}" for name, step in steps.items() if step is not None]
-  out += [f"Steps of the runs that were read: {', '.join(read)}."] if read else []
+  out += [f"Checkpoint steps of the runs: {', '.join(read)}."] if read else []
   return "\n\n".join(out) + "\n"
 
 
 def policy_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-  """Returns what an arena knows of each policy: the names of the columns, and the rows."""
+  """Returns the header and the rows of an arena's table of policies."""
   header = ["policy", "KL (nats)", "length", "ratio", "distinct-2", "ratio", "stopped"]
   columns = {"length": 1, "length_ratio": 2, "distinct2": 3, "distinct2_ratio": 2, "stopped": 2}
   rows = []
@@ -204,24 +205,24 @@ def policy_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _bootstrap_note(cells: Cells) -> list[str]:
-  """Returns how far the bootstrap's intervals end from ± 3σ at most; nothing without any."""
+  """Returns a note on how far the bootstrap's intervals differ from ± 3σ."""
   gaps = [
     abs(cell[f"bootstrap_{end}"] - cell["mean"] - sign * cell["sigma3"])
     for row, line in cells.items()
     for column, cell in line.items()
-    if row != column and cell["bootstrap_low"] != cell["bootstrap_high"]  # else it has no width
+    if row != column and cell["bootstrap_low"] != cell["bootstrap_high"]  # otherwise no bootstrap
     for end, sign in (("low", -1), ("high", 1))
   ]
   if not gaps:
-    return [f"no bootstrap: it takes {FEW} prompts"]
-  return [f"the bootstrap's 99.7% intervals end within {number(max(gaps))} of ± 3σ"]
+    return [f"no bootstrap: it needs {FEW} prompts"]
+  return [f"the bootstrap's 99.7% intervals differ from ± 3σ by at most {number(max(gaps))}"]
 
 
 def side_by_side(texts: list[dict[str, Any]]) -> str:
   """Returns each prompt with every policy's continuation, as Markdown."""
   out = ["\n## Side by side"]
   for item in texts:
-    # Line breaks of a text must end neither its item nor its quote.
+    # A line break in a text must not end its list item or quote.
     lines = [f"* **{escaped(name)}**: {text}" for name, text in item["continuations"].items()]
     prompt = item["prompt"].replace("\n", "\n> ")
     out += [f"> {prompt}", "\n".join(line.replace("\n", "\n  ") for line in lines)]
@@ -236,8 +237,8 @@ def heat_map(cells: Cells, title: str, path: str | os.PathLike[str]) -> pathlib.
   names = list(cells)
   means = np.array([[cells[row][column]["mean"] for column in names] for row in names], float)
   distances = np.abs(means - 0.5)
-  # Symmetric about one half, never so narrow that noise looks like a result, and short of the
-  # map's ends, which are both nearly black.
+  # The scale is symmetric about one half. It is never so narrow that noise looks like a result, and
+  # ends short of the colour map's ends, which are both nearly black.
   reach = np.max(distances, where=np.isfinite(means), initial=0.0).clip(0.25, 0.5)
   labels, side = figure_labels(names), 1.15 * len(names)
   longest = max(map(len, labels), default=0)
@@ -250,7 +251,7 @@ def heat_map(cells: Cells, title: str, path: str | os.PathLike[str]) -> pathlib.
       cell = cells[row][column]
       text = win_rate_cell({**cell, "significant": False}, i == j)
       text = text.replace(" ± ", "\n± ").replace(" (", "\n(")
-      colour = "white" if distances[i, j] > 0.5 * reach else "black"  # black where there is no mean
+      colour = "white" if distances[i, j] > 0.5 * reach else "black"  # black if there is no mean
       weight = "bold" if cell["significant"] else "normal"
       axes.text(j, i, text, ha="center", va="center", fontsize=11, color=colour, fontweight=weight)
   turned: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
@@ -270,7 +271,7 @@ def agreement(result: dict[str, Any]) -> str:
             "order flips it", "cyclic triples"]  # fmt: skip
   people, rows, bins = result["people"]["cycles"], [], []
   for name, judge in result["judges"].items():
-    agrees, rated = judge["agreement"], "metrics" in judge  # a rule has no probabilities
+    agrees, rated = judge["agreement"], "metrics" in judge  # a rule gives no probabilities
     figures = [number(agrees["mean"]), f"{number(agrees['low'])} to {number(agrees['high'])}"]
     figures += [number(judge[x]) if rated else "—" for x in ("log_loss", "calibration_error")]
     figures.append(number(judge["metrics"].get("flip_rate")) if rated else "—")
@@ -281,11 +282,12 @@ def agreement(result: dict[str, Any]) -> str:
   counted = next(iter(result["judges"].values()))["agreement"]
   out = [
     f"# Agreement\n\n{result['pairs']} pairs of responses to {result['prompts']} prompts,"
-    f" {result['ties']} of them ties, which count in the log loss alone. Agreement is on"
+    f" {result['ties']} of them ties, which count only in the log loss. Agreement is on"
     f" {counted['pairs']} pairs of {counted['prompts']} prompts.",
     markdown_table(header, rows),
-    "Log loss in nats; one half for every pair has .693. Cyclic: of three responses to a prompt,"
-    f" each beats the next. People's own, where they compared all three: {_cyclic(people)}.",
+    "Log loss is in nats; a judge that always says one half has .693. In a cyclic triple of"
+    " responses, each beats the next. People's own, where they compared all three:"
+    f" {_cyclic(people)}.",
   ]
   if bins:
     header = ["judge", "pairs", "its confidence", "people who agree"]
@@ -320,13 +322,13 @@ def read_rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
   """Yields the lines of workdir/metrics.jsonl: a step and its metrics.
 
   Raises:
-    ValueError: no such file, or a line that does not parse (file and line named).
+    ValueError: no such file, or a line that does not parse (names file and line).
   """
   path = pathlib.Path(workdir) / "metrics.jsonl"
   if not path.is_file():
     raise ValueError(f"{path}: no such file; give the workdir of a run that has made a step")
   text = path.read_text(encoding="utf-8", errors="replace")
-  # A line without its end is still being written.
+  # A last line without a line break is still being written.
   for line_number, line in enumerate(text.split("\n")[:-1], 1):
     where, expected = f"{path}:{line_number}", "a step and its metrics"
     fix = "Restore the file, or move the run away."
@@ -342,7 +344,7 @@ def read_rows(workdir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
-  """Returns (steps, values) of every metric of `read_rows`; nulls are left out."""
+  """Returns {metric: (steps, values)} from `read_rows`, without nulls."""
   series: dict[str, tuple[list[int], list[float]]] = collections.defaultdict(lambda: ([], []))
   for row in read_rows(workdir):
     for name, value in row.items():
@@ -353,9 +355,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> dict[str, tuple[list[int], 
 
 
 def curves(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Draws workdir/curves.png from its metrics: win rate, KL, length, loss, wins, accuracy.
-
-  Panels of metrics that the run did not record are left out.
+  """Draws workdir/curves.png: a panel for each entry of PANELS that the run recorded.
 
   Raises:
     ValueError: no metrics to draw.
@@ -365,7 +365,9 @@ def curves(workdir: str | os.PathLike[str]) -> pathlib.Path:
   series = read_metrics(workdir)
   panels = [panel for panel in PANELS if any(name in series for name in panel[2])]
   if not panels:
-    raise ValueError(f"{workdir}/metrics.jsonl: none of the metrics that are drawn is in it")
+    raise ValueError(
+      f"{workdir}/metrics.jsonl: expected some of the metrics that are drawn, got none"
+    )
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
   figure = Figure(figsize=(4 * columns, 2.9 * rows), layout="constrained")

@@ -1,6 +1,6 @@
-"""Sampling responses on the device: one prefill a prompt, then a while_loop over a KV cache.
+"""Samples responses on the device: one prefill per prompt, then a while_loop over a KV cache.
 
-A decoding step runs on N = B * K rows, the K of one prompt next to each other.
+A decoding step runs on N = B * K rows; the K rows of a prompt are adjacent.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from nash_jax.types import Params, Prompts, Responses
 from nash_jax.validation import require
 
 Sample = Callable[[Params, Prompts, Array], Responses]
-MOST_AT_ONCE = 4096  # ids among which a token is drawn at once; among more, first a chunk
+MOST_AT_ONCE = 4096  # a larger vocabulary is sampled in two levels: first a chunk, then an id
 CHUNK = 512
 
 
@@ -36,27 +36,27 @@ def make_sampler(
 ) -> Sample:
   """Returns `sample(params, prompts, key) -> Responses`, pure and jittable.
 
-  With `mixture` m, `params` is the pair (policy, reference) and each next token is drawn from the
+  With `mixture` m, `params` is the pair (policy, reference), and each token is drawn from the
   token-wise geometric mixture: logits (1 - m)·policy + m·reference, after soft-cap and forbidden
   ids, before temperature, renormalised (Munos et al. 2312.00886, section 7). m < 0 extrapolates
   from the reference: decoding-time realignment with λ = 1 - m.
 
-  The tokens of a row depend on the key, its place in the batch and its prompt, not on the batch's
-  size, its neighbours or when they stop.
+  A row's tokens depend on the key, its position in the batch and its prompt. They do not depend on
+  the batch size or on other rows.
 
   Args:
-    max_tokens: L; responses without a stop token end there, `stopped` False.
-    samples: K responses to each prompt.
-    stop_ids: ids that end a response and belong to it; with none, every row decodes L tokens.
-    pad_id: fills the tokens after the stop.
+    max_tokens: L; a response without a stop token ends here, with `stopped` False.
+    samples: K, responses per prompt.
+    stop_ids: ids that end a response and are part of it; with none, every row decodes L tokens.
+    pad_id: fills the tokens after the stop token.
     forbidden: ids that are never sampled.
-    temperature: positive; divides the logits, and so is part of the trained distribution (`logp`).
-    top_k: samples among the k likeliest ids only; 0 for all. In `logp_sampling`, not in `logp`.
-    top_p: then among the fewest of these k that hold this share of their probability.
-    dtype: of the weights, activations and cache while decoding; logits are float32.
-    mixture: m, the weight of the reference; None for one model.
-    behaviour_temperature: divides the logits for sampling alone: a flatter distribution, for losses
-      that need no samples of the trained one. In `logp_sampling`, not in `logp`.
+    temperature: positive; divides the logits and is part of the trained distribution (`logp`).
+    top_k: sample only among the k likeliest ids; 0 for all. Affects `logp_sampling`, not `logp`.
+    top_p: then only among the fewest of these k that hold this share of their probability.
+    dtype: of weights, activations and cache while decoding; logits are float32.
+    mixture: m, the weight of the reference; None for a single model.
+    behaviour_temperature: also divides the logits, but only to sample: a flatter distribution, for
+      losses that need no samples of the trained one. Affects `logp_sampling`, not `logp`.
 
   Raises:
     ValueError: options that define no distribution.
@@ -64,12 +64,13 @@ def make_sampler(
   temperatures = (temperature, behaviour_temperature)
   _check(model_config.num_embed, max_tokens, samples, temperatures, top_k, top_p, forbidden)
   weights = (1.0,) if mixture is None else (1.0 - mixture, mixture)
-  # A large vocabulary's logits are [V, N]: their product, half of a CPU's work, is a third faster.
+  # With a large vocabulary logits are [V, N]: on a CPU their product, half of the work, is a third
+  # faster.
   ids_first = model_config.num_embed > MOST_AT_ONCE
   ids_axis = 0 if ids_first else -1
 
   def next_logits(policies, hidden) -> Float[Array, "..."]:
-    """Logits of the next token's trained distribution, not normalised: [N, V] or [V, N]."""
+    """Returns unnormalised logits of the next token's trained distribution: [N, V] or [V, N]."""
     outputs = [
       gemma.logits(p, model_config, x, forbidden, ids_first)
       for p, x in zip(policies, hidden, strict=True)
@@ -78,7 +79,7 @@ def make_sampler(
     return jnp.divide(mixed, temperature)
 
   def draw(key, logits) -> tuple[Int[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
-    """One token a row, with its log-probability under the trained and the sampling distribution."""
+    """Returns a token per row, and its log-probability as trained and as sampled."""
     log_z = jax.nn.logsumexp(logits, axis=ids_axis)
 
     def pick(values, place, axis=-1):
@@ -93,14 +94,14 @@ def make_sampler(
       return token, logp, pick(jax.nn.log_softmax(flatter, ids_axis), token, ids_axis)
     best, ids = jax.lax.top_k(logits.T if ids_first else logits, top_k)
     share = jax.nn.softmax(best / behaviour_temperature)
-    # The likeliest id always stays: nothing lies above it.
+    # The likeliest id always stays: the share before it is 0.
     kept = jnp.cumsum(share, axis=-1) - share < top_p
     narrowed = jax.nn.log_softmax(jnp.where(kept, best / behaviour_temperature, -jnp.inf))
     place = _categorical(key, narrowed)
     return pick(ids, place), pick(best, place) - log_z, pick(narrowed, place)
 
   def prefill(params, prompts) -> tuple[Float[Array, "N D"], gemma.Cache]:
-    """The last column's hidden state and a cache with room for the response, K times each."""
+    """Returns the last column's hidden state and a cache with room for responses, K times each."""
     batch, length = prompts.tokens.shape
     positions, visible = gemma.positions_of(prompts.mask), gemma.causal_mask(prompts.mask)
     empty = gemma.init_cache(model_config, batch, length, dtype)
@@ -152,7 +153,7 @@ def make_sampler(
       hidden, caches = zip(*outputs, strict=True)
       return t + 1, append(state, t, hidden), caches
 
-    # A write past the end of the cache would land in its last column, without an error.
+    # A write past the end of the cache would silently go to its last column.
     assert all(c["v"].shape[2] >= prompt_columns + max_tokens for cs in caches for c in cs)
     state = {
       "tokens": jnp.full((rows, max_tokens), pad_id, jnp.int32),
@@ -169,35 +170,35 @@ def make_sampler(
 
 
 def truncates(sampling) -> bool:
-  """Returns whether a config's `sampling` leaves out part of the trained distribution."""
+  """Returns whether a config's `sampling` excludes part of the trained distribution."""
   return sampling.top_k > 0 or sampling.top_p < 1
 
 
 def _decoding_weights(params: Params, model_config: gemma.GemmaConfig, dtype: DTypeLike) -> Params:
-  """Returns what decoding reads: cast, unstacked and gathered once, so that its loop does not."""
-  # Merged while stacked: layer by layer, a TPU's compiler held the gathered weights in two layouts.
+  """Returns the weights that decoding reads: cast, unstacked and gathered once, before its loop."""
+  # Merged while stacked: layer by layer, a TPU compiler keeps the gathered weights in two layouts.
   merged = gemma.cast(lora.merge(params), dtype)
   plain = gemma.unstack(merged, model_config, library_gating=False)
-  # By rows first: gathered by columns, the table would be held a second time while transposed.
+  # Split by rows first: gathered by columns, the table would be in memory twice while transposed.
   table = sharding.constrain(plain["embedder"]["input_embedding"], ("fsdp", "tensor"))
   gathered = sharding.gather_weights({**plain, "embedder": {"input_embedding": table}})
-  # The barrier keeps XLA from moving a gather of the two samplers' common weights into a loop.
+  # The barrier keeps XLA from moving a gather of weights that two samplers share into a loop.
   return jax.lax.optimization_barrier(decoding.inputs_first(gathered))
 
 
 def _categorical(key: Array, logits: Float[Array, "N V"]) -> Int[Array, "N"]:
-  """Draws an id a row from softmax(logits): the Gumbel trick, in two levels if there are many."""
+  """Draws an id per row from softmax(logits) by the Gumbel trick, in two levels if V is large."""
   if logits.shape[-1] > MOST_AT_ONCE:
     return _two_levels(key, logits.T)
   return _argmax(logits + jax.random.gumbel(key, logits.shape))
 
 
 def _two_levels(key: Array, logits: Float[Array, "V N"]) -> Int[Array, "N"]:
-  """Draws an id a column from softmax(logits): first a chunk of ids, then an id of it.
+  """Draws an id per column from softmax(logits): first a chunk of ids, then an id of that chunk.
 
-  A chunk's logit is the log-sum-exp of its ids': the same distribution from V / CHUNK + CHUNK
-  random numbers a column in place of V, which cost as much as the model. Few as they are, they come
-  with twice the bits, so that ids below 1e-7 are drawn as well.
+  A chunk's logit is the log-sum-exp of its ids, so the distribution is the same. A column takes
+  V / CHUNK + CHUNK random numbers instead of V, which would cost as much as the model. They have
+  twice the bits, so that ids with probabilities below 1e-7 are drawn too.
   """
 
   def draw(key, logits):
@@ -207,12 +208,12 @@ def _two_levels(key: Array, logits: Float[Array, "V N"]) -> Int[Array, "N"]:
   first = draw(chunk_key, chunk_logits(logits)) * CHUNK
   ids = first[None] + jnp.arange(CHUNK)[:, None]
   inside = jnp.take_along_axis(logits, ids, axis=0, mode="fill", fill_value=-jnp.inf)
-  # Logits that are NaN must not give an id beyond the last.
+  # NaN logits must not give an id beyond the last.
   return jnp.minimum(first + draw(id_key, inside), len(logits) - 1)
 
 
 def chunk_logits(logits: Float[Array, "V N"]) -> Float[Array, "C N"]:
-  """Returns the log-sum-exp of every CHUNK ids in turn, the last of which may be fewer."""
+  """Returns the log-sum-exp of each chunk of CHUNK ids; the last chunk may be shorter."""
   vocabulary, columns = logits.shape
   padded = jnp.pad(logits, ((0, -vocabulary % CHUNK), (0, 0)), constant_values=-jnp.inf)
   return jax.nn.logsumexp(padded.reshape(-1, CHUNK, columns), axis=1)
@@ -221,7 +222,7 @@ def chunk_logits(logits: Float[Array, "V N"]) -> Float[Array, "C N"]:
 def _argmax(x: Float[Array, "N V"]) -> Int[Array, "N"]:
   """jnp.argmax as two plain reductions.
 
-  XLA's is one reduction over pairs, which a CPU does not vectorise: a tenth of a step.
+  XLA's argmax reduces over pairs, which is not vectorised on a CPU and takes a tenth of a step.
   """
   best = jnp.max(x, axis=-1, keepdims=True)
   ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)

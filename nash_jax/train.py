@@ -1,4 +1,4 @@
-"""The online loop: prompts, responses, a verdict, a train step with its target, copies."""
+"""The online loop: prompts, responses, verdict, train step, copies."""
 
 import dataclasses
 import functools
@@ -27,7 +27,6 @@ from nash_jax.types import Params, TrainState
 from nash_jax.update import Batch
 from nash_jax.validation import require
 
-# What the progress bar shows.
 PROGRESS_METRICS = (
   "kl_to_reference", "eval/win_rate_vs_reference", "response_length", "flip_rate", "seconds/sample",
 )  # fmt: skip
@@ -39,7 +38,7 @@ class Setup:
 
   Attributes:
     state_spec: shapes and shardings of the state.
-    initial_state: makes the state in which a fresh run starts.
+    initial_state: returns the state of a new run.
   """
 
   config: ConfigDict
@@ -54,25 +53,25 @@ class Setup:
   shardings: Shardings
 
   def inputs(self) -> inputs.Inputs:
-    """Returns the checksums of what the run has read."""
+    """Returns checksums of everything that the run has read."""
     return inputs.of_training(self.config, self.judge.params, self.train_prompts, self.held_out)
 
 
 def set_up(config: ConfigDict) -> Setup:
-  """Sets up a run from its resolved config: first the data, then weights, then programs."""
+  """Sets up a run from its resolved config: data first, then weights, then programs."""
   tokenizer, model_config = tokenizer_and_model(config.model)
   train_prompts, held_out = load_prompts(config.prompts, tokenizer, config.seed)
   size, expected = config.evaluation.prompts, f"at most the {len(held_out)} held-out prompts"
   fix = "Lower it, or raise prompts.held_out."
   require(size <= len(held_out), "evaluation.prompts", expected, size, fix)
   mesh, start = sharding.make_mesh(config.mesh), read_start(config.model, model_config)
-  # A judge that is the reference is held once: here as shapes, until that is loaded.
+  # A judge that is the reference shares its weights: here as shapes, until they are loaded.
   is_own = judged_by_reference(config, dict(mesh.shape))
   own = gemma.shapes(model_config) if is_own else None
   rewards = algorithms.get(config.algorithm.name).needs_rewards
   judge = judges.make(config.judge, tokenizer, own, judge_mesh(config, mesh), rewards)
   load = functools.partial(load_weights, config.model.weights, model_config, config.seed, mesh=mesh)
-  # All computation with the reference is in this dtype, so holding it in this dtype loses nothing.
+  # All computation with the reference is in this dtype, so storing it in this dtype loses nothing.
   reference, exact_metrics = load(dtype=jnp.dtype(config.model.dtype)), None
   judge = dataclasses.replace(judge, params=reference) if is_own else judge
   if config.evaluation.exact:
@@ -83,14 +82,14 @@ def set_up(config: ConfigDict) -> Setup:
   return Setup(
     config, tokenizer, train_prompts, held_out, judge, reference,
     sharding.abstract(state_shapes, shardings.state),
-    # Adapters need only the base's shapes; a full policy is read again, in float32.
+    # With adapters the reference is the base; a full policy is read again, in float32.
     initial_state=lambda: programs.init(start(reference) if config.model.lora.rank else load()),
     programs=programs, shardings=shardings,
   )  # fmt: skip
 
 
 class Done(NamedTuple):
-  """How a run ended: its last state, whether a signal stopped it, compilations of the step."""
+  """How a run ended: its last state, whether a signal stopped it, compilations of train_step."""
 
   state: TrainState
   stopped: bool
@@ -98,16 +97,16 @@ class Done(NamedTuple):
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str], progress: bool = True) -> Done:
-  """Trains a policy online, or continues where the workdir left off.
+  """Trains a policy online, or resumes from the workdir's last checkpoint.
 
   Args:
     config: an ml_collections config, such as nash_jax.config.train() with changes.
-    workdir: folder for the record of the run: config, checkpoints, metrics, samples.
+    workdir: folder for config, checkpoints, metrics and samples.
 
   Raises:
     ValueError: a bad config, data, weights or workdir, before anything heavy loads.
-    FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
-    OSError: the workdir can no longer be read or written; names the last good checkpoint.
+    FloatingPointError: the loss is not finite; names the step and the last good checkpoint.
+    OSError: the workdir cannot be read or written; names the last good checkpoint.
   """
   config = resolve(config, "train")
   advice = "Lower optimizer.learning_rate or raise algorithm.beta."
@@ -122,7 +121,7 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
   evaluated_prompts = sharding.global_batch(
     setup.shardings.batch, len(evaluated), lambda rows: setup.held_out.all(evaluated[rows])
   )
-  # One key for all evaluations, which so share their noise.
+  # One key for all evaluations: shared noise makes them comparable.
   evaluation_key = keys.key(config.seed, "evaluate")
   for step in itertools.count(first_step):
     final = step >= config.steps
@@ -158,7 +157,7 @@ def _loop(setup: Setup, state: TrainState, first_step: int, log, checkpoints, st
 
 
 def _texts(setup: Setup, samples: dict[str, Any]) -> list[dict[str, Any]]:
-  """Returns the samples of an evaluation, which are on the host, as they are recorded."""
+  """Returns the rows of samples.jsonl for the samples of an evaluation, which are on the host."""
   decode, count = setup.tokenizer.decode, len(samples["p_win"])
   prompts = setup.held_out.all(range(count)).tokens
   rows = []

@@ -1,7 +1,8 @@
-"""The types that several files share.
+"""Types that several files share.
 
-Axis letters, the same everywhere: B prompts, K responses of a player to each, J responses that they
-are compared with, Lp prompt tokens, L response tokens, V vocabulary rows, N rows of a flat batch.
+Axis letters, the same everywhere: B prompts, K responses of a player to each prompt, J responses
+they are compared with, Lp prompt tokens, L response tokens, V vocabulary rows, N rows of a flat
+batch.
 """
 
 from collections.abc import Callable
@@ -12,17 +13,17 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-ROUNDING = 1e-6  # by which a probability of float32 sums may lie outside of [0, 1]
+ROUNDING = 1e-6  # how far float32 rounding may push a probability outside [0, 1]
 
 Params = Any  # a pytree of arrays
-# (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each token: nats,
-# 0 where masked. So is models.logprobs.response_logprobs.
+# (params, prompts=, tokens= [B K L], mask=) -> log-probability and entropy of each token in nats,
+# 0 where masked. models.logprobs.response_logprobs is one.
 Logprobs = Callable[..., tuple[Float[Array, "B K L"], Float[Array, "B K L"]]]
 
 
 @flax.struct.dataclass
 class Prompts:
-  """Left-padded prompts; `index` is each prompt's place in its data set."""
+  """Left-padded prompts; `index` is each prompt's position in its data set."""
 
   tokens: Int[Array, "B Lp"]
   mask: Bool[Array, "B Lp"]
@@ -36,10 +37,10 @@ class Responses:
   Attributes:
     tokens: token ids; the pad id after the stop token.
     mask: True on the response's tokens, its stop token included.
-    logp: log-probability of each token under the trained distribution (temperature and
-      forbidden ids applied, no top-k or top-p), in nats; 0 where masked.
+    logp: log-probability of each token under the trained distribution (with temperature and
+      forbidden ids, without top-k and top-p), in nats; 0 where masked.
     logp_sampling: the same under the distribution that the token was sampled from.
-    stopped: False where the response was cut off at L tokens.
+    stopped: False if the response was cut off at L tokens.
   """
 
   tokens: Int[Array, "B K L"]
@@ -50,7 +51,7 @@ class Responses:
 
 
 class Answers(NamedTuple):
-  """N responses, one to each of N prompts, as a judge reads them; fields as in Responses."""
+  """N responses, one to each of N prompts, in the form a judge reads; fields as in Responses."""
 
   tokens: Int[Array, "N L"]
   mask: Bool[Array, "N L"]
@@ -64,10 +65,10 @@ class Verdict:
   Attributes:
     p_win: P(y_k ≻ y'_j | x).
     valid: False where there is no comparison (a response with itself, an unreadable answer).
-    rewards: scalar rewards of y, where the judge has them.
-    metrics: the judge's `Mean`s, such as the position-flip rate.
-    p_win_first: P(y_k ≻ y'_j | x) where y_k is shown first, of a judge that is shown both orders;
-      p_win is the mean of both.
+    rewards: scalar rewards of y; None if the judge has none.
+    metrics: `Mean`s about the judge, such as the position-flip rate.
+    p_win_first: P(y_k ≻ y'_j | x) with y_k shown first, if the judge reads both orders; p_win is
+      then the mean of both.
   """
 
   p_win: Float[Array, "B K J"]
@@ -77,9 +78,9 @@ class Verdict:
   p_win_first: Float[Array, "B K J"] | None = None
 
   def checked(self) -> "Verdict":
-    """Returns it with every comparison not valid that has no probability or no finite reward.
+    """Returns the verdict with comparisons marked invalid that lack a probability or finite reward.
 
-    Their P becomes 1/2: a NaN that a mask hides would still be one in the gradient.
+    Their P becomes 1/2, because a NaN would reach the gradient even through a mask.
     """
     valid = self.valid & is_probability(self.p_win)
     if self.rewards is not None:
@@ -92,7 +93,7 @@ class Verdict:
 
 
 def is_probability(p: Float[Array, "*n"]) -> Bool[Array, "*n"]:
-  """Returns where P lies in [0, 1], to rounding: NaN does not."""
+  """Returns where P lies in [0, 1] up to rounding; False for NaN."""
   return (p >= -ROUNDING) & (p <= 1 + ROUNDING)
 
 
@@ -101,11 +102,11 @@ class TrainState:
   """Everything a run needs in order to continue.
 
   Attributes:
-    step: completed steps, i32[].
+    step: completed steps.
     params: the online policy, float32.
-    target: the prox centre, float32, shaped as params; None where the algorithm has none.
+    target: the prox centre, with the shapes of params; None if the algorithm has none.
     opt_state: the optax optimiser's state.
-    copies: the frozen trees that an algorithm holds, by name.
+    copies: the frozen trees that an algorithm keeps, by name.
   """
 
   step: Int[Array, ""]
@@ -124,7 +125,7 @@ class Mean:
 
   @classmethod
   def from_values(cls, values: ArrayLike, where: ArrayLike | None = None) -> "Mean":
-    """Sums `values` over the entries where `where` (broadcastable, default all) is true."""
+    """Sums `values` over the entries where `where` (broadcastable, by default all) is true."""
     values = jnp.asarray(values)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     where = jnp.ones_like(values) if where is None else jnp.broadcast_to(where, values.shape)
@@ -132,5 +133,5 @@ class Mean:
     return cls(jnp.sum(jnp.where(where > 0, values, 0.0) * where), jnp.sum(where))
 
   def value(self) -> Float[Array, ""]:
-    """total / weight; NaN where nothing was counted."""
+    """Returns total / weight; NaN if nothing was counted."""
     return self.total / self.weight

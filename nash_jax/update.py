@@ -33,7 +33,7 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-  """Returns clipping by global norm, then the named optimiser on its schedule."""
+  """Returns the named optimiser with its schedule, after clipping by global norm."""
   learning_rate = make_schedule(config, steps)
   betas, decay = (config.b1, config.b2), config.weight_decay
   optimizer = {
@@ -57,11 +57,12 @@ def gradients(
 ) -> tuple[Params, dict[str, Mean]]:
   """Returns the gradient of the mean loss over a batch, and the batch's metrics.
 
+  Totals and weights are added over micro-batches, so the result does not depend on the split. The
+  gradient is 0 if nothing in the batch counts.
+
   Args:
-    loss: from (params, part of the batch) to Means, "loss" among them. Sums and weights are added
-      over the parts, so the result does not depend on how the batch is split. Where nothing in the
-      whole batch counts, the gradient is 0.
-    micro_batches: parts; each takes every n-th row, so that no row changes its device.
+    loss: (params, part of the batch) -> Means, including "loss".
+    micro_batches: number of parts. Each takes every n-th row, so that no row changes its device.
   """
 
   def total_loss(params, part):
@@ -88,9 +89,9 @@ def apply_gradients(
 ) -> tuple[Params, Any]:
   """Returns parameters and optimiser state after a step at the learning rate of `state.step`.
 
-  Where the loss is a mean over nothing both stay as they are: with a gradient of 0, momentum and
-  weight decay would still move them. The rate goes by the state's own step, because the count that
-  the optimiser keeps is put back with it where an algorithm returns to an earlier state.
+  If the loss is a mean over nothing, both stay as they are: momentum and weight decay would move
+  them even with a gradient of 0. The learning rate follows the state's own step, because the
+  optimiser's count goes back when an algorithm returns to an earlier optimiser state.
   """
   scheduled = optax.tree.set(state.opt_state, _is_schedule, count=state.step)
   updates, opt_state = optimizer.update(grads, scheduled, state.params)
@@ -112,7 +113,7 @@ class Batch:
 
   @classmethod
   def create(cls, prompts: Prompts, responses: Responses, verdict: Verdict) -> "Batch":
-    """Joins the outputs of the three stages before the update, without the judge's metrics."""
+    """Joins the outputs of the stages before the update, without the judge's metrics."""
     return cls(prompts, responses, dataclasses.replace(verdict, metrics={}))
 
 
@@ -120,12 +121,13 @@ class Update(NamedTuple):
   """The functions of one algorithm, pure and not yet compiled.
 
   Attributes:
-    init: base -> TrainState; copies what it keeps, so that donation never meets an alias.
-    players: (state, reference) -> the parameters of every player, the pair of two for "mixture".
+    init: base -> TrainState, which shares no buffer with the base, so that it can be donated.
+    players: (state, reference) -> the parameters of every player; for "mixture" the pair (policy,
+      reference).
     train_step: (state, reference, batch) -> (state, metrics).
-    copies_due: number of completed steps -> the copies to make there, mostly ().
+    copies_due: number of completed steps -> the copies to make then, usually ().
     apply_copies: (state, copies) -> state; all fields are read before any is overwritten, and the
-      buffers of what is overwritten are donated.
+      overwritten buffers are donated.
   """
 
   init: Callable[[Params], TrainState]
@@ -136,10 +138,10 @@ class Update(NamedTuple):
 
 
 def make_update(config, logprobs: Logprobs) -> Update:
-  """Returns the update of `config.algorithm` for the policies that `logprobs` evaluates.
+  """Returns the update of `config.algorithm` for policies that `logprobs` evaluates.
 
   Args:
-    config: a resolved run config; its learning rate and the numbers of its algorithm may be traced.
+    config: a resolved run config. The learning rate and the algorithm's numbers may be traced.
   """
   algorithm, method = config.algorithm, algorithms.get(config.algorithm.name)
   role_weights, objective = method.role_weights(algorithm), method.loss(algorithm)
@@ -150,7 +152,7 @@ def make_update(config, logprobs: Logprobs) -> Update:
   optimizer = make_optimizer(config.optimizer, config.steps)
   learning_rate = make_schedule(config.optimizer, config.steps)
   undistorted = algorithm.behaviour_temperature == 1 and not sampler.truncates(config.sampling)
-  # Only over the policy's own samples is a mean log-ratio a KL.
+  # A mean log-ratio is a KL only over samples of the policy itself.
   distance = "kl" if method.player == "policy" and undistorted else "log_ratio"
   init_params, join = lora.init_and_join(config)
 
@@ -181,7 +183,7 @@ def make_update(config, logprobs: Logprobs) -> Update:
     metrics["entropy"] = Mean.from_values(entropy, responses.mask)
     for role, log_ratio in log_ratios.items():
       metrics[f"{distance}_to_{role}"] = Mean.from_values(jnp.sum(log_ratio, axis=-1))
-    if method.player == "policy":  # else y is no sample of the policy
+    if method.player == "policy":  # otherwise y is not a sample of the policy
       metrics["logp_gap"] = Mean.from_values(jnp.abs(logp - responses.logp), responses.mask)
     return {"loss": objective(logp, log_ratios, verdict, role_weights=role_weights), **metrics}
 

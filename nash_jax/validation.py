@@ -1,4 +1,4 @@
-"""Input from outside: texts, what an error about them says, and names on screen and on disk."""
+"""Checks of input: error messages, decoding of text files, and safe names on screen and disk."""
 
 import difflib
 import hashlib
@@ -9,12 +9,12 @@ from collections.abc import Collection
 from typing import Any
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
-# Names that are files as they are. One that ends like the digest below is none of them, nor is one
-# that Windows keeps for a device, whatever its ending.
+# Names used for files unchanged, unless they end like a digest or Windows reserves them for a
+# device, whatever their extension.
 _PLAIN_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.=+-]{0,78}[a-z0-9_=+])?")
 _DIGEST = re.compile(r"-[0-9a-f]{16}$")
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
-# How files begin that are neither texts nor weights, and what to do with them.
+# First bytes of files that are neither text nor weights, and what to do with such files.
 _FOREIGN = {
   b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
   b"\x1f\x8b": "compressed (gzip): unpack it",
@@ -32,34 +32,35 @@ _FOREIGN = {
 
 
 def require(condition: bool, what: str, expected: str, got: Any, fix: str) -> None:
-  """Raises ValueError that says what, expected, got and how to fix it, unless `condition` holds."""
+  """Unless `condition` holds, raises a ValueError: what, expected, got and how to fix it."""
   if not condition:
     raise ValueError(f"{what}: expected {expected}, got {got!r}. {fix}")
 
 
 def one_of(what: str, got: str, choices: Collection[str]) -> None:
-  """Raises ValueError that lists the choices, unless `got` is one of them."""
+  """Raises a ValueError that lists the choices unless `got` is one of them."""
   if got not in choices:
     listed = ", ".join(sorted(choices))
     raise ValueError(f"{what}: got {got!r}, expected one of {listed}{did_you_mean(got, choices)}")
 
 
 def did_you_mean(got: str, choices: Collection[str]) -> str:
-  """Returns "; did you mean 'x'?" for the closest choice, or "" where none is close."""
+  """Returns "; did you mean 'x'?" for the closest choice, or "" if none is close."""
   close = difflib.get_close_matches(str(got), list(choices), 1)
   return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def foreign(data: bytes) -> str:
-  """Returns what a file that begins so is, and what to do with it; "" where that is not known."""
+  """Returns what kind of file starts with these bytes and what to do with it; "" if unknown."""
   return next((what for start, what in _FOREIGN.items() if data.startswith(start)), "")
 
 
 def decode(path: str | pathlib.Path, data: bytes) -> str:
-  """Returns the text of a file's bytes.
+  """Decodes a text file.
 
   Raises:
-    ValueError: a file that `foreign` knows; a byte that is not UTF-8, or NUL, with its line.
+    ValueError: a kind of file that `foreign` knows; a byte that is NUL or not UTF-8 (names its
+      line).
   """
   if what := foreign(data):
     raise ValueError(f"{path}: {what}")
@@ -70,32 +71,32 @@ def decode(path: str | pathlib.Path, data: bytes) -> str:
     text, place, byte = "", error.start, data[error.start]
   if place >= 0:
     line = len(re.split(rb"\r\n|\r|\n", data[:place]))
-    what = "is not UTF-8" if byte else "(NUL) is no text"
+    what = "is not UTF-8" if byte else "(NUL) is not text"
     raise ValueError(f"{path}:{line}: byte {byte:#04x} {what}: convert the file to UTF-8")
   return text
 
 
 def asset_path(name: str) -> str:
-  """Expands `assets:` to the folder of bundled files."""
+  """Replaces a leading "assets:" by the folder of bundled files."""
   return str(ASSETS / name.removeprefix("assets:")) if name.startswith("assets:") else name
 
 
 def printable(text: str) -> str:
-  """Returns a text on one line, with escapes for what a terminal would act on or not show."""
+  """Returns a text on one line, with control and invisible characters escaped."""
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_file_name(name: str) -> bool:
-  """Returns whether a name is safe as a file's, such as those that `file_name` returns."""
+  """Returns whether a name is safe as a file name, as results of `file_name` are."""
   return bool(_PLAIN_NAME.fullmatch(name)) and not _DEVICE.match(name)
 
 
 def file_name(name: str) -> str:
-  """Returns the name of a file or folder for a name that may be anything; two never share one.
+  """Returns a safe file or folder name for any name; different names get different files.
 
-  At most 80 characters: small Latin letters, digits and _.=+-, so that no file system takes two of
-  them for one, a folder for its parent, or a file for an option. A name that is all of this stays
-  as it is; another is cut to what can stay of it and ends in a digest.
+  The result has at most 80 characters: lower-case Latin letters, digits and _.=+-. So no file
+  system confuses two of them, and none reads as a parent folder or a command-line option. A name
+  that is already safe stays as it is; any other keeps its safe characters and gets a digest.
   """
   if is_file_name(name) and not _DIGEST.search(name):
     return name

@@ -26,11 +26,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # What crosses rooms has the types and shapes that its annotations state: see shapes.py.
 CHECKED = ("iteration", "judges", "sampler", "update", "exact", "policy")
 CHECKED += ("data.judge_template", "models.gemma", "models.logprobs", "objectives.losses")
+# The exact games check values themselves, and are checked behind that.
+hook = jaxtyping.install_import_hook
 with (
   mock.patch.object(jaxtyping, "Array", jax.Array | np.ndarray),  # what jit takes
-  jaxtyping.install_import_hook([f"nash_jax.{name}" for name in CHECKED], "shapes.typechecker"),
+  hook([f"nash_jax.{name}" for name in CHECKED], "shapes.typechecker"),
+  hook("nash_jax.games", "shapes.typechecker_after"),
 ):
-  for name in (*CHECKED, "types"):
+  for name in (*CHECKED, "types", "games.study"):  # which imports all the games
     importlib.import_module(f"nash_jax.{name}")
 # A shell has programs in its background ignore Ctrl-C, and what they start: here it is pressed.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

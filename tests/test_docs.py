@@ -1,13 +1,18 @@
-"""Pages that name fields of the config name those that exist, with the defaults they have."""
+"""Pages name fields that exist, with their defaults; their code runs, their commands resolve."""
 
 import ast
+import math
 import re
+import sys
 
+import doc_pages
 import pytest
 from paths import ROOT
 
-from nash_jax import config
+from nash_jax import config, main
+from nash_jax.config import fields, files
 from nash_jax.objectives import algorithms
+from nash_jax.plan import topology
 from nash_jax.run.metrics import GLOSSARY
 
 FIELD = re.compile(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)+)`(?: \(([^(),]+)[),])?")
@@ -52,3 +57,89 @@ def test_the_arenas_page_has_a_config_whose_fields_exist_and_are_read():
   given = ["policies.gpt.outputs", "prompts.path", "judges.judge.http.model", "model.template"]
   config.refuse_unread(arena, "arena", given)
   assert arena.prompts.task == "alpaca_eval"
+
+
+def name_of(path):
+  return path.relative_to(ROOT).as_posix()
+
+
+pages = pytest.mark.parametrize("page", doc_pages.PAGES, ids=name_of)
+SLOW = [
+  page for page in doc_pages.PAGES
+  if any(
+    block.language in doc_pages.RUN and not block.needs
+    and (block.slow or block.language == "bash")
+    for block in doc_pages.blocks(page)
+  )
+]  # fmt: skip
+
+
+@pages
+def test_every_block_of_code_is_fenced_and_names_its_language(page):
+  for block in doc_pages.blocks(page):
+    assert block.language in doc_pages.LANGUAGES, f"{block}: language {block.language!r}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """An empty working directory, from which a page's own modules are imported."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+  known = {*sys.modules}
+  yield tmp_path
+  for name in {*sys.modules} - known:  # shorter.py of another page is another module
+    if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+      del sys.modules[name]
+
+
+@pages
+def test_the_python_of_a_page_runs(page, folder):
+  doc_pages.run_blocks(page, folder, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SLOW, ids=name_of)
+def test_all_that_a_page_says_can_be_run_here_runs(page, folder):
+  assert doc_pages.run_blocks(page, folder, slow=True) > 0
+
+
+config_files = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def resolve(command, monkeypatch):
+  """Parses a command and resolves its config, as if every file were there."""
+  job, c, given, values = doc_pages.parse(command)
+  expected = main.CONFIG_OF.get(job, job)
+  assert c.get("job", expected) == expected, f"the config is of the job {c.job}"
+  devices = None
+  if job == "plan" and (name := values["topology"].value) != topology.LOCAL:
+    grid = topology.SLICES.get(name, name).partition(":")[2]
+    devices = math.prod(map(int, grid.split("x")))
+  if expected in fields.DECLARED:  # other jobs check their configs themselves
+    config.refuse_unread(c, expected, given)
+    monkeypatch.setattr(files, "require_present", lambda *_: None)
+    config.resolve(c, expected, devices)
+
+
+def check_commands(code, where, folder, monkeypatch):
+  for command in doc_pages.commands(code, folder):
+    try:
+      resolve(command, monkeypatch)
+    except Exception as error:
+      pytest.fail(f"{where}: nash-jax {' '.join(command)}\n{type(error).__name__}: {error}")
+
+
+@config_files
+@pages
+def test_the_commands_of_a_page_parse_and_their_configs_resolve(page, folder, monkeypatch):
+  for block in doc_pages.blocks(page):
+    if block.language == "python" and (file := doc_pages.FILE.match(block.code)):
+      (folder / file[1]).write_text(block.code, encoding="utf-8")
+    code = block.code if block.language == "bash" else doc_pages.shown(block)
+    check_commands(code, block, folder, monkeypatch)
+
+
+@config_files
+@pytest.mark.parametrize("notebook", doc_pages.NOTEBOOKS, ids=name_of)
+def test_the_commands_of_a_notebook_parse_and_their_configs_resolve(notebook, folder, monkeypatch):
+  check_commands(doc_pages.of_notebook(notebook), name_of(notebook), folder, monkeypatch)

@@ -207,10 +207,14 @@ def test_adapters_whose_base_has_changed_are_refused(finished, tmp_path):
   ran = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps({**ran, "seed": 1}))
   model = gemma.preset("tiny", num_embed=1024)
-  with pytest.raises(ValueError, match=r"model.weights of .*run: expected what the run began with"):
+  with pytest.raises(
+    ValueError, match=r"model.weights of .*run: expected what the run started with"
+  ):
     policy.load_weights(str(folder), model)
   c.seed, c.checkpoint.allow = 1, ("seed",)
-  with pytest.raises(ValueError, match=r"model.weights of .*run: expected what the run began with"):
+  with pytest.raises(
+    ValueError, match=r"model.weights of .*run: expected what the run started with"
+  ):
     train.run(c, folder)
   (folder / "base.json").unlink()
   policy.load_weights(str(folder), model)

@@ -58,7 +58,9 @@ def test_an_unknown_job_lists_the_jobs(monkeypatch, capsys):
   with pytest.raises(SystemExit) as left:
     main.run()
   assert left.value.code == 2
-  assert capsys.readouterr().err == f"nash-jax: no job 'tran'; jobs are {', '.join(main.JOBS)}\n"
+  assert (
+    capsys.readouterr().err == f"nash-jax: no job 'tran'; the jobs are {', '.join(main.JOBS)}\n"
+  )
 
 
 def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkeypatch):
@@ -93,7 +95,7 @@ def test_a_run_that_ends_leaves_its_curves_where_it_has_any(tmp_path, monkeypatc
   monkeypatch.undo()
   main._leave_curves(str(tmp_path))
   assert "metrics.jsonl:1: expected a step and its metrics" in caplog.text
-  assert "curves.png is not drawn" in caplog.text
+  assert "curves.png could not be drawn" in caplog.text
 
 
 # Of one interpreter that has imported everything, a child for each command: (its module train or
@@ -133,7 +135,7 @@ print(json.dumps(statuses))
 
 
 ENDS = (
-  ("signal", 9, 75, "stopped at step 3 of 9; the same command goes on"),
+  ("signal", 9, 75, "stopped at step 3 of 9; the same command resumes it"),
   ("signal", 3, 0, ""),
   ("disk", 9, 1, "nash-jax train: [Errno 28] No space left on device: 'x'"),
   ("nan", 9, 1, "nash-jax train: metric 'loss' is nan at step 5"),
@@ -151,8 +153,8 @@ BAD = (
   ("train --config=storis", "did you mean 'stories'?"),
   (
     "train --config.optimizer.name=sgd --config.optimizer.weight_decay=0.5",
-    "train: optimizer.weight_decay: expected no value, for optimizer.name = sgd does not read it,"
-    " got 0.5. Leave it out, or choose what reads it.\n",
+    "train: optimizer.weight_decay: expected no value, because optimizer.name = sgd does not read"
+    " it, got 0.5. Leave it out, or choose what reads it.\n",
   ),
   ("sample --realign=-2 --prompt=x", "sample: realign: expected a number in [0, 1000], got -2.0"),
   (
@@ -215,7 +217,7 @@ def test_a_process_of_several_knows_which_it_is(monkeypatch):
   main._join_processes()
   monkeypatch.setenv("NASH_JAX_COORDINATOR", "127.0.0.1:9000")
   monkeypatch.setenv("NASH_JAX_PROCESSES", "2")
-  with pytest.raises(ValueError, match="expected whole numbers beside NASH_JAX_COORDINATOR, got"):
+  with pytest.raises(ValueError, match="expected whole numbers with NASH_JAX_COORDINATOR, got"):
     main._join_processes()
   monkeypatch.setenv("NASH_JAX_PROCESS_ID", "1")
   main._join_processes()

@@ -199,7 +199,7 @@ def test_what_is_not_finite_is_null_in_json(tmp_path):
 
 def test_a_folder_is_on_this_machine(tmp_path):
   with pytest.raises(
-    ValueError, match="workdir: expected a folder of this machine, got 'gs://a/b'"
+    ValueError, match="workdir: expected a folder on this machine, got 'gs://a/b'"
   ):
     files.make_folder("gs://a/b")
   assert files.make_folder(tmp_path / "a" / "b").is_dir()

@@ -51,9 +51,9 @@ def test_the_bootstrap_is_compared_where_it_has_a_width():
     "b": {"b": own, "c": {**cell(1.0, 0.7, False, 5), **ends(None, None)}},
   }
   assert report._bootstrap_note(table) == [
-    "the bootstrap's 99.7% intervals end within .010 of ± 3σ"
+    "the bootstrap's 99.7% intervals differ from ± 3σ by at most .010"
   ]
-  assert report._bootstrap_note({"b": table["b"]}) == ["no bootstrap: it takes 10 prompts"]
+  assert report._bootstrap_note({"b": table["b"]}) == ["no bootstrap: it needs 10 prompts"]
 
 
 def test_a_self_cell_that_is_not_one_half_shows():
@@ -111,7 +111,7 @@ def test_missing_and_broken_metrics_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"metrics.jsonl:2: not JSON"):
     report.curves(tmp_path)
   (tmp_path / "metrics.jsonl").write_text('{"step": 0, "other": 1}\n')
-  with pytest.raises(ValueError, match="none of the metrics"):
+  with pytest.raises(ValueError, match="some of the metrics that are drawn, got none"):
     report.curves(tmp_path)
 
 

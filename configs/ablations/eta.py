@@ -1,6 +1,6 @@
 """η: how far may one proximal step go?
 
-Question: what does the weight β/η of KL to the target cost in speed and bring in stability?
+Question: how much speed does the weight β/η of KL to the target cost, and does it add stability?
 Command:  nash-jax sweep --config=ablations/eta --workdir=runs/eta
           (:strong for the strong short game, :stories for the storyteller, :smoke for seconds)
 Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the

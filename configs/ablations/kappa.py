@@ -1,10 +1,10 @@
 """κ: how fast should the prox centre follow the policy?
 
-Question: what does NashMP's last iterate lose when its target stands still (κ = 0), follows at
-          once (κ = 1, regularised self-play) or averages (10/(k+10))?
+Question: what does NashMP's last iterate lose if its target stands still (κ = 0), follows at once
+          (κ = 1, regularised self-play) or averages (10/(k+10))?
 Command:  nash-jax sweep --config=ablations/kappa --workdir=runs/kappa
-          (:strong for the strong short game, :stories for the storyteller, :gemma3_270m for a
-          Gemma of one's own, :smoke for seconds)
+          (:strong for the strong short game, :stories for the storyteller, :gemma3_270m for your
+          own Gemma, :smoke for seconds)
 Cost:     a minute on two CPU cores for a table of the short game; about a minute a run for the
           storyteller, half an hour for Gemma, one seed each.
 Expected: docs/short_game.md, docs/compare.md, docs/real_gemma.md
@@ -14,7 +14,7 @@ from nash_jax import config
 from nash_jax.configs import gemma3_270m_compare, short_game, stories
 
 VALUES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-FEW = (0.0, 0.1, 1.0)  # where a run takes half an hour
+FEW = (0.0, 0.1, 1.0)  # if a run takes half an hour
 
 
 def sweep(game):
@@ -27,7 +27,7 @@ def sweep(game):
 def base(game):
   """Returns the run that an ablation changes.
 
-  A short game ("mild", "strong"), the stories, or the same by "gemma3_270m".
+  `game` is a short game ("mild", "strong" or "smoke"), "stories", or "gemma3_270m".
   """
   if game == "gemma3_270m":
     return gemma3_270m_compare.base()
@@ -43,7 +43,7 @@ def base(game):
 
 
 def kinds_and_seeds(game):
-  """Returns which kinds of policies are ablated, and with how many seeds."""
+  """Returns the kinds of policies and the number of seeds of an ablation."""
   if game in ("stories", "gemma3_270m"):
     return {"kinds": ("network",), "seeds": 1}
   return {"kinds": ("tabular",), "seeds": 3}

@@ -1,4 +1,4 @@
-"""Configs: the fields of each job with their defaults, and every check on them."""
+"""Configs: the fields of each job with their defaults, and all checks on them."""
 
 import dataclasses
 import enum
@@ -27,25 +27,25 @@ __all__ = [
 
 
 def resolve(config: ConfigDict, job: str = "", devices: int | None = None) -> ConfigDict:
-  """Returns a frozen copy of a job's config: checked, with the method's own defaults filled in.
+  """Returns a checked, frozen copy of a job's config with the method's defaults filled in.
+
+  Logs the fields that are set but never read. A locked config was resolved before, so it gets no
+  such line.
 
   Args:
-    job: the job that is to run it; default the one that `config.job` names.
-    devices: number of devices of an online run, where it is planned for other than those here.
-
-  One line names the fields that are set and that nothing reads, unless the config is locked: then
-  it was said when it was resolved.
+    job: the job that will run it; by default `config.job`.
+    devices: number of devices of an online run; by default those of this machine.
 
   Raises:
     ValueError: what, expected, got and how to fix it, before any weights load.
   """
-  from nash_jax.config import checks  # imports jax and the gemma library; fields does not
+  from nash_jax.config import checks  # here, because it imports jax and the gemma library
 
   return checks.resolve(config, job, devices)
 
 
 def refuse_unread(config: ConfigDict, job: str, given: Collection[str]) -> None:
-  """Raises ValueError where nothing reads one of the `given` fields, "optimizer.b1"."""
+  """Raises ValueError if one of the `given` fields, such as "optimizer.b1", is never read."""
   from nash_jax.config import checks
 
   checks.refuse_unread(config, job, given)

@@ -1,4 +1,4 @@
-"""The checks on a config that need no data, weights or tokenizer."""
+"""Checks on a config that need no data, weights or tokenizer."""
 
 import functools
 import importlib.util
@@ -28,8 +28,8 @@ from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, did_you_mean, one_of, printable, require
 
 _PIP = f"{sys.executable} -m pip install"
-_WANDB = ("the package wandb beside it", f"Install it: {_PIP} wandb")
-EXACT_BETA = 1e-4  # the least β of a game whose equilibrium float64 resolves
+_WANDB = ("the package wandb to be installed", f"Install it: {_PIP} wandb")
+EXACT_BETA = 1e-4  # the smallest β for which float64 resolves the equilibrium
 
 
 def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigDict:
@@ -40,7 +40,7 @@ def resolve(config: ConfigDict, job: str, devices: int | None = None) -> ConfigD
   _check_fields(config, fields.DECLARED[job]())
   as_given = config.copy_and_resolve_references()
   CHECKS[job](config, *([devices] if devices else []))
-  if job != "compare":  # some of whose files its own runs make
+  if job != "compare":  # its runs may create some of the files it reads
     files.require_present(config, job)
   if is_new and (unused := unread_and_set(as_given, job)):
     logging.warning("set, but not read by this run: %s", ", ".join(unused))
@@ -55,11 +55,11 @@ def refuse_unread(config: ConfigDict, job: str, given: Collection[str]) -> None:
   for field in given:
     reason, fix = reasons.get(field), "Leave it out, or choose what reads it."
     value = functools.reduce(operator.getitem, field.split("."), config)
-    require(reason is None, field, f"no value, for {reason} does not read it", value, fix)
+    require(reason is None, field, f"no value, because {reason} does not read it", value, fix)
 
 
 def _job(config, expected: str) -> str:
-  """Returns the name of a config's job; one that names none is taken for the expected job's."""
+  """Returns the name of a config's job, or the expected job if the config names none."""
   got = config.job if "job" in config else expected
   jobs, advice = f"one of {', '.join(CHECKS)}", "Start from nash_jax.config."
   require(got in CHECKS, "config.job", jobs, got, advice)
@@ -69,7 +69,7 @@ def _job(config, expected: str) -> str:
 
 
 def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> None:
-  """Checks each field by its declaration; numbers become Python's own, and -0 becomes 0."""
+  """Checks each field against its declaration; numbers become Python numbers, and -0 becomes 0."""
   for name in group:
     if name not in declared:
       choices = ", ".join(sorted(declared)) + did_you_mean(name, declared)
@@ -84,7 +84,7 @@ def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> 
       elif name in fields.ENTRIES:
         for entry in value:
           named = isinstance(entry, str) and entry != ""
-          require(named, f"{path}, a name", "a text of at least one character", entry, "Rename it.")
+          require(named, f"{path}, a name", "text of at least one character", entry, "Rename it.")
           entry_path, is_group = f"{path}.{printable(entry)}", isinstance(value[entry], ConfigDict)
           require(is_group, f"config field {entry_path}", "a group of fields", value[entry], advice)
           if name == "policies":
@@ -103,7 +103,7 @@ def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> 
 
 
 def _checked(field: Any, value: Any, path: str) -> Any:
-  """Returns the value of a declared field that is no group; ValueError if it may not hold it."""
+  """Returns the value of a declared field; raises ValueError if the field may not hold it."""
   if isinstance(field, fields.Choice):
     require(not field.why or value in field.choices, path, field.describe(), value, field.why)
     one_of(path, value, field.choices)
@@ -139,13 +139,13 @@ def _check_changes(changes: ConfigDict, path: str) -> None:
     else:
       kinds = (gemma.LOCAL, gemma.GLOBAL)
       good = isinstance(changes[name], tuple) and {*changes[name]} <= {*kinds}
-      expected = f"a tuple of {kinds}, one a layer"
+      expected = f"a tuple of {kinds}, one per layer"
       fix = "Set num_layers to keep the first layers."
       require(good and len(changes[name]) > 0, f"{path}.{name}", expected, changes[name], fix)
 
 
 class _Checker:
-  """Checks fields of a group against each other; errors name each by its path in the config."""
+  """Checks fields of a group against each other; errors give each field's path in the config."""
 
   def __init__(self, group: ConfigDict, path: str = ""):
     self.group, self.prefix = group, f"{path}." if path else ""
@@ -154,7 +154,7 @@ class _Checker:
     require(good, self.prefix + field, expected, self.value(field), fix)
 
   def value(self, field: str) -> Any:
-    """Returns the value of a field of the group, or of a group in it: "lora.rank"."""
+    """Returns the value of a field, such as "lora.rank", counted from the group."""
     return functools.reduce(operator.getitem, field.split("."), self.group)
 
   def one_of(self, field: str, choices: Collection[str]) -> None:
@@ -169,23 +169,23 @@ def _check_model(model, path: str) -> None:
   config = gemma.preset(model.preset, **model.changes)
   heads, expected = config.num_heads % config.num_kv_heads == 0, "num_kv_heads to divide num_heads"
   check("changes", heads, expected, "Change either.")
-  check("changes", config.head_dim % 2 == 0, "an even head_dim, which is rotated", "Change it.")
+  check("changes", config.head_dim % 2 == 0, "an even head_dim", "Change it.")
   check.one_of("template", TEMPLATES)
   has_rank, fix = model.lora.rank > 0, "Set lora.rank to that of the adapters, or more."
-  check("lora.init", has_rank or not model.lora.init, "none where lora.rank = 0", fix)
+  check("lora.init", has_rank or not model.lora.init, "none if lora.rank = 0", fix)
 
 
 def _is_installed(package: str) -> bool:
-  found = importlib.util.find_spec(package)  # a folder of that name, as W&B leaves, has no origin
+  found = importlib.util.find_spec(package)  # a mere folder, such as W&B leaves, has no origin
   return found is not None and found.origin is not None
 
 
 def _check_steps(config, batch_field: str, devices: int | None = None) -> int:
-  """Returns over how many of the devices, by default those there are, a batch is split."""
+  """Returns how many devices a batch is split over; `devices` defaults to those of this machine."""
   check = _Checker(config)
   check("tracker", config.tracker == "none" or _is_installed("wandb"), *_WANDB)
   warmup, expected = config.optimizer.warmup_steps, f"at most steps = {config.steps}"
-  check("optimizer.warmup_steps", warmup <= config.steps, expected, "Lower it: 0 is no warm-up.")
+  check("optimizer.warmup_steps", warmup <= config.steps, expected, "Lower it; 0 means no warm-up.")
   batch_size, parts = check.value(batch_field), config.optimizer.micro_batches
   divides, divisor = batch_size % parts == 0, f"a divisor of {batch_field}"
   check("optimizer.micro_batches", divides, f"{divisor} = {batch_size}", "Change one of the two.")
@@ -202,10 +202,10 @@ def _check_sampling(config) -> None:
   check, top_k, top_p = _Checker(sampling, "sampling"), sampling.top_k, sampling.top_p
   expected = f"at most the model's {rows.num_embed} rows"
   check("top_k", top_k <= rows.num_embed, expected, "Set 0 for all.")
-  expected = "a number of tokens where top_p < 1"
-  check("top_k", top_p == 1 or top_k > 0, expected, "top-p works within it: try top_k=64.")
+  expected = "a number of tokens if top_p < 1"
+  check("top_k", top_p == 1 or top_k > 0, expected, "top-p selects within top-k: try top_k=64.")
   tokens = sampling.tokens
-  check("tokens", len({*tokens}) == len(tokens), "different ids", "Leave the doubles out.")
+  check("tokens", len({*tokens}) == len(tokens), "different ids", "Remove duplicates.")
   check("tokens", len(tokens) != 1, "two ids or more to choose from", "() allows every piece.")
 
 
@@ -221,12 +221,12 @@ def _check_judge(judge, path: str, sampling, remote: bool = False) -> None:
     require(got >= least, "sampling.max_tokens", expected, got, "Raise it.")
   if judge.name in MODELS:
     _check_model(judge.model, f"{path}.model")
-    expected, fix = "0, because judges are plain models", "A fitted judge is exported merged."
+    expected, fix = "0, because judges are plain models", "A fit exports its judge merged."
     check("model.lora.rank", judge.model.lora.rank == 0, expected, fix)
   if judge.name == "http":
     _check_http(judge, check, remote)
   if judge.name == "human":
-    fix = "Use human in the arena; fit a judge to votes for the rest: docs/votes.md."
+    fix = "Use human in the arena; elsewhere, use a judge fitted to votes (docs/votes.md)."
     check("name", remote, "a judge that answers at once", fix)
     check("votes", judge.votes != "", "a workdir of `nash-jax vote`", "Set it.")
   if judge.name in ("gemma", "gemma_text", "http"):
@@ -234,16 +234,16 @@ def _check_judge(judge, path: str, sampling, remote: bool = False) -> None:
     texts = all(isinstance(answer, str) for answer in judge.answers)
     distinct = texts and len(judge.answers) == len({*judge.answers}) == 2
     check("answers", distinct, "two different pieces", "Try ('A', 'B').")
-    # A server's first token may be the beginning of either.
+    # A server's first token could then begin either answer.
     one, two = judge.answers
     alike = one.startswith(two) or two.startswith(one)
     check(
       "answers",
       judge.name != "http" or not alike,
-      "neither to begin with the other",
+      "neither to start with the other",
       "Try ('A', 'B').",
     )
-    expected = "a budget in the judge's tokens; 0, for none, is gemma's alone"
+    expected = "a limit in the judge's tokens; only gemma accepts 0 (no limit)"
     good = judge.max_tokens > 0 or judge.name != "gemma_text"
     check("max_tokens", good, expected, "Try 2048.")
 
@@ -252,7 +252,7 @@ def _check_http(judge, check: _Checker, remote: bool) -> None:
   fix = "Use http in the arena: training would send too many requests."
   check("name", remote, "a judge on this machine's devices", fix)
   in_words = judge.template != "stories"
-  check("template", in_words, "one that asks in words", "Set gemma, or your own text file.")
+  check("template", in_words, "a template that asks in words", "Set gemma, or your own text file.")
   chat.check_url(judge.http.url, f"{check.prefix}http.url")
   chat.read_key()
   check("http.model", judge.http.model != "", "a name the server knows", "Set it.")
@@ -270,10 +270,7 @@ def _check_arena(config) -> None:
   enough = bool(config.prompts.held_out_path) or benchmark or count > 1
   fix = "Set prompts.held_out, or prompts.held_out_path."
   require(enough, "held-out prompts", "at least two, for an interval", count, fix)
-  pairs, expected = (
-    config.samples * len(config.policies) > 1,
-    "at least 2 where there is one policy",
-  )
+  pairs, expected = (config.samples * len(config.policies) > 1, "at least 2 with a single policy")
   check("samples", pairs, expected, "With 1, policies meet each other but none meets itself.")
   check.one_of("base", config.policies)
   single = config.policies[config.base].best_of == 1
@@ -290,14 +287,14 @@ def _check_arena(config) -> None:
 
 def _check_outputs(policy, path: str, task: str) -> None:
   check, tasks = _Checker(policy, path), " or ".join(BENCHMARKS)
-  check("best_of", policy.best_of == 1, "1 where there are outputs", "Leave it out.")
-  expected = f"prompts.task = {tasks}, whose prompts answers are matched to by their key"
-  fix = "docs/arena.md says what either is."
+  check("best_of", policy.best_of == 1, "1 with outputs", "Leave it out.")
+  expected = f"prompts.task = {tasks}, whose prompts have keys that answers match"
+  fix = "docs/arena.md explains both."
   require(task in BENCHMARKS, f"{path}.outputs", expected, f"prompts.task = {task}", fix)
 
 
 def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
-  """Returns the sizes of the mesh on which an online run's judge is laid out."""
+  """Returns the mesh sizes of an online run's judge."""
   policy_sizes = sharding.resolve_mesh(config.mesh, devices)
   sizes = {axis: size or policy_sizes[axis] for axis, size in config.judge.mesh.items()}
   on_host = config.judge.name == "gemma_text" or own.is_own(config.judge.name)
@@ -308,10 +305,10 @@ def judge_mesh_sizes(config, devices: int) -> dict[str, int]:
 
 
 def judged_by_reference(config, mesh: dict[str, int]) -> bool:
-  """Returns whether an online run's judge is its reference, which is then held once for both.
+  """Returns whether an online run's judge is its reference, which then serves as both in memory.
 
   Args:
-    mesh: sizes of the policy's.
+    mesh: the policy's mesh sizes.
   """
   judge, same = config.judge, ("preset", "changes", "weights", "dtype")
   alike = all(judge.model[field] == config.model[field] for field in same)
@@ -320,21 +317,27 @@ def judged_by_reference(config, mesh: dict[str, int]) -> bool:
 
 
 def _check_best(config, export: bool = False) -> None:
-  """Checks that evaluations and checkpoints meet where the best checkpoint is to be exported.
+  """Checks that some evaluation falls on a checkpoint if the best one is to be exported.
 
-  Where some evaluations have no checkpoint, a line says which ones can be the best.
+  If other evaluations have no checkpoint, logs which ones can be the best.
   """
   every, save = config.evaluation.every, config.checkpoint.every
   if export:
     expected = f"a divisor or a multiple of checkpoint.every = {save}, to export the best"
     meet = every % save == 0 or save % every == 0 or min(every, save) >= config.steps
-    _Checker(config)("evaluation.every", meet, expected, f"Set {save}, or both to the same.")
+    _Checker(config)("evaluation.every", meet, expected, f"Set {save}, or the same value for both.")
   if (scored := math.lcm(every, save)) > every and every < config.steps:
-    logging.log(
-      logging.WARNING if export else logging.INFO,
-      "evaluations are every %d steps, checkpoints every %d: the best is one of those every %d, or"
-      " the last. Set both to the same to choose among all", every, save, scored,
-    )  # fmt: skip
+    _say_which_can_be_best(logging.WARNING if export else logging.INFO, every, save, scored)
+
+
+@functools.cache  # once, whatever the number of runs of a comparison
+def _say_which_can_be_best(level: int, every: int, save: int, scored: int) -> None:
+  logging.log(
+    level,
+    "evaluations are every %d steps, checkpoints every %d: the best checkpoint is chosen among"
+    " those every %d steps and the last. Set both to the same value to choose among all",
+    every, save, scored,
+  )  # fmt: skip
 
 
 # Tasks whose records compare two responses.
@@ -355,7 +358,7 @@ def _check_fit(config) -> None:
     width, expected = config.data.max_tokens, "at least 2, a token and the next one"
     check("data.max_tokens", width > 1, expected, "Try 129.")
   folder = os.path.isdir(asset_path(config.export))
-  check("export", not folder, "the name of a file, or none", "Add a name: out/policy.safetensors.")
+  check("export", not folder, "a file's name, or ''", "Add a name: out/policy.safetensors.")
   _check_steps(config, "data.batch_size")
   if config.data.held_out or config.data.held_out_path:
     _check_best(config, export=config.export != "")
@@ -385,13 +388,13 @@ def _check_compare(config) -> None:
   for kind in config.kinds:
     one_of("kinds", kind, ("network", "tabular"))
     good = kind == "network" or config.base.evaluation.exact
-    require(good, "kinds", "network alone, for texts", kind, "Leave tabular out.")
+    require(good, "kinds", "only network, for texts", kind, "Leave tabular out.")
   _check_rates(config)
   resolved, absent = zip(*(_resolve_run(config, run) for run in runs), strict=True)
   configs = zip(runs, zip(resolved, absent, strict=True), strict=True)
   for (one, first), (two, second) in itertools.combinations(configs, 2):
     what = f"runs {printable(one.name)!r} and {printable(two.name)!r}"
-    fix = "Leave one out: a label changes nothing, nor does a value that the base has."
+    fix = "Remove one. A label does not change a run, nor does a value that the base already has."
     require(first != second, what, "runs that differ", "one config", fix)
   if config.arena.judges:
     _check_arena_of_runs(config, runs, resolved)
@@ -400,23 +403,23 @@ def _check_compare(config) -> None:
 def _check_rates(config) -> None:
   check, rates = _Checker(config), tuple(config.learning_rates)
   distinct = len({*rates}) == len(rates)
-  check("learning_rates", distinct, "numbers that differ", "Leave out what is there twice.")
+  check("learning_rates", distinct, "different numbers", "Remove duplicates.")
   for rate in rates:
     for steps in {0, config.tuning_steps}:
       resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed, steps), "train")
   own = len(rates) < 2 or config.tuning_seed not in range(config.seeds)
-  expected = f"a seed of its own, none of 0 to {config.seeds - 1}: its runs choose the rate"
+  expected = f"a seed outside 0 to {config.seeds - 1}, because its runs choose the rate"
   check("tuning_seed", own, expected, "Set 100.")
 
 
 def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str]]:
-  """Returns the config of a run, checked as one of this comparison, and the files it lacks.
+  """Returns the checked config of a run of this comparison, and the files it lacks.
 
-  These may still have to be made; they are looked for before the first run starts.
+  Those files may not exist yet; they are checked before the first run starts.
   """
-  taken = {"job": "a comparison is of runs of train", "seed": "`seeds` and `tuning_seed` set it"}
+  taken = {"job": "A comparison has runs of train", "seed": "`seeds` and `tuning_seed` set it"}
   if config.learning_rates:
-    taken["optimizer.learning_rate"] = "`learning_rates` set it; empty that to set it here"
+    taken["optimizer.learning_rate"] = "`learning_rates` sets it; empty that to set it here"
   try:
     for field, reason in taken.items():
       require(field not in run.changes, field, "no change", run.changes.get(field), f"{reason}.")
@@ -427,11 +430,11 @@ def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str
     refuse_unread(changed, "train", [field for field in changes if field != "label"])
     options = {"top_k": c.sampling.top_k, "top_p": c.sampling.top_p}
     judged = c.evaluation.exact or len(config.learning_rates) < 2
-    expected = "top_k = 0 and top_p = 1, for the best of learning_rates is judged by a KL"
+    expected = "top_k = 0 and top_p = 1, because a KL decides the best of learning_rates"
     fix = "Set one learning rate, or sample from the whole distribution."
     require(judged or options == {"top_k": 0, "top_p": 1}, "sampling", expected, options, fix)
     same = c.evaluation.exact == config.base.evaluation.exact
-    fix = "Compare the two kinds of runs in two comparisons."
+    fix = "Use one comparison for each kind of run."
     require(same, "evaluation.exact", "the base's", c.evaluation.exact, fix)
   except (TypeError, ValueError) as error:
     raise ValueError(f"run {printable(run.name)!r}: {error}") from None
@@ -447,14 +450,14 @@ def _is_absent(field: str, value: Any) -> bool:
 def _check_arena_of_runs(
   config, runs: list[comparison.Run], resolved: Iterable[ConfigDict]
 ) -> None:
-  """Checks the arena of a comparison before its runs, after which it is held."""
+  """Checks the arena of a comparison before its runs start; it is played after them."""
   exact, advice = config.base.evaluation.exact, "Set arena.judges = {}."
   good = "network" in config.kinds and not exact
-  require(good, "arena.judges", "none where no run leaves weights", [*config.arena.judges], advice)
-  given, fix = [*config.arena.policies], "The runs and what they start from are its policies."
+  require(good, "arena.judges", "none if no run leaves weights", [*config.arena.judges], advice)
+  given, fix = [*config.arena.policies], "Its policies are the runs and their start."
   require(not given, "arena.policies", "none", given, fix)
   names = [run.name for run in runs]
-  expected = f"another than {comparison.REFERENCE!r}, which is what the runs start from"
+  expected = f"one other than {comparison.REFERENCE!r}, the name of the runs' start"
   require(comparison.REFERENCE not in names, "run's label", expected, names, "Set its label.")
   c = config.arena.copy_and_resolve_references().unlock()
   c.base = comparison.REFERENCE
@@ -467,7 +470,7 @@ def _check_arena_of_runs(
   for run, run_config in zip(runs, resolved, strict=True):
     for field in ("preset", "changes", "tokenizer"):
       (got, expected), what = (x.model[field] for x in (run_config, c)), f"model.{field}"
-      fix = "In an arena all have one architecture and tokenizer: set arena.model as base.model."
+      fix = "An arena has one architecture and tokenizer for all: set arena.model like base.model."
       where = f"run {printable(run.name)!r}: {what}"
       require(got == expected, where, f"arena.{what}, {expected!r}", got, fix)
 
@@ -481,10 +484,10 @@ def _check_vote(config) -> None:
   check = _Checker(config)
   check.one_of("model.template", TEMPLATES)
   good = config.export.endswith(".jsonl") or not config.export
-  check("export", good, "a file of this machine, .jsonl", "Give --export=votes.jsonl.")
+  check("export", good, "a .jsonl file on this machine", "Give --export=votes.jsonl.")
   for package in ("starlette", "uvicorn"):
     good, fix = config.export != "" or _is_installed(package), f"Install it: {_PIP} {package}"
-    require(good, "nash-jax vote", f"the package {package} beside it", "none", fix)
+    require(good, "nash-jax vote", f"the package {package} to be installed", "none", fix)
   check("host", config.host != "", "an address of this machine", "The default is 127.0.0.1.")
 
 
@@ -512,7 +515,7 @@ def _check_train(config, devices: int | None = None) -> None:
 
 
 def _check_algorithm(config) -> None:
-  """Fills in the method's defaults, and checks what only this method asks for."""
+  """Fills in the method's defaults and checks this method's own requirements."""
   algorithm, sampling = config.algorithm, config.sampling
   algorithms.fill_defaults(algorithm)
   method = algorithms.get(algorithm.name)
@@ -530,7 +533,7 @@ def _check_algorithm(config) -> None:
     check(field, algorithm[field] >= least, expected, f"Set {least} or more.")
   centred = "centre_log_ratios" in uses and algorithm.centre_log_ratios
   good = not centred or method.samples(algorithm)[0] > 1
-  expected = f"two or more of {name}'s own, for centre_log_ratios takes the mean of the others"
+  expected = f"two or more of {name}'s own, because centre_log_ratios takes the mean of the others"
   check("samples", good, expected, "Set 4, or leave centre_log_ratios out.")
   is_scalar = config.judge.name in SCALAR or own.is_own(config.judge.name)
   good = not method.needs_rewards or is_scalar
@@ -545,7 +548,7 @@ def _check_algorithm(config) -> None:
   require(good, "sampling", expected, options, fix)
 
 
-# By job: what its fields must be together.
+# {job: checks of its fields against each other}
 CHECKS = {
   "train": _check_train, "fit": _check_fit, "arena": _check_arena, "collect": _check_collect,
   "compare": _check_compare, "sample": _check_sample, "agreement": _check_agreement,

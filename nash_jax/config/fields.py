@@ -1,7 +1,7 @@
-"""The fields that the config of each job holds, with their defaults and what else they may be.
+"""The fields of each job's config, with their defaults, ranges and choices.
 
-`train()` and its like make a config of plain values; DECLARED has the same fields as they are
-declared here: the range of every number, the choices of some names.
+`train()`, `fit()` and so on return a config of plain values. DECLARED has the declarations of the
+same fields: the range of every number and the choices of some names.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")  # of files
 RECORD_ERRORS = ("stop", "continue")
 TRACKERS = ("none", "wandb")  # beside TensorBoard, which is always there
 COMPUTE_DTYPES = ("bfloat16", "float32")  # whose range Gemma's activations and masks fit
-# What only some optimisers, schedules and judges read of their group: the first dots of its fields.
+# The fields of a group that only some optimisers, schedules and judges read: {name: fields}.
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sgd": ()}
 SCHEDULES = {"constant": (), "linear": ("final_fraction",), "cosine": ("final_fraction",)}
 _GEMMA = tuple(f"model.{name}" for name in ("preset", "changes", "weights", "tokenizer", "dtype"))
@@ -33,11 +33,11 @@ JUDGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """A declared field that holds a number, or with `many` a tuple of them.
+  """Declares a field that holds a number, or a tuple of numbers if `many`.
 
   Attributes:
-    interval: its range, such as "[0, 1)", which is without its upper end.
-    special: further values, with what they mean.
+    interval: the range, such as "[0, 1)", which excludes 1.
+    special: {value allowed besides the range: its meaning}.
     kind: int or float.
   """
 
@@ -48,7 +48,7 @@ class Number:
   many: bool = False
 
   def holds(self, value: float) -> bool:
-    """Returns whether a number is in the interval; NaN is in none."""
+    """Returns whether the interval contains a number; False for NaN."""
     low, high = map(float, self.interval[1:-1].split(","))
     above = value > low if self.interval[0] == "(" else value >= low
     return above and (value < high if self.interval[-1] == ")" else value <= high)
@@ -62,7 +62,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """A declared field that holds one of a few names; `why` says why no others."""
+  """Declares a field that holds one of a few names; `why` says why no other is allowed."""
 
   default: str
   choices: tuple[str, ...]
@@ -76,7 +76,7 @@ class Choice:
 def number(
   default: float | None, interval: str, special: Mapping[Any, str] = {}, kind: type | None = None
 ) -> Number:
-  """Declares a number; where the default is None, `kind` says which."""
+  """Declares a number; give `kind` if the default is None."""
   return Number(default, interval, special, kind or type(default))
 
 
@@ -93,7 +93,7 @@ def _group(**fields) -> ConfigDict:
 
 
 def _set(group: ConfigDict, **defaults: Any) -> ConfigDict:
-  """Changes the defaults of declared fields, in place."""
+  """Changes defaults of declared fields in place."""
   for name, default in defaults.items():
     declared = isinstance(group[name], Number | Choice)
     group[name] = dataclasses.replace(group[name], default=default) if declared else default
@@ -101,7 +101,7 @@ def _set(group: ConfigDict, **defaults: Any) -> ConfigDict:
 
 
 def default(declared: Any) -> Any:
-  """Returns a config of the defaults of declared fields; one that is None is a placeholder."""
+  """Returns a config with the defaults of declared fields; a default of None is a placeholder."""
   if isinstance(declared, ConfigDict):
     return ConfigDict({name: default(declared[name]) for name in declared})
   if isinstance(declared, Number) and declared.default is None:
@@ -128,22 +128,18 @@ def _model(weights: str = "") -> ConfigDict:
   """A policy, judge or reward model: architecture, weights, tokenizer."""
   return _group(
     preset="stories",
-    # Single fields of the architecture to replace, such as {"num_embed": 256}.
     changes=ConfigDict(),
-    # A weights file, a run's workdir ("runs/x", "runs/x@target"), or "" for random weights.
     weights=weights,
     tokenizer="assets:stories/tokenizer.model",
     template="plain",
-    # Of compute; the master parameters are float32.
     dtype=_choice("float32", COMPUTE_DTYPES, "float16 is for files: Gemma leaves its range."),
     remat=False,
-    # Rank of the adapters, times alpha / rank, that train and fit train instead of the parameters.
     lora={
       "rank": number(0, "[1, 4096]", {0: "all parameters are trained"}),
       "alpha": number(32.0, "[1e-6, 1e6]"),
-      "init": "",  # a folder of PEFT's whose adapters a run starts from
+      "init": "",
     },
-    logit_chunk=number(32, "[1, 1e6]"),  # response columns whose logits exist at one time
+    logit_chunk=number(32, "[1, 1e6]"),
   )
 
 
@@ -154,19 +150,19 @@ def _optimizer(**defaults) -> ConfigDict:
     learning_rate=number(1e-4, "[1e-12, 1e6]"),
     schedule=_choice("constant", SCHEDULES),
     warmup_steps=number(0, "[0, 1e9]"),
-    final_fraction=number(0.1, "[0, 1]"),  # of the learning rate, where linear and cosine end
+    final_fraction=number(0.1, "[0, 1]"),
     b1=number(0.9, "[0, 0.999999]"),
     b2=number(0.99, "[0, 0.999999]"),
     eps=number(1e-8, "[1e-20, 1e6]"),
-    weight_decay=number(0.0, "[0, 1000]"),  # towards zero, not towards the reference
-    clip_norm=number(1.0, "[1e-9, 1e12]", {0: "off"}),  # of the gradient, over all parameters
+    weight_decay=number(0.0, "[0, 1000]"),
+    clip_norm=number(1.0, "[1e-9, 1e12]", {0: "off"}),
     micro_batches=number(1, "[1, 1e6]"),
   )
   return _set(fields, **defaults)
 
 
 def _run(job: str, **fields) -> ConfigDict:
-  left = {-1: "all devices that are left"}
+  left = {-1: "all remaining devices"}
   return _group(
     job=job,
     seed=number(0, "[0, 2147483647]"),
@@ -178,73 +174,58 @@ def _run(job: str, **fields) -> ConfigDict:
     },
     checkpoint={"every": number(50, "[1, 1e9]"), "keep": number(2, "[1, 1e6]"), "allow": ()},
     profile=False,
-    # Continue: go on without a part of the record (metrics, samples, TensorBoard) that cannot be
-    # written, such as on a full disk.
     on_record_error=_choice("stop", RECORD_ERRORS),
-    tracker=_choice("none", TRACKERS),  # wandb: Weights & Biases
+    tracker=_choice("none", TRACKERS),
     **fields,
   )
 
 
 def _algorithm() -> ConfigDict:
   """A method and its numbers; for those that are None each method has a default."""
-  method = "as the method has it"
+  method = "the method's own"
   return _group(
     name="nash_mp",
     beta=number(0.1, "[1e-9, 1e6]"),
-    # beta / eta is the weight of KL to the target.
     eta=number(1.0, "[1e-6, 1e12]", {float("inf"): "no KL to the target"}),
     kappa=number(0.1, "[0, 1]"),
-    # Harmonic: kappa_offset / (k + kappa_offset).
     kappa_schedule=_choice("constant", ("constant", "harmonic")),
     kappa_offset=number(10.0, "[1e-6, 1e9]"),
-    target_update=_choice("ema", ("ema", "periodic")),  # periodic: a copy every target_period steps
+    target_update=_choice("ema", ("ema", "periodic")),
     target_period=number(10, "[1, 1e9]"),
-    # s of sppo, mpo and inpo, of the last two at most 1 / beta. None: 5, or half of that if less.
     step=number(None, "[1e-9, 1e9]", {None: method}, float),
-    mixture=number(0.25, "[0, 1]"),  # weight of the reference in nash_md and ipo_md
-    # The reference becomes the policy every so many steps. None: 50 for mpo, else 0.
+    mixture=number(0.25, "[0, 1]"),
     reference_period=number(None, "[1, 1e9]", {0: "never", None: method}, int),
-    # Responses to a prompt in all; half are the opponent's, if there is one. None: as few as the
-    # method can use, 3 for egpo, else 2.
     samples=number(None, "[1, 4096]", {None: method}, int),
-    # Times sampling.temperature, for y, where a loss allows it.
     behaviour_temperature=number(1.0, "[0.01, 100]"),
-    # P(y beats y'), or "sampled": 1 with that probability, else 0.
     labels=_choice("soft", ("soft", "sampled")),
     centre_log_ratios=False,
-    reward_to_go=False,  # a token's KL coefficient counts only this and later tokens
+    reward_to_go=False,
   )
 
 
 def _judge(**defaults) -> ConfigDict:
   """A judge: the bundled one, or any other of judges.JUDGES."""
-  sizes = {0: "as in `mesh`", -1: "all devices that are left"}
+  sizes = {0: "as in `mesh`", -1: "all remaining devices"}
   fields = _group(
     name="gemma",
     model=_model("assets:stories/judge.safetensors"),
-    template="stories",  # a name, or a text file with {prompt}, {a} and {b}
-    answers=("A", "B"),  # the pieces that say "the first" and "the second"
-    # Of the judge's whole prompt.
-    max_tokens=number(0, "[1, 1e6]", {0: "as wide as the longest could be"}),
-    # Parts of a batch that a Gemma judge evaluates one after another.
+    template="stories",
+    answers=("A", "B"),
+    max_tokens=number(0, "[1, 1e6]", {0: "wide enough for the longest"}),
     micro_batches=number(1, "[1, 1e6]"),
     mesh={name: number(0, "[1, 1e6]", sizes) for name in ("data", "fsdp", "tensor")},
     # Of the judge "http", in the arena: an OpenAI-compatible server's chat completions.
     http={
       "url": "http://127.0.0.1:8000/v1/chat/completions",
       "model": "",
-      # Seconds a request, to its reply's last byte; also the longest wait.
       "timeout": number(60.0, "[0.001, 86400]"),
       "retries": number(4, "[0, 20]"),
-      # Seconds before the first retry, doubled each time; or Retry-After.
       "backoff": number(1.0, "[0, 60]"),
-      "workers": number(8, "[1, 1024]"),  # requests at a time
+      "workers": number(8, "[1, 1024]"),
     },
-    gpm=_gpm(),  # of the judge "gpm", as it was fitted
-    votes="",  # of the judge "human", in the arena: a workdir of `nash-jax vote`
-    table="",  # of the table judge: .npy [X A A], contexts by prompt index
-    # A response's first tokens are its action: digits, token - first_token, in base table_tokens.
+    gpm=_gpm(),
+    votes="",
+    table="",
     first_token=number(6, "[0, 1e6]"),
     table_tokens=number(0, "[1, 1e6]", {0: "one token an action"}),
   )
@@ -253,11 +234,7 @@ def _judge(**defaults) -> ConfigDict:
 
 def _gpm() -> ConfigDict:
   """The head of a general preference model."""
-  return _group(
-    # A response's vector has two numbers a block: so many cycles are learned independently.
-    blocks=number(4, "[1, 4096]"),
-    prompt_scale=False,  # blocks are weighted by the prompt
-  )
+  return _group(blocks=number(4, "[1, 4096]"), prompt_scale=False)
 
 
 def _train() -> ConfigDict:
@@ -271,9 +248,8 @@ def _train() -> ConfigDict:
       "held_out": number(96, "[0, 1e9]"),
       "held_out_path": "",
       "overflow": _choice("drop", ("drop", "cut")),
-      # Drop: no training on a prompt that is held out.
       "duplicates": _choice("keep", ("keep", "drop")),
-      "bad": _choice("stop", ("stop", "skip")),  # a record that cannot be read
+      "bad": _choice("stop", ("stop", "skip")),
       "max_tokens": number(32, "[1, 1e6]"),
       "batch_size": number(32, "[1, 1e6]"),
     },
@@ -282,12 +258,11 @@ def _train() -> ConfigDict:
       "temperature": number(1.0, "[0.01, 100]"),
       "top_k": number(0, "[1, 1e6]", {0: "off"}),
       "top_p": number(1.0, "[1e-6, 1]"),
-      "tokens": _numbers(int, "[0, 1e6]"),  # the only ids that may be sampled; () for every piece
+      "tokens": _numbers(int, "[0, 1e6]"),
     },
     algorithm=_algorithm(),
     optimizer=_optimizer(),
     judge=_judge(),
-    # exact: evaluate over every response, where a game of the table judge allows it.
     evaluation={
       "every": number(25, "[1, 1e9]"),
       "prompts": number(64, "[1, 1e6]"),
@@ -302,7 +277,6 @@ def _fit() -> ConfigDict:
   return _run(
     "fit",
     model=_model(),
-    # Next token, pairwise cross-entropy, Bradley-Terry, general preference model.
     loss=_choice("sft", ("sft", "judge", "reward", "gpm")),
     data={
       "task": "text",
@@ -310,17 +284,15 @@ def _fit() -> ConfigDict:
       "held_out": number(600, "[0, 1e9]"),
       "held_out_path": "",
       "overflow": _choice("cut", ("drop", "cut")),
-      # Of a text's windows, of prompt + response, of a preference's prompt.
       "max_tokens": number(129, "[1, 1e6]"),
-      "max_response_tokens": number(64, "[1, 1e6]"),  # of preferences
+      "max_response_tokens": number(64, "[1, 1e6]"),
       "batch_size": number(32, "[1, 1e6]"),
-      # Drop: no training on a prompt or text that is held out.
       "duplicates": _choice("keep", ("keep", "drop")),
-      "bad": _choice("stop", ("stop", "skip")),  # a record that cannot be read
+      "bad": _choice("stop", ("stop", "skip")),
     },
-    template="stories",  # of the pairwise judge
-    gpm=_gpm(),  # of the loss gpm
-    export="",  # where the best weights go, as .safetensors in export_dtype
+    template="stories",
+    gpm=_gpm(),
+    export="",
     export_dtype=_choice("float16", DTYPES),
     optimizer=_optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=100),
     evaluation={"every": number(500, "[1, 1e9]"), "batches": number(1000, "[1, 1e9]")},
@@ -333,18 +305,17 @@ def _arena() -> ConfigDict:
   return _group(
     job="arena",
     seed=online.seed,
-    # The architecture and tokenizer of every policy, each of which names its own weights.
     model=_model(),
-    prompts=_set(online.prompts, batch_size=16),  # of which the held-out part is used
+    prompts=_set(online.prompts, batch_size=16),
     sampling=online.sampling,
     policies={"base": _policy(), "best_of_4": _policy(4)},
-    base="base",  # the policy that KL, length and distinct bigrams are compared with
+    base="base",
     judges={"judge": _judge(), "population": _judge(name="population")},
-    select_judge="judge",  # picks the best of n
-    samples=number(2, "[1, 1024]"),  # of each policy to a prompt; of a single policy at least 2
+    select_judge="judge",
+    samples=number(2, "[1, 1024]"),
     max_prompts=number(0, "[2, 1e9]", {0: "every held-out prompt"}),
-    resamples=number(2000, "[1, 1e6]"),  # of the bootstrap
-    texts=number(3, "[0, 1e6]"),  # prompts shown with every policy's continuation
+    resamples=number(2000, "[1, 1e6]"),
+    texts=number(3, "[0, 1e6]"),
   )
 
 
@@ -368,15 +339,14 @@ def _collect() -> ConfigDict:
   return _group(
     job="collect",
     seed=online.seed,
-    steps=online.steps,  # batches of prompts
+    steps=online.steps,
     model=online.model,
     prompts=online.prompts,
-    # All pairs of the samples of a prompt are judged; each source has its own temperature.
     sampling={
       **{name: online.sampling[name] for name in ("max_tokens", "top_k", "top_p", "tokens")},
       "samples": number(4, "[2, 1024]"),
     },
-    sources={"base": _source()},  # policies that respond in turn
+    sources={"base": _source()},
     judge=_judge(name="population"),
   )
 
@@ -394,13 +364,12 @@ def _compare() -> ConfigDict:
     job="compare",
     base=_train(),
     runs=(),
-    # Tried with tuning_seed, the best is taken; () for the base's.
     learning_rates=_numbers(float, _optimizer().learning_rate.interval),
     tuning_seed=number(100, "[0, 2147483647]"),
     tuning_steps=number(0, "[1, 1e9]", {0: "as many as the run's"}),
     seeds=number(3, "[1, 10000]"),
-    kinds=("network",),  # of policy; and "tabular", where evaluation.exact
-    arena=contest,  # of all runs and the reference; none without judges
+    kinds=("network",),
+    arena=contest,
   )
 
 
@@ -410,11 +379,9 @@ def _agreement() -> ConfigDict:
   return _group(
     job="agreement",
     seed=_train().seed,
-    model=_model(),  # whose tokenizer and template the judges read
-    # The held-out part is compared; where none is held out, all.
+    model=_model(),
     data=_set(data, max_response_tokens=256),
     judges={"judge": _judge()},
-    # Of a prompt, that meet in pairs which nobody compared, to look for cycles.
     responses=number(8, "[2, 1000]"),
   )
 
@@ -427,12 +394,11 @@ def _sample() -> ConfigDict:
     seed=online.seed,
     model=online.model,
     sampling={**_set(online.sampling, max_tokens=128), "samples": number(1, "[1, 1024]")},
-    prompt="",  # "": ask for prompts until an empty line
-    file="",  # prompts of a file, one a line, instead; of .jsonl and its like, records
-    output="",  # a file for the continuations, as JSON lines; "": they are printed
-    # λ: logits are (1 - λ)·reference + λ·policy, so 1 is the policy and 0 the reference.
+    prompt="",
+    file="",
+    output="",
     realign=number(1.0, "[0, 1000]"),
-    reference=online.model.weights,  # as model.weights; read where λ is not 1
+    reference=online.model.weights,
   )
 
 
@@ -440,15 +406,15 @@ def _vote() -> ConfigDict:
   """The fields of a page on which people judge, with their defaults."""
   return _group(
     job="vote",
-    seed=_train().seed,  # of the sides and the order in which responses are shown
-    source="",  # files or folders to take pairs from, separated by commas; "": those there are
-    model=_model(),  # whose tokenizer the token ids of a source are of
-    votes=number(1, "[1, 1000]"),  # that each pair is to have, of as many annotators
-    shared=number(0.1, "[0, 1]"),  # of the pairs, which all annotators judge
-    host="127.0.0.1",  # another than this machine's own: with a token
+    seed=_train().seed,
+    source="",
+    model=_model(),
+    votes=number(1, "[1, 1000]"),
+    shared=number(0.1, "[0, 1]"),
+    host="127.0.0.1",
     port=number(8080, "[1, 65535]", {0: "a free one"}),
-    export="",  # a file for the votes, .jsonl, as preferences for fit; no page is served then
-    by=_choice("all", ("all", "annotator", "group")),  # a file of votes for each
+    export="",
+    by=_choice("all", ("all", "annotator", "group")),
   )
 
 
@@ -467,7 +433,7 @@ DECLARED: dict[str, Callable[[], ConfigDict]] = {
 
 
 def _config[**P](declare: Callable[P, ConfigDict]) -> Callable[P, ConfigDict]:
-  """Returns the function that makes a config of the defaults of what `declare` declares."""
+  """Returns a function that makes a config with the defaults of what `declare` declares."""
 
   @functools.wraps(declare)
   def make(*args: P.args, **kwargs: P.kwargs) -> ConfigDict:
@@ -485,8 +451,9 @@ def compare(base: ConfigDict | None = None, runs: Iterable[dict] = (), **fields)
   """The fields of a comparison or an ablation, with their defaults.
 
   Args:
-    base: the config that all runs share, of train().
-    runs: what each changes, {"algorithm.name": "egpo", "algorithm.samples": 3}; "label" names it.
+    base: the config that all runs share, such as train().
+    runs: the changes of each run, such as {"algorithm.name": "egpo", "algorithm.samples": 3}; its
+      "label" is the run's name.
   """
   config = default(_compare())
   return ConfigDict({**config, "base": base or config.base, "runs": tuple(runs), **fields})

@@ -1,4 +1,4 @@
-"""The files that a job reads: all that are missing are said at once, with how to get each."""
+"""Checks that the files a job reads exist: lists all missing ones, with how to get each."""
 
 import os
 import pathlib
@@ -13,21 +13,21 @@ from nash_jax.validation import asset_path, printable, require
 
 _POLICY = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
 _OUTPUTS = "Give AlpacaEval's model_outputs.json or Arena-Hard's model_answer/x.jsonl."
-_LOCAL = "Give a local path, or assets:<file> of a bundled one; docs/weights.md: getting Gemma's."
-_SELF = " With one model alone, its own start can judge: docs/true_size.md."
-_PROMPTS = "docs/true_size.md and docs/data.md have files to download, and what one of your own is."
+_LOCAL = "Give a local path, or assets:<file> for a bundled one; docs/weights.md: getting Gemma's."
+_SELF = " With only one model, its own start can judge: docs/true_size.md."
+_PROMPTS = "docs/true_size.md and docs/data.md list files to download, and the form of your own."
 
 
 def require_present(config: ConfigDict, job: str) -> None:
-  """Raises ValueError that lists every file of a checked config that is not there."""
+  """Raises a ValueError that lists every missing file of a checked config."""
   missing = [*_missing(config, job)]
   if missing:
-    count = f"{len(missing)} things that this run reads are missing:\n  "
+    count = f"{len(missing)} files that this run reads are missing:\n  "
     raise ValueError((count if len(missing) > 1 else "") + "\n  ".join(missing))
 
 
 def _missing(config: ConfigDict, job: str) -> Iterator[str]:
-  """Yields a text for each file that is not there."""
+  """Yields a message for each missing file."""
   read_weights = job in ("train", "fit", "sample")
   yield from _of_model(config.model, "model", parts=True, weights=read_weights)
   if job == "sample" and config.realign != 1:
@@ -58,7 +58,11 @@ def _text(what: str, expected: str, got: str, fix: str, present: bool) -> Iterat
 def _of_model(
   model: ConfigDict, path: str, parts: bool = False, weights: bool = True
 ) -> Iterator[str]:
-  """Yields what a policy's or a judge's model lacks; `parts`: its weights may be a run's."""
+  """Yields a message for each missing file of a policy's or a judge's model.
+
+  Args:
+    parts: the weights may be a part of a run, such as "runs/x@target".
+  """
   expected, files = "a file that exists", {"tokenizer": model.tokenizer}
   if weights and model.weights:
     files["weights"] = model.weights
@@ -74,7 +78,7 @@ def _of_model(
 
 
 def _download(spec: str, preset: str) -> str:
-  """Returns the command for a folder that is called as a published Gemma; "" for any other."""
+  """Returns how to download a folder that is named like a published Gemma; "" for any other."""
   path = pathlib.PurePath(spec)
   folder = path.parent if path.suffix in (".model", ".safetensors") else path
   if not (preset.startswith("gemma") and folder.name.startswith("gemma-")):

@@ -1,4 +1,4 @@
-"""Which fields of a config nothing reads, by what was chosen in others."""
+"""Which fields of a config are never read, depending on the values of other fields."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from nash_jax.data.answers import BENCHMARKS
 from nash_jax.data.preferences import TASKS
 from nash_jax.objectives import algorithms
 
-# Of `model` these jobs read nothing else; of `judge.model` fields.JUDGES has it.
+# The only fields of `model` that these jobs read; fields.JUDGES has those of `judge.model`.
 _SAMPLED = ("preset", "changes", "tokenizer", "template", "dtype")
 MODEL = {
   "arena": (*_SAMPLED, "remat", "logit_chunk"), "collect": _SAMPLED,
@@ -21,10 +21,10 @@ MODEL = {
 
 
 def unread(config: ConfigDict, job: str) -> dict[str, str]:
-  """Returns the fields that a run does not read, by dotted name, each with the reason.
+  """Returns {dotted field: reason} of the fields that a run does not read.
 
   Args:
-    config: all fields are there, and names are known.
+    config: a config with all fields, whose names of judges, methods and the like are known.
   """
   if job == "compare":
     return _unread_of_compare(config)
@@ -38,7 +38,7 @@ def unread(config: ConfigDict, job: str) -> dict[str, str]:
 
 
 def unread_and_set(config: ConfigDict, job: str) -> list[str]:
-  """Returns the fields that a run does not read and that are not what they are by default."""
+  """Returns the fields that a run does not read and that differ from their default."""
   values, found = _flat(config), unread(config, job)
   return [field for field in found if values[field] != _default(job, field)]
 
@@ -56,7 +56,7 @@ def _default(job: str, field: str) -> Any:
 
 
 def _groups(config: ConfigDict, job: str) -> Iterator[tuple[str, str]]:
-  """Yields fields, or groups of them, that are not read, with the reason."""
+  """Yields (field or group that is not read, reason)."""
   if "optimizer" in config:
     for choice, table in (("name", fields.OPTIMIZERS), ("schedule", fields.SCHEDULES)):
       chosen = config.optimizer[choice]
@@ -77,7 +77,7 @@ def _groups(config: ConfigDict, job: str) -> Iterator[tuple[str, str]]:
 
 
 def _others(group: str, table: dict[str, tuple[str, ...]], chosen: str, reason: str):
-  """Yields the fields of a table that what was chosen does not read."""
+  """Yields the fields of a table that the chosen entry does not read."""
   names = {name for read in table.values() for name in read}
   yield from ((f"{group}.{name}", reason) for name in sorted(names - {*table[chosen]}))
 
@@ -86,7 +86,7 @@ def _judge(judge: ConfigDict, path: str, job: str) -> Iterator[tuple[str, str]]:
   if job != "train":
     yield f"{path}.mesh", f"the job {job}"
   read = fields.JUDGES.get(judge.name)
-  if read is None:  # a judge of one's own
+  if read is None:  # the user's own judge
     return
   for field in _flat(judge):
     if field != "name" and not any(f"{field}.".startswith(f"{name}.") for name in read):
@@ -125,7 +125,7 @@ def _sample(config: ConfigDict) -> Iterator[tuple[str, str]]:
 
 def _arena(config: ConfigDict) -> Iterator[tuple[str, str]]:
   if config.prompts.task in BENCHMARKS:
-    whole = f"prompts.task = {config.prompts.task}, all of which is held out"
+    whole = f"prompts.task = {config.prompts.task} (all held out)"
     yield from ((f"prompts.{name}", whole) for name in ("held_out", "duplicates"))
     if config.prompts.held_out_path:
       yield "prompts.path", "prompts.held_out_path"
@@ -138,7 +138,7 @@ def _arena(config: ConfigDict) -> Iterator[tuple[str, str]]:
 def _vote(config: ConfigDict) -> Iterator[tuple[str, str]]:
   if config.export:
     yield from (
-      (name, "export, which serves no page") for name in ("host", "port", "shared", "seed")
+      (name, "export (which serves no page)") for name in ("host", "port", "shared", "seed")
     )
   else:
     yield "by", "export = ''"
@@ -148,24 +148,24 @@ _OF_JOB = {"train": _train, "fit": _fit, "sample": _sample, "arena": _arena, "vo
 
 
 def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
-  """Of the base, what no run reads; a run may leave unread what another one reads."""
+  """Returns the fields of a comparison that none of its runs reads."""
   runs = [
     unread(comparison.run_config(config.base, run.changes, None, 0), "train")
     for run in comparison.name_runs(config.runs)
   ]
   everywhere = set.intersection(*({*run} for run in runs)) if runs else set()
   found = {f"base.{field}": runs[0][field] for field in sorted(everywhere)}
-  found["base.seed"] = "the job compare, which counts seeds from 0"
+  found["base.seed"] = "the job compare (which counts seeds from 0)"
   if config.base.evaluation.exact:
-    found["base.tracker"] = "base.evaluation.exact, whose runs are one program"
+    found["base.tracker"] = "base.evaluation.exact (whose runs are one program)"
   if config.learning_rates:
     found["base.optimizer.learning_rate"] = "learning_rates"
   if len(config.learning_rates) < 2:
     for field in ("tuning_seed", "tuning_steps"):
-      found[field] = "learning_rates, of which there is nothing to choose"
+      found[field] = "learning_rates (with nothing to choose from)"
   arena = _flat(config.arena)
   if not config.arena.judges:
-    return found | {f"arena.{field}": "arena.judges, of which there are none" for field in arena}
+    return found | {f"arena.{field}": "arena.judges (there are none)" for field in arena}
   ours = dict.fromkeys(("seed", "base"), "the job compare")
   theirs = unread(config.arena, "arena") | ours
   return found | {f"arena.{field}": reason for field, reason in theirs.items()}

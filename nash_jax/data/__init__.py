@@ -1,1 +1,1 @@
-"""Data: prompts and preferences through seqio, the tokenizer, templates, converters."""
+"""Data: prompts and preferences through seqio, tokenizer, templates, converters."""

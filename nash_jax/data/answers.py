@@ -1,7 +1,7 @@
 """AlpacaEval's and Arena-Hard's files: a set of prompts, and one model's answers to them.
 
-Answers belong to a prompt by what its record has in the key's fields, letter by letter: AlpacaEval
-knows a prompt by its instruction, Arena-Hard by its uid.
+An answer belongs to the prompt with exactly the same key: AlpacaEval identifies a prompt by its
+instruction, Arena-Hard by its uid.
 """
 
 import collections
@@ -22,19 +22,20 @@ from nash_jax.run.files import replacing
 from nash_jax.validation import require
 
 Record = dict[str, Any]
-Count = Callable[[str], int]  # the tokens of a text
+Count = Callable[[str], int]  # text -> number of tokens
 
 
 class Benchmark(NamedTuple):
-  """How a set of prompts and the answers to it are written.
+  """The format of a benchmark's prompts and answers.
 
   Attributes:
-    key: fields by which an answer finds its prompt; others than the first only where both have it.
-    prompt: from a prompt's record to its text.
-    model: the field that names an answer's model.
-    answer: from an answer's record to its text.
-    file: the ending of a file of answers.
-    write: from prompts' records, answers and the model's name to what is in such a file.
+    key: the fields that match an answer to its prompt; all but the first count only if both
+      records have them.
+    prompt: a prompt's record -> its text.
+    model: the field with the name of an answer's model.
+    answer: an answer's record -> its text.
+    file: the extension of a file of answers.
+    write: (prompts' records, answers, model's name, count) -> content of a file of answers.
   """
 
   key: tuple[str, ...]
@@ -51,7 +52,7 @@ def _instruction(record: Record) -> str:
 
 
 def _model_outputs(records, answers, model: str, count: Count) -> str:
-  """AlpacaEval's: one array, in the order of the set."""
+  """AlpacaEval's format: one array, in the order of the prompts."""
   rows = []
   for record, text in zip(records, answers, strict=True):
     kept = {name: record[name] for name in ("instruction", "input") if name in record}
@@ -66,13 +67,13 @@ def _last_message(record: Record) -> str:
   content = last.get("content")
   answer = content.get("answer") if isinstance(content, dict) else None
   if last.get("role") != "assistant" or not isinstance(answer, str):
-    expected = "expected an assistant's whose content is {'answer': text}"
+    expected = "expected one of the assistant with content {'answer': text}"
     raise ValueError(f"the last of field 'messages' is {shorten(last)}, {expected}")
   return answer
 
 
 def _model_answers(records, answers, model: str, count: Count) -> str:
-  """Arena-Hard's: a line for each prompt; the order of the fields in metadata matters there."""
+  """Arena-Hard's format: a line per prompt; its tools need this order of the metadata's fields."""
   lines, now = [], time.time()
   for record, text in zip(records, answers, strict=True):
     text = text.strip()
@@ -98,16 +99,16 @@ BENCHMARKS = {
 
 
 def prompt_of(task: str, record: Any) -> Record:
-  """Returns a record of a benchmark's prompts as one of ours; its key is checked."""
+  """Returns a benchmark's prompt as a record of ours, with its key checked."""
   field(record, BENCHMARKS[task].key[0])
   return {"prompt": BENCHMARKS[task].prompt(record)}
 
 
 def count_markdown(text: str) -> dict[str, dict[str, int]]:
-  """Returns what Arena-Hard counts as style, outside of code blocks, as it counts it.
+  """Returns Arena-Hard's style counts outside code blocks, counted exactly as it does.
 
-  It leaves out what is between two ``` without a ` inside, wherever else that text may stand; the
-  marks themselves stay.
+  It removes every copy of a text that stands between two ``` and has no ` inside, but keeps the
+  marks.
   """
   for block in re.findall("```([^`]*)```", text):
     text = text.replace(block, "")
@@ -123,15 +124,17 @@ def count_markdown(text: str) -> dict[str, dict[str, int]]:
 
 
 def token_counter(task: str, otherwise: Count) -> Count:
-  """Returns what counts tokens as Arena-Hard does, by tiktoken; else, with a word, `otherwise`."""
-  if task != "arena_hard":  # no other benchmark's files hold a number of tokens
+  """Returns a counter of tokens as in Arena-Hard (tiktoken); if that fails, logs it, and returns
+  `otherwise`.
+  """
+  if task != "arena_hard":  # other benchmarks' files have no number of tokens
     return otherwise
   try:
     import tiktoken
 
     encoding = tiktoken.encoding_for_model("gpt-4o")
-  except (ImportError, OSError) as error:  # it downloads its vocabulary
-    message = "token_len is the number of the policy's tokens, not tiktoken's of gpt-4o (%s): %s"
+  except (ImportError, OSError) as error:  # tiktoken downloads its vocabulary
+    message = "token_len counts the policy's tokens, not tiktoken's for gpt-4o (%s): %s"
     advice = "leave length out of Arena-Hard's style control, or install tiktoken"
     logging.warning(message, error, advice)
     return otherwise
@@ -146,11 +149,11 @@ def write(
   model: str,
   count: Count,
 ) -> None:
-  """Writes a model's answers to prompts, in the order of the prompts, for the benchmark's tools.
+  """Writes a model's answers, in the order of the prompts, for the benchmark's tools.
 
   Args:
-    records: the prompts as they were read.
-    count: from `token_counter`; AlpacaEval counts none.
+    records: the prompts' records as they were read.
+    count: from `token_counter`; unused for AlpacaEval.
   """
   text = BENCHMARKS[task].write(records, answers, model, count)
   with replacing(path) as part:
@@ -160,14 +163,14 @@ def write(
 def read(
   path: str | pathlib.Path, task: str, records: Sequence[Record], count: int
 ) -> list[tuple[str, str]]:
-  """Returns one model's answers to the first `count` of the prompts, each with its "file:line".
+  """Returns one model's answers to the first `count` prompts, each with its "file:line".
 
-  Prompts that are equal are answered in the order in which they stand. Answers to prompts that are
-  not among them are left out, and counted in a line.
+  Equal prompts take their answers in order. Answers to other prompts are left out, and their number
+  is logged.
 
   Raises:
-    ValueError: a record that is no answer, another model's or a second one to a prompt; a prompt
-      without an answer.
+    ValueError: a record that is no answer, is another model's, or is a second answer to a prompt; a
+      prompt without an answer.
   """
   benchmark = BENCHMARKS[task]
   rows = _rows(path, benchmark)
@@ -196,8 +199,9 @@ def read(
   if missing:
     raise ValueError(
       f"{path}: no answer to {len(missing)} of {count} prompts, the first with {name}"
-      f" {shorten(missing[0][name])}{other}. Prompts are matched by {' and '.join([name, *both])},"
-      " letter by letter: give the answers to this set, or set max_prompts to what is answered"
+      f" {shorten(missing[0][name])}{other}. Answers match prompts exactly, by"
+      f" {' and '.join([name, *both])}: give answers to this set, or lower max_prompts to their"
+      " number"
     )
   if strangers:
     message = "%s: %d of %d answers are to prompts that are not in this arena"
@@ -206,7 +210,7 @@ def read(
 
 
 def _rows(path: str | pathlib.Path, benchmark: Benchmark) -> dict[str, Record]:
-  """Returns the answers of a file by place, each with its key, its text and one model's name."""
+  """Returns {place: answer's key and text} of a file, and checks that one model gave them all."""
   rows, models = {}, dict[Any, str]()
   for place, record in read_records(path):
     try:

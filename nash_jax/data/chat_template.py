@@ -1,6 +1,6 @@
-"""Chat templates: how a conversation that waits for an answer becomes text and marker pieces.
+"""Chat templates, which turn a conversation that waits for an answer into text and marker pieces.
 
-A new template is an entry of TEMPLATES.
+To add a template, add an entry to TEMPLATES.
 """
 
 import re
@@ -11,7 +11,7 @@ from nash_jax.data.files import shorten
 
 
 class Turn(NamedTuple):
-  """What one side says; `system` goes before the first text of the user."""
+  """One turn of a conversation; `system` goes before the user's first text."""
 
   role: str  # "user" or "model"
   text: str
@@ -19,7 +19,7 @@ class Turn(NamedTuple):
 
 
 class Marker(NamedTuple):
-  """A special piece of the tokenizer, looked up by its spelling."""
+  """A special piece of the tokenizer, identified by its spelling."""
 
   piece: str
 
@@ -28,12 +28,12 @@ class Template(NamedTuple):
   """A chat template.
 
   Attributes:
-    render: from turns to the texts and markers that follow <bos>, up to where a response begins.
-    response: from a response's text to what of it stands in the template.
-    markers: all markers that it uses; the tokenizer must have them.
-    stops: the markers that end a response, besides <eos>; the last one ends a response in data.
-    opening: what begins a turn of the user, where there are turns.
-    jinja: the same, <bos> included, for the programs that read a Hugging Face folder.
+    render: turns -> texts and markers after <bos>, up to the start of a response.
+    response: a response's text -> the form it has in the template.
+    markers: all markers of the template; the tokenizer must have them.
+    stops: the markers that end a response, besides <eos>; data use the last one.
+    opening: what starts a turn of the user; None if the template has no turns.
+    jinja: the same template with <bos>, for programs that read a Hugging Face folder.
   """
 
   render: Callable[[list[Turn]], list[str | Marker]]
@@ -87,30 +87,30 @@ TEMPLATES = {
   ),
 }
 
-# A text that a template was applied to already: it opens a turn, or ends as a response does.
+# A text with a template already applied: it opens a turn, or ends like a response.
 _TEMPLATED = re.compile(
   r"\A\s*(?:<bos>\s*)?<start_of_turn>|<start_of_turn>(?:user|model)\n|<(?:end_of_turn|eos)>\s*\Z"
 )
 
 
 def check_untemplated(text: str) -> None:
-  """Raises ValueError where a text carries the template that is added to it."""
+  """Raises ValueError if a text already has the template."""
   if "<" in text and (found := _TEMPLATED.search(text)):
     raise ValueError(
-      f"{shorten(text)} carries the chat template already ({found[0].strip()!r}), which would be"
-      " added once more: give plain text, or a conversation as 'messages'"
+      f"{shorten(text)} already has the chat template ({found[0].strip()!r}), which is added here:"
+      " give plain text, or a conversation as 'messages'"
     )
 
 
 def turns(messages: list[dict]) -> list[Turn]:
   """Checks a conversation that waits for an answer, and returns its turns.
 
-  Roles are "system" (first only, joined to the first user turn by a blank line, as Gemma expects),
-  "user", and "assistant" or "model"; user and model alternate, and the user speaks last. A content
-  is a text or a list of parts, {"type": "text", "text": ...}.
+  Roles are "system", "user", and "assistant" or "model". A system message may only come first; a
+  blank line joins it to the first user turn, as Gemma expects. User and model alternate, and the
+  user speaks last. A content is text or a list of parts, {"type": "text", "text": ...}.
 
   Raises:
-    ValueError: naming the message that breaks the rules.
+    ValueError: names the message that breaks the rules.
   """
   names = {"system": "system", "user": "user", "assistant": "model", "model": "model"}
   conversation: list[Turn] = []
@@ -129,12 +129,12 @@ def turns(messages: list[dict]) -> list[Turn]:
       raise ValueError(f"message {i} has role {role!r}, expected {expected!r}: turns alternate")
     conversation.append(Turn(expected, text, "" if conversation else system))
   if not conversation or conversation[-1].role != "user":
-    raise ValueError("a conversation must end with a message of the user")
+    raise ValueError("a conversation must end with a user's message")
   return conversation
 
 
 def text_of(content: Any) -> str | None:
-  """Returns a message's text, joined of its parts as Gemma's template joins them, or None."""
+  """Returns a message's text, with parts joined as in Gemma's template; None if it is not text."""
   if not isinstance(content, list):
     return content if isinstance(content, str) else None
   parts = [part.get("text") if isinstance(part, dict) else None for part in content]

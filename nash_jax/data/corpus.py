@@ -1,8 +1,8 @@
-"""Text files read once through seqio, tokenised, cut to budgets, padded; batches by step.
+"""Reads text files once through seqio, tokenises, cuts and pads them, and makes batches by step.
 
-The order of a data set is the order in which seqio yields it, unshuffled and unrepeated. The batch
-of step n is cut from one seeded permutation an epoch, so it depends on the seed and the step alone:
-no iterator state needs saving, and any number of hosts sees the same examples.
+The order of a data set is that of seqio, unshuffled and unrepeated. Every epoch has a seeded
+permutation, and the batch of a step is a piece of it, so a batch depends only on the seed and the
+step. No iterator state needs saving, and any number of hosts sees the same examples.
 """
 
 import collections
@@ -25,28 +25,28 @@ from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.types import Prompts
 from nash_jax.validation import asset_path, one_of, require
 
-Columns = Mapping[str, Sequence[Any]]  # by feature, one entry an example, as in Features
-Features = dict[str, Any]  # of one example, by name: token ids i32[n], or a number
-Parse = Callable[[str], Any]  # from a line of a file to a record
-Encode = Callable[[Any, "Texts"], Features]  # from a record
-# From records as they lie in a file, what is told of a bad one (None: it is raised), and counts of
-# what is left out, by reason, to the records that are meant.
+Columns = Mapping[str, Sequence[Any]]  # {feature: an entry per example}, entries as in Features
+Features = dict[str, Any]  # {name: token ids i32[n], or a number} of one example
+Parse = Callable[[str], Any]  # line of a file -> record
+Encode = Callable[[Any, "Texts"], Features]  # (record, texts) -> features
+# (a file's records, callback for bad ones or None to raise, {reason: number left out} to update) ->
+# the records to encode
 Gather = Callable[
   [Iterable[files.Placed], files.Skip | None, collections.Counter[str]], Iterable[files.Placed]
 ]
-Arrange = Callable[[Columns], Any]  # from columns that hold a batch's rows alone, to the batch
+Arrange = Callable[[Columns], Any]  # columns with the rows of a batch -> the batch
 
 
 @functools.cache
 def import_tensorflow() -> Any:
-  """Returns the tensorflow module, which seqio needs (10 to 20 s), without its notes on CUDA."""
+  """Imports tensorflow for seqio (10 to 20 s), and silences its messages about CUDA."""
   stderr = os.dup(2)
   with tempfile.TemporaryFile() as notes:
     os.dup2(notes.fileno(), 2)
     try:
       import tensorflow as tf
 
-      tf.config.set_visible_devices([], "GPU")  # the accelerator's memory is JAX's
+      tf.config.set_visible_devices([], "GPU")  # leave the accelerator's memory to JAX
     except BaseException:
       notes.seek(0)
       os.write(stderr, notes.read())
@@ -59,12 +59,12 @@ def import_tensorflow() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """One part of a data set, to train on or held out.
+  """The training or held-out part of a data set.
 
   Attributes:
-    seed: of the order.
-    report: how many examples were kept, dropped and cut; where there are such, how many `equal`
-      pairs and `duplicates` (see load_examples).
+    seed: determines the order.
+    report: numbers of examples that were kept, dropped and cut, and of `equal` pairs and
+      `duplicates` if there are any (see load_examples).
   """
 
   columns: Columns
@@ -76,15 +76,14 @@ class Examples:
     return len(next(iter(self.columns.values())))
 
   def all(self, indices: Iterable[int] | None = None) -> Any:
-    """Returns the examples at `indices` of this part (default: every one, in order)."""
+    """Returns the examples at `indices`; by default all, in order."""
     chosen = range(len(self)) if indices is None else list(indices)
     return self.arrange({name: [x[i] for i in chosen] for name, x in self.columns.items()})
 
   def batch(self, step: int, size: int, rows: slice = slice(None)) -> Any:
     """Returns a host's `rows` of the batch of `size` at `step`, as numpy arrays.
 
-    The batches of steps 0, 1, … are consecutive pieces of one seeded permutation after another, so
-    every example comes once an epoch; a batch may straddle two epochs.
+    Every example appears once per epoch; a batch may span two epochs.
     """
     length = len(self)
     if not length:
@@ -93,7 +92,7 @@ class Examples:
     return self.all(_epoch(length, p // length, self.seed)[p % length] for p in places)
 
 
-Split = tuple[Examples, Examples]  # to train on, held out
+Split = tuple[Examples, Examples]  # training, held out
 
 
 @functools.lru_cache(maxsize=8)
@@ -112,7 +111,7 @@ def pad(sequences: Sequence, width: int, pad_id: int, left: bool = False) -> tup
 
 
 def pad_prompts(columns: Columns, width: int, pad_id: int) -> Prompts:
-  """Returns the prompts of examples, as numpy arrays."""
+  """Returns the examples' prompts as numpy arrays."""
   tokens, mask = pad(columns["inputs"], width, pad_id, left=True)
   index: Any = np.array(columns["index"], np.int32)
   return Prompts(tokens, mask, index)
@@ -128,17 +127,17 @@ def load_examples(
 ) -> Split:
   """Returns (train, held_out) of a data set.
 
-  Pairs whose responses are the same tokens, from the start or once they are cut, are left out and
-  reported as `equal`, except where they are a tie. `duplicates` are, in the report of the held-out
-  part, its prompts (or texts) that are trained on too; in that of the other, those left out.
+  Pairs whose responses have the same tokens, perhaps only after a cut, are left out and reported as
+  `equal`, unless they are a tie. `duplicates` in the held-out part's report counts its prompts (or
+  texts) that are also trained on; in the training part's report, the examples left out for that.
 
   Args:
-    config: its `path` goes to `read`. `overflow` says what to do with an example over a budget,
-      "drop" it or "cut" it: a prompt to its end (Tokenizer.cut_prompt), others to their beginning.
-      Held out are the last `held_out` rows, or those of `held_out_path` where that is set.
-      `duplicates`: whether to "keep" or to "drop" examples to train on whose prompt is held out.
-    read: from a path to columns; `index`, the place in the whole data set, is added.
-    budgets: the most tokens by feature, "inputs" being prompts.
+    config: `path` goes to `read`. `overflow`: whether to "drop" or "cut" an example over a budget;
+      a prompt keeps its end (Tokenizer.cut_prompt), a response its start. The last `held_out` rows
+      are held out, or those of `held_out_path` if that is set. `duplicates`: whether to "keep" or
+      "drop" training examples whose prompt is held out.
+    read: path -> columns, to which `index` is added: the position in the whole data set.
+    budgets: {feature: most tokens}; prompts are "inputs".
 
   Raises:
     ValueError: an unknown overflow; nothing left to train on.
@@ -185,31 +184,33 @@ def load_examples(
       f" max_response_tokens){''.join(others)}; raise it, or set overflow='cut' {source}"
     )
   fix = "Raise it, set overflow='cut', or hold others out."
-  expected = f"some of the {held_out} within max_tokens, no pairs of equals"
+  expected = f"some of the {held_out} within max_tokens, with responses that differ"
   require(len(held) > 0 or not held_out, f"held-out examples {source}", expected, "none", fix)
   return train, held
 
 
 def _tell_over(over: int, count: int, budgets: dict[str, int], config) -> None:
-  """Says so where most examples are over a budget."""
+  """Warns if most examples are over a budget."""
   names = {name: "max_tokens" if name == "inputs" else "max_response_tokens" for name in budgets}
   most = ", ".join(sorted({f"{names[name]}={budgets[name]}" for name in budgets}))
   fate, share = "dropped" if config.overflow == "drop" else "cut", 100 * over // count
-  message = "%d of %d examples (%d%%) are over %s and are %s: raise these, unless that is meant"
+  message = "%d of %d examples (%d%%) are over %s and are %s: raise these, unless that is intended"
   if 2 * over > count:
     logging.warning(message, over, count, share, most, fate)
 
 
 def _tell_duplicates(train: Examples, held: Examples, config, drop: bool) -> Examples:
-  """Counts held-out prompts that are trained on, too; returns the part to train on."""
+  """Logs how many held-out prompts are also trained on, and returns the training part."""
   seen, evaluated = ({*map(_key, part.columns["inputs"])} for part in (train, held))
   if drop:
     different = [_key(ids) not in evaluated for ids in train.columns["inputs"]]
     return _without(train, different, "duplicates")
   if shared := sum(_key(ids) in seen for ids in held.columns["inputs"]):
     held.report["duplicates"] = shared
-    message = "%d of %d held-out prompts or texts are trained on too: duplicates='drop' leaves them"
-    # Where both are one file, that is meant: a game is evaluated on what it is played on.
+    message = (
+      "%d of %d held-out prompts or texts are also trained on: duplicates='drop' leaves them"
+    )
+    # One file for both is deliberate: a game is evaluated on the prompts that it is played on.
     level = logging.INFO if config.held_out_path == config.path else logging.WARNING
     logging.log(level, f"{message} out of training", shared, len(held))
   return train
@@ -220,13 +221,13 @@ def _key(ids: Any) -> bytes:
 
 
 def _unequal(columns: Columns) -> list[bool]:
-  """Returns which pairs differ, or are a tie."""
+  """Returns whether each pair differs or is a tie."""
   sides = zip(columns["a"], columns["b"], columns["p_win"], strict=True)
   return [_key(a) != _key(b) or float(p_win) == 0.5 for a, b, p_win in sides]
 
 
 def _without(examples: Examples, kept: list[bool], reason: str) -> Examples:
-  """Returns the examples that are kept, the others counted in the report."""
+  """Returns the kept examples, and counts the others under `reason` in the report."""
   if left_out := len(kept) - sum(kept):
     columns = {
       name: [x for x, keep in zip(column, kept, strict=True) if keep]
@@ -238,14 +239,14 @@ def _without(examples: Examples, kept: list[bool], reason: str) -> Examples:
 
 
 def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
-  """Splits "a.jsonl:3, b.jsonl:1" (or a tuple of such) into (file, rate) pairs; no rate is None.
+  """Splits "a.jsonl:3, b.jsonl:1", or a tuple, into pairs of file and rate (None without one).
 
-  In place of a folder stand its files of records, by name.
+  A folder is replaced by its files of records, sorted by name.
   """
   pairs: list[tuple[str, float | None]] = []
   for entry in filter(None, map(str.strip, path.split(",") if isinstance(path, str) else path)):
     rated = re.fullmatch(r"(.+):(\d+\.?\d*|\.\d+)", entry)
-    rated = None if os.path.isfile(entry) else rated  # a colon of its name
+    rated = None if os.path.isfile(entry) else rated  # the colon is part of the name
     file = asset_path(rated[1] if rated else entry)
     if not os.path.exists(file):
       raise ValueError(f"no data file {file!r}: give `path` the file(s) to read")
@@ -255,8 +256,8 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
     require(
       good, f"rate of {file!r}", "a positive number", rate, "Leave the file out instead of 0."
     )
-    whole, fix = rate is None or len(shards) == 1, "Join its files to one."
-    require(whole, f"files in {file!r}", "one, as it has a rate", len(shards), fix)
+    whole, fix = rate is None or len(shards) == 1, "Join its files into one."
+    require(whole, f"files in {file!r}", "one, as the folder has a rate", len(shards), fix)
     pairs += [(shard, rate) for shard in shards]
   if not pairs:
     raise ValueError("`path` is empty: give it the file(s) to read, separated by commas")
@@ -266,19 +267,19 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
 
 
 def _checked(text: str) -> str:
-  """Returns a text; ValueError where no tokenizer takes it, or it carries the template already."""
+  """Returns a text; raises ValueError if it cannot be tokenised, or already has the template."""
   check_untemplated(files.check_text(text))
   return text
 
 
 def prompt_of(record: Any) -> str | list[dict[str, Any]]:
-  """Returns a record's "prompt" or "messages", checked: a text, or a conversation."""
+  """Returns and checks a record's "prompt" or "messages": a text, or a conversation."""
   name = "messages" if has(record, "messages") and not record.get("prompt") else "prompt"
   prompt = field(record, name, list if name == "messages" else (str, list))
   for extra in ("tools", "chat_template_kwargs"):
     if record.get(extra):
       raise ValueError(
-        f"field {extra!r} is {files.shorten(record[extra])}: no prompt shows it here"
+        f"field {extra!r} is {files.shorten(record[extra])}: prompts cannot show it here"
       )
   for text in _texts(prompt):
     _checked(text)
@@ -286,12 +287,12 @@ def prompt_of(record: Any) -> str | list[dict[str, Any]]:
 
 
 def _texts(prompt: str | list[dict[str, Any]]) -> list[str]:
-  """Returns the texts of a prompt; ValueError for messages that do not wait for an answer."""
+  """Returns the texts of a prompt; raises ValueError if its messages do not wait for an answer."""
   return [prompt] if isinstance(prompt, str) else [t.system + t.text for t in turns(prompt)]
 
 
 def response_of(record: Any, name: str) -> str:
-  """Returns a field that is a response, checked: a text, or one message of the model."""
+  """Returns and checks a field that is a response: a text, or one message of the model."""
   value = field(record, name, (str, list))
   if isinstance(value, list):
     message = value[0] if len(value) == 1 and isinstance(value[0], dict) else {}
@@ -306,17 +307,14 @@ def response_of(record: Any, name: str) -> str:
 
 
 def document_of(record: Any) -> str:
-  """Returns a record's "text", checked."""
+  """Returns and checks a record's "text"."""
   return _checked(field(record, "text"))
 
 
 class Texts:
-  """Turns the texts of a file's records into ids, and counts records that spell out markers.
+  """Turns the texts of a file's records into ids, and counts records that spell out markers."""
 
-  All texts of a file pass through here.
-  """
-
-  # Gemma's pieces, and what other families' templates write.
+  # Gemma's markers, and those of other families' templates.
   _SPELLED = re.compile(
     r"<(?:bos|eos|(?:start|end)_of_turn|\|\w+\|?|\w+\|)>|\[/?INST\]|\nAssistant:"
   )
@@ -357,8 +355,8 @@ def read_records(
   """Encodes a file's records; errors name the file and the line.
 
   Args:
-    bad: what to do with a record that cannot be read, "stop" with an error, or "skip" it.
-    gather: makes records that are encoded of those in the file.
+    bad: "stop" with an error at a record that cannot be read, or "skip" it.
+    gather: turns the file's records into those to encode.
   """
   one_of("bad", bad, ("stop", "skip"))
   records, spelled, skipped = [], [], list[ValueError]()
@@ -379,14 +377,14 @@ def read_records(
   for reason, count in left_out.items():
     logging.info("%s: %d left out: %s", path, count, reason)
   if skipped:
-    message = "%s: %d of %d records cannot be read and are left out, the first since %s"
+    message = "%s: %d of %d records cannot be read and are left out, the first because %s"
     logging.warning(message, path, len(skipped), len(skipped) + len(records), skipped[0])
   if spelled:
     message = (
       "%s: %d of %d records spell out markers such as <bos> or <end_of_turn> (the first: %s)"
     )
     advice = (
-      "; they are read as text, but for a <bos> at the head of a prompt or a document, which is"
+      "; they are read as text, except a <bos> at the start of a prompt or a document, which is"
       " dropped"
     )
     logging.warning(message + advice, path, len(spelled), len(records), spelled[0])
@@ -394,12 +392,12 @@ def read_records(
 
 
 def has(record: Any, name: str) -> bool:
-  """Returns whether a record has a value: in rows of a table an empty column is null."""
+  """Returns whether a record has a field, and it is not null, as an empty column of a table is."""
   return isinstance(record, dict) and record.get(name) is not None
 
 
 def field(record: Any, name: str, types: type | tuple[type, ...] = str) -> Any:
-  """Returns record[name]; ValueError where it is missing or of another type."""
+  """Returns record[name]; raises ValueError if it is missing or has another type."""
   if not isinstance(record, dict) or name not in record:
     is_object = isinstance(record, dict)
     got = ", ".join(map(files.shorten, [*record][:20])) if is_object else type(record).__name__
@@ -412,7 +410,7 @@ def field(record: Any, name: str, types: type | tuple[type, ...] = str) -> Any:
 
 
 def number(record: Any, name: str) -> float:
-  """Returns record[name] as a float; ValueError where it is no number that a float holds."""
+  """Returns record[name] as a float; raises ValueError if it is no finite number."""
   value = field(record, name, (int, float))
   try:
     return float(value)
@@ -421,7 +419,7 @@ def number(record: Any, name: str) -> float:
 
 
 def check_ids(ids: Sequence[Any], tokenizer: Tokenizer, what: str) -> None:
-  """Raises ValueError where token ids are not the tokenizer's."""
+  """Raises ValueError unless all token ids are the tokenizer's."""
   if isinstance(ids, np.ndarray):
     wrong = ids[(ids < 0) | (ids >= tokenizer.size)].tolist()
   else:
@@ -432,20 +430,20 @@ def check_ids(ids: Sequence[Any], tokenizer: Tokenizer, what: str) -> None:
 
 
 def check_prompt(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:
-  """Raises ValueError where token ids are no prompt that waits for a response."""
+  """Raises ValueError unless token ids are a prompt that waits for a response."""
   require(len(ids) > 0, what, "at least one token of a prompt", 0, "Leave such prompts out.")
   fix = "A response would begin after the end: leave the stop token out (seqio: add_eos=False)."
   last = int(ids[-1])
   require(last not in tokenizer.stop_ids, what, "a prompt that waits for a response", last, fix)
   _check_absent(ids, [tokenizer.pad_id], what, "a prompt without <pad>", _PADDING)
   fix = "Leave the others out."
-  _check_absent(ids, [tokenizer.bos_id], what, "one <bos>, at its head", fix, start=1)
+  _check_absent(ids, [tokenizer.bos_id], what, "one <bos>, at the start", fix, start=1)
   fix = "Make each text a prompt of its own."
   _check_absent(ids, [tokenizer.eos_id], what, "one text, without <eos>", fix)
 
 
 def check_response(ids: Sequence[int], tokenizer: Tokenizer, what: str) -> None:
-  """Raises ValueError where token ids are no response: padded, or longer than to its end."""
+  """Raises ValueError unless token ids are a response, without padding or tokens after its end."""
   _check_absent(ids, [tokenizer.pad_id], what, "a response without <pad>", _PADDING)
   fix = "It belongs to the prompt."
   _check_absent(ids, [tokenizer.bos_id], what, "a response without <bos>", fix)
@@ -477,11 +475,11 @@ def read_files(
   """Registers files as the seqio task or mixture `task`, and reads it.
 
   Args:
-    task: its name; with rates it is a mixture of tasks task_0, task_1, …, which ends where the
-      first of them does.
-    path: as `parse_paths` takes it.
-    seed: decides the order in which a mixture alternates.
-    bad: as for read_records, and so is `gather`.
+    task: the name; with rates, a mixture of tasks task_0, task_1, …, which ends when the first of
+      them ends.
+    path: see `parse_paths`.
+    seed: determines the order in which a mixture alternates.
+    bad, gather: as in read_records.
   """
   pairs = parse_paths(path)
   parts = [read_records(file, encode, tokenizer, parse, bad, gather) for file, _ in pairs]
@@ -494,12 +492,12 @@ def read_files(
 def _through_seqio(
   task: str, parts: list[list[Features]], rates: list[float | None], seed: int
 ) -> Columns:
-  """Returns the files' records as the seqio task or mixture `task` yields them."""
+  """Returns the files' records in the order of the seqio task or mixture `task`."""
   import_tensorflow()
   import seqio
 
   for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-    registry.remove(task)  # a name belongs to what was loaded last
+    registry.remove(task)  # the last data set loaded owns the name
   if rates[0] is None:
     _register(task, [record for part in parts for record in part])
   else:
@@ -526,7 +524,7 @@ def read_task(task: str, seed: int) -> Columns:
 
 
 def _register(name: str, records: list[Features]) -> None:
-  """Adds a seqio task over encoded records, in place of one of the same name."""
+  """Adds a seqio task over encoded records, and replaces one of the same name."""
   tf = import_tensorflow()
   import seqio
 
@@ -540,7 +538,7 @@ def _register(name: str, records: list[Features]) -> None:
       tensors[feature] = tf.constant(np.array(column))
 
   def read(split, shuffle_files, seed=None):
-    del split, shuffle_files, seed  # one split, and the order is ours
+    del split, shuffle_files, seed  # there is one split, and its order is ours
     return tf.data.Dataset.from_tensor_slices(tensors)
 
   vocabulary = seqio.PassThroughVocabulary(size=0)

@@ -1,4 +1,4 @@
-"""Files that others made: read, or refused in one line that names file and line."""
+"""Reads files that others made, or refuses them in one line with file and line number."""
 
 import gzip
 import json
@@ -11,19 +11,19 @@ from typing import Any
 
 from nash_jax.validation import decode, foreign, require
 
-Placed = tuple[str, Any]  # a record behind where it lies, "file:line"
-Skip = Callable[[ValueError], None]  # is told why a record is left out
+Placed = tuple[str, Any]  # (place "file:line", record)
+Skip = Callable[[ValueError], None]  # called with the reason for leaving a record out
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")  # of files of records
-_PACKED = (".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z")  # which are not unpacked here
-_ROWS = 1024  # of a parquet file that are Python objects at a time
-shorten = reprlib.Repr(maxstring=80, maxother=80).repr  # a value's repr, for one line
+_PACKED = (".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z")  # compressed, and not supported
+_ROWS = 1024  # rows of a parquet file that are Python objects at the same time
+shorten = reprlib.Repr(maxstring=80, maxother=80).repr  # short repr for one line
 
 
 def read_bytes(path: str | pathlib.Path) -> bytes:
   """Returns a file's bytes.
 
   Raises:
-    ValueError: a file that cannot be read, or that is compressed, UTF-16 or a Git LFS pointer.
+    ValueError: the file cannot be read, or is compressed, UTF-16 or a Git LFS pointer.
   """
   data = _read(path)
   if what := foreign(data):
@@ -39,40 +39,43 @@ def _read(path: str | pathlib.Path) -> bytes:
 
 
 def read_text(path: str | pathlib.Path) -> str:
-  """Returns a file's text, its lines ended by one newline each, without byte-order marks.
+  """Returns a file's text with "\\n" line ends, without byte-order marks; unpacks gzip.
 
-  A mark is left out at the beginning of any line: files that are joined have one in the middle. A
-  file that gzip has packed is unpacked.
+  Marks are removed at the start of every line, since joined files have them in the middle.
 
   Raises:
-    ValueError: as for read_bytes; a byte that is not UTF-8, or NUL, with its line.
+    ValueError: as for read_bytes; a byte that is NUL or not UTF-8 (names its line).
   """
   data = _read(path)
   try:
     data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
   except (OSError, EOFError, zlib.error) as error:
-    raise ValueError(f"{path}: not a gzip file that can be read: {error}") from None
+    raise ValueError(f"{path}: not a readable gzip file: {error}") from None
   text = decode(path, data)
   text = text.replace("\r\n", "\n").replace("\r", "\n")
   return re.sub("^\ufeff+", "", text, flags=re.MULTILINE)
 
 
 def placed(place: str, error: ValueError | TypeError) -> ValueError:
-  """Returns an error that also says where the record lies."""
+  """Returns the error with the place of the record added."""
   return ValueError(f"{place}: {error}").with_traceback(error.__traceback__)
 
 
 def in_folder(folder: str | pathlib.Path) -> list[str]:
-  """Returns the files of records in a folder and those in it, by name.
+  """Returns the files of records in a folder and its subfolders, sorted by name.
 
   Raises:
-    ValueError: there are none, or some that nothing here unpacks.
+    ValueError: there are none, or some have an unsupported compression.
   """
   found = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
   shards = [str(path) for path in found if path.name.endswith(SUFFIXES)]
   packed = [path.name for path in found if path.suffix in _PACKED and path.stem.endswith(SUFFIXES)]
   require(
-    not packed, f"files in {str(folder)!r}", "none that are packed", packed[:3], "Unpack them."
+    not packed,
+    f"files in {str(folder)!r}",
+    "none with unsupported compression",
+    packed[:3],
+    "Unpack them.",
   )
   got, fix = [path.name for path in found[:3]] or "an empty folder", "Give another one."
   require(len(shards) > 0, f"files in {str(folder)!r}", f"some in {', '.join(SUFFIXES)}", got, fix)
@@ -82,22 +85,22 @@ def in_folder(folder: str | pathlib.Path) -> list[str]:
 def read_records(
   path: str | pathlib.Path, parse: Callable[[str], Any] = json.loads, skip: Skip | None = None
 ) -> Iterator[Placed]:
-  """Yields "file:line" and the record of each line of a file, blank lines skipped.
+  """Yields ("file:line", record) for each line of a file that is not blank.
 
-  The file may be packed by gzip. A JSON array and a parquet file are read too, where lines would be
-  JSON: "file, row 1" and so on are the places of their records.
+  The file may be compressed by gzip. If `parse` is json.loads, a JSON array or a parquet file works
+  too; the places of their records are "file, row 1" and so on.
 
   Args:
-    skip: is told why a line does not parse, which is then left out.
+    skip: called with the reason for each line that does not parse, which is then left out.
 
   Raises:
-    ValueError: as for read_text; a line that does not parse, without `skip`; a file that does not.
+    ValueError: as for read_text; a file that does not parse, or, without `skip`, a line.
   """
   if parse is json.loads and _head(path).startswith(b"PAR1"):
     yield from _parquet_rows(path)
     return
   begun = False
-  # Not splitlines: a text may hold U+2028 and other marks that only that takes for ends of lines.
+  # Not splitlines, which would also split at U+2028 and other characters within a text.
   for number, line in enumerate(_lines(path), 1):
     if not line.strip():
       continue
@@ -116,11 +119,11 @@ def read_records(
 
 
 def _lines(path: str | pathlib.Path) -> Iterator[str]:
-  """Yields the lines of read_text one after the other; the file is never held as a whole."""
+  """Yields the lines of read_text without holding the whole file."""
   head = _head(path)
   packed = head.startswith(b"\x1f\x8b")
   if foreign(head) and not packed:
-    read_text(path)  # which says what it is
+    read_text(path)  # raises an error that says what it is
   opened = gzip.open if packed else open
   try:
     with opened(path, "rt", encoding="utf-8") as file:
@@ -129,7 +132,7 @@ def _lines(path: str | pathlib.Path) -> Iterator[str]:
           raise ValueError("NUL")
         yield line.lstrip("\ufeff").removesuffix("\n")
   except (OSError, EOFError, zlib.error, ValueError) as error:
-    read_text(path)  # which says what is wrong, and in which line
+    read_text(path)  # raises an error with the line
     raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
@@ -150,7 +153,7 @@ def _head(path: str | pathlib.Path) -> bytes:
     with open(path, "rb") as file:
       return file.read(64)
   except OSError:
-    return b""  # whoever reads all of it says why
+    return b""  # reading the whole file raises the error
 
 
 def _array(path: str | pathlib.Path, text: str) -> Iterator[Placed]:
@@ -160,7 +163,7 @@ def _array(path: str | pathlib.Path, text: str) -> Iterator[Placed]:
     expected = "expected an array of objects, or one object a line"
     raise ValueError(f"{path}:{error.lineno}: not JSON ({error}); {expected}") from None
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path}: not JSON that can be read: {error}") from None
+    raise ValueError(f"{path}: not readable JSON: {error}") from None
   yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -176,17 +179,16 @@ def _parquet_rows(path: str | pathlib.Path) -> Iterator[Placed]:
         yield f"{path}, row {number}", row
   except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
     reason = " ".join(str(error).split())
-    raise ValueError(f"{path}: not a parquet file that can be read: {reason}") from error
+    raise ValueError(f"{path}: not a readable parquet file: {reason}") from error
 
 
 def check_text(text: str) -> str:
-  """Returns a text, or raises ValueError where it holds what no tokenizer takes.
+  """Returns a text, or raises ValueError if it has NUL or a lone surrogate.
 
-  That is half of a surrogate pair, which JSON can spell and a cut at a number of UTF-16 units
-  leaves, or NUL.
+  No tokenizer accepts these. JSON can spell a lone surrogate; cuts by UTF-16 length produce them.
   """
-  fine = text.isascii() and "\0" not in text  # at once, of most texts
+  fine = text.isascii() and "\0" not in text  # the quick check settles most texts
   if not fine and (bad := re.search("[\ud800-\udfff\0]", text)):
     what = "NUL" if bad[0] == "\0" else "half of a surrogate pair"
-    raise ValueError(f"{bad[0]!a} in {shorten(text)} is {what}, no text: remove it")
+    raise ValueError(f"{bad[0]!a} in {shorten(text)} is {what}, not text: remove it")
   return text

@@ -1,7 +1,7 @@
-"""Records as other programs and data sets have them, told by their fields, turned into ours.
+"""Recognises records of other programs and data sets by their fields, and turns them into ours.
 
-docs/data.md lists the forms. What is in no form is left as it is, for the reader of our own to
-refuse.
+docs/data.md lists the forms. Other records stay as they are; the reader of our own form then
+refuses them.
 """
 
 import collections
@@ -17,8 +17,8 @@ from nash_jax.data.corpus import field, has, number
 from nash_jax.data.files import Placed, Skip, placed, shorten
 
 Record = dict[str, Any]
-Counts = collections.Counter[str]  # of what is left out, by reason
-# What OpenAssistant and ShareGPT call the two; ShareGPT has "from" and "value" in a message.
+Counts = collections.Counter[str]  # {reason: number left out}
+# Names of the roles in OpenAssistant and ShareGPT, whose messages have "from" and "value".
 _ROLES = {"prompter": "user", "human": "user", "gpt": "assistant", "model": "assistant"}
 
 
@@ -26,8 +26,8 @@ class Form(NamedTuple):
   """A form of comparisons.
 
   Attributes:
-    fields: what a record of it has, and no other form's before it in FORMS and RATED.
-    turn: from such a record to one of ours: "prompt" or "messages", and two responses with who won.
+    fields: the fields that identify it; the first form of FORMS and RATED with all fields counts.
+    turn: such a record -> one of ours: "prompt" or "messages", two responses and the winner.
   """
 
   fields: tuple[str, ...]
@@ -35,14 +35,14 @@ class Form(NamedTuple):
 
 
 class Rated(NamedTuple):
-  """A form of responses that are rated one by one; two to a prompt make a comparison.
+  """A form of responses that are rated one by one; two responses to a prompt make a comparison.
 
   Attributes:
     fields: as in Form.
-    read: what is needed of a record.
-    groups: from that of all records, each with its place, to the responses to each prompt; counts
-      what is left out.
-    ties: whether two with the same rating are a tie; else they make no comparison.
+    read: a record -> the parts that `groups` needs.
+    groups: (those parts of all records with their places, counts to update) -> the responses to
+      each prompt.
+    ties: whether two equal ratings are a tie; otherwise they make no comparison.
   """
 
   fields: tuple[str, ...]
@@ -52,11 +52,11 @@ class Rated(NamedTuple):
 
 
 class Group(NamedTuple):
-  """A prompt, as "prompt" or "messages", and what responds to it.
+  """A prompt, as "prompt" or "messages", and the responses to it.
 
   Attributes:
-    place: of the prompt.
-    responses: place, text or message, and rating of each.
+    place: the prompt's place.
+    responses: (place, text or message, rating) of each response.
   """
 
   place: str
@@ -65,27 +65,28 @@ class Group(NamedTuple):
 
 
 def name_of(record: Any) -> str:
-  """Returns the name of a record's form among those of comparisons, or ""."""
+  """Returns the name of a record's form of comparisons, or ""."""
   found = (name for name, fields in _FIELDS if all(has(record, field) for field in fields))
   return next(found, "")
 
 
 def comparison(record: Any) -> Any:
-  """Returns a comparison of any form in FORMS as one of ours; others as they are.
+  """Returns a comparison of any form in FORMS as one of ours; other records are unchanged.
 
   Raises:
-    ValueError: a record that has a form's fields, and values that the form does not have.
+    ValueError: a record with a form's fields but invalid values.
   """
   form = FORMS.get(name_of(record))
   return form.turn(record) if form else record
 
 
 def comparisons(rows: Iterable[Placed], skip: Skip | None, left_out: Counts) -> Iterator[Placed]:
-  """Yields records as they are, and in place of rated responses their comparisons.
+  """Yields records, with rated responses replaced by their comparisons.
 
   Args:
-    skip: is told why a record cannot be read, which is then left out; without it that is raised.
-    left_out: counts the prompts without a comparison.
+    skip: called with the reason for each record that cannot be read, which is then left out; None
+      raises it.
+    left_out: counts prompts without a comparison.
   """
   for form, run in _runs(rows, name_of):
     if form is None:
@@ -104,11 +105,10 @@ def comparisons(rows: Iterable[Placed], skip: Skip | None, left_out: Counts) -> 
 
 
 def prompts(rows: Iterable[Placed], skip: Skip | None, left_out: Counts) -> Iterator[Placed]:
-  """Yields records as they are, but of rated responses whose prompt is no field of theirs it alone.
+  """Yields records, with rated responses that have no field for their prompt replaced by prompts.
 
   Args:
-    skip: as in `comparisons`.
-    left_out: as in `comparisons`.
+    skip, left_out: as in `comparisons`.
   """
 
   def name(record: Any) -> str:
@@ -132,7 +132,7 @@ def _runs(
   def form_of(row: Placed) -> Rated | None:
     nonlocal last
     found = name(row[1])
-    # One of no form lacks a field of the form before it, which says so.
+    # A record of no form counts to the previous form, whose error names the missing field.
     last = RATED.get(found) if found else last
     return last
 
@@ -140,7 +140,7 @@ def _runs(
 
 
 def _read(form: Rated, rows: Iterable[Placed], skip: Skip | None) -> Iterator[Placed]:
-  """Yields what a form needs of each record."""
+  """Yields the parts of each record that a form needs."""
   for place, record in rows:
     try:
       yield place, form.read(record)
@@ -151,11 +151,11 @@ def _read(form: Rated, rows: Iterable[Placed], skip: Skip | None) -> Iterator[Pl
 
 
 def described(record: Any) -> tuple[str, str]:
-  """Returns the task that a record of any form is for, "" for none, and the form's name."""
+  """Returns the task that a record is for ("" for none), and the name of its form."""
   if name := name_of(record):
     return "preferences", name
   if has(record, "completions") and has(record, "labels"):
-    return "", "steps with a label each (TRL, stepwise), which nothing reads"
+    return "", "labelled steps (TRL, stepwise), which are not supported"
   if has(record, "response") or has(record, "completion"):
     return "responses", "prompts with a response"
   if _answered(record):
@@ -171,13 +171,14 @@ def described(record: Any) -> tuple[str, str]:
   ):
     if any(has(record, name) for name in names):
       return task, form
-  return "", "of no form that is known"
+  return "", "of no known form"
 
 
 def demonstration(record: Any) -> Any:
-  """Returns a prompt and its completion, or a whole conversation, with what to learn in "response".
+  """Returns a demonstration with the text to learn in "response".
 
-  Instructions with their output, as Alpaca has them, are such records, too.
+  It may be a prompt with its completion, a conversation, or an instruction with its output as in
+  Alpaca.
 
   Raises:
     ValueError: a completion that is labelled as bad; a prompt that is not the conversation's.
@@ -201,7 +202,7 @@ def demonstration(record: Any) -> Any:
 
 
 def _answered(record: Any) -> list[Any] | None:
-  """Returns the messages of a record, if the last one is the assistant's."""
+  """Returns the messages of a record if the last one is the assistant's."""
   messages = record.get("messages") if isinstance(record, dict) else None
   renamed = _renamed(messages) if isinstance(messages, list) else []
   last = renamed[-1] if renamed else None
@@ -209,10 +210,10 @@ def _answered(record: Any) -> list[Any] | None:
 
 
 def with_prompt(record: Any) -> Any:
-  """Returns a record with its prompt in "prompt" or "messages"; one that has none as it is.
+  """Returns a record with its prompt in "prompt" or "messages"; unchanged if it has none.
 
-  Besides comparisons: RLHFlow's "context_messages", instructions as self-instruct ("instances", of
-  which the first counts) and Alpaca have them, and a text alone.
+  Besides comparisons, this covers RLHFlow's "context_messages", instructions of self-instruct
+  (taking the first of "instances") and Alpaca, and a mere text.
 
   Raises:
     ValueError: as for `comparison`.
@@ -231,7 +232,7 @@ def with_prompt(record: Any) -> Any:
 
 
 def _our_names(record: Record) -> Record:
-  """Returns a record with our names of roles and fields in the messages of its prompt."""
+  """Returns a record with our names of roles and fields in its prompt's messages."""
   conversations = [x for x in ("prompt", "messages") if isinstance(record.get(x), list)]
   return {**record, **{name: _renamed(record[name]) for name in conversations}}
 
@@ -248,7 +249,9 @@ def _chosen(record: Record) -> Record:
   """TRL's preferences; Anthropic's transcripts; conversations that repeat their prompt."""
   chosen, rejected = (field(record, name, (str, list)) for name in ("chosen", "rejected"))
   if isinstance(chosen, str) != isinstance(rejected, str):
-    raise ValueError("of 'chosen' and 'rejected' one is a text and one a list: expected two alike")
+    raise ValueError(
+      "of 'chosen' and 'rejected' one is a text and one a list: expected the same kind"
+    )
   given = has(record, "prompt") or has(record, "messages")
   if isinstance(chosen, str):
     if given:
@@ -257,7 +260,7 @@ def _chosen(record: Record) -> Record:
   else:
     chosen, rejected = _messages(chosen), _messages(rejected)
   pairs = enumerate(zip(chosen, rejected, strict=False))
-  # Where they are the same conversation, or one goes on, its last message is the response.
+  # If they are the same conversation, or one continues the other, the last message responds.
   last = min(len(chosen), len(rejected)) - 1
   shared = chosen[: next((i for i, (a, b) in pairs if a != b or i == last), 0)]
   ends = {"chosen": chosen[len(shared) :], "rejected": rejected[len(shared) :]}
@@ -265,7 +268,7 @@ def _chosen(record: Record) -> Record:
     if len(end) != 1 or end[0].get("role") != "assistant":
       roles = ", ".join(str(message.get("role")) for message in end) or "nothing"
       raise ValueError(
-        f"field {name!r}: expected one message of the assistant behind what 'chosen' and"
+        f"field {name!r}: expected one message of the assistant after what 'chosen' and"
         f" 'rejected' share, got {roles}; docs/data.md has the forms"
       )
   rest = {k: v for k, v in record.items() if k not in ("prompt", "messages", "chosen", "rejected")}
@@ -273,14 +276,14 @@ def _chosen(record: Record) -> Record:
 
 
 def _joined(record: Record, shared: list[Record]) -> list[Record]:
-  """Returns the conversation before the responses: the given prompt, then what they share."""
+  """Returns the conversation before the responses: the given prompt, then their common start."""
   if has(record, "prompt"):
     prompt = field(record, "prompt", (str, list))
   else:
     prompt = field(record, "messages", list) if has(record, "messages") else []
   if isinstance(prompt, list):
     given = _messages(prompt)
-    # UltraFeedback's `messages` are the chosen conversation.
+    # In UltraFeedback `messages` is the chosen conversation.
     if not shared:
       return given
     if shared == given[: len(shared)] and given[-1]["role"] == "assistant":
@@ -292,13 +295,13 @@ def _joined(record: Record, shared: list[Record]) -> list[Record]:
   if prompt not in users:
     raise ValueError(
       f"field 'prompt' is {shorten(prompt)}, and no turn of the user in 'chosen': expected one of"
-      " its turns, or responses alone in 'chosen' and 'rejected'"
+      " its turns, or only responses in 'chosen' and 'rejected'"
     )
   return shared
 
 
 def _renamed(values: list[Any]) -> list[Any]:
-  """Returns messages with our names of fields and roles; what is no message is left to `turns`."""
+  """Returns messages with our names of fields and roles; `turns` refuses other values."""
   messages = []
   for value in values:
     if isinstance(value, dict):
@@ -316,7 +319,7 @@ def _messages(values: list[Any]) -> list[Record]:
   """Returns messages as _renamed does.
 
   Raises:
-    ValueError: something else among them.
+    ValueError: a value that is no message.
   """
   messages = _renamed(values)
   for i, message in enumerate(messages):
@@ -351,7 +354,7 @@ def _transcript(text: str, name: str) -> list[Record]:
 
 
 def _strength(first: str, second: str, name: str) -> Callable[[Record], Record]:
-  """Returns a form's `turn`: two responses, and a number above 0 where the second is better."""
+  """Returns the `turn` of a form whose number `name` is positive if the second response won."""
 
   def turn(record: Record) -> Record:
     score = number(record, name)
@@ -371,12 +374,14 @@ def _asked(record: Record, name: str) -> Record:
   """Returns a field that is a prompt as "prompt" or "messages"."""
   prompt = field(record, name, (str, list))
   if isinstance(prompt, str) and "<extra_id_1>" in prompt:
-    raise ValueError(f"field {name!r} holds '<extra_id_1>': several turns in one text are not read")
+    raise ValueError(
+      f"field {name!r} has '<extra_id_1>': several turns in a text are not supported"
+    )
   return {"prompt": prompt} if isinstance(prompt, str) else {"messages": _messages(prompt)}
 
 
 def _annotated(record: Record) -> Record:
-  """PandaLM's: annotators say 1, 2, or 0 for a tie."""
+  """PandaLM's form: annotators say 1, 2, or 0 for a tie."""
   votes = [number(record, name) for name in record if re.fullmatch(r"annotator\d+", name)]
   for vote in votes:
     if vote not in (0, 1, 2):
@@ -408,7 +413,7 @@ def _finite(record: Record, name: str) -> float:
 
 
 def _by_prompt(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
-  """Yields what responds to each prompt, wherever that lies."""
+  """Yields the responses to each prompt, from any of the records."""
   del left_out
   groups: dict[Any, Group] = {}
   for place, (asked, response, rating) in rows:
@@ -418,7 +423,7 @@ def _by_prompt(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
 
 
 def _completions(record: Record) -> tuple[Record, list[tuple[str, float]]]:
-  """UltraFeedback's: several annotated completions, rated by the mean over the aspects."""
+  """UltraFeedback's form: several annotated completions, rated by the mean over aspects."""
   rated = []
   for completion in field(record, "completions", list):
     aspects = [x for x in field(completion, "annotations", dict).values() if isinstance(x, dict)]
@@ -429,14 +434,14 @@ def _completions(record: Record) -> tuple[Record, list[tuple[str, float]]]:
 
 
 def _in_one(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
-  """Yields the responses that are in one record."""
+  """Yields the responses within one record."""
   del left_out
   for place, (asked, rated) in rows:
     yield Group(place, asked, [(place, response, rating) for response, rating in rated])
 
 
 class _Message(NamedTuple):
-  """OpenAssistant's; `name` and `parent` tell messages apart, and the first has no parent."""
+  """A message of OpenAssistant; `name` is its id, and the first message has no `parent`."""
 
   name: Any
   parent: Any
@@ -446,7 +451,7 @@ class _Message(NamedTuple):
 
 
 def _message(record: Record, name: Any, parent: Any) -> _Message | None:
-  """Returns a message, None if it is deleted."""
+  """Returns a message; None if it is deleted."""
   role, text = _ROLES.get(field(record, "role"), record["role"]), field(record, "text")
   if role not in ("user", "assistant"):
     raise ValueError(f"field 'role' is {role!r}, expected 'prompter' or 'assistant'")
@@ -461,10 +466,10 @@ def _row(record: Record) -> _Message | None:
 
 
 def _tree(record: Record) -> list[_Message]:
-  """Returns the messages of a tree, without those that are deleted and what follows them."""
+  """Returns the messages of a tree, without deleted ones and their replies."""
   found: list[_Message] = []
   waiting: list[tuple[Any, Any]] = [(field(record, "prompt", dict), None)]
-  for i, (node, parent) in enumerate(waiting):  # which grows
+  for i, (node, parent) in enumerate(waiting):  # the list grows meanwhile
     if message := _message(node, i, parent):
       found.append(message)
       replies = field(node, "replies", list) if has(node, "replies") else []
@@ -478,7 +483,7 @@ def _trees(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
 
 
 def _threads(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
-  """Yields each message of a user, with those before it, and its ranked replies."""
+  """Yields each user's message, with the messages before it and its ranked replies."""
   messages = {message.name: (place, message) for place, message in rows if message}
   replies = collections.defaultdict(list)
   for place, message in messages.values():
@@ -489,13 +494,13 @@ def _threads(rows: Iterable[Placed], left_out: Counts) -> Iterator[Group]:
     while thread[0].parent in messages and len(thread) <= len(messages):
       thread.insert(0, messages[thread[0].parent][1])
     if thread[0].parent is not None:
-      left_out["messages of which an earlier one is deleted or missing"] += 1
+      left_out["messages after a deleted or missing one"] += 1
     elif message.role == "user":
       asked = [{"role": earlier.role, "content": earlier.text} for earlier in thread]
       yield Group(place, {"messages": asked}, replies[message.name])
 
 
-# By data set or program; the first whose fields a record has.
+# {data set or program: form}; the first form whose fields a record has counts.
 FORMS = {
   "chosen and rejected (TRL, HH, UltraFeedback)": Form(("chosen", "rejected"), _chosen),
   "HelpSteer3": Form(

@@ -1,4 +1,4 @@
-"""The prompt of a Gemma judge: a text with slots, filled with token arrays on the device."""
+"""The prompt of a Gemma judge: a text with slots that are filled with tokens on the device."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from nash_jax.validation import asset_path, one_of, require
 SLOTS = ("{prompt}", "{a}", "{b}")
 _SLOT = "|".join(map(re.escape, SLOTS))
 _CONTROL = ("<start_of_turn>", "<end_of_turn>")
-_CUT = "…"  # shown where a slot was cut
+_CUT = "…"  # marks the cut of a slot
 
-# Prompts as text with slots and markers; <bos> is added in front.
+# Prompts as text with slots and markers, without <bos>, which is added.
 TEMPLATES = {
   "gemma": (
     "<start_of_turn>user\n"
@@ -30,27 +30,27 @@ TEMPLATES = {
   ),
   "stories": "{prompt}<start_of_turn>{a}<start_of_turn>{b}<end_of_turn>",
 }
-# Templates that keep a response's stop token, so that a judge fitted to them sees whether it was
-# finished or cut.
+# Templates that keep a response's stop token, so that a judge fitted to them sees whether the
+# response was finished or cut.
 SHOW_STOP = ("stories",)
 ANSWERS = ("A", "B")  # the pieces that mean "the first" and "the second"
 
 
-Tokens = tuple[Int[Array, "N W"], Bool[Array, "N W"]]  # and their mask
+Tokens = tuple[Int[Array, "N W"], Bool[Array, "N W"]]  # (tokens, mask)
 
 
 class Layout(NamedTuple):
   """A template in a tokenizer's ids.
 
   Attributes:
-    parts: ids of the texts between slots, and the slots.
-    answers: ids of the two answers.
-    markers: ids left out of prompts: bos, pad, stop tokens, turn markers. Role names stay as text,
-      so a chat reads as a transcript.
-    hidden: ids left out of responses.
-    newlines: ids left out at both ends of a slot, because they would merge with the template's.
-    cut: ids of the ellipsis, shown where the budget cut a slot.
-    max_tokens: the budget of a whole prompt; 0 for none.
+    parts: the ids of the texts between slots, and the slots.
+    answers: the ids of the two answers.
+    markers: ids removed from prompts: bos, pad, stop tokens, turn markers. Role names stay, so a
+      chat reads as a transcript.
+    hidden: ids removed from responses.
+    newlines: ids removed at both ends of a slot, because they would merge with the template's.
+    cut: ids of the ellipsis that marks a cut.
+    max_tokens: the most tokens of a whole prompt; 0 for no limit.
   """
 
   parts: list[list[int] | str]
@@ -64,15 +64,15 @@ class Layout(NamedTuple):
 
   @property
   def room(self) -> int:
-    """Returns how many tokens the budget leaves to the three slots."""
+    """Returns how many tokens the limit leaves to the three slots."""
     return self.max_tokens - sum(len(ids) for ids in self.parts if not isinstance(ids, str))
 
 
 def read(name: str) -> str:
-  """Returns the text of the template called `name`, or of the file of that path, as it is.
+  """Returns the text of a template, given its name or a file's path.
 
   Raises:
-    ValueError: an unknown name; a file that is no UTF-8 text, or whose slots or markers break the
+    ValueError: an unknown name; a file that is not UTF-8 text, or whose slots or markers break the
       rules.
   """
   path, field = asset_path(name), f"judge template {name!r}"
@@ -88,10 +88,10 @@ def read(name: str) -> str:
   require(
     len(separate) == 3,
     field,
-    "a newline or turn marker before and behind each slot",
-    f"that around {', '.join(separate) or 'none'} alone",
-    "Other neighbours would join the slot's text to theirs in one token, which token arrays cannot"
-    " do; and the answer is read where the text ends, so ask for it behind the last slot.",
+    "a newline or turn marker before and after each slot",
+    f"that only around {', '.join(separate) or 'none'}",
+    "Otherwise a token could join a slot's text with its neighbours, which token arrays cannot do."
+    " The answer is read at the end of the text, so ask for it after the last slot.",
   )
   return text
 
@@ -99,15 +99,15 @@ def read(name: str) -> str:
 def layout(
   name: str, tokenizer: Tokenizer, answers: tuple[str, ...] = ANSWERS, max_tokens: int = 0
 ) -> Layout:
-  """Tokenises the template called `name` (or the file of that path), once.
+  """Tokenises a template, given its name or a file's path.
 
   Args:
     answers: the pieces that mean "the first" and "the second".
     max_tokens: the most tokens of a whole prompt; 0 for no limit. See `shown`.
 
   Raises:
-    ValueError: an unknown template; a marker or answer that is no single piece of the tokenizer; a
-      budget that the template alone fills.
+    ValueError: an unknown template; a marker or answer that is not a single piece of the
+      tokenizer; a limit that leaves no room for the slots.
   """
   text = read(name)
   control = {piece: tokenizer.id_of(piece) for piece in _CONTROL}
@@ -136,11 +136,11 @@ def layout(
 def shown(
   layout: Layout, prompts: Prompts, a: Answers, b: Answers
 ) -> tuple[dict[str, Tokens], Int[Array, "N"]]:
-  """Returns the tokens of each slot, and how many tokens the budget cut.
+  """Returns the tokens of each slot, and how many tokens were cut.
 
-  Where the three do not fit into the room, each is cut to one length, the greatest at which all
-  fit; a shorter one stays whole. So both responses are cut to the same length, whichever is shown
-  first. A response keeps its beginning, a prompt its end, as corpus.load_examples cuts them.
+  If the three do not fit, whatever exceeds a common length is cut, so both responses are cut to the
+  same length in either order. That length is the largest at which all fit. As in
+  corpus.load_examples, a response keeps its start and a prompt its end.
   """
   slots, room = {}, layout.room
   for slot, source in (("{prompt}", prompts), ("{a}", a), ("{b}", b)):
@@ -166,7 +166,7 @@ def shown(
 
 
 def _visible(layout: Layout, hidden: list[int], tokens, mask) -> Bool[Array, "N W"]:
-  """Returns a slot's mask without the hidden ids, and without newlines at both ends."""
+  """Returns a slot's mask without hidden ids, and without newlines at both ends."""
   mask = mask & ~jnp.isin(tokens, jnp.asarray(hidden))
   if not layout.newlines:
     return mask
@@ -176,9 +176,9 @@ def _visible(layout: Layout, hidden: list[int], tokens, mask) -> Bool[Array, "N 
 
 
 def assemble(layout: Layout, prompts: Prompts, a: Answers, b: Answers) -> Tokens:
-  """Returns the judge's prompts, left-padded, and their mask.
+  """Returns the judge's left-padded prompts and their mask.
 
-  T is fixed: the inputs' widths and the template's together, at most layout.max_tokens.
+  Their width is fixed: the sum of the inputs' widths and the template's, at most layout.max_tokens.
   """
   rows = len(prompts.tokens)
 
@@ -189,7 +189,7 @@ def assemble(layout: Layout, prompts: Prompts, a: Answers, b: Answers) -> Tokens
   slots, _ = shown(layout, prompts, a, b)
   parts = [slots[part] if isinstance(part, str) else literal(part) for part in layout.parts]
   tokens, mask = (jnp.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
-  order = jnp.argsort(mask, axis=1, stable=True)  # gaps first: they become the left padding
-  order = order[:, -layout.max_tokens :]  # what does not fit is cut already; -0 is everything
+  order = jnp.argsort(mask, axis=1, stable=True)  # moves gaps to the left as padding
+  order = order[:, -layout.max_tokens :]  # slots are already cut to fit; -0 keeps everything
   tokens, mask = (jnp.take_along_axis(array, order, axis=1) for array in (tokens, mask))
   return jnp.where(mask, tokens, layout.pad_id), mask

@@ -1,4 +1,4 @@
-"""Pairs of responses to judge, from what jobs and other programs leave in files."""
+"""Reads pairs of responses to judge from files of jobs and of other programs."""
 
 import collections
 import itertools
@@ -17,7 +17,7 @@ from nash_jax.data.votes import Answer, Pair, Prompt
 from nash_jax.run.files import read_json
 from nash_jax.validation import require
 
-# What is looked for in a folder, in this order; else its files of records are read.
+# Files to look for in a folder, in this order; without any, its files of records are read.
 _TEXTS = [
   f"{arena}{name}" for arena in ("", "arena/", "arena/*/") for name in ("texts.jsonl", "arena.json")
 ]
@@ -26,23 +26,23 @@ _TURN = re.compile(r"<start_of_turn>(user|model)\n")
 
 
 def read(source: str, tokenizer: Tokenizer) -> list[Pair]:
-  """Returns the pairs in files: comparisons, and of responses those of different policies.
+  """Returns the pairs in files: comparisons, and pairs of responses of different policies.
 
-  Comparisons are of any form that docs/data.md has, or of token ids, as `collect` writes them.
-  Responses to one prompt make pairs where policies differ, or where none is named: an arena's or a
-  comparison's (the texts in arena.json), a run's samples.jsonl, records with a "response".
+  A comparison has any form of docs/data.md, or token ids as `collect` writes them. Two responses to
+  a prompt are a pair if their policies differ or have no names. They come from an arena or a
+  comparison (the texts in arena.json), a run's samples.jsonl, or records with a "response".
 
   Args:
-    source: files or folders, separated by commas; of a folder that a job has left, what it holds.
-    tokenizer: of token ids.
+    source: files or folders, separated by commas; a folder may be a job's workdir.
+    tokenizer: decodes token ids.
 
   Raises:
-    ValueError: no such file, a record that cannot be read (file and line named), or no pairs.
+    ValueError: no such file, a record that cannot be read (names file and line), or no pairs.
   """
   paths = [path for entry in source.split(",") if entry.strip() for path in _files(entry.strip())]
   require(bool(paths), "source (--from)", "files or folders", source, "Give their path.")
   pairs: list[Pair] = []
-  answers: dict[str, dict[Answer, None]] = {}  # by prompt, in the order of the files
+  answers: dict[str, dict[Answer, None]] = {}  # {prompt: answers in the order of the files}
   for path in paths:
     run = f"{pathlib.Path(path).parent.name} " if len(paths) > 1 else ""
     for place, record in _records(path):
@@ -76,14 +76,14 @@ def _records(path: str) -> Iterator[Placed]:
     yield from forms.comparisons(read_records(path), None, collections.Counter())
     return
   texts = read_json(path).get("texts", [])
-  fix = "Hold the arena with more --config.texts."
+  fix = "Run the arena again with more --config.texts."
   require(bool(texts), path, "texts of the policies", "none", fix)
   for number, text in enumerate(texts, 1):
     yield f"{path}, text {number}", text
 
 
 def _comparison(record: Any, tokenizer: Tokenizer) -> Pair | None:
-  """Returns the pair of a record that compares two responses, None for another record."""
+  """Returns the pair of a record that compares two responses; None for other records."""
   names = ("inputs", "a", "b")
   if all(corpus.has(record, name) for name in names):
     return of_tokens(tokenizer, *(corpus.field(record, name, list) for name in names))
@@ -91,7 +91,7 @@ def _comparison(record: Any, tokenizer: Tokenizer) -> Pair | None:
     return None
   policies = [_policy(record, side) for side in ("_a", "_b")]
   record = forms.comparison(record)
-  first, second, _ = sides({"p_a": 0.5, **record})  # who won is for people to say
+  first, second, _ = sides({"p_a": 0.5, **record})  # the winner is not needed
   a, b = (
     Answer(corpus.response_of(record, name), policy)
     for name, policy in zip((first, second), policies, strict=True)
@@ -100,23 +100,23 @@ def _comparison(record: Any, tokenizer: Tokenizer) -> Pair | None:
 
 
 def _policy(record: dict[str, Any], suffix: str = "") -> str:
-  """Returns who responded, as a record says it; "" where it does not."""
+  """Returns the policy that a record names; "" if it names none."""
   names = [f"policy{suffix}", f"model{suffix}", *([] if suffix else ["generator"])]
   return next((record[name] for name in names if isinstance(record.get(name), str)), "")
 
 
 def _answers(record: Any, run: str) -> tuple[Prompt, list[Answer]]:
-  """Returns a prompt and the responses to it that a record holds.
+  """Returns a record's prompt and the responses to it.
 
   Args:
-    run: what goes before the names of a run's policies, where there are several runs.
+    run: a prefix for the names of a run's policies if there are several runs.
   """
   if corpus.has(record, "continuations"):
     given = corpus.field(record, "continuations", dict)
     return asked(corpus.field(record, "prompt")), [
       Answer(corpus.response_of(given, name), name) for name in given
     ]
-  if corpus.has(record, "response") and isinstance(record.get("step"), int):  # a run's sample
+  if corpus.has(record, "response") and isinstance(record.get("step"), int):  # a sample of a run
     given = {f"{run}step {record['step']}": corpus.response_of(record, "response")}
     if corpus.has(record, "reference"):
       given["reference"] = corpus.response_of(record, "reference")
@@ -127,7 +127,7 @@ def _answers(record: Any, run: str) -> tuple[Prompt, list[Answer]]:
 
 
 def of_tokens(tokenizer: Tokenizer, inputs: list[int], a: list[int], b: list[int]) -> Pair:
-  """Returns the pair of token ids, which it holds besides their texts."""
+  """Returns the pair of these token ids, with their texts."""
   for name, ids in {"inputs": inputs, "a": a, "b": b}.items():
     corpus.check_ids(ids, tokenizer, f"field {name!r}")
   one, two = (Answer(tokenizer.decode(ids), "", ids) for ids in (a, b))
@@ -135,7 +135,7 @@ def of_tokens(tokenizer: Tokenizer, inputs: list[int], a: list[int], b: list[int
 
 
 def asked(text: str) -> Prompt:
-  """Returns what a decoded prompt asks: of Gemma's template the user's text, or the messages."""
+  """Returns a decoded prompt without Gemma's template: the user's text, or messages."""
   head, *turns = _TURN.split(text)
   if head.strip() or not turns:
     return text

@@ -1,6 +1,6 @@
 """Supervised data through seqio: texts, responses to learn from, and preferences.
 
-The formats are written down in docs/data.md.
+docs/data.md documents the formats.
 """
 
 import dataclasses
@@ -19,25 +19,25 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   """Reads, tokenises and splits supervised data: (train, held_out).
 
   Args:
-    config: `task` (one of TASKS); `path` and `bad` as in prompts.load_prompts; `overflow`,
-      `held_out`, `held_out_path` and `duplicates` as in corpus.load_examples. `max_tokens`: of a
-      window T for text, of a prompt Lp for the others, which also have `max_response_tokens` L (for
-      responses T = Lp + L).
-    seed: of the order.
+    config: `task` is one of TASKS; `path` and `bad` as in prompts.load_prompts; `overflow`,
+      `held_out`, `held_out_path` and `duplicates` as in corpus.load_examples. `max_tokens` is the
+      width T of a text's window, or the width Lp of a prompt; `max_response_tokens` is the width L
+      of a response. With responses T = Lp + L.
+    seed: determines the order.
 
   Returns:
-    Examples whose batches are dictionaries. Of texts and responses: tokens i32[B T], mask bool[B T]
-    (padded right), and loss_mask bool[B T], which says that token t is to be predicted from those
-    before it. Of preferences: prompts (`Prompts`), a_tokens, a_mask, b_tokens, b_mask [B L] (padded
-    right, with their stop tokens unless they were cut) and p_win f32[B], P(a ≻ b).
+    Examples whose batches are dictionaries. For texts and responses: tokens i32[B T], mask
+    bool[B T] (padded right), and loss_mask bool[B T], True where the loss predicts token t from
+    those before it. For preferences: prompts (`Prompts`), a_tokens, a_mask, b_tokens, b_mask [B L]
+    (padded right, with stop tokens unless they were cut) and p_win f32[B], P(a ≻ b).
 
   Raises:
-    ValueError: an unknown task, a missing file, a bad line (file and line named), nothing left.
+    ValueError: an unknown task, a missing file, a bad line (names file and line), nothing left.
   """
   one_of("data.task", config.task, TASKS)
   encode, responses = TASKS[config.task]
   width, length, pad_id = config.max_tokens, config.max_response_tokens, tokenizer.pad_id
-  least = 1 if responses else 2  # the second token of a window is the first that is predicted
+  least = 1 if responses else 2  # the second token of a window is the first predicted one
   require(width >= least, "data.max_tokens", f"at least {least}", width, "Raise it.")
   require(
     not responses or length > 0, "data.max_response_tokens", "at least 1", length, "Raise it."
@@ -73,10 +73,10 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
 
 
 def _windows(documents: corpus.Examples, width: int) -> corpus.Examples:
-  """Returns documents laid end to end and cut into windows; the last may be shorter."""
+  """Returns the concatenated documents, cut into windows; the last may be shorter."""
   ids = np.concatenate([np.zeros(0, np.int32), *documents.columns["inputs"]])
   windows = [ids[i : i + width] for i in range(0, len(ids), width)]
-  # Nothing comes before a window's first token, which therefore counts as its prompt.
+  # A window's first token cannot be predicted, so it counts as the prompt.
   columns = {"inputs": [w[:1] for w in windows], "targets": [w[1:] for w in windows]}
   return dataclasses.replace(documents, columns=columns)
 
@@ -107,7 +107,7 @@ def _tokens(record: Any, texts: Texts) -> corpus.Features:
   return {**ids, "p_win": _probability(record)}
 
 
-# By task: a record's features, and those of them that are responses.
+# {task: (how to encode a record, which features are responses)}
 TASKS: dict[str, tuple[corpus.Encode, tuple[str, ...]]] = {
   "text": (_text, ()),
   "responses": (_responses, ("targets",)),
@@ -117,21 +117,21 @@ TASKS: dict[str, tuple[corpus.Encode, tuple[str, ...]]] = {
 
 
 def sides(record: Any) -> tuple[str, str, float]:
-  """Returns the fields of a comparison's responses a and b, and P(a ≻ b)."""
+  """Returns the names of the fields with responses a and b, and P(a ≻ b)."""
   if corpus.has(record, "chosen"):
     return "chosen", "rejected", 1.0
   return "response_a", "response_b", _p_win(record)
 
 
 def _p_win(record: Any) -> float:
-  """Returns P(a ≻ b) of "p_a", or of votes."""
+  """Returns P(a ≻ b) from "p_a" or from votes."""
   if corpus.has(record, "p_a"):
     return _probability(record)
   votes = [corpus.number(record, name) for name in ("votes_a", "votes_b", "ties")]
   if not all(0 <= count < math.inf for count in votes) or not any(votes):
     listed = ", ".join(f"{count:g}" for count in votes)
     raise ValueError(f"votes_a, votes_b, ties are {listed}: expected some, none negative")
-  a, b, ties = (count / max(votes) for count in votes)  # no sum of three is infinite
+  a, b, ties = (count / max(votes) for count in votes)  # so that their sum is finite
   return (a + ties / 2) / (a + b + ties)
 
 

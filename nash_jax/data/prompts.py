@@ -1,4 +1,4 @@
-"""seqio tasks and mixtures of prompts, in left-padded batches; docs/data.md has the formats."""
+"""seqio tasks and mixtures of prompts, in left-padded batches; formats are in docs/data.md."""
 
 import functools
 import json
@@ -20,14 +20,14 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
 
   Args:
     config: `task`: one of TASKS, or a seqio task or mixture registered elsewhere whose "inputs" are
-      prompt tokens. `path`: its files, "a.jsonl,b.jsonl"; with rates, "a.jsonl:3,b.jsonl:1", a
-      mixture. `max_tokens`: width of a prompt, <bos> and template included. `overflow`,
-      `held_out`, `held_out_path` and `duplicates`: as in corpus.load_examples.
-      `bad`: "stop" at a record that cannot be read, or "skip" it.
-    seed: of the order.
+      prompt tokens. `path`: its files, "a.jsonl,b.jsonl", or with rates a mixture,
+      "a.jsonl:3,b.jsonl:1". `max_tokens`: width of a prompt, including <bos> and template.
+      `overflow`, `held_out`, `held_out_path` and `duplicates`: as in corpus.load_examples. `bad`:
+      "stop" at a record that cannot be read, or "skip" it.
+    seed: determines the order.
 
   Raises:
-    ValueError: an unknown task or overflow, a missing file, a bad line (file and line named), a
+    ValueError: an unknown task or overflow, a missing file, a bad line (names file and line), a
       registered task whose prompts do not fit, no prompt left to train on.
   """
 
@@ -51,7 +51,7 @@ def load_prompts(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
 
 
 def _read_benchmark(config, path: str, tokenizer: Tokenizer, seed: int) -> corpus.Columns:
-  """Returns a benchmark's prompts; in the column "record", what answers are written with."""
+  """Returns a benchmark's prompts; the column "record" has what a file of answers needs."""
   records = []
 
   def encode(record: Any, texts: corpus.Texts) -> corpus.Features:
@@ -67,7 +67,7 @@ def _read_benchmark(config, path: str, tokenizer: Tokenizer, seed: int) -> corpu
 
 
 def _read_registered(config, tokenizer: Tokenizer, seed: int) -> Sequence[np.ndarray]:
-  """Returns the prompts of a seqio task or mixture that is registered elsewhere, checked."""
+  """Returns and checks the prompts of a seqio task or mixture that is registered elsewhere."""
   corpus.import_tensorflow()
   import seqio
 

@@ -1,4 +1,4 @@
-"""SentencePiece: Gemma's own model or the bundled small one, chat template, stop tokens."""
+"""SentencePiece tokenizers (Gemma's or the bundled small one), chat template and stop tokens."""
 
 import os
 import pathlib
@@ -14,13 +14,13 @@ from nash_jax.data.chat_template import TEMPLATES, Marker, Turn, turns
 from nash_jax.validation import asset_path, one_of, require
 
 BUNDLED = "assets:stories/tokenizer.model"
-# The tokenizer itself spells typographic marks in ASCII, so that every quote is the same piece.
+# The trained tokenizer normalises typographic marks to ASCII, so that all quotes are one piece.
 _SPELLINGS = {"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "..."}
-# Pieces that steer a model. They are split where a user types them, so that they stay text.
+# Pieces that steer a model. If a user types them, they are split so that they stay text.
 _MARKER = r"(?:pad|eos|bos|unk|mask|unused\d+|image_soft_token|(?:start|end)_of_\w+)>"
 
 
-# A model's rows are its pieces, filled up to a multiple of this: Gemma 2 has 256,000 and 256,128.
+# A model's rows are its pieces, padded to a multiple of this; Gemma 2 has 256,128 for 256,000.
 SPARE_ROWS = 256
 
 
@@ -30,15 +30,15 @@ class Tokenizer:
   Attributes:
     size: number of pieces; a model may have more rows.
     pad_id, bos_id, eos_id: ids of <pad>, <bos>, <eos>.
-    stop_ids: ids that end a response: <eos>, and the template's (<end_of_turn> for gemma).
+    stop_ids: ids that end a response: <eos> and the template's (<end_of_turn> for gemma).
   """
 
   def __init__(self, path: str, template: str):
-    """Loads the model of `path`, which may be "assets:…", a bundled file.
+    """Loads the SentencePiece model at `path`, which may be a bundled file "assets:…".
 
     Raises:
-      ValueError: no such file, a file that is no SentencePiece model, a template that is not in
-        chat_template.TEMPLATES, or a special piece that it needs and the model lacks.
+      ValueError: no such file, no SentencePiece model, a template that is not in
+        chat_template.TEMPLATES, or a model that lacks one of its special pieces.
     """
     import sentencepiece
 
@@ -62,16 +62,16 @@ class Tokenizer:
     self.stop_ids = (self.eos_id, *(ids[marker] for marker in TEMPLATES[template].stops))
 
   def id_of(self, piece: str) -> int:
-    """Returns the id of a piece, or raises ValueError where the model has no such piece."""
+    """Returns the id of a piece; raises ValueError if the model has no such piece."""
     piece_id = self._model.piece_to_id(piece)
     if self._pieces[piece_id] != piece:
       raise ValueError(f"the tokenizer {self.path!r} has no piece {piece!r}")
     return piece_id
 
   def check_rows(self, rows: int) -> None:
-    """Raises ValueError where this cannot be the tokenizer of a model with `rows` vocabulary rows.
+    """Raises ValueError unless this can be the tokenizer of a model with `rows` vocabulary rows.
 
-    Every piece needs its row, and there are no more rows than fill up the last SPARE_ROWS.
+    Every piece needs a row, and padding adds fewer than SPARE_ROWS rows.
     """
     if not self.size <= rows < self.size + SPARE_ROWS:
       few = "only " if rows < self.size else ""
@@ -81,9 +81,9 @@ class Tokenizer:
       )
 
   def forbidden(self, rows: int) -> Bool[np.ndarray, "V"]:
-    """Returns bool[rows], true for ids never to sample: markers, unused pieces, rows of no piece.
+    """Returns a mask of the ids never to sample: markers, unused pieces, rows without a piece.
 
-    Stop tokens are allowed. A model may have more rows than fit: none is ever sampled.
+    Stop tokens may be sampled.
     """
     self.check_rows(min(rows, self.size))
     forbidden, model = np.ones(rows, bool), self._model
@@ -94,30 +94,30 @@ class Tokenizer:
     return forbidden
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text as written: nothing is added, and no part becomes a marker.
+    """Returns the ids of a text: nothing is added, and no part becomes a marker.
 
     Raises:
-      ValueError: a text with half of a surrogate pair.
+      ValueError: a text with a lone surrogate.
     """
     parts = re.split(f"(?<=<)(?={_MARKER})", text)
     try:
       return [i for part in parts for i in self._model.encode(part)]
-    except RuntimeError:  # names neither the text nor what is wrong with it
+    except RuntimeError:  # its message names neither the text nor the problem
       files.check_text(text)
       raise
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of ids, without pad, <bos> and stop tokens; rows of no piece are unknown."""
+    """Returns the text of ids, without pad, <bos> and stop tokens; ids of no piece are unknown."""
     skipped, unknown = {self.pad_id, self.bos_id, *self.stop_ids}, self._model.unk_id()
     kept = [int(i) for i in ids if int(i) not in skipped]
     return self._model.decode([i if 0 <= i < self.size else unknown for i in kept])
 
   def prompt(self, text: str | list[dict]) -> list[int]:
-    """Returns the ids of a prompt: one <bos>, the template, and where a response would begin.
+    """Returns the ids of a prompt: <bos> and the template, up to the start of a response.
 
     Args:
-      text: one user's text, or messages {"role", "content"} (see chat_template.turns). A <bos>
-        spelled out at a head is dropped, since one is added.
+      text: a user's text, or messages {"role", "content"} (see chat_template.turns). A <bos>
+        spelled out at its start is dropped, since one is added.
 
     Raises:
       ValueError: a conversation that breaks the rules, or several turns with the plain template.
@@ -132,19 +132,19 @@ class Tokenizer:
     return [self.id_of(part.piece)] if isinstance(part, Marker) else self.encode(part)
 
   def cut_prompt(self, ids: Sequence[int], most: int) -> list[int]:
-    """Returns at most `most` ids of a prompt: its end, in the form that the template has.
+    """Returns at most `most` ids of a prompt: its end, still in the template's form.
 
-    The oldest turns go first, those of the user together with their answers. Where the last turn is
-    too long by itself, its opening and the end of its text stay.
+    The oldest turns are dropped first, a user's turn together with its answer. If the last turn is
+    too long by itself, it keeps its opening and the end of its text.
 
     Raises:
-      ValueError: too few for the template and a token of text.
+      ValueError: `most` is too small for the template and a token of text.
     """
     ids, opening = list(ids), TEMPLATES[self.template].opening
     if len(ids) <= most:
       return ids
     starts = [i for i, x in enumerate(ids) if opening and x == self.id_of(opening[0].piece)]
-    if opening is None or len(starts) < 2 or starts[0] != 1:  # ids that are not of this template
+    if opening is None or len(starts) < 2 or starts[0] != 1:  # not this template's ids
       return ids[:1] + ids[len(ids) - most + 1 :]
     for start in starts[:-1:2]:
       if 1 + len(ids) - start <= most:
@@ -156,11 +156,11 @@ class Tokenizer:
     require(most >= least, "max_tokens", f"at least {least} for this template", most, fix)
     tail = ids[len(ids) - most + len(head) :]
     while len(tail) > closing + 1 and not self.decode(tail[:1]).strip():
-      tail = tail[1:]  # a turn does not begin with white space
+      tail = tail[1:]  # a turn does not start with white space
     return head + tail
 
   def response(self, text: str) -> list[int]:
-    """Returns the ids of a response, as written, and the token that stops it."""
+    """Returns the ids of a response and its stop token."""
     return [*self.encode(text), self.stop_ids[-1]]
 
 
@@ -168,10 +168,10 @@ def train_tokenizer(corpus: str, output: str, vocab_size: int = 1024, held_out: 
   """Trains a small BPE model with Gemma's special pieces on the `text` field of a JSON-lines file.
 
   Args:
-    corpus: JSON lines, one {"text": ...} each.
+    corpus: JSON lines {"text": ...}.
     output: path of the `.model` file to write.
-    vocab_size: pieces, special ones included.
-    held_out: the last lines of the corpus, which are not read.
+    vocab_size: number of pieces, including special ones.
+    held_out: number of last lines to leave out.
   """
   import sentencepiece
   from sentencepiece import sentencepiece_model_pb2
@@ -200,7 +200,7 @@ def train_tokenizer(corpus: str, output: str, vocab_size: int = 1024, held_out: 
       user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\n"], minloglevel=1,
     )  # fmt: skip
   pathlib.Path(output).with_suffix(".vocab").unlink()
-  # The model notes where it was made: without that, the same text gives the same bytes anywhere.
+  # The model records its path; without it, the same text gives the same bytes anywhere.
   model = sentencepiece_model_pb2.ModelProto.FromString(pathlib.Path(output).read_bytes())
   model.trainer_spec.ClearField("model_prefix")
   model.normalizer_spec.ClearField("normalization_rule_tsv")

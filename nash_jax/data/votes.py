@@ -1,7 +1,7 @@
 """People's votes on pairs of responses, in an SQLite file that several processes may use at once.
 
-A vote that was acknowledged is on the disk, whatever happens to the process, and one annotator has
-one vote on a pair: a key of the table says so. Who judges what next is decided here, too.
+An acknowledged vote is on disk, whatever happens to the process. A key of the table ensures that an
+annotator has one vote on a pair. This module also decides who judges which pair next.
 """
 
 import collections
@@ -21,8 +21,8 @@ from nash_jax.validation import one_of, printable, require
 
 FILE = "votes.sqlite3"  # in a workdir
 CHOICES = ("left", "right", "tie", "skip")
-CLAIM = 300  # seconds for which a pair is kept for the annotator who is looking at it
-_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, without their whole parts, lie evenly in [0, 1)
+CLAIM = 300  # seconds for which a pair is reserved for the annotator who sees it
+_GOLDEN = (5**0.5 - 1) / 2  # the fractional parts of its multiples cover [0, 1) evenly
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE prompts (id INTEGER PRIMARY KEY, value TEXT NOT NULL UNIQUE, ids TEXT);
@@ -55,7 +55,7 @@ Prompt = str | list[dict[str, Any]]  # a text, or messages
 
 
 class Answer(NamedTuple):
-  """A response: its text, the policy that gave it, and its tokens, where these are known."""
+  """A response: its text, and its policy and tokens if they are known."""
 
   text: str
   policy: str = ""
@@ -63,7 +63,7 @@ class Answer(NamedTuple):
 
 
 class Pair(NamedTuple):
-  """Two responses to a prompt; `ids` are the prompt's tokens, where these are known."""
+  """Two responses to a prompt; `ids` are the prompt's tokens if they are known."""
 
   prompt: Prompt
   a: Answer
@@ -72,7 +72,7 @@ class Pair(NamedTuple):
 
 
 class Question(NamedTuple):
-  """A pair as an annotator sees it; `left_id` and `right_id` number its responses."""
+  """A pair as an annotator sees it; `left_id` and `right_id` are the numbers of its responses."""
 
   pair: int
   prompt: Prompt
@@ -83,12 +83,12 @@ class Question(NamedTuple):
 
 
 class Vote(NamedTuple):
-  """A vote that is no skip.
+  """A vote, except a skip.
 
   Attributes:
     pair, prompt, a, b: numbers of the pair, its prompt and its responses.
-    wins: 1 where a is preferred, 0 where b is, 1/2 for a tie.
-    left_won: 1 or 0 where the response on the left won or lost, 1/2 for a tie.
+    wins: 1 if a is preferred, 0 if b is, 1/2 for a tie.
+    left_won: 1 if the response on the left won, 0 if it lost, 1/2 for a tie.
   """
 
   pair: int
@@ -102,11 +102,11 @@ class Vote(NamedTuple):
 
 
 class Conflict(ValueError):
-  """A second, different vote of one annotator on a pair."""
+  """A second vote of an annotator on a pair that differs from the first."""
 
 
 class Store:
-  """The pairs and votes in a file; safe for several threads, and several processes."""
+  """The pairs and votes in a file; safe for several threads and processes."""
 
   def __init__(
     self,
@@ -119,23 +119,23 @@ class Store:
     """Opens a store.
 
     Args:
-      share: of the pairs, which all annotators judge.
-      votes: that each of the other pairs is to have.
-      seed: of the sides on which responses are shown, and of the order of pairs.
-      create: make the file if there is none.
+      share: the share of pairs that all annotators judge.
+      votes: how many votes each other pair needs.
+      seed: determines the sides of responses and the order of pairs.
+      create: create the file if there is none.
 
     Raises:
-      ValueError: no such file, one of something else, or one of a newer version.
+      ValueError: no such file, no file of votes, or one of a newer version.
     """
     self.path, self.share, self.votes, self.seed = pathlib.Path(path), share, votes, seed
     fix = "Give the workdir of `nash-jax vote`."
     require(create or self.path.exists(), "votes", "a file of votes", str(path), fix)
     self._lock = threading.RLock()
     try:
-      # No transactions of Python's own; `writing` makes them.
+      # `_writing` makes the transactions, not Python.
       self._db = sqlite3.connect(self.path, 30, isolation_level=None, check_same_thread=False)
       self._db.execute("PRAGMA journal_mode = WAL")
-      # Else what was committed last could be lost with the machine's power.
+      # Otherwise the last commit could be lost in a power failure.
       self._db.execute("PRAGMA synchronous = FULL")
       self._db.execute("PRAGMA foreign_keys = ON")
       with self._writing() as db:
@@ -153,13 +153,13 @@ class Store:
     require(version == _VERSION, f"{path}", f"a file of votes, version {_VERSION}", got, fix)
 
   def close(self) -> None:
-    """Closes the file; what was acknowledged is in it already."""
+    """Closes the file, which already has all acknowledged votes."""
     with self._lock:
       self._db.close()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[sqlite3.Connection]:
-    """Yields the database in a transaction that is on the disk when this returns."""
+    """Yields the database in a transaction that is on disk when this returns."""
     with self._lock:
       self._db.execute("BEGIN IMMEDIATE")
       try:
@@ -174,9 +174,9 @@ class Store:
       return self._db.execute(query, values).fetchall()
 
   def add(self, pairs: Iterable[Pair]) -> int:
-    """Adds the pairs that are not there yet, in an order that mixes policies; returns how many.
+    """Adds new pairs in an order that mixes policies, and returns their number.
 
-    Two responses with one text are no pair.
+    Two equal texts are no pair.
     """
     with self._writing() as db:
       new: dict[tuple[int, int], tuple[str, str]] = {}
@@ -198,9 +198,10 @@ class Store:
   def _arranged(
     self, policies: dict[tuple[int, int], tuple[str, str]], first: int
   ) -> list[tuple[int, int, int, float]]:
-    """Returns pairs with their places, from `first` on, and draws that decide which all judge.
+    """Returns (a, b, place, draw) of pairs, with places from `first` on and draws in [0, 1).
 
-    Of every two policies equally many are among the first n, and any share of these is below it.
+    All annotators judge the pairs whose draw is below the share. Among the first places, every two
+    policies have equally many pairs, and their draws cover [0, 1) evenly.
     """
     shuffled = sorted(policies, key=lambda pair: self._uniform("place", *pair))
     count: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -209,24 +210,24 @@ class Store:
       rank, start = count[policies[a, b]], self._uniform("draw", first, policies[a, b])
       ranked.append((rank, a, b, (start + rank * _GOLDEN) % 1))
       count[policies[a, b]] += 1
-    ranked.sort(key=lambda row: row[0])  # which keeps those of one rank shuffled
+    ranked.sort(key=lambda row: row[0])  # stable, so pairs of one rank stay shuffled
     return [(a, b, first + i, draw) for i, (_, a, b, draw) in enumerate(ranked)]
 
   def _uniform(self, *what: Any) -> float:
-    """Returns a number in [0, 1) that is drawn by the seed and what it is for."""
+    """Returns a number in [0, 1) that depends on the seed and its purpose."""
     digest = hashlib.sha256(json.dumps([self.seed, *what]).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
   def sign_in(self, name: str, kind: str = "") -> int:
-    """Returns an annotator's number; names that differ in the case of letters are one.
+    """Returns an annotator's number; names are not case-sensitive.
 
     Args:
-      kind: the group that the annotator belongs to; "" leaves it as it was.
+      kind: the annotator's group; "" keeps the current one.
     """
     name, kind = (" ".join(unicodedata.normalize("NFC", x).split()) for x in (name, kind))
     for what, text, least in (("name", name, 1), ("group", kind, 0)):
       fine = least <= len(text) <= 40 and printable(text) == text
-      require(fine, what, f"{least} to 40 letters", text[:60], "Choose another one.")
+      require(fine, what, f"{least} to 40 characters", text[:60], "Choose another one.")
     known = self._all("SELECT id, kind FROM annotators WHERE name = ?", name)
     if known and kind in ("", known[0][1]):
       return known[0][0]
@@ -238,10 +239,11 @@ class Store:
     return number
 
   def question(self, annotator: int) -> Question | None:
-    """Returns the pair that an annotator is to judge now, and keeps it for them; None for none.
+    """Returns and reserves the next pair for an annotator; None if there is none.
 
-    Asked again it is the same one. Pairs that all judge come as often as their share, in one order
-    for all; of the others first those with the fewest votes that nobody else is looking at.
+    Until the annotator votes, it is the same pair. Pairs that all judge come as often as their
+    share, in the same order for all. Among the others, those with the fewest votes that nobody else
+    is looking at come first.
     """
     with self._writing() as db:
       pair = self._claimed(db, annotator) or self._next(db, annotator)
@@ -291,14 +293,14 @@ class Store:
     return Question(pair, json.loads(prompt), a, b, a_id, b_id)
 
   def vote(self, annotator: int, pair: int, left_id: int, choice: str) -> None:
-    """Records a vote; said once more it changes nothing.
+    """Records a vote; repeating the same vote changes nothing.
 
     Args:
       left_id: the response that was shown on the left.
       choice: one of CHOICES.
 
     Raises:
-      Conflict: the annotator has voted on this pair, and otherwise.
+      Conflict: the annotator has cast another vote on this pair.
       ValueError: no such pair, response or choice.
     """
     one_of("choice", choice, CHOICES)
@@ -312,7 +314,7 @@ class Store:
       query = "SELECT winner FROM votes WHERE annotator = ? AND pair = ?"
       there = db.execute(query, known).fetchone()
       if there is not None and there[0] != winner:
-        raise Conflict("this pair has another vote of yours already: undo that first")
+        raise Conflict("you have already cast another vote on this pair: undo that first")
       if there is None:
         insert = (
           "INSERT INTO votes (annotator, pair, winner, shown_left, at) VALUES (?, ?, ?, ?, ?)"
@@ -321,7 +323,7 @@ class Store:
       db.execute("DELETE FROM claims WHERE annotator = ? AND pair = ?", known)
 
   def undo(self, annotator: int, pair: int) -> None:
-    """Takes an annotator's vote on a pair back: it is their next question."""
+    """Removes an annotator's vote on a pair, which becomes their next question."""
     with self._writing() as db:
       known = (annotator, pair)
       done = db.execute("DELETE FROM votes WHERE annotator = ? AND pair = ?", known)
@@ -329,13 +331,13 @@ class Store:
         db.execute("REPLACE INTO claims VALUES (?, ?, ?)", (*known, time.time()))
 
   def last(self, annotator: int) -> int | None:
-    """Returns the pair that an annotator has voted on last, skips included."""
+    """Returns the pair of an annotator's last vote, including skips."""
     query = "SELECT pair FROM votes WHERE annotator = ? ORDER BY serial DESC LIMIT 1"
     rows = self._all(query, annotator)
     return rows[0][0] if rows else None
 
   def progress(self, annotator: int | None = None) -> dict[str, int]:
-    """Returns `pairs`, those `judged` often enough, all `votes`, and an annotator's `mine`."""
+    """Counts all `pairs`, those `judged` often enough, `votes`, and an annotator's `mine`."""
     ((pairs, judged),) = self._all(
       "SELECT count(*), coalesce(sum(votes >= ?), 0) FROM pairs", self.votes
     )
@@ -346,7 +348,7 @@ class Store:
     return {"pairs": pairs, "judged": judged, "votes": votes, "mine": mine}
 
   def version(self) -> tuple:
-    """Returns what differs once votes, pairs or annotators have changed."""
+    """Returns a value that changes with the votes, pairs or annotators."""
     (row,) = self._all(
       "SELECT (SELECT max(serial) FROM votes), (SELECT count(*) FROM votes),"
       " (SELECT count(*) FROM pairs), (SELECT group_concat(kind) FROM annotators)"
@@ -354,14 +356,14 @@ class Store:
     return row
 
   def annotators(self) -> list[tuple[str, str, int]]:
-    """Returns name, group and number of skips of everybody who signed in."""
+    """Returns (name, group, number of skips) of everybody who signed in."""
     return self._all(
       "SELECT name, kind, (SELECT count(*) FROM votes v WHERE v.annotator = a.id"
       " AND winner = 'skip') FROM annotators a ORDER BY name"
     )
 
   def all_votes(self) -> list[Vote]:
-    """Returns the votes that are no skips, in the order in which they were given."""
+    """Returns all votes except skips, in the order in which they were cast."""
     rows = self._all(
       "SELECT p.id, r.prompt, p.a, p.b, n.name, n.kind, winner, shown_left FROM votes v"
       " JOIN pairs p ON p.id = v.pair JOIN responses r ON r.id = p.a"
@@ -374,14 +376,14 @@ class Store:
     ]
 
   def policies(self) -> dict[int, list[str]]:
-    """Returns the names of the policies that gave a response, by its number."""
+    """Returns {number of a response: names of the policies that gave it}."""
     found: dict[int, list[str]] = {}
     for response, name in self._all("SELECT response, name FROM policies ORDER BY name"):
       found.setdefault(response, []).append(name)
     return found
 
   def pairs(self) -> dict[int, Pair]:
-    """Returns all pairs by number, without their policies."""
+    """Returns {number: pair}, without policies."""
     rows = self._all(
       "SELECT p.id, q.value, q.ids, r.text, r.ids, s.text, s.ids FROM pairs p"
       " JOIN responses r ON r.id = p.a JOIN responses s ON s.id = p.b"
@@ -396,7 +398,7 @@ class Store:
     }
 
   def p_win(self, prompt: Prompt, a: str, b: str) -> tuple[float, int]:
-    """Returns the share of votes for a against b, ties as halves, and the number of votes."""
+    """Returns the share of votes for a against b, with ties as halves, and the number of votes."""
     rows = self._all(
       "SELECT r.text, winner FROM prompts q"
       " JOIN responses r ON r.prompt = q.id AND r.text IN (?, ?)"
@@ -412,7 +414,7 @@ class Store:
 
 
 def _statements(script: str) -> list[str]:
-  """Returns the statements of a script: executescript would end the transaction it runs in."""
+  """Returns the statements of a script, because executescript would end the transaction."""
   found, statement = [], ""
   for line in script.splitlines(keepends=True):
     statement += line
@@ -429,7 +431,7 @@ def _written(prompt: Prompt) -> str:
 def _number(
   db: sqlite3.Connection, table: str, columns: dict[str, Any], ids: list[int] | None
 ) -> int:
-  """Returns the number of a prompt or response, which is added unless it is there."""
+  """Returns the number of a prompt or response, and adds it if it is new."""
   where = " AND ".join(f"{name} = ?" for name in columns)
   row = db.execute(f"SELECT id FROM {table} WHERE {where}", (*columns.values(),)).fetchone()
   written = None if ids is None else json.dumps([*map(int, ids)])

@@ -1,1 +1,1 @@
-"""The jobs of the `nash-jax` command, beside train and fit."""
+"""The jobs of the `nash-jax` command, except train and fit."""

@@ -1,4 +1,4 @@
-"""Judges against comparisons that people made: agreement, calibration, order, length, cycles."""
+"""Compares judges with people's comparisons: agreement, calibration, order, length, cycles."""
 
 import collections
 import dataclasses
@@ -25,7 +25,7 @@ from nash_jax.run.metrics import progress_bar
 from nash_jax.types import Responses
 from nash_jax.validation import require
 
-LENGTH = "longer wins"  # the judge that reads nothing
+LENGTH = "longer wins"  # a judge that looks only at length
 BINS = np.linspace(0.5, 1.0, 6)  # of the confidence max(P, 1 - P)
 
 
@@ -34,16 +34,17 @@ def agreement(
 ) -> dict[str, Any]:
   """Returns the share of pairs on which a judge prefers what people prefer, with its interval.
 
-  Prompts are independent and a prompt's pairs are not, so the error is that of a ratio of sums over
-  prompts. A judge's draw is half right; pairs on which people draw do not count.
+  Prompts are independent but the pairs of a prompt are not, so the error is that of a ratio of sums
+  over prompts. A judge's draw is half correct. Pairs on which people draw do not count.
 
   Args:
     p_win: the judge's P(a ≻ b).
     people: the share of people who prefer a.
-    prompts: of each pair, whatever identifies its prompt.
+    prompts: for each pair, anything that identifies its prompt.
 
   Returns:
-    `mean`; `low` and `high`, rates.interval's 99.7%; `pairs` and `prompts` that count.
+    `mean`; the 99.7% interval `low` and `high` of rates.interval; the numbers of `pairs` and
+    `prompts` that count.
   """
   counted = people != 0.5
   right = 0.5 + 0.5 * np.sign(p_win - 0.5) * np.sign(people - 0.5)
@@ -60,7 +61,7 @@ def agreement(
 def calibration(
   p_win: Float[np.ndarray, "N"], people: Float[np.ndarray, "N"]
 ) -> list[dict[str, float]]:
-  """Returns by bin of BINS: pairs, the judge's mean confidence, and the share of people with it."""
+  """Returns for each bin: pairs, the judge's mean confidence, and the share of people who agree."""
   confidence = np.maximum(p_win, 1 - p_win)
   agree = np.where(p_win >= 0.5, people, 1 - people)
   places = np.clip(np.digitize(confidence, BINS) - 1, 0, len(BINS) - 2)
@@ -75,22 +76,22 @@ def calibration(
 
 
 def calibration_error(rows: list[dict[str, float]]) -> float:
-  """Returns the mean distance of confidence and people's share over bins, weighted by pairs."""
+  """Returns the mean distance between confidence and people's share, weighted by pairs."""
   gaps = [row["pairs"] * abs(row["confidence"] - row["people"]) for row in rows]
   return sum(gaps) / sum(row["pairs"] for row in rows)
 
 
 def log_loss(p_win: Float[np.ndarray, "N"], people: Float[np.ndarray, "N"]) -> float:
-  """Returns the mean cross-entropy in nats; log 2 is that of a judge that always says one half."""
+  """Returns the mean cross-entropy in nats; a judge that always says one half has log 2."""
   p = np.clip(p_win.astype(np.float64), 1e-7, 1 - 1e-7)
   return float(-np.mean(people * np.log(p) + (1 - people) * np.log1p(-p)))
 
 
 def cycles(wins: dict[tuple[Any, int, int], float]) -> dict[str, int]:
-  """Returns how many triples of a prompt's responses are compared and strict, and go in a circle.
+  """Counts the triples of a prompt's responses that are compared without ties, and the cyclic ones.
 
   Args:
-    wins: P(i ≻ j) by (prompt, i, j), i < j.
+    wins: {(prompt, i, j): P(i ≻ j)}, i < j.
   """
   by_prompt: dict[Any, dict[tuple[int, int], float]] = collections.defaultdict(dict)
   for (prompt, i, j), p in wins.items():
@@ -107,12 +108,12 @@ def cycles(wins: dict[tuple[Any, int, int], float]) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """Pairs of responses to judge: those that people compared, then the others of their prompts.
+  """Pairs of responses to judge: first those that people compared, then others of their prompts.
 
   Attributes:
-    examples: whose columns have a row for each pair.
-    compared: how many of them people compared.
-    places: of each pair, its prompt and the places of a and b among that prompt's responses.
+    examples: columns with a row for each pair.
+    compared: how many of the pairs people compared.
+    places: (prompt, index of a, index of b) of each pair, counted within the prompt's responses.
   """
 
   examples: Examples
@@ -121,7 +122,7 @@ class Pairs:
 
   @property
   def people(self) -> Float[np.ndarray, "N"]:
-    """The share of people who prefer a, of each pair that they compared."""
+    """Returns the share of people who prefer a, for each pair that they compared."""
     return np.array(self.examples.columns["p_win"][: self.compared], np.float64)
 
   def wins(self, p_win: Float[np.ndarray, "N"]) -> dict[tuple[bytes, int, int], float]:
@@ -133,10 +134,10 @@ class Pairs:
 
 
 def all_pairs(examples: Examples, most: int) -> Pairs:
-  """Returns the compared pairs and, of prompts with three responses or more, all the others.
+  """Returns the compared pairs, and all other pairs of prompts with three or more responses.
 
   Args:
-    most: responses of a prompt that meet in pairs which people did not compare.
+    most: how many of a prompt's responses may form those other pairs.
   """
   columns = examples.columns
   known: dict[bytes, dict[bytes, Any]] = collections.defaultdict(dict)
@@ -178,7 +179,7 @@ def _responses(batch: dict[str, Any], side: str, stop_ids: tuple[int, ...]) -> R
 def _judge(
   judge: judges.Judge, pairs: Pairs, size: int, tokenizer: Tokenizer, title: str
 ) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"], dict[str, float]]:
-  """Returns P(a ≻ b), whether it could be read, and the judge's metrics on the compared pairs."""
+  """Returns P(a ≻ b), whether it is readable, and the judge's metrics on the compared pairs."""
 
   def compare(params, prompts, a, b):
     return judge.fn(params, prompts, a, b).checked()
@@ -190,7 +191,7 @@ def _judge(
   edges = [*range(0, pairs.compared, size), *range(pairs.compared, count, size), count]
   for start, end in progress_bar([*itertools.pairwise(edges)], title, unit="batch"):
     counted = end <= pairs.compared
-    # A short batch whose metrics count is one of its own; another is filled up, as it is compiled.
+    # A last batch whose metrics count stays short; another is filled to the compiled size.
     rows = range(start, end) if counted else np.arange(start, start + size) % count
     batch = pairs.examples.all(rows)
     a, b = (_responses(batch, side, tokenizer.stop_ids) for side in ("a", "b"))
@@ -209,7 +210,7 @@ def _judge(
 def _figures(
   pairs: Pairs, p_win: Float[np.ndarray, "N"], valid: Bool[np.ndarray, "N"]
 ) -> dict[str, Any]:
-  """Returns what verdicts that are no probabilities say, too, in plain JSON types."""
+  """Returns the figures that need no probabilities, as plain JSON types."""
   read, people = valid[: pairs.compared], pairs.people
   prompts = [prompt for prompt, _, _ in itertools.compress(pairs.places, read)]
   return {
@@ -221,7 +222,7 @@ def _figures(
 def _probabilities(
   pairs: Pairs, p_win: Float[np.ndarray, "N"], valid: Bool[np.ndarray, "N"]
 ) -> dict[str, Any]:
-  """Returns how good verdicts are as probabilities, in plain JSON types."""
+  """Returns the figures that rate verdicts as probabilities, as plain JSON types."""
   read = valid[: pairs.compared]
   p, people = p_win[: pairs.compared][read], pairs.people[read]
   rows = calibration(p, people)
@@ -232,11 +233,11 @@ def _probabilities(
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   """Compares the judges of `config` (see config.agreement) with people's preferences.
 
-  Writes agreement.json, agreement.md and agreement.png, which shows the calibration.
+  Writes agreement.json, agreement.md and agreement.png (the calibration).
 
   Raises:
-    ValueError: a bad config, data or weights; a workdir in use or with a result; a judge that can
-      read nothing.
+    ValueError: a bad config, data or weights; a workdir in use or with a result; a judge that
+      cannot read anything.
   """
   config, folder = resolve(config, "agreement"), files.make_folder(workdir)
   with lock.hold(folder):

@@ -1,8 +1,8 @@
-"""Policies against policies on held-out prompts: win rates, their intervals, KL and lengths.
+"""Compares policies on held-out prompts: win rates with intervals, KL and lengths.
 
-Every policy draws S responses to a prompt; a judge compares all of them with each other. A cell is
-the mean over prompts of the mean over the two policies' pairs: prompts are independent, so their
-spread is the cell's error; the pairs of one prompt are not.
+Every policy draws S responses to a prompt, and a judge compares all of them with each other. A cell
+is the mean over prompts of the mean over the two policies' pairs. Its error comes from the spread
+over prompts, which are independent; the pairs of a prompt are not.
 """
 
 import functools
@@ -40,7 +40,7 @@ from nash_jax.validation import file_name, printable, require
 def distinct_bigrams(tokens: Int[np.ndarray, "N L"], lengths: Int[np.ndarray, "N"]) -> float:
   """Returns the share of distinct bigrams among all bigrams of the responses; NaN without any.
 
-  The share falls with the number of responses: compare policies on equally many.
+  The share falls with the number of responses, so compare policies on equally many.
   """
   pairs = np.stack([tokens[:, :-1], tokens[:, 1:]], axis=-1)
   pairs = pairs[np.arange(1, tokens.shape[1])[None] < lengths[:, None]]
@@ -50,7 +50,7 @@ def distinct_bigrams(tokens: Int[np.ndarray, "N L"], lengths: Int[np.ndarray, "N
 def choose_best(p_win: Float[Array, "N K K"], valid: Bool[Array, "N K K"]) -> Int[Array, "N"]:
   """Returns the index of the response that wins most against the others of its prompt.
 
-  One that could be compared with no other is chosen only where none could be: then the first.
+  A response without a valid comparison is chosen only if none has one; then it is the first.
   """
   wins, compared = jnp.sum(jnp.where(valid, p_win, 0.0), axis=-1), jnp.sum(valid, axis=-1)
   return jnp.argmax(jnp.where(compared > 0, wins / jnp.maximum(compared, 1), -1.0), axis=-1)
@@ -59,7 +59,7 @@ def choose_best(p_win: Float[Array, "N K K"], valid: Bool[Array, "N K K"]) -> In
 def _make_best_of(policy: Policy, samples: int, best_of: int, judge: judges.Judge) -> Callable:
   """Returns (params, judge's params, prompts, key) -> Responses, each the best of n.
 
-  Jitted; if the judge is a server, as far as it is not asked.
+  Jitted, except for the calls of a judge that is a server.
   """
   sample = jax.jit(policy.make_sampler(samples=samples * best_of))
 
@@ -78,12 +78,12 @@ def _make_best_of(policy: Policy, samples: int, best_of: int, judge: judges.Judg
 
 
 class Judged(NamedTuple):
-  """The responses of P policies to N prompts, all of them judged; on the host.
+  """The judged responses of P policies to N prompts, on the host.
 
   Attributes:
     responses: [N P*S L].
-    verdicts: by judge, each [N P*S P*S].
-    log_ratios: log π(y) − log π_base(y), in nats, by policy that has a log-probability.
+    verdicts: {judge: verdict [N P*S P*S]}.
+    log_ratios: {policy with log-probabilities: log π(y) − log π_base(y) in nats}.
   """
 
   prompts: Prompts
@@ -101,10 +101,10 @@ def _sample_and_judge(
   policy: Policy,
   given: Mapping[str, Responses] = {},
 ) -> Judged:
-  """Draws every policy's responses to the first `count` prompts; all judges compare them.
+  """Draws every policy's responses to the first `count` prompts, and has all judges compare them.
 
   Args:
-    given: by policy without parameters, its responses to all of these prompts.
+    given: {policy without parameters: its responses to all of these prompts}.
   """
   selector = judges_by_name[config.select_judge]
   sizes = {entry.best_of for entry in config.policies.values()}
@@ -154,11 +154,11 @@ def _sample_and_judge(
 
 
 def _num_batches(count: int, most: int) -> int:
-  """Returns into how many batches, of at most `most`, prompts are divided.
+  """Returns the number of batches, of at most `most` prompts each.
 
-  As few as can be equal, so that every program compiles once; where that takes more than twice the
-  least number, the least, and the last batch is smaller. No batch is filled up: its judge would be
-  paid for prompts that do not count, and its metrics would count them.
+  It is the least number of equal batches, so that every program compiles once. If that takes more
+  than twice as many batches, the last one is smaller instead. No batch is filled up, because a
+  judge may cost money, and its metrics would count prompts that do not count.
   """
   least = -(-count // most)
   return next((n for n in range(least, 2 * least + 1) if count % n == 0), least)
@@ -168,11 +168,11 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
   """Returns the properties of each policy's responses.
 
   KL is to config.base, in nats a response: the mean over the policy's own samples of
-  Σ log π(y) − log π_base(y). Under top-k or top-p they are no samples of π, and the mean is
-  `log_ratio_to_reference`. Best-of-n has no such log-probability: `best_of_kl_bound` is
-  log n − (n−1)/n, an upper bound of its KL to the policy it picks from. Lengths in tokens,
-  stop token included; bigrams without it. `kl_sigma3`, of either, takes report.FEW prompts. `no_kl`
-  says why there is none of them, `truncated` is the share cut at sampling.max_tokens.
+  Σ log π(y) − log π_base(y). Under top-k or top-p they are not samples of π, and the mean is
+  `log_ratio_to_reference` instead. Best-of-n has no such log-probability; `best_of_kl_bound` is
+  log n − (n−1)/n, an upper bound of its KL to the policy it picks from. `kl_sigma3` of either mean
+  needs report.FEW prompts. `no_kl` says why there is no KL. Lengths are in tokens and include the
+  stop token; bigrams exclude it. `truncated` is the share cut at sampling.max_tokens.
   """
   out, truncated = {}, sampler.truncates(config.sampling)
   for i, (name, policy) in enumerate(config.policies.items()):
@@ -189,7 +189,7 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
         sigma3 = 3 * ratios.std(ddof=1) / math.sqrt(len(ratios))
     else:
       no_kl = "no log-probabilities" if source else "base has no log-probabilities"
-    # One answer stands for all samples: its bigrams are no fewer for that, nor comparable.
+    # Copies of a given answer add no bigrams, so the share is comparable only with one sample.
     comparable = config.samples == 1 or not source
     out[name] = {
       "weights": None if source else policy.weights, "outputs": source, "best_of": n,
@@ -217,7 +217,7 @@ def _text(tokenizer: Tokenizer, batch, *index: int) -> str:
 
 
 def _answers(config, tokenizer: Tokenizer, judged: Judged, most: int | None = None):
-  """Returns by policy its first response to each of the prompts, at most to `most`, as text."""
+  """Returns {policy: text of its first response to each prompt}, for at most `most` prompts."""
   count = len(judged.prompts.tokens[:most])
   return {
     name: [_text(tokenizer, judged.responses, i, p * config.samples) for i in range(count)]
@@ -237,11 +237,11 @@ def _texts(config, tokenizer: Tokenizer, judged: Judged) -> list[dict[str, Any]]
 
 
 def evaluate(config: ConfigDict, tokenizer: Tokenizer, judged: Judged) -> dict[str, Any]:
-  """Returns the arena's result, in plain JSON types.
+  """Returns the arena's result as plain JSON types.
 
-  `policies`: statistics by name; `judges`: `win_rate`, `length_controlled` and
-  `length_matched` as {row: {column: cell}}, and the judge's own metrics; `texts`; `base`,
-  `prompts`, `samples`, `config`.
+  `policies` has statistics by name. `judges` has by name `win_rate`, `length_controlled` and
+  `length_matched` as {row: {column: cell}}, and the judge's own metrics. The rest is `texts`,
+  `base`, `prompts`, `samples` and `config`.
   """
   shape = (len(config.policies), config.samples)
   lengths = np.sum(judged.responses.mask, axis=-1).reshape(-1, *shape)
@@ -283,8 +283,8 @@ def summary(
 ) -> dict[str, Any]:
   """Returns the headline figures of a run; the arguments name its policies in `result`.
 
-  Win rates against `base` under every judge; KL (nats a response), length and distinct bigrams of
-  `trained`, the latter two as ratios to those of `base`.
+  These are win rates against `base` under every judge, and KL (nats a response), length and
+  distinct bigrams of `trained`, the last two as ratios to those of `base`.
   """
   statistics = result["policies"]
   best_of_name = f"best_of_{statistics[best_of]['best_of']}"
@@ -306,8 +306,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     ValueError: a bad config, weights that do not fit, fewer than two held-out prompts, a workdir
-      that is in use, cannot be written or holds an arena of another config, a judge that can read
-      nothing.
+      that is in use, cannot be written or holds an arena of another config, a judge that cannot
+      read anything.
   """
   config, folder = resolve(config, "arena"), files.make_folder(workdir)
   with lock.hold(folder):
@@ -337,7 +337,7 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   _check_read(judged, judges_by_name)
   result = evaluate(config, tokenizer, judged)
   for name, spec in sources.items():
-    result["policies"][name]["step"] = loaded[spec][1]  # a run may have gone on meanwhile
+    result["policies"][name]["step"] = loaded[spec][1]  # the run may have continued meanwhile
   tables = report.arena(result)
   files.write_json(folder / "arena.json", result)
   files.write_text(folder / "arena.md", tables + report.side_by_side(result["texts"]))
@@ -354,7 +354,7 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _write_texts(config, tokenizer: Tokenizer, judged: Judged, path: pathlib.Path) -> None:
-  """Writes a line a prompt: every policy's first response, and each judge's verdicts on these."""
+  """Writes a line per prompt: every policy's first response, and each judge's verdicts on these."""
   prompts = [_text(tokenizer, judged.prompts, i) for i in range(len(judged.prompts.tokens))]
   by_policy, firsts = _answers(config, tokenizer, judged), slice(None, None, config.samples)
   tables = {}
@@ -381,7 +381,7 @@ def _write_texts(config, tokenizer: Tokenizer, judged: Judged, path: pathlib.Pat
 
 
 def _load_held_out(config, tokenizer: Tokenizer) -> Examples:
-  """Returns the prompts of the arena; of a benchmark all, for no policy is trained on it."""
+  """Returns the arena's prompts; of a benchmark all, since no policy is trained on it."""
   data = config.prompts
   if data.task not in answers.BENCHMARKS:
     return load_prompts(data, tokenizer, config.seed)[1]
@@ -390,7 +390,7 @@ def _load_held_out(config, tokenizer: Tokenizer) -> Examples:
 
 
 def _check_read(judged: Judged, judges_by_name: dict[str, judges.Judge]) -> None:
-  """Says of each judge what it could not read; ValueError where that is all."""
+  """Logs how much each judge could not read; raises ValueError if a judge read nothing."""
   for name, verdict in judged.verdicts.items():
     i, j = np.triu_indices(verdict.valid.shape[-1], 1)
     readable = np.asarray(verdict.valid)[:, i, j]
@@ -398,17 +398,17 @@ def _check_read(judged: Judged, judges_by_name: dict[str, judges.Judge]) -> None
     what, expected = f"judge {printable(name)!r}", f"a readable verdict on some of {pairs} pairs"
     fix = "Check the judge: its answers, or for a table judge first_token and sampling.tokens."
     require(unread < pairs, what, expected, "none", fix)
-    if unread and not judges_by_name[name].server:  # which has told it already
-      logging.warning("%s: %d of %d pairs have no verdict: they weigh nothing", what, unread, pairs)
+    if unread and not judges_by_name[name].server:  # a server has already logged it
+      logging.warning("%s: %d of %d pairs have no verdict, and do not count", what, unread, pairs)
 
 
 def recorded_result(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
-  """Returns the result of this arena, {} where it was not held; one of another config is removed.
+  """Returns the recorded result of this arena, {} without one; removes one of another config.
 
-  For jobs whose own folder this is: what they made of other runs, they make again.
+  For jobs that own the folder and can repeat the arena.
 
   Args:
-    config: resolved.
+    config: a resolved config.
   """
   result, changes = _recorded(config, folder)
   if changes:
@@ -417,6 +417,6 @@ def recorded_result(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _recorded(config: ConfigDict, folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
-  """Returns the result that is there, and in what its config differs; ({}, {}) for none."""
+  """Returns the recorded result, and how its config differs; ({}, {}) if there is none."""
   result = files.read_json(folder / "arena.json")
   return result, differences(result.get("config", {}), describe(config)) if result else {}

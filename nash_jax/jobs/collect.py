@@ -1,4 +1,4 @@
-"""Makes preference data: policies draw responses, a judge votes on the pairs."""
+"""Makes preference data: policies draw responses, and a judge votes on pairs."""
 
 import itertools
 import json
@@ -28,12 +28,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> str:
   """Writes pairs of responses with the judge's vote to workdir/pairs.jsonl, and returns its path.
 
   Args:
-    config: from nash_jax.config.collect(); every round goes over batches of the training prompts
-      with each of `sources`, (weights, temperature), in turn, and pairs the samples of a prompt.
+    config: from nash_jax.config.collect(). Each of `sources` in turn responds to every batch of
+      training prompts, and all pairs of a prompt's samples are judged.
 
   Raises:
-    ValueError: a bad config, data or weights; pairs that are there already; a workdir in use; no
-      readable verdict.
+    ValueError: a bad config, data or weights; a workdir in use or with pairs; no readable verdict.
   """
   config, folder = resolve(config, "collect"), files.make_folder(workdir)
   with lock.hold(folder):
@@ -77,13 +76,15 @@ def _run(config: ConfigDict, path: pathlib.Path) -> str:
   require(len(strengths) > 0, "judge", expected, "none", fix)
   unfinished.replace(path)
   if unread:
-    logging.warning("%d of %d pairs have no verdict: left out", unread, unread + len(strengths))
+    logging.warning(
+      "%d of %d pairs have no verdict and are left out", unread, unread + len(strengths)
+    )
   logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(strengths), path, np.mean(strengths))
   return str(path)
 
 
 def _pairs(prompts: Prompts, responses: Responses, p_win: np.ndarray) -> Iterator[dict[str, Any]]:
-  """Yields all pairs of the samples of each prompt, as the task "tokens" of preferences.py."""
+  """Yields all pairs of each prompt's samples, in the form of the task "tokens"."""
   for row, prompt in enumerate(prompts.tokens):
     samples = zip(responses.tokens[row], responses.mask[row], strict=True)
     texts = [tokens[mask].tolist() for tokens, mask in samples]

@@ -1,8 +1,8 @@
-"""Runs side by side: methods, each at its own tuned learning rate, or the values of an ablation.
+"""Compares methods, each at its own tuned learning rate, or the values of an ablation.
 
-workdir/<kind>/<run>/rate_<r>/seed_<s>     the record of every run of a kind of policies
-workdir/results.json, compare.md           the results and their tables; figures beside them
-workdir/arena/seed_<s>                     who beats whom, where responses are texts
+workdir/<kind>/<run>/rate_<r>/seed_<s>     the record of every run, by kind of policy
+workdir/results.json, compare.md           results and tables, with figures beside them
+workdir/arena/seed_<s>                     who beats whom, if responses are texts
 """
 
 import functools
@@ -27,26 +27,27 @@ from nash_jax.validation import printable, require
 __all__ = ["label", "run", "run_config"]
 
 SUBOPT, KL_TO_EQUILIBRIUM = "exact/suboptimality", "exact/kl_to_equilibrium"
+GAP = "exact/gap"  # in the game without β
 WIN, KL = "eval/win_rate_vs_reference", "eval/kl_to_reference"
 
-Result = dict[str, Any]  # of a run's seeds: "learning_rate", "beta", "tuning", "seeds"
-Setting = tuple[str, float | None, int]  # of a run: name, learning rate, seed
-Table = tuple[str, list[str], dict[str, list[str]]]  # title, columns, cells by run
+Result = dict[str, Any]  # "learning_rate", "beta", "tuning" and "seeds" of a run
+Setting = tuple[str, float | None, int]  # (run, learning rate, seed)
+Table = tuple[str, list[str], dict[str, list[str]]]  # (title, columns, {run: cells})
 
 
 def run(config: ConfigDict, workdir: Workdir, progress: bool = True) -> dict[str, dict[str, Any]]:
-  """Tunes, runs and evaluates what `config` (see config.compare) lists; resumes if interrupted.
+  """Tunes, runs and evaluates the runs of `config` (see config.compare); resumes if interrupted.
 
-  Where `learning_rates` names several, each run takes the one that is best with `tuning_seed`: by
-  the last SubOpt_β where that is exact, else by the regularised win rate P(π≻π_ref) − β·KL under
-  the training judge on the evaluated held-out prompts, after `tuning_steps`. Then it is run with
-  every seed.
+  If `learning_rates` has several values, each run takes the one that is best with `tuning_seed`.
+  The score is the last SubOpt_β if that is exact. Otherwise it is the regularised win rate
+  P(π≻π_ref) − β·KL under the training judge on the evaluated held-out prompts after `tuning_steps`.
+  Then it runs with every seed.
 
   Returns:
-    What workdir/results.json holds: figures by policy and run, and the tables of the arena.
+    The content of workdir/results.json: figures by policy and run, and the arena's tables.
 
   Raises:
-    ValueError: a bad config, or a workdir in use, or that holds runs of another, or damaged ones.
+    ValueError: a bad config; a workdir in use, with runs of another config, or with damaged ones.
   """
   config, folder = resolve(config, "compare"), files.make_folder(workdir)
   with lock.hold(folder):
@@ -73,7 +74,7 @@ def _folder(run: Run, rate: float | None, seed: int) -> str:
 
 
 def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> dict[str, Result]:
-  """Returns {run: {"learning_rate", "beta", "tuning": {rate: score}, "seeds": [their records]}}."""
+  """Returns {run: {"learning_rate", "beta", "tuning": {rate: score}, "seeds": [records]}}."""
   runs, folder = {run.name: run for run in name_runs(config.runs)}, folder / policy
   rates, seeds = tuple(config.learning_rates) or (None,), range(config.seeds)
 
@@ -99,7 +100,9 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
       scores[name][rate] = _score(c, record(name, rate, seed, c))
   for name, tried in scores.items():
     if tried and not any(map(math.isfinite, tried.values())):
-      logging.warning("run %r is finite at no learning rate: none is the best", printable(name))
+      logging.warning(
+        "run %r diverges at every learning rate, so none is the best", printable(name)
+      )
   best = {run: max(tried, key=tried.__getitem__, default=rates[0]) for run, tried in scores.items()}
   configs = run_all((name, best[name], seed) for name in runs for seed in seeds)
   return {
@@ -115,7 +118,7 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
 
 def _record(config, folder: pathlib.Path) -> dict[str, Any]:
   """Returns {"steps": …, metric: values} of one run, None from where it was no longer finite."""
-  metrics = (SUBOPT, KL_TO_EQUILIBRIUM) if config.evaluation.exact else (WIN, KL)
+  metrics = (SUBOPT, KL_TO_EQUILIBRIUM, GAP) if config.evaluation.exact else (WIN, KL)
   rows = {row["step"]: row for row in report.read_rows(folder)}
   steps = sorted({*range(0, config.steps, config.evaluation.every), config.steps})
   absent = [step for step in steps if not rows.get(step, {}).keys() & {*metrics}]
@@ -128,7 +131,7 @@ def _record(config, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _score(config, record: dict[str, Any]) -> float:
-  """Returns what the tuning maximises; -inf for a run that was not finite at its end."""
+  """Returns the score that tuning maximises; -inf for a run that is not finite at its end."""
   result = {"seeds": [record], "beta": config.algorithm.beta}
   exact = config.evaluation.exact
   score = -_values(result, SUBOPT)[0, -1] if exact else _regularised_win_rate(result)[0]
@@ -146,13 +149,13 @@ def _regularised_win_rate(result: Result) -> np.ndarray:
 
 
 def _median_and_range(result: Result, metric: str) -> list[float]:
-  """Returns [median, least, greatest] of the seeds' last values; NaN where one is not finite."""
+  """Returns [median, least, greatest] of the seeds' last values; NaN if one is not finite."""
   last = _values(result, metric)[:, -1]
   return [float(summarise(last)) for summarise in (np.median, np.min, np.max)]
 
 
 def _sorted(results: dict[str, Result], metric: str, sign: int) -> list[tuple[str, Result]]:
-  """Returns (run, result) by median, the least first where sign is 1; what diverged is last."""
+  """Returns (run, result) sorted by median, ascending if sign is 1; diverged runs come last."""
   medians = {name: sign * _median_and_range(result, metric)[0] for name, result in results.items()}
   return sorted(results.items(), key=lambda item: (np.isnan(medians[item[0]]), medians[item[0]]))
 
@@ -162,7 +165,7 @@ def _scientific(value: float) -> str:
 
 
 def _table_of_runs(config, results: dict[str, Result]) -> tuple[str, list[str], list[list[str]]]:
-  """Returns title, header and rows of the table of all runs of a kind of policies."""
+  """Returns title, header and rows of the table of all runs with a kind of policy."""
   make_table = _exact_table if config.base.evaluation.exact else _win_rate_table
   title, columns, cells_by_run = make_table(results)
   rows = [
@@ -186,7 +189,7 @@ def _tables(config, results: dict[str, dict[str, Any]]) -> list[str]:
       out.append(f"## {title}\n\n{report.win_rate_table(cells)}")
       if absent := results["network"].keys() - cells.keys():
         names = ", ".join(sorted(map(report.escaped, absent)))
-        out.append(f"Not in the arena, since a seed's last evaluation is not finite: {names}.")
+        out.append(f"Not in the arena, because a seed's last evaluation is not finite: {names}.")
   return out
 
 
@@ -229,7 +232,7 @@ def _write_page(config, results: dict[str, dict[str, Any]], folder: pathlib.Path
 
 
 def _exact_table(results: dict[str, Result]) -> Table:
-  """Returns the table of the runs by SubOpt_β of their last iterate."""
+  """Returns the table of runs by SubOpt_β of their last iterate."""
   starts = {name: _values(result, SUBOPT)[0, 0] for name, result in results.items()}  # depends on β
   ends = " to ".join(
     dict.fromkeys(_scientific(end([*starts.values()])) for end in (np.min, np.max))
@@ -237,16 +240,16 @@ def _exact_table(results: dict[str, Result]) -> Table:
   cells = {}
   for name, result in _sorted(results, SUBOPT, 1):
     subopt = _median_and_range(result, SUBOPT)
-    kl = _median_and_range(result, KL_TO_EQUILIBRIUM)[0]
+    kl, gap = (_median_and_range(result, metric)[0] for metric in (KL_TO_EQUILIBRIUM, GAP))
     # A reference at the equilibrium has no share, only rounding.
     share = report.number(subopt[0] / starts[name] if starts[name] > ROUNDING else math.nan)
-    cells[name] = [*map(_scientific, subopt), share, _scientific(kl)]
-  columns = ["SubOpt, median", "least", "greatest", "of reference's", "KL(π*‖π)"]
+    cells[name] = [*map(_scientific, subopt), share, _scientific(kl), _scientific(gap)]
+  columns = ["SubOpt, median", "least", "greatest", "of reference's", "KL(π*‖π)", "gap"]
   return f"SubOpt_β of the last iterate; the reference's is {ends}", columns, cells
 
 
 def _win_rate_table(results: dict[str, Result]) -> Table:
-  """Returns the table of the runs by their last win rate against the reference."""
+  """Returns the table of runs by their last win rate against the reference."""
   cells = {}
   for name, result in _sorted(results, WIN, -1):
     kl = report.number(_median_and_range(result, KL)[0], 2)
@@ -258,10 +261,10 @@ def _win_rate_table(results: dict[str, Result]) -> Table:
 
 
 def _run_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dict[str, dict]:
-  """Holds an arena of the runs that ended well and the base for every seed.
+  """Plays an arena for every seed, between the base and the runs that ended finite.
 
   Returns:
-    The tables' means by judge.
+    {judge: the tables' mean over seeds}.
   """
   ended = _ended(results)
   policies = _policy_names(ended)
@@ -271,7 +274,7 @@ def _run_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dic
     c.seed, c.base, c.policies = seed, REFERENCE, {}
     for name in ended:
       end = results[name]["seeds"][seed]
-      # By its last step: another one in its place would be another run's result.
+      # With its last step, so that no other checkpoint can take its place.
       weights = f"{end['folder']}@params:{end['steps'][-1]}"
       c.policies[policies[name]] = {"weights": weights, "best_of": 1}
     c.policies[REFERENCE] = {"weights": config.base.model.weights, "best_of": 1}
@@ -293,7 +296,7 @@ def _ended(results: dict[str, Result]) -> list[str]:
 
 
 def _policy_names(names: list[str]) -> dict[str, str]:
-  """Returns by run what it is called in an arena's config, whose names have no dots."""
+  """Returns {run: its name in an arena's config, which may not have dots}."""
   policies = {name: name for name in names if "." not in name}
   for name in names:
     policy = name.replace(".", "_")
@@ -308,9 +311,9 @@ def _renamed(cells: report.Cells, names: dict[str, str]) -> report.Cells:
 
 
 def _mean_cells(tables: list[report.Cells]) -> report.Cells:
-  """Returns the cells' means over seeds; so are 3σ and the interval, for they share their prompts.
+  """Returns the cells' means over seeds, also of 3σ and the interval, since seeds share prompts.
 
-  `n` is the number of prompts, the least of the seeds'.
+  `n` is the least number of prompts over seeds.
   """
 
   def mean(row, column):
@@ -326,7 +329,7 @@ def _mean_cells(tables: list[report.Cells]) -> report.Cells:
 
 
 def _figure(config, results: dict[str, Result], path: pathlib.Path) -> None:
-  """Draws SubOpt_β against steps, or win rate against KL, a line a run: the median of its seeds."""
+  """Draws SubOpt_β against steps, or win rate against KL: a line per run, the median over seeds."""
   import matplotlib
   from matplotlib.figure import Figure
 
@@ -352,7 +355,7 @@ def _figure(config, results: dict[str, Result], path: pathlib.Path) -> None:
   axes.spines[["top", "right"]].set_visible(False)
   labels = report.figure_labels(results)
   place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-  # A label with _ before it would be left out, one with $ read as TeX: texts are set afterwards.
+  # Texts are set afterwards, because the legend omits labels that start with _ and reads $ as TeX.
   legend = axes.legend(lines, [""] * len(lines), frameon=False, fontsize=7, **place)
   for text, name in zip(legend.get_texts(), labels, strict=True):
     text.set(text=name, parse_math=False)

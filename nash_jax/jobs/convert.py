@@ -1,4 +1,4 @@
-"""Writes records of any form as ours, and says what they are and what is left out, and why."""
+"""Converts records of any form to ours, and reports their forms and what is left out, and why."""
 
 import collections
 import contextlib
@@ -24,10 +24,10 @@ _LINE = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def run(config: ConfigDict) -> None:
-  """Converts files as `convert` does, and prints what there is to say.
+  """Calls `convert` and prints its report.
 
   Args:
-    config: the arguments of `convert`, as in configs/convert.py.
+    config: the arguments of `convert`; see configs/convert.py.
   """
   names = ("source", "output", "task", "bad", "seed")
   found = convert(**{name: config[name] for name in names})
@@ -38,11 +38,10 @@ class Found:
   """What was found in files.
 
   Attributes:
-    task: what is written, one of TASKS.
+    task: the task that the output is for, one of TASKS.
     read, written: numbers of records.
-    forms: how many records have which form.
-    left_out: how many are left out, by reason; of records that cannot be read that is what is said
-      of the first.
+    forms: {form: number of records}.
+    left_out: {reason: number of records}; unreadable records share the message of the first.
   """
 
   def __init__(self, task: str):
@@ -51,17 +50,17 @@ class Found:
     self._first: dict[tuple[str, int], str] = {}
 
   def skip(self, error: ValueError) -> None:
-    """Counts a record that cannot be read: those that the same line refuses have one reason."""
+    """Counts an unreadable record; records refused by the same line of code share a reason."""
     frames = traceback.extract_tb(error.__traceback__)
     raised = [(x.filename, x.lineno or 0) for x in frames if x.filename != validation.__file__]
     self.left_out[self._first.setdefault(raised[-1], str(error))] += 1
 
   def report(self, source: str, output: str) -> str:
-    """Returns what was found, in lines."""
+    """Returns the report as lines of text."""
     lines = [f"{source}: {self.read} records", *_listed(self.forms)]
     lines += [f"{output}: {self.written} {TASKS[self.task].noun}"]
     if self.left_out:
-      lines += ["left out, with the first of its kind:", *_listed(self.left_out)]
+      lines += ["left out, by reason:", *_listed(self.left_out)]
     return "\n".join(lines)
 
 
@@ -72,25 +71,25 @@ def _listed(counts: collections.Counter[str]) -> list[str]:
 def convert(
   source: str, output: str, task: str = "found", bad: str = "stop", seed: int = 0
 ) -> Found:
-  """Writes the records of files in the form that `task` reads; docs/data.md has both.
+  """Writes the records of files in the form that `task` reads; docs/data.md has all forms.
 
   Args:
-    source: files or folders, separated by commas. The output is not read, should it lie there.
-    output: the file to write, once all are read.
-    task: one of TASKS; "found": that of the first record.
-    bad: "stop" at a record that cannot be read, or is for another task, or "skip" it.
-    seed: of which response of a comparison comes first.
+    source: files or folders, separated by commas; the output itself is never read.
+    output: the file to write, after all are read.
+    task: one of TASKS; "found" is that of the first record.
+    bad: "stop" at a record that cannot be read or is for another task, or "skip" it.
+    seed: determines which response of a comparison comes first.
 
   Raises:
-    ValueError: no such files, or one that cannot be read (names the file and the line), or nothing
-      to write; the output is as it was.
+    ValueError: no such files, a record that cannot be read (names file and line), or nothing to
+      write; an existing output is unchanged.
   """
   one_of("task", task, ("found", *TASKS))
   one_of("bad", bad, ("stop", "skip"))
   whole = isinstance(seed, int) and seed >= 0
   require(whole, "seed", "a whole number from 0 on", seed, "The default is 0.")
   rng, paths = np.random.default_rng(seed), _inputs(source, output)
-  with contextlib.suppress(OSError):  # replacing says what is wrong
+  with contextlib.suppress(OSError):  # `replacing` raises a better error
     pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
   with replacing(output) as part, part.open("w", encoding="utf-8") as lines:
     found = Found(task)
@@ -103,9 +102,9 @@ def convert(
 
 
 def _inputs(source: str, output: str) -> list[str]:
-  """Returns the files to read, the output not among them."""
+  """Returns the files to read, without the output."""
   good = output.endswith(".jsonl") and "://" not in output and not os.path.isdir(output)
-  require(good, "output (--to)", "a file of this machine, .jsonl", output, "Give its path.")
+  require(good, "output (--to)", "a .jsonl file on this machine", output, "Give its path.")
   require(bool(source.strip()), "source (--from)", "files or folders", source, "Give their path.")
   pairs = corpus.parse_paths(source)
   rated = [path for path, rate in pairs if rate is not None]
@@ -114,7 +113,7 @@ def _inputs(source: str, output: str) -> list[str]:
   inputs = [path for path, _ in pairs if path not in own]
   named = not own.isdisjoint(map(str.strip, source.split(",")))
   other = inputs and not named and not (own and os.path.islink(output))
-  fix = "Give the output a name of its own."
+  fix = "Give the output another name."
   require(bool(other), "output (--to)", "a file other than those that are read", output, fix)
   return inputs
 
@@ -122,9 +121,9 @@ def _inputs(source: str, output: str) -> list[str]:
 def _converted(
   paths: list[str], found: Found, skip: files.Skip | None, rng: np.random.Generator
 ) -> Iterator[Record]:
-  """Yields records in our form, and notes in `found` what they are."""
+  """Yields records in our form, and counts their forms in `found`."""
   rows = _noted(paths, found, skip)
-  first = next(rows, None)  # by which found.task is known
+  first = next(rows, None)  # sets found.task
   if first is None:
     return
   task = TASKS[found.task]
@@ -141,7 +140,7 @@ def _converted(
 
 
 def _noted(paths: list[str], found: Found, skip: files.Skip | None) -> Iterator[files.Placed]:
-  """Yields the records of files; notes their forms and, unless it is given, their task."""
+  """Yields the records of files; counts their forms and sets the task if none is given."""
   given = found.task != "found"
 
   def unread(error: ValueError) -> None:
@@ -163,7 +162,7 @@ def _noted(paths: list[str], found: Found, skip: files.Skip | None) -> Iterator[
 
 
 def _check_task(record: Any, task: str, found: Found) -> None:
-  """Raises ValueError for a record of no task, or of another than the first's, which is noted."""
+  """Sets the task to the first record's; raises ValueError for a record of no or another task."""
   if not task:
     got = (
       ", ".join(map(files.shorten, [*record][:20])) if isinstance(record, dict) else type(record)
@@ -190,7 +189,7 @@ def _prompt(record: Any, rng: np.random.Generator) -> Record:
 
 
 def _asked(record: Any) -> Record:
-  """Returns the prompt of a record, parts of its contents joined."""
+  """Returns the prompt of a record, with the parts of a content joined."""
   prompt = corpus.prompt_of(record)
   if isinstance(prompt, str):
     return {"prompt": prompt}
@@ -198,7 +197,7 @@ def _asked(record: Any) -> Record:
 
 
 def _preference(record: Any, rng: np.random.Generator) -> Record | None:
-  """Returns a comparison with its sides in an order that is drawn; None for one of equals."""
+  """Returns a comparison with its sides in random order; None if they are equal."""
   record = forms.comparison(record)
   first, second, p_a = preferences.sides(record)
   a, b = (corpus.response_of(record, name) for name in (first, second))
@@ -228,12 +227,12 @@ def _as_they_are(
 
 
 class Task(NamedTuple):
-  """What may be written.
+  """A kind of records to write.
 
   Attributes:
-    noun: of many.
+    noun: its plural.
     gather: as in corpus.read_records.
-    turn: from a record to one of ours, None to leave it out.
+    turn: record -> one of ours, or None to leave it out.
   """
 
   noun: str

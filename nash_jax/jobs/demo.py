@@ -1,4 +1,4 @@
-"""The main job on bundled files: train the storyteller, then run the arena."""
+"""The demo on bundled files: trains the storyteller, then plays an arena."""
 
 import os
 import pathlib
@@ -20,19 +20,19 @@ def run(run_config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, An
     workdir: folder of the run; the arena goes to workdir/arena.
 
   Returns:
-    What workdir/summary.json holds.
+    The content of workdir/summary.json.
   """
   start, folder = time.perf_counter(), files.make_folder(workdir)
   base = run_config.model.weights
-  config.resolve(_arena_config(run_config, base, base))  # before the run, after which it is held
+  config.resolve(_arena_config(run_config, base, base))  # check before the run
   done = train.run(run_config, workdir)
   if done.stopped:
-    return {}  # the command says so
+    return {}  # the command prints it
   arena_config = _arena_config(run_config, f"{folder}@params", f"{folder}@target")
-  arena.recorded_result(config.resolve(arena_config), folder / "arena")  # an older one gives way
+  arena.recorded_result(config.resolve(arena_config), folder / "arena")  # removes an outdated one
   result = arena.run(arena_config, folder / "arena")
   report.curves(folder)
-  page.leave(page.write_run, folder)  # again, with the arena
+  page.leave(page.write_run, folder)  # again, now with the arena
   summary = {
     "seconds": round(time.perf_counter() - start, 1),
     "steps": int(done.state.step),
@@ -48,9 +48,9 @@ def _arena_config(run_config: ConfigDict, trained: str, target: str) -> ConfigDi
   c = config.arena()
   c.seed = run_config.seed
   for part in ("model", "prompts", "sampling"):
-    c[part] = run_config[part].copy_and_resolve_references()  # the original stays as it is
+    c[part] = run_config[part].copy_and_resolve_references()
   c.model.weights = ""  # each policy has its own
-  c.prompts.batch_size = 8  # all pairs of eight responses to each are judged at once
+  c.prompts.batch_size = 8  # all pairs of a prompt's eight responses are judged at once
   base, c.judges.judge = run_config.model.weights, run_config.judge.to_dict()
   c.policies = {
     "trained": {"weights": trained, "best_of": 1},

@@ -1,8 +1,8 @@
-"""A run's policy as a folder of Hugging Face's, or its adapters alone as one of PEFT's.
+"""Exports a run's policy as a Hugging Face folder, or only its adapters as a PEFT folder.
 
-What the type of the files rounds away of the run is measured and said. A folder gets its name only
-when it is whole. In it, README.md is the model card; nash_jax.json holds the run's config and the
-sums of the files, by which a later export knows the folder for one of its own.
+The export measures and reports how much of the run the files' dtype rounds away. The folder appears
+only when complete. Its README.md is the model card. Its nash_jax.json has the run's config and the
+checksums of the files, by which a later export recognises and may replace the folder.
 """
 
 import contextlib
@@ -46,9 +46,9 @@ from nash_jax.validation import asset_path, one_of, require
 from nash_jax.weights import adapters
 
 RECORD = "nash_jax.json"
-PROMPTS = "assets:stories/prompts.jsonl"  # texts for a run that has recorded none
-TEXTS, LENGTH = 8, 128  # that a type's rounding is measured on: how many, and tokens of each
-FAITHFUL = 0.1  # the most of a run's change that a good type loses, or strays from it by
+PROMPTS = "assets:stories/prompts.jsonl"  # texts for a run that recorded none
+TEXTS, LENGTH = 8, 128  # number of texts that rounding is measured on, and tokens of each
+FAITHFUL = 0.1  # the largest share of a run's change that a good dtype may lose or add
 _MARKUP = re.compile(r"<start_of_turn>(?:user|model)\n|<(?:bos|eos|start_of_turn|end_of_turn)>")
 
 
@@ -56,10 +56,10 @@ class Source(NamedTuple):
   """What is exported.
 
   Attributes:
-    workdir: of the run; None for a file that `fit` exported.
-    field: of the run's state; "" for a file.
-    config: of the run, as its job has it.
-    step: that the card in a file names; None for a run.
+    workdir: the run's; None for a file that `fit` exported.
+    field: the field of the run's state; "" for a file.
+    config: the run's, with all fields of its job.
+    step: the step in a file's card; None for a run.
   """
 
   spec: str
@@ -70,14 +70,14 @@ class Source(NamedTuple):
 
 
 def run(config: ConfigDict) -> None:
-  """Writes a folder that transformers loads, or PEFT, and prints what is in it.
+  """Writes a folder for transformers or PEFT, and prints what is in it.
 
   Args:
-    config: as that of configs/export.py.
+    config: as in configs/export.py.
 
   Raises:
-    ValueError: no such run, a folder that holds something else, a reward model that is whole, no
-      adapters where these are asked for.
+    ValueError: no such run, a folder with other content, a reward model without adapters, or no
+      adapters if they are asked for.
   """
   require(config.run != "", "run", "a run's workdir", config.run, "Give --run=runs/x@target.")
   require(config.to != "", "to", "the folder to write", config.to, "Give --to=FOLDER.")
@@ -102,13 +102,13 @@ def run(config: ConfigDict) -> None:
   print(f"wrote {config.to}: {config.run}, step {model.step}, {what}\n{model.note}".strip())
 
 
-Written = tuple[Callable[[pathlib.Path], None], card.Model]  # what writes files; the card, complete
+Written = tuple[Callable[[pathlib.Path], None], card.Model]  # (writes the files, complete card)
 
 
 def _plain_model(config: ConfigDict, source: Source, model: card.Model) -> Written:
-  """Loads base and policy, never both at the same time, and measures what the type keeps."""
+  """Loads base and policy, never both at the same time, and measures what the dtype keeps."""
   fix = (
-    "Use the .safetensors file that `fit` exported; of a LoRA run, --adapter writes the adapters."
+    "Use the .safetensors file that `fit` exported; --adapter writes the adapters of a LoRA run."
   )
   loss = source.config.get("loss")
   got = f"a judge, fitted with loss = {loss}"
@@ -127,7 +127,7 @@ def _plain_model(config: ConfigDict, source: Source, model: card.Model) -> Writt
 
 
 def _adapters(config: ConfigDict, source: Source, model: card.Model) -> Written:
-  """Loads a run's adapters, without the base that they are of."""
+  """Loads a run's adapters without their base."""
   where, start = source.config.model, source.config.model.weights
   model_config = gemma.preset(where.preset, **where.changes)
   judge = judges.FITTED.get(source.config.get("loss"))
@@ -135,8 +135,8 @@ def _adapters(config: ConfigDict, source: Source, model: card.Model) -> Written:
   trained, alpha, step = load_adapters(config.run, model_config, head)
   is_multimodal = _is_multimodal(asset_path(start), model_config)
   advice = (
-    f"PEFT needs the base as a folder of Hugging Face's, which {start or 'a random model'} is not:"
-    " `nash-jax export` makes one of a run, and --base_model names a published one."
+    f"PEFT needs the base as a Hugging Face folder, which {start or 'a random model'} is not:"
+    " `nash-jax export` makes one from a run, and --base_model names a published one."
   )
   ready = config.base_model or (pathlib.Path(start) / "config.json").is_file()
 
@@ -149,25 +149,25 @@ def _adapters(config: ConfigDict, source: Source, model: card.Model) -> Written:
 
 
 def _is_multimodal(path: str, model_config: gemma.GemmaConfig) -> bool:
-  """Whether a base is a Gemma 3 with a vision model, at Hugging Face if not in its folder here."""
+  """Returns whether a base has a vision model, at Hugging Face if its folder here does not say."""
   file = pathlib.Path(path) / "config.json"
   if file.is_file():
     return "vision_config" in read_json(file)
-  return model_config.global_scale_factor > 1  # those of 4B and more
+  return model_config.global_scale_factor > 1  # Gemma 3 4B and larger
 
 
 def _read_source(spec: str, tokenizer: str) -> Source:
-  """Returns what a run's workdir, or the card in a file that `fit` exported, says of itself."""
+  """Reads the source from a run's workdir, or from the card in a file that `fit` exported."""
   path, field, _ = parse_weights(spec, "run")
   expected = "a run's workdir, or a file that `nash-jax fit` exported"
-  require(os.path.exists(path), "run", expected, spec, "There is nothing of that name.")
+  require(os.path.exists(path), "run", expected, spec, "Nothing has that name.")
   step = workdir = saved = None
   if os.path.isdir(path) and not weights.kind(path):
     workdir, saved, field = pathlib.Path(path), checkpoint.read_config(path), field or "params"
   else:
     found = _card_in(path)
     saved, step = found.get("config"), found.get("step")
-  fix = "Other weights are written by weights.export, from Python (docs/weights.md)."
+  fix = "For other weights, call weights.export from Python (docs/weights.md)."
   saved = saved if isinstance(saved, dict) else {}
   require(isinstance(saved.get("model"), dict), "run", expected, spec, fix)
   config = _as_its_job_has_it(path, saved)
@@ -177,7 +177,7 @@ def _read_source(spec: str, tokenizer: str) -> Source:
 
 
 def _card_in(path: str) -> dict[str, Any]:
-  """Returns the card that `weights.save` put into a file; {} where there is none."""
+  """Returns the card that `weights.save` wrote to a file; {} if there is none."""
   from safetensors import SafetensorError, safe_open
 
   if os.path.isdir(path):
@@ -190,7 +190,7 @@ def _card_in(path: str) -> dict[str, Any]:
 
 
 def _as_its_job_has_it(path: str, saved: dict[str, Any]) -> ConfigDict:
-  """Returns a recorded config with the fields that were added since."""
+  """Returns a recorded config, completed with the defaults of fields that it lacks."""
   job = saved.get("job", "fit" if "loss" in saved else "train")
   one_of(f"run {path}: job", job, ("train", "fit"))
   config = default(DECLARED[job]()).unlock()
@@ -202,7 +202,7 @@ def _as_its_job_has_it(path: str, saved: dict[str, Any]) -> ConfigDict:
 
 
 def _hub_name(path: str) -> str:
-  """Returns the name at Hugging Face of a folder that is called as a published Gemma, or ""."""
+  """Returns the Hugging Face name of a folder that is named like a published Gemma, or ""."""
   pure = pathlib.PurePath(path)
   folder = pure.parent if pure.suffix == ".safetensors" else pure
   return f"google/{folder.name}" if re.fullmatch(r"gemma-[\w.-]+", folder.name) else ""
@@ -216,7 +216,7 @@ def _command(config: ConfigDict) -> str:
 
 
 def _contests(arena: str, source: Source) -> Iterator[str]:
-  """Yields a line for every policy that this one met in an arena, under every judge."""
+  """Yields a line per judge and policy that this one met in an arena."""
   result = read_json(os.path.join(arena, "arena.json"))
   ours = _place(source.spec)
   names = [
@@ -242,7 +242,7 @@ def _place(spec: str) -> tuple[str, str, str]:
 
 
 def _texts(source: Source, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-  """Returns tokens and mask of the last texts that a run has recorded, or of bundled ones."""
+  """Returns tokens and mask of the last texts that a run recorded, or of bundled ones."""
   recorded = source.workdir / "samples.jsonl" if source.workdir else None
   if recorded and recorded.exists():
     rows = [row for _, row in read_records(recorded)][-TEXTS:]
@@ -258,10 +258,10 @@ _token_logprobs = jax.jit(logprobs.token_logprobs, static_argnums=1)
 
 
 def _make_logprobs(model_config: gemma.GemmaConfig, tokens: np.ndarray, mask: np.ndarray):
-  """Returns (params, dtype) -> log-probability of every token, parameters rounded to the type."""
+  """Returns (params, dtype) -> log-probability of every token, with parameters rounded to dtype."""
 
   def run(params: Params, dtype: str) -> np.ndarray:
-    # Not within one program, in which XLA leaves out what is undone at once.
+    # Not in one program, because XLA may cancel the two casts.
     rounded = gemma.cast(gemma.cast(params, dtype), jnp.float32)
     found, _ = _token_logprobs(rounded, model_config, tokens, mask)
     return np.asarray(found, np.float64)[mask[:, 1:]]
@@ -270,7 +270,7 @@ def _make_logprobs(model_config: gemma.GemmaConfig, tokens: np.ndarray, mask: np
 
 
 def _base_logprobs(source: Source, model_config: gemma.GemmaConfig, logp) -> np.ndarray | str:
-  """Returns log-probabilities of what the run started from, or why there are none."""
+  """Returns log-probabilities under the run's start, or a text on why there are none."""
   start = source.config.model.weights
   try:
     return logp(load_weights(start, model_config, source.config.seed), "float32")
@@ -279,20 +279,20 @@ def _base_logprobs(source: Source, model_config: gemma.GemmaConfig, logp) -> np.
 
 
 def _rounding(before: np.ndarray | str, params: Params, logp, dtype: str) -> str:
-  """Returns a sentence on what the types of files keep of the run, with advice."""
+  """Returns a sentence on what the files' dtype keeps of the run, with advice."""
   if isinstance(before, str):
     return f"What {dtype} keeps of the run was not measured: {before}"
   change = logp(params, "float32") - before
   size = np.abs(change).mean()
   if not size > 0:
-    return "The run has changed nothing on the texts that this was measured on."
+    return "On the texts measured, the run changed nothing."
   said, faithful = [], {"float32": True}
   for other in ("bfloat16", "float16"):
     left = logp(params, other) - before
     kept = float(left @ change / (change @ change))
     strays = float(np.abs(left - change).mean() / size)
     faithful[other] = max(abs(1 - kept), strays) <= FAITHFUL
-    said.append(f"{other} keeps {kept:.0%} of that and strays from it by {strays:.0%}")
+    said.append(f"{other} keeps {kept:.0%} of that and deviates from it by {strays:.0%}")
   text = f"The run changed log-probabilities by {size:.2g} nats a token ({change.size} tokens):"
   text = f"{text} {', '.join(said)}; float32 keeps all."
   if not faithful[dtype]:
@@ -302,14 +302,14 @@ def _rounding(before: np.ndarray | str, params: Params, logp, dtype: str) -> str
 
 
 def _sum(path: pathlib.Path) -> str:
-  """Returns what tells a file from a changed one: of weights, which may be large, the size."""
+  """Returns a file's checksum, or for weights, which may be large, the size."""
   if path.suffix == ".safetensors":
     return f"bytes:{path.stat().st_size}"
   return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _check_replaceable(folder: pathlib.Path) -> None:
-  """Raises ValueError where a folder holds anything that an export has not written as it is."""
+  """Raises ValueError if a folder has anything except the unchanged files of an export."""
   fix = "Name another folder, or move it away."
   require(not folder.is_file(), "to", "a folder", str(folder), fix)
   there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -321,12 +321,12 @@ def _check_replaceable(folder: pathlib.Path) -> None:
   for name in there:
     path = folder / name
     same = name == RECORD or (name in sums and path.is_file() and _sum(path) == sums[name])
-    require(same, "to", expected, f"{path}, which is not as it was written", fix)
+    require(same, "to", expected, f"{path}, which has changed since", fix)
 
 
 @contextlib.contextmanager
 def _replacing(folder: pathlib.Path, model: card.Model) -> Iterator[pathlib.Path]:
-  """Yields a folder to write to, which takes the place of an export of ours once it is whole."""
+  """Yields a temporary folder, which replaces an earlier export of ours once complete."""
   folder = pathlib.Path(os.path.realpath(folder))
   part, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
   folder.parent.mkdir(parents=True, exist_ok=True)
@@ -337,7 +337,7 @@ def _replacing(folder: pathlib.Path, model: card.Model) -> Iterator[pathlib.Path
     made = {"nash_jax": version, "run": model.spec, "step": model.step, "dtype": model.dtype}
     record = {**made, "config": model.config, "files": sums}
     (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    _check_replaceable(folder)  # it took a while
+    _check_replaceable(folder)  # again, since writing takes a while
     if folder.exists():
       folder.replace(old)
     part.replace(folder)

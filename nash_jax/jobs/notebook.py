@@ -1,4 +1,4 @@
-"""What the notebooks call: a run with its curves, its texts beside the reference's, its export."""
+"""Functions for the notebooks: a run with live curves, texts beside the reference's, export."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from nash_jax.jobs.export import run as run_export
 def train_and_draw(
   config: ConfigDict, workdir: str | os.PathLike[str], seconds: float = 20.0
 ) -> train.Done:
-  """Trains as train.run does; its curves are below the cell, and drawn again every few seconds."""
+  """Trains like train.run, and redraws its curves below the cell every few seconds."""
   from IPython.display import Image, Markdown, display
 
   handle = display(Markdown("Curves come with the first evaluation."), display_id=True)
@@ -24,7 +24,7 @@ def train_and_draw(
     while not finished.wait(seconds):
       try:
         handle.update(Image(report.curves(workdir)))
-      except (OSError, ValueError) as error:  # of a run that has recorded nothing yet
+      except (OSError, ValueError) as error:  # the run has not recorded anything yet
         handle.update(Markdown(f"No curves yet: {error}"))
 
   artist = threading.Thread(target=draw, daemon=True)
@@ -39,7 +39,7 @@ def train_and_draw(
 
 
 def side_by_side(workdir: str | os.PathLike[str], count: int = 4) -> str:
-  """Returns a run's last held-out texts beside the reference's, as Markdown."""
+  """Returns the last held-out texts of a run beside the reference's, as Markdown."""
   path = pathlib.Path(workdir) / "samples.jsonl"
   rows = [row for _, row in files.read_records(path)]
   last = [row for row in rows if row["step"] == rows[-1]["step"]][:count]
@@ -54,9 +54,9 @@ def side_by_side(workdir: str | os.PathLike[str], count: int = 4) -> str:
 
 
 def export(config: ConfigDict, workdir: str | os.PathLike[str], folder: str) -> None:
-  """Writes the trained policy as a folder of Hugging Face's, with its card, in float32.
+  """Writes the trained policy as a Hugging Face folder with its card, in float32.
 
-  Narrower types round a short run's changes away; what they keep is printed.
+  Narrower dtypes round away a short run's changes; the export prints what they would keep.
   """
   export_config = {
     "run": f"{workdir}@params", "to": folder, "dtype": "float32", "adapter": False,

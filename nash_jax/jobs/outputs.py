@@ -1,4 +1,4 @@
-"""A benchmark's files in an arena: what other models answered, and what its policies answer."""
+"""A benchmark's files in an arena: other models' answers, and those of the arena's policies."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from nash_jax.validation import file_name, printable
 
 
 def read(config, held_out: Examples, count: int, tokenizer: Tokenizer) -> dict[str, Responses]:
-  """Returns the responses [N S L] of policies that are files of answers, each one S times.
+  """Returns the responses [N S L] of policies that are files of answers, each answer S times.
 
   Raises:
-    ValueError: a file that does not answer the first `count` prompts, or that cannot be read.
+    ValueError: a file does not answer the first `count` prompts, or cannot be read.
   """
   given, most = {}, config.sampling.max_tokens
   for name, entry in config.policies.items():
@@ -50,16 +50,16 @@ def _encode(tokenizer: Tokenizer, place: str, text: str) -> list[int]:
 def _tell_changes(
   tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[list[int]], most: int, what: str
 ) -> None:
-  """Says how many answers are not judged as they were written."""
+  """Warns how many answers are not judged as they were written."""
   cut = sum(len(row) > most for row in ids)
   pairs = zip(ids, texts, strict=True)
   respelled = sum(tokenizer.decode(row).strip() != text.strip() for row, text in pairs)
   if cut:
-    advice = "raise it to have them judged whole"
+    advice = "raise it to judge them in full"
     message = "%s: %d of %d answers are cut at sampling.max_tokens = %d: %s"
     logging.warning(message, what, cut, len(texts), most, advice)
   if respelled:
-    message = "%s: %d of %d answers hold what model.tokenizer spells in another way: %s"
+    message = "%s: %d of %d answers have text that model.tokenizer spells differently: %s"
     logging.warning(message, what, respelled, len(texts), "judges read its spelling")
 
 
@@ -70,12 +70,12 @@ def write(
   tokenizer: Tokenizer,
   folder: pathlib.Path,
 ) -> None:
-  """Writes what policies answer to `folder`/outputs, as the benchmark's tools read it.
+  """Writes the policies' answers to `folder`/outputs, in the format of the benchmark's tools.
 
-  A policy that came from such a file has one.
+  Skips policies that came from such a file.
 
   Args:
-    texts: by policy, one to each of the first prompts.
+    texts: {policy: an answer to each of the first prompts}.
   """
   task, folder = config.prompts.task, files.make_folder(folder / "outputs")
   count, total = len(next(iter(texts.values()))), len(held_out) + held_out.report["dropped"]
@@ -86,5 +86,5 @@ def write(
   for name, answered in texts.items():
     if not config.policies[name].outputs:
       path = folder / f"{file_name(name)}{answers.BENCHMARKS[task].file}"
-      model = path.stem if task == "arena_hard" else name  # whose tools take a file's name for it
+      model = path.stem if task == "arena_hard" else name  # its tools use the file's name
       answers.write(path, task, held_out.columns["record"][:count], answered, model, number)

@@ -1,4 +1,4 @@
-"""Win rates from an arena's verdicts, and what is known of them from so many prompts."""
+"""Win rates from an arena's verdicts, with intervals."""
 
 import itertools
 import math
@@ -10,12 +10,12 @@ from scipy import optimize, special
 from nash_jax import report
 from nash_jax.validation import require
 
-TAIL = 0.0015  # what an interval leaves on each side: 99.7% are within 3σ
-AGREE = 1e-6  # a standard error below which prompts are told apart by rounding alone
+TAIL = 0.0015  # probability beyond each end of an interval: 99.7% are within 3σ
+AGREE = 1e-6  # with a standard error below this, prompts differ only by rounding
 PENALTY = 1e-3  # λ of a length-controlled win rate
-LEAST_PROMPTS = 50  # for a length-controlled win rate: with fewer its intervals are too narrow
-LEAST_OVERLAP = 0.1  # below, equal length lies beyond what was seen
-MOST_EXPLAINED = 0.9  # from there on, nothing but length can be seen
+LEAST_PROMPTS = 50  # for a length-controlled win rate; with fewer its intervals are too narrow
+LEAST_OVERLAP = 0.1  # below this, equal length would be extrapolation
+MOST_EXPLAINED = 0.9  # above this, verdicts show nothing but length
 
 
 def interval(
@@ -23,11 +23,12 @@ def interval(
 ) -> tuple[Float[np.ndarray, "*p"], Float[np.ndarray, "*p"]]:
   """Returns the ends of the 99.7% intervals of means of n values in [0, 1]; NaN where n = 0.
 
-  Clopper and Pearson's interval, of n*·mean wins in n* trials. n* is Korn and Graubard's (1998)
-  effective number, mean·(1 − mean) / error² with Student's t for the normal quantile. Where prompts
-  are fewer than report.FEW, or all agree, the error is no guide, and n* is n. What n prompts have
-  not shown may be a share u = 1 − TAIL^(1/n) of all, as in the "rule of three": the interval also
-  holds the mean if that share went the other way, so fewer than ten are never clear of one half.
+  It is Clopper and Pearson's interval for n*·mean wins in n* trials. n* is Korn and Graubard's
+  (1998) effective number, mean·(1 − mean) / error² with Student's t for the normal quantile. With
+  fewer prompts than report.FEW, or if all agree, the error says nothing, and n* is n. As in the
+  "rule of three", a share u = 1 − TAIL^(1/n) of all prompts may differ from the n that were seen.
+  The interval includes the mean if that share went the other way, so with fewer than ten prompts
+  it always includes one half.
 
   Args:
     error: the standard error of the mean; NaN where n = 1.
@@ -52,7 +53,7 @@ def ratio(
 ) -> tuple[float, float, float]:
   """Returns Σ totals / Σ weights and the ends of its interval, for N prompts, N ≥ 1.
 
-  Prompts are independent and what is counted within one is not, so the error is that of a ratio of
+  Prompts are independent but the counts within a prompt are not, so the error is that of a ratio of
   sums over prompts.
   """
   n, pairs = len(totals), weights.sum()
@@ -71,16 +72,19 @@ def win_rates(
 ) -> dict[str, np.ndarray]:
   """Returns tables of win rates and their intervals, [P P], for N prompts and P policies.
 
-  `mean` over prompts; `n` prompts that counted; `low` and `high`, see `interval`; `significant`,
-  these clear of one half. `sigma3`: 3 std of the prompts' means / sqrt(n), or what one prompt more
-  that went the other way would make of it, if that is greater; the farther end of the interval
-  where prompts are fewer than report.FEW or all agree. `bootstrap_low` and `bootstrap_high`: the
-  99.7% interval of a bootstrap over prompts, where there are enough. NaN where nothing counted;
-  sigma3 is NaN where n = 1.
+  - `mean` over prompts, `n` prompts that count, and the interval `low` to `high` (see `interval`).
+  - `significant`: whether the interval excludes one half.
+  - `sigma3`: 3 std of the prompts' means / sqrt(n), or its value after one more prompt that goes
+    the other way, if that is larger. With fewer prompts than report.FEW, or if all agree, the
+    distance to the farther end of the interval. NaN if n = 1.
+  - `bootstrap_low`, `bootstrap_high`: 99.7% interval of a bootstrap over prompts, if there are
+    enough.
+
+  Entries are NaN where nothing counts.
 
   Args:
-    p_win: the probability that one sample beats another, of every pair of samples.
-    valid: which pairs count; one whose p_win is no probability does not.
+    p_win: the probability that one sample beats another, for every pair of samples.
+    valid: which pairs count; a pair whose p_win is no probability never counts.
   """
   require(len(p_win) > 0, "p_win", "verdicts on at least one prompt", 0, "Hold out some.")
   valid = valid & (p_win >= 0) & (p_win <= 1)
@@ -100,7 +104,7 @@ def win_rates(
 
 
 def _with_interval(mean, error, n: Float[np.ndarray, "P P"]) -> dict[str, np.ndarray]:
-  """Returns means, given their standard errors, with the figures that say how sure they are."""
+  """Returns means with their intervals and significance, given their standard errors."""
   low, high = interval(mean, error, n)
   with np.errstate(invalid="ignore", divide="ignore"):
     one_other_way = np.abs(2 * mean - 1) / np.sqrt(n * (n + 1))
@@ -109,7 +113,7 @@ def _with_interval(mean, error, n: Float[np.ndarray, "P P"]) -> dict[str, np.nda
   return {
     "mean": mean, "sigma3": np.where(spread, 3 * np.maximum(error, one_other_way), farther),
     "n": n.astype(int), "low": low, "high": high,
-    "significant": (low > 0.5) | (high < 0.5),  # never, where they are NaN
+    "significant": (low > 0.5) | (high < 0.5),  # False for NaN
   }  # fmt: skip
 
 
@@ -127,18 +131,19 @@ def length_controlled(
 ) -> dict[str, np.ndarray]:
   """Returns tables of win rates at equal length and their intervals, [P P].
 
-  LC(a, b) = σ(θ) of the logistic regression P = σ(θ + φx) over the pairs of their responses, every
-  prompt weighing the same: x = tanh(d / √mean d²) of how much longer a's response is, d. It is the
-  mean where all d are 0, and LC(a, b) + LC(b, a) = 1. `mean`, `sigma3`, `n`, `low`, `high` and
-  `significant` as in `win_rates`, from the error that is robust to what pairs of a prompt share.
+  LC(a, b) = σ(θ) in the logistic regression P = σ(θ + φx) over the pairs of their responses, with
+  equal weights for prompts. Here x = tanh(d / √mean d²), and d is how much longer a's response is.
+  If all d are 0, LC is the mean; LC(a, b) + LC(b, a) = 1. `mean`, `sigma3`, `n`, `low`, `high` and
+  `significant` are as in `win_rates`, with an error that is robust to correlation within prompts.
 
-  `overlap`: the least of the shares of pairs with d ≥ 0 and d ≤ 0, by weight. `explained`: how much
-  of the verdicts' variance there would be less if always the longer response won, or always the
-  shorter. `refused`: where there is no such win rate (the mean is NaN), "few", "overlap" or
-  "length", see report.REFUSED; else "".
+  - `overlap`: the smaller of the shares of pairs with d ≥ 0 and with d ≤ 0, by weight.
+  - `explained`: the share of the verdicts' variance that length alone explains, when always the
+    longer response wins, or always the shorter.
+  - `refused`: why there is no such win rate (the mean is NaN): "few", "overlap" or "length", see
+    report.REFUSED; otherwise "".
 
   Args:
-    penalty: λ of ½λφ² beside the mean cross-entropy; θ is free.
+    penalty: λ of the penalty ½λφ², added to the mean cross-entropy; θ is not penalised.
   """
   valid = valid & (p_win >= 0) & (p_win <= 1)
   policies = p_win.shape[1]
@@ -170,7 +175,7 @@ def _at_equal_length(
   p, d = np.where(valid, p_win, 0.5).ravel().astype(np.float64), longer_by.ravel()
   x = np.tanh(d / (np.sqrt(np.sum(weight * d**2)) or 1.0))
   overlap, explained = _overlap_and_explained(p, np.sign(d), weight)
-  if np.ptp(p[weight > 0]) == 0:  # of which a regression may have no finite parameters
+  if np.ptp(p[weight > 0]) == 0:  # the regression may have no finite parameters
     return p[weight > 0][0], 0.0, n, overlap, explained
   theta, residuals, hessian = _regress(p, np.stack([np.ones_like(x), x]), weight, penalty)
   by_prompt = residuals.reshape(2, len(p_win), -1).sum(axis=-1)
@@ -187,7 +192,7 @@ def _regress(
   weight: Float[np.ndarray, "R"],
   penalty: float,
 ) -> tuple[float, Float[np.ndarray, "2 R"], Float[np.ndarray, "2 2"]]:
-  """Returns θ, the gradient of each row's loss, and the Hessian of the whole, at its minimum."""
+  """Returns θ, the gradient of each row's loss, and the Hessian of the sum, at the minimum."""
   ridge = np.array([0.0, penalty])
 
   def loss(b):

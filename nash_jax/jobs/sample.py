@@ -1,7 +1,7 @@
 """Prints or writes continuations of prompts, typed or from a file; optionally realigned.
 
 Decoding-time realignment (Liu et al. 2402.02992) draws from the token-wise geometric mixture
-π_ref^(1-λ)·π_θ^λ: as a policy trained with β/λ in place of β would be, approximately.
+π_ref^(1-λ)·π_θ^λ, which approximates a policy trained with β/λ instead of β.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ from nash_jax.run.files import replacing
 from nash_jax.types import Prompts
 from nash_jax.validation import require
 
-Prompt = tuple[dict[str, Any], list[int]]  # a record with "prompt" or "messages", and its ids
+Prompt = tuple[dict[str, Any], list[int]]  # (record with "prompt" or "messages", its ids)
 Write = Callable[[dict[str, Any]], None]
-# What is taken from the config of a run that is sampled from; and all of model.changes.
+# Fields that are taken from the config of a run, besides all of model.changes.
 OF_RUN = (
   *(f"model.{name}" for name in ("preset", "tokenizer", "template", "dtype")),
   *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "tokens")),
@@ -44,22 +44,23 @@ LEAST_WIDTH = 16
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str] = "") -> None:
-  """Continues `prompt`, each record of `file`, or what is typed; prints that, or writes `output`.
+  """Continues `prompt`, each record of `file`, or typed text; prints it, or writes `output`.
 
   Args:
-    config: from nash_jax.config.sample(); model.weights may be a run, such as "runs/x@target", and
-      so may reference, which is loaded only where realign is not 1. What is at its default is as
-      that run has it: architecture, tokenizer, template, type of compute, sampling, reference.
-    workdir: nothing is written.
+    config: from nash_jax.config.sample(). model.weights and reference may be runs, such as
+      "runs/x@target"; the reference is loaded only if realign is not 1. These fields, if at their
+      defaults, come from the run: architecture, tokenizer, template, compute dtype, sampling,
+      reference.
+    workdir: unused; nothing is written there.
 
   Raises:
-    ValueError: a bad config, weights, a file without prompts, or an output that cannot be written.
+    ValueError: a bad config or weights, a file without prompts, an output that cannot be written.
   """
   config = resolve(as_its_run(config), "sample")
   tokenizer, model_config = tokenizer_and_model(config.model)
   prompts = _prompts(config, tokenizer)
   with _writer(config.output) as write:
-    dtype = jnp.dtype(config.model.dtype)  # as sampling computes with
+    dtype = jnp.dtype(config.model.dtype)  # sampling computes in it
     params = load_weights(config.model.weights, model_config, config.seed, dtype)
     mixture = None
     if config.realign != 1:
@@ -80,7 +81,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str] = "") -> None:
 
 
 def as_its_run(config: ConfigDict) -> ConfigDict:
-  """Returns a config whose fields at their defaults are as in the run that model.weights names."""
+  """Returns a config whose fields at defaults are replaced by those of the run in model.weights."""
   given, defaults = (_flat(c.to_dict()) for c in (config, default(DECLARED["sample"]())))
   spec = given.get("model.weights")
   path = parse_weights(spec, "model.weights").path if isinstance(spec, str) else ""
@@ -102,7 +103,7 @@ def as_its_run(config: ConfigDict) -> ConfigDict:
     listed = ", ".join(f"{field}={value!r}" for field, value in taken.items())
     logging.info("as in %s: %s", path, listed)
   config = config.copy_and_resolve_references().unlock()
-  with config.ignore_type():  # what a damaged file may hold is checked with the rest
+  with config.ignore_type():  # values of a damaged file are checked with the rest
     config.update_from_flattened_dict(taken)
   return config
 
@@ -112,7 +113,7 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(field: str, value: Any) -> Any:
-  """Returns a value as a config holds it, from its JSON."""
+  """Returns a JSON value as a config holds it."""
   if field == "model.changes.attention_types":
     kinds = {kind.name: kind for kind in (gemma.LOCAL, gemma.GLOBAL)}
     return tuple(kinds.get(name, name) for name in value)
@@ -120,13 +121,13 @@ def _plain(field: str, value: Any) -> Any:
 
 
 def _width(length: int) -> int:
-  """Returns to how many columns a prompt is padded: few widths, so few programs are compiled."""
+  """Returns the width that a prompt is padded to; few widths mean few compiled programs."""
   return max(LEAST_WIDTH, 1 << (length - 1).bit_length())
 
 
 @contextlib.contextmanager
 def _writer(output: str) -> Iterator[Write]:
-  """Yields what prints a continuation, or writes it to a file that is there once it is whole."""
+  """Yields a function that prints a continuation, or writes it to `output` atomically."""
   if not output:
     yield lambda row: print(f"{_shown(row)} ▸{row['response']}\n", flush=True)
     return
@@ -135,13 +136,13 @@ def _writer(output: str) -> Iterator[Write]:
 
 
 def _shown(record: dict[str, Any]) -> str:
-  """Returns the text of a prompt; of a conversation what the user said last."""
+  """Returns the text of a prompt; for a conversation the user's last message."""
   prompt = record.get("prompt") or record["messages"]
   return prompt if isinstance(prompt, str) else turns(prompt)[-1].text
 
 
 def _prompts(config, tokenizer: Tokenizer) -> Iterable[Prompt]:
-  """Returns prompts and their ids, all checked but those that are typed later."""
+  """Returns prompts and their ids; all but typed ones are checked first."""
 
   def encode(place: str, record: Any) -> Prompt:
     try:
@@ -153,7 +154,7 @@ def _prompts(config, tokenizer: Tokenizer) -> Iterable[Prompt]:
     for text in itertools.takewhile(bool, _typed()):
       try:
         yield encode("prompt", {"prompt": text})
-      except ValueError as error:  # the next one may be good
+      except ValueError as error:  # ask for the next one
         print(error, file=sys.stderr)
 
   if config.prompt:
@@ -163,7 +164,7 @@ def _prompts(config, tokenizer: Tokenizer) -> Iterable[Prompt]:
     require(readable, "file", "a readable text file", config.file, "Give its path.")
     parse = json.loads if config.file.endswith(SUFFIXES) else lambda line: {"prompt": line}
     pairs = list(itertools.starmap(encode, read_records(config.file, parse)))
-    require(len(pairs) > 0, "file", "a prompt a line", config.file, "Write some.")
+    require(len(pairs) > 0, "file", "a prompt per line", config.file, "Write some.")
     return pairs
   return typed()
 

@@ -1,4 +1,4 @@
-"""Makes the bundled short games: two tables of preferences, a language, a reference policy."""
+"""Makes the bundled short games: two preference tables, a language, a reference policy."""
 
 import json
 import os
@@ -19,29 +19,23 @@ from nash_jax.config import describe, resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import train_tokenizer
 from nash_jax.exact import Game
-from nash_jax.games import preference
+from nash_jax.games import preference, zoo
 from nash_jax.models import gemma
 from nash_jax.policy import make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.types import Params
 
 
-def random_game(
-  seed: int, strength: float, contexts: int = 4, actions: int = 64, rank: int = 4
-) -> Float[np.ndarray, "X A A"]:
-  """Returns P = σ(A − Aᵀ), A = strength·U Θ_x Vᵀ / rank with standard normal entries, float32."""
-  rng = np.random.default_rng(seed)
-  u, v = rng.standard_normal((2, actions, rank))
-  theta = rng.standard_normal((contexts, rank, rank))
-  a = strength * np.einsum("ar,xrs,bs->xab", u, theta, v) / rank
-  p = 1 / (1 + np.exp(a.swapaxes(1, 2) - a))
+def draw_table(strength: float) -> Float[np.ndarray, "4 64 64"]:
+  """Returns the short game of a strength: the cyclic random game of seed 0 and rank 4, float32."""
+  p = zoo.random_game(0, 64, strength=strength, contexts=4, normalisation="rank").p_win
   return ((p + 1 - p.swapaxes(1, 2)) / 2).astype(np.float32)
 
 
 def fit_reference(
   logprobs: Callable, game: Game, params: Params, log_ref: Float[Array, "X A"], steps: int = 3000
 ) -> tuple[Params, float]:
-  """Fits a policy to probabilities [X A] by Adam on KL(target‖π); returns (params, KL in nats)."""
+  """Fits a policy to log_ref by Adam on KL(target‖π), and returns (params, KL in nats)."""
   tx = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
   def loss(params):
@@ -59,9 +53,9 @@ def fit_reference(
 
 
 def _write_language(folder: pathlib.Path) -> None:
-  """Writes a tokenizer of eight letters, a to d to respond with, and prompts of the other four."""
+  """Writes a tokenizer of eight letters, a to d for responses, and prompts of the other four."""
   with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as corpus:
-    # Frequent letters have small ids: a is the first of four in a row.
+    # Frequent letters get small ids, so that a to d are four consecutive ids.
     words = [letter for i, letter in enumerate("abcdefgh") for _ in range(9 - i)]
     corpus.write("".join(json.dumps({"text": word}) + "\n" for word in words))
     corpus.flush()
@@ -74,7 +68,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
   """Draws the two games of configs/short_game.py, and fits and saves their reference policy.
 
   Args:
-    config: of a run on the game; its `model.weights` are not read.
+    config: a run's config on the game; `model.weights` is not read.
   """
   folder = files.make_folder(workdir)
   with lock.hold(folder):
@@ -84,7 +78,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
 def _run(config: ConfigDict, folder: pathlib.Path) -> None:
   for name, strength in (("mild", 4.0), ("strong", 8.0)):
     with files.replacing(folder / f"{name}.npy") as part, part.open("wb") as file:
-      np.save(file, random_game(0, strength))
+      np.save(file, draw_table(strength))
   _write_language(folder)
   description, config = describe(config), config.copy_and_resolve_references()
   config.model.update({"weights": "", "tokenizer": str(folder / "tokenizer.model")})

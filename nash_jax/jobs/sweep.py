@@ -1,9 +1,8 @@
-"""Many similar runs: one after the other, or, where responses can be enumerated, all at once.
+"""Many similar runs: one after the other, or all at once if responses can be enumerated.
 
-A run with exact metrics (`evaluation.exact`) is small enough to be one program from start to end,
-and runs that differ only in seed, learning rate, β, η, κ, s or mixture are batched into one
-program. A batched run draws the prompts and keys that `train.run` would, and leaves the same
-metrics.
+A run with exact metrics (`evaluation.exact`) is small enough to be one program from start to end.
+Runs that differ only in seed, learning rate, β, η, κ, s or mixture are batched into one program. A
+batched run draws the same prompts and keys as `train.run`, and leaves the same metrics.
 """
 
 import collections
@@ -34,29 +33,28 @@ from nash_jax.run.metrics import progress_bar, step_of
 from nash_jax.update import Batch, make_update
 from nash_jax.validation import file_name, is_file_name, one_of, require
 
-# In these fields the runs of one program may differ.
+# Fields in which the runs of one program may differ.
 BATCHED_FIELDS = (
   "seed",
   "optimizer.learning_rate",
   *(f"algorithm.{n}" for n in ("beta", "eta", "kappa", "kappa_offset", "step", "mixture")),
 )
 POLICIES = ("network", "tabular")
-# What a single run that diverged leaves in its folder: it is not tried again.
+# File in the folder of a single run that diverged, which is not tried again.
 DIVERGED = "diverged.txt"
 
 
 def run(
   runs: dict[str, ConfigDict], workdir: Workdir, policy: str = "network", progress: bool = True
 ) -> None:
-  """Runs every config in its own folder of the workdir; those that are complete are left alone.
+  """Runs every config in its own folder of the workdir; skips those that are complete.
 
   Args:
-    runs: configs by name; a folder for each, and one in another where a name has a slash.
+    runs: {name: config}; the name is the folder, with subfolders at slashes.
     policy: "network", or "tabular" in games whose responses can be enumerated.
 
   Raises:
-    ValueError: a bad config, or a folder in use, or that holds a run of another config, or a
-      damaged one.
+    ValueError: a bad config; a folder in use, with a run of another config, or with a damaged run.
   """
   one_of("policy", policy, POLICIES)
   runs = {name: resolve(config, "train") for name, config in runs.items()}
@@ -78,7 +76,7 @@ def _run(
   groups: dict[str, dict[str, ConfigDict]] = {}
   for name, config in waiting.items():
     if config.evaluation.exact:
-      # The runs of one program agree in these.
+      # The fields in which the runs of one program agree.
       shared = {field: x for field, x in _flat(config).items() if field not in BATCHED_FIELDS}
       groups.setdefault(json.dumps(shared, sort_keys=True, default=str), {})[name] = config
   complete = len(runs) - len(waiting)
@@ -86,7 +84,7 @@ def _run(
     total=len(runs), initial=complete, unit="run", desc="runs", disable=not progress
   )
   with contextlib.ExitStack() as on_exit, bar:
-    # The log messages of single runs stay out of the one progress line.
+    # Keep the log messages of single runs out of the progress bar.
     on_exit.callback(logging.set_verbosity, logging.get_verbosity())
     logging.set_verbosity(logging.WARNING)
     for group in groups.values():
@@ -98,48 +96,48 @@ def _run(
       try:
         (folders[name] / DIVERGED).unlink(missing_ok=True)
         done = train.run(waiting[name], folders[name], progress=False)
-      except FloatingPointError as error:  # a step too large is a result, not an accident
+      except FloatingPointError as error:  # divergence is a result of the comparison
         logging.warning("%s: %s", name, error)
         files.write_text(folders[name] / DIVERGED, f"{error}\n")
       else:
         if done.stopped:
-          raise KeyboardInterrupt(f"stopped in {name}; the same command goes on from there")
+          raise KeyboardInterrupt(f"stopped in {name}; the same command resumes from there")
       bar.update()
 
 
 def _folder(name: str) -> str:
-  """Returns a run's folder; a part that cannot be the name of one, such as "..", becomes one."""
+  """Returns a run's folder; parts that are no safe name, such as "..", are replaced."""
   return "/".join(part if is_file_name(part) else file_name(part) for part in name.split("/"))
 
 
 def _is_complete(config: ConfigDict, folder: pathlib.Path) -> bool:
-  """Returns whether a run has nothing left to do; one that was stopped has."""
+  """Returns whether a run is complete; a stopped run is not."""
   exact, last = config.evaluation.exact, _last_step(folder / "metrics.jsonl", config)
   changes = differences(read_config(folder), describe(config)) if last is not None else {}
   if diverged(config, folder):
     return True
-  # With other steps a run could go on, but its schedule would be none of this comparison's.
+  # With other steps a run could resume, but not with the schedule of this comparison.
   if exact or last == config.steps or "steps" in changes:
     fix = f"They differ in {', '.join(changes)}. Use another workdir, or move that folder away."
     require(not changes, str(folder), "a run of this config", "one of another config", fix)
-  # The line of the last step is there before its checkpoint is. A run without any was finished:
-  # somebody has removed them.
+  # The last line of metrics is written before the last checkpoint. A run without any checkpoints is
+  # complete: somebody removed them.
   saved = exact or last in saved_steps(folder) or not (folder / "checkpoints").exists()
   return last == config.steps and saved
 
 
 def diverged(config: ConfigDict, folder: pathlib.Path) -> bool:
-  """Returns whether the single run of this config in a folder came to a loss that is not finite."""
+  """Returns whether the single run of this config in a folder reached a loss that is not finite."""
   marked = (folder / DIVERGED).is_file()
   return marked and not differences(read_config(folder), describe(config))
 
 
 def _last_step(path: pathlib.Path, config: ConfigDict) -> int | None:
-  """Returns the step of the last whole line of a run's metrics, if there is one."""
+  """Returns the step of the last complete line of a run's metrics; None without one."""
   lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
   last = lines[-1] if lines else b""
   step = step_of(last)
-  # Of others train.run, which goes on from a checkpoint, writes the last lines again.
+  # Other runs resume from a checkpoint, and train.run then rewrites the last lines.
   good = step is not None or not lines or not config.evaluation.exact
   where, fix = f"{path}:{len(lines)}", "Move the run's folder away to make it again."
   require(good, where, "a step and its metrics", last[:80], fix)
@@ -147,12 +145,12 @@ def _last_step(path: pathlib.Path, config: ConfigDict) -> int | None:
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:
-  """Returns the values of a config by dotted field."""
+  """Returns {dotted field: value} of a config."""
   return traverse_util.flatten_dict(describe(config), keep_empty_nodes=True, sep=".")
 
 
 def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> None:
-  """Runs configs that share a program, all at once, and writes their metrics to their folders."""
+  """Runs configs that share a program at once, and writes metrics to their folders."""
   configs = list(group.values())
   config = configs[0]
   tokenizer, model_config = tokenizer_and_model(config.model)
@@ -161,8 +159,8 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
 
   @functools.cache
   def prompt_indices(seed: int) -> np.ndarray:
-    """Returns the indices of each step's prompts among the contexts, i32[steps B]."""
-    prompts = dataclasses.replace(train_prompts, seed=seed)  # the same ones in another order
+    """Returns the contexts of each step's prompts, i32[steps B]."""
+    prompts = dataclasses.replace(train_prompts, seed=seed)  # the same prompts in another order
     batches = [prompts.batch(step, config.prompts.batch_size) for step in range(config.steps)]
     order = np.stack([batch.index for batch in batches])
     return np.searchsorted(contexts.index, order).astype(np.int32)
@@ -193,7 +191,7 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
 
 
 def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -> None:
-  """Writes config.json and metrics.jsonl of one run; what is not finite becomes null."""
+  """Writes config.json and metrics.jsonl of one run; values that are not finite become null."""
   folder.mkdir(parents=True, exist_ok=True)
   files.write_text(folder / "config.json", json.dumps(describe(config), indent=2))
   steps = range(0, config.steps + 1, config.evaluation.every)
@@ -213,7 +211,7 @@ def _single_run(
   log_ref,
   batched,
 ) -> dict[str, jax.Array]:
-  """One run from start to end: exact metrics at every evaluation, as train.run would give them."""
+  """Runs one config from start to end; returns the exact metrics of every evaluation."""
   config = config.copy_and_resolve_references().unlock()
   with config.ignore_type():  # the values are traced
     config.update_from_flattened_dict(batched["values"])

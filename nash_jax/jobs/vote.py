@@ -1,6 +1,6 @@
-"""People judge pairs of responses on a page; their votes become data for `fit`, and a judge.
+"""Serves a page on which people judge pairs of responses; their votes train or are a judge.
 
-Everything is in votes.sqlite3 in the workdir. A store may be read, exported and added to while the
+All data are in votes.sqlite3 in the workdir, which may be read, exported and added to while the
 page is served.
 """
 
@@ -24,18 +24,18 @@ from nash_jax.jobs import vote_statistics
 from nash_jax.run import files, lock
 from nash_jax.validation import file_name, require
 
-TOKEN = "token.txt"  # in a workdir whose page was served to other machines
+TOKEN = "token.txt"  # in the workdir if the page was served to other machines
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-  """Serves the page until Ctrl-C, or exports votes; prints and returns what the votes say.
+  """Serves the page until Ctrl-C, or exports votes; prints and returns the votes' statistics.
 
   Args:
-    config: of nash_jax.config.vote().
+    config: from nash_jax.config.vote().
 
   Raises:
-    ValueError: a bad config or source, nothing to judge or to export, a port that is taken, a
-      workdir whose page is served already.
+    ValueError: a bad config or source, nothing to judge or export, a port in use, a workdir whose
+      page is already served.
   """
   config = resolve(config, "vote")
   folder = pathlib.Path(workdir)
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _serve(config: ConfigDict, store: Store, folder: pathlib.Path) -> None:
-  from nash_jax.jobs import vote_page  # with the packages of an extra, which an export is without
+  from nash_jax.jobs import vote_page  # here, because an export does not need its packages
 
   number, fix = store.progress()["pairs"], "Give files or folders: nash-jax vote --from=..."
   require(number > 0, str(store.path), "pairs to judge", "none", fix)
@@ -72,38 +72,41 @@ def _serve(config: ConfigDict, store: Store, folder: pathlib.Path) -> None:
     name = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host
     address = f"http://{f'[{name}]' if ':' in name else name}:{port}/"
     address += f"?token={token}" if token else ""
-    print(f"{number} pairs to judge at\n\n  {address}\n\nCtrl-C ends it.", flush=True)
+    print(f"{number} pairs to judge at\n\n  {address}\n\nCtrl-C stops the server.", flush=True)
 
   vote_page.serve(vote_page.make_app(store, token), config.host, config.port, announce)
 
 
 def _token(folder: pathlib.Path) -> str:
-  """Returns the token of a workdir, which is made once and kept for its owner's eyes alone."""
+  """Returns the token of a workdir, which is created once and readable only by its owner."""
   path = folder / TOKEN
   if not path.exists():
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
       file.write(secrets.token_urlsafe(18) + "\n")
   token = path.read_text(encoding="utf-8").strip()
-  require(len(token) >= 16, f"{path}", "a token of 16 letters or more", "less", "Delete the file.")
+  require(
+    len(token) >= 16, f"{path}", "a token of 16 characters or more", "less", "Delete the file."
+  )
   return token
 
 
 def export(store: Store, output: str, by: str = "all") -> list[pathlib.Path]:
-  """Writes votes as preferences for `fit`, with counts and ties; returns the files.
+  """Writes votes as preferences for `fit`, with counts and ties, and returns the files.
 
-  A record has the prompt, the responses, `votes_a`, `votes_b` and `ties`; where tokens are known
-  also `inputs`, `a`, `b` and `p_a`, so that data.task = tokens reads it, too. A prompt's records
-  stand together: those at the end may be held out, and share at most one prompt with the rest.
+  A record has the prompt, the responses, `votes_a`, `votes_b` and `ties`. If tokens are known, it
+  also has `inputs`, `a`, `b` and `p_a`, so that data.task = tokens can read it. A prompt's records
+  are consecutive, so held-out records at the end share at most one prompt with the rest.
 
   Args:
-    output: a file, .jsonl.
-    by: "all" votes in `output` itself; "annotator" or "group": FILE-NAME.jsonl for each.
+    output: a .jsonl file.
+    by: "all" writes all votes to `output`; "annotator" and "group" write a FILE-NAME.jsonl for
+      each.
 
   Raises:
     ValueError: another kind of file, or no votes.
   """
   fix = "Give --export=FILE.jsonl."
-  require(output.endswith(".jsonl"), "export", "a file of this machine, .jsonl", output, fix)
+  require(output.endswith(".jsonl"), "export", "a .jsonl file on this machine", output, fix)
   votes, known = store.all_votes(), store.pairs()
   require(bool(votes), str(store.path), "votes to export", "none", "Judge some first.")
   groups: dict[str, list[Vote]] = collections.defaultdict(list)

@@ -1,7 +1,7 @@
-"""The page to judge on, as a web server: what it answers, and whom.
+"""The web server of the page on which people judge.
 
-Every request is a transaction of the store, and the page keeps nothing that matters: it may be
-reloaded, and the server killed, at any time.
+Every request is a transaction of the store, and the page has no state of its own. You can reload
+the page or kill the server at any time.
 """
 
 import functools
@@ -43,7 +43,7 @@ Said = dict[str, Any]
 
 
 class _Refused(Exception):
-  """A request that is not answered; the status says why."""
+  """A request is refused; the status says why."""
 
   def __init__(self, status: int, reason: str):
     super().__init__(reason)
@@ -54,7 +54,7 @@ def make_app(store: Store, token: str = "") -> Starlette:
   """Returns the application.
 
   Args:
-    token: without which nothing is answered; "" answers only requests to a name of this machine.
+    token: required in every request; "" instead answers only requests to this machine's own names.
   """
   page = (ASSETS / "vote.html").read_text(encoding="utf-8")
   known: dict[str, Any] = {"version": None, "result": None}
@@ -63,7 +63,7 @@ def make_app(store: Store, token: str = "") -> Starlette:
     if token and hmac.compare_digest(
       request.query_params.get("token", "").encode(), token.encode()
     ):
-      answer = RedirectResponse("/", 303)  # which has no token in its address
+      answer = RedirectResponse("/", 303)  # an address without the token
       name = f"{_COOKIE}_{request.url.port}"
       answer.set_cookie(name, token, httponly=True, samesite="lax", max_age=30 * 86400)
       return answer
@@ -96,14 +96,14 @@ def make_app(store: Store, token: str = "") -> Starlette:
   actions = {"next": lambda *_: None, "vote": _vote, "undo": _undo}
   for name, what in actions.items():
     routes.append(Route(f"/api/{name}", _guarded(action(what)), methods=["POST"]))
-  # A page elsewhere may point a name of its own at this machine: names are checked, too.
+  # Check host names, because a foreign page may point its own name at this machine.
   hosts = ["*"] if token else [*LOOPBACK[:2], "[::1]"]
   trusted = Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
   return Starlette(routes=routes, middleware=[trusted])
 
 
 def _guarded(answer: Callable[[Request], Awaitable[Response]]) -> Callable:
-  """Has what goes wrong be said as JSON, and every answer have the headers of all."""
+  """Turns errors into JSON answers, and adds the common headers to every answer."""
 
   async def guarded(request: Request) -> Response:
     try:
@@ -130,12 +130,12 @@ def _check_token(request: Request, token: str) -> None:
 
 
 async def _said(request: Request) -> Said:
-  """Returns the object in a request that the page itself has sent."""
+  """Returns the JSON object in a request, which only the page itself can send."""
   origin = request.headers.get("origin")
   if origin is not None and urllib.parse.urlsplit(origin).netloc != request.headers.get("host"):
     raise _Refused(403, "a page from elsewhere may not vote")
   if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-    raise _Refused(415, "expected application/json")  # no form of another page can send that
+    raise _Refused(415, "expected application/json")  # a foreign page's form cannot send it
   body = b""
   async for part in request.stream():
     body += part
@@ -167,7 +167,7 @@ def _undo(store: Store, annotator: int, said: Said) -> None:
 
 
 def _act(store: Store, do_it: Callable[[Store, int, Said], None], said: Said) -> dict[str, Any]:
-  """Does what is asked, and returns what the annotator is to see then."""
+  """Performs the requested action, and returns what the annotator sees next."""
   name, kind = _field(said, "annotator", str), said.get("group", "")
   annotator = store.sign_in(name, kind if isinstance(kind, str) else "")
   do_it(store, annotator, said)
@@ -179,14 +179,14 @@ def _act(store: Store, do_it: Callable[[Store, int, Said], None], said: Said) ->
 
 
 def serve(app: Starlette, host: str, port: int, announce: Callable[[int], None]) -> None:
-  """Serves until Ctrl-C, SIGTERM or a terminal that closes.
+  """Serves until Ctrl-C, SIGTERM, or the terminal closes.
 
   Args:
     port: 0 takes a free one.
-    announce: is told the port, once it is open.
+    announce: called with the port once it is open.
 
   Raises:
-    ValueError: it cannot be opened.
+    ValueError: the port cannot be opened.
   """
   try:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -208,7 +208,7 @@ def serve(app: Starlette, host: str, port: int, announce: Callable[[int], None])
     with opened:
       announce(opened.getsockname()[1])
       server.run(sockets=[opened])
-  except KeyboardInterrupt:  # uvicorn has ended by then, and says it once more
+  except KeyboardInterrupt:  # uvicorn raises it again after it has ended
     return
   finally:
     for number, handler in before.items():

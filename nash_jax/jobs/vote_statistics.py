@@ -1,4 +1,4 @@
-"""What people's votes say: how far annotators agree, whether they cycle, which policy is ahead."""
+"""Statistics of people's votes: agreement of annotators, cycles, and the ranking of policies."""
 
 import collections
 import math
@@ -13,15 +13,17 @@ from nash_jax.jobs.agreement import cycles
 from nash_jax.jobs.rates import ratio, win_rates
 from nash_jax.run.files import without_nan
 
-Sums = dict[Any, np.ndarray]  # by prompt: what is counted, and how many could have been
+Sums = dict[Any, np.ndarray]  # {prompt: (total, weight)}
 
 
 def statistics(store: Store) -> dict[str, Any]:
-  """Returns what is known from the votes in a store, in plain JSON types.
+  """Returns statistics of the votes in a store, as plain JSON types.
 
-  `agreement`, see `agreement`; `cycles` of the majority and of single annotators, see
-  jobs.agreement.cycles; `policies`, see `ranking`; `annotators`, each with the numbers of their
-  votes, ties and skips, their agreement with the others, and the share of `left` among their wins.
+  - `agreement`: see `agreement`.
+  - `cycles` of the majority and of single annotators: see jobs.agreement.cycles.
+  - `policies`: see `ranking`.
+  - `annotators`: the numbers of each one's votes, ties and skips, the agreement with the others,
+    and the share of `left` among the wins.
   """
   votes, number = store.all_votes(), store.progress()
   counts = _counts(votes)
@@ -46,7 +48,7 @@ def statistics(store: Store) -> dict[str, Any]:
 
 
 def _wins(votes: Iterable[Vote]) -> dict[tuple[int, int, int], float]:
-  """Returns the share of votes for i ≻ j, ties as halves, by (prompt, i, j), i < j."""
+  """Returns {(prompt, i, j): share of votes for i ≻ j}, with ties as halves and i < j."""
   found = collections.defaultdict(list)
   for vote in votes:
     found[vote.prompt, vote.a, vote.b].append(vote.wins)  # a < b, in the store
@@ -63,12 +65,12 @@ def _counts(votes: Iterable[Vote]) -> dict[int, collections.Counter[float]]:
 def agreement(votes: list[Vote]) -> dict[str, Any]:
   """Returns how often one annotator prefers what another one prefers, with its interval.
 
-  Of every two votes on a pair, in both roles: the first is right where it is the second, half right
-  where it is a tie; a second that is a tie does not count. Sides are drawn for each annotator, so
-  that of two who do not read one half is expected.
+  Every two votes on a pair count in both roles. The first is correct if it equals the second, and
+  half correct if it is a tie; a second vote that is a tie does not count. Sides are random for each
+  annotator, so two who do not read agree on one half.
 
   Returns:
-    `mean`, `low` and `high` (rates.ratio, over prompts), and the number of `pairs` with two votes.
+    `mean`, `low` and `high` (rates.ratio over prompts), and the number of `pairs` with two votes.
   """
   sums: Sums = collections.defaultdict(lambda: np.zeros(2))
   prompts, pairs = {vote.pair: vote.prompt for vote in votes}, 0
@@ -102,15 +104,15 @@ def _annotator(mine: list[Vote], counts: dict[int, collections.Counter[float]]) 
 
 
 def ranking(votes: list[Vote], names: dict[int, list[str]]) -> dict[str, Any]:
-  """Returns win rates of policies, and what they say of the order of these.
+  """Returns win rates of policies, and their ranking.
 
   Args:
-    names: of the policies that gave a response, by its number.
+    names: {number of a response: policies that gave it}.
 
   Returns:
-    `order`: the policies by their mean win rate over the others; `win_rate`: {row: {column: cell}},
-    of rates.win_rates over prompts; `certain`: of how many of the `compared` pairs of policies it
-    is clear who wins; `cycles`: among these, by triples.
+    `order`: the policies by mean win rate over the others; `win_rate`: {row: {column: cell}} from
+    rates.win_rates over prompts; `certain`: how many of the `compared` pairs of policies have a
+    significant winner; `cycles`: among those, counted in triples.
   """
   policies = sorted(
     {name for vote in votes for side in (vote.a, vote.b) for name in names.get(side, [])}
@@ -160,9 +162,7 @@ def text(found: dict[str, Any]) -> str:
     ]
   for who, count in found["cycles"].items():
     if count["triples"]:
-      lines += [
-        f"Triples of responses that go in a circle, {who}: {count['cyclic']} of {count['triples']}."
-      ]
+      lines += [f"Cyclic triples of responses, {who}: {count['cyclic']} of {count['triples']}."]
   if found["annotators"]:
     rows = [
       [
@@ -182,7 +182,7 @@ def text(found: dict[str, Any]) -> str:
     ]  # fmt: skip
     if policies["cycles"]["cyclic"]:
       circles, total = policies["cycles"]["cyclic"], policies["cycles"]["triples"]
-      lines += [f"Triples of policies that surely go in a circle: {circles} of {total}."]
+      lines += [f"Triples of policies that are clearly cyclic: {circles} of {total}."]
   return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Judges: which of two responses to a prompt is preferred, and with what probability."""
+"""Judges: the probability that one response to a prompt is preferred to another."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ __all__ = [
   "from_texts", "labels", "make", "pairwise", "shapes", "with_head",
 ]  # fmt: skip
 
-# How to make each judge, by its name in a config; see `make`.
+# {name in a config: how to make the judge}; see `make`.
 JUDGES = {
   "gemma": gemma.make, "gemma_text": text.make, "bradley_terry": bradley_terry.make,
   "population": population.make, "table": table.make, "table_reward": table.make,
@@ -42,15 +42,15 @@ def make(
   """Builds the judge that `config` (the `judge` part of a run's config) names.
 
   Args:
-    tokenizer: the policy's, whose tokens prompts and responses consist of.
-    params: of a gemma or bradley_terry judge, where they are loaded already; else they come from
-      `config.model.weights`, and are random where that is "".
-    mesh: on which the parameters are laid out as they load; default the first device.
-    rewards: whether verdicts must hold scalar rewards, as those of SCALAR do.
+    tokenizer: the policy's tokenizer, which prompts and responses are in.
+    params: the parameters of a gemma or bradley_terry judge if they are already loaded; otherwise
+      they come from `config.model.weights`, and are random if that is "".
+    mesh: the mesh to lay the parameters out on; by default the first device.
+    rewards: whether verdicts must have scalar rewards, as those of SCALAR do.
 
   Raises:
     ValueError: an unknown judge, weights or a tokenizer that do not fit, a table that is no game,
-      a user's function that makes no judge.
+      a user's function that returns no judge.
   """
   if own.is_own(config.name):
     return own.make(config, tokenizer, mesh, rewards)

@@ -1,7 +1,7 @@
 """The judge interface: parameters and a pure function, and how responses are paired for it.
 
 A bundled judge reads each response once (`read`) and compares two readings (`compare`); `pairwise`
-makes its function from these two. A new judge is a module here and an entry of judges.JUDGES.
+makes its function of these two. To add a judge, add a module here and an entry to judges.JUDGES.
 """
 
 import dataclasses
@@ -18,32 +18,32 @@ from jaxtyping import Array, Bool, Float
 from nash_jax.types import Answers, Mean, Params, Prompts, Verdict, is_probability
 
 MODELS = ("gemma", "gemma_text", "bradley_terry", "gpm")  # judges that have a model
-TIE = 0.05  # |p - 1/2| below which a pair counts as a tie, in metrics only
+TIE = 0.05  # a pair with |p - 1/2| below this counts as a tie, only in metrics
 
 JudgeFn = Callable[..., Verdict]  # (params, prompts, responses, opponents=None)
 
 
 class Server(Protocol):
-  """What a judge has beside its `fn` if it asks a server."""
+  """What a judge has besides its `fn` if it asks a server."""
 
   def keep_answers(self, folder: pathlib.Path) -> None:
-    """Keeps answers in a file of this folder: another run of the same questions asks nothing."""
+    """Stores answers in a file of this folder, so that the same questions are not asked again."""
 
   def finish(self) -> None:
-    """Says what was lost, after the last comparison; ValueError where nothing could be read."""
+    """Logs lost answers after the last comparison; raises ValueError if none could be read."""
 
 
 @flax.struct.dataclass
 class Judge:
-  """Parameters and `fn(params, prompts, responses, opponents or None) -> Verdict`, jittable.
+  """Parameters and a jittable `fn(params, prompts, responses, opponents or None) -> Verdict`.
 
-  With opponents, p_win [B K J] compares every response with every opponent's. Without, the
-  responses are compared with each other: every pair once, p_win [B K K] with p_ji = 1 - p_ij; the
-  diagonal is 1/2 and not valid.
+  With opponents, p_win [B K J] compares every response with every opponent's. Without, every pair
+  of responses is compared once: p_win [B K K] has p_ji = 1 - p_ij, and the diagonal is 1/2 and
+  invalid.
 
   Attributes:
-    server: of a judge that asks one. Call the `fn` of such a judge outside jit: its ValueErrors
-      and Ctrl-C then reach the caller; jit would bury them.
+    server: set if the judge asks a server. Call the `fn` of such a judge outside jit, so that its
+      ValueErrors and Ctrl-C reach the caller.
   """
 
   params: Params
@@ -52,10 +52,10 @@ class Judge:
 
 
 class Comparison(NamedTuple):
-  """What a judge says of N pairs: P(a ≻ b), whether it is valid, and its metrics.
+  """A judge's result for N pairs: P(a ≻ b), whether it is valid, and its metrics.
 
   Attributes:
-    p_first: P(a ≻ b) where a is shown first, of a judge that is shown both orders.
+    p_first: P(a ≻ b) with a shown first, if the judge reads both orders.
   """
 
   p: Float[Array, "N"]
@@ -73,15 +73,17 @@ def _unread(params: Params, prompts: Prompts, answers: Answers) -> Answers:
 
 
 def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> JudgeFn:
-  """Returns a judge's `fn`, given how it reads a single response and compares a single pair.
+  """Returns a judge's `fn`, given how it reads one response and compares one pair.
+
+  Adds the metric `tie_mass`. A P outside [0, 1] is invalid.
 
   Args:
     compare: (params, prompts of N pairs, readings of a, readings of b) -> Comparison, whose last
-      field may be left out. The metric `tie_mass` is added. A P that is not in [0, 1] is not valid.
-    read: (params, N prompts, Answers) -> readings, arrays with leading axis N; runs once for each
+      field is optional.
+    read: (params, N prompts, Answers) -> readings, arrays with leading axis N; runs once per
       response.
-    scalar: readings are rewards, which the verdict then holds too; comparisons of one that is not
-      finite are not valid.
+    scalar: whether readings are rewards, which the verdict then includes. Comparisons with a reward
+      that is not finite are invalid.
   """
 
   def read_all(params, prompts, responses):
@@ -96,7 +98,7 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
     if opponents is None:
       b, num_opponents, (i, j) = a, samples, np.triu_indices(samples, 1)
       if not len(i):
-        raise ValueError("comparing responses with each other takes at least two a prompt, got 1")
+        raise ValueError("comparing responses with each other takes at least two per prompt, got 1")
     else:
       b, num_opponents = read_all(params, prompts, opponents), opponents.stopped.shape[1]
       i, j = np.indices((samples, num_opponents)).reshape(2, -1)
@@ -111,13 +113,13 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
     metrics = {**metrics, "tie_mass": Mean.from_values(jnp.abs(p - 0.5) < TIE, valid)}
 
     def place(pairs: Array, fill: Any, turned: Array) -> Array:
-      """Returns values of all pairs as [B K J], `turned` being those of (b, a)."""
+      """Returns values of all pairs as [B K J]; `turned` has those of (b, a)."""
       table = jnp.full((batch, samples, num_opponents), fill, pairs.dtype)
       table = table.at[:, i, j].set(pairs.reshape(batch, -1))
       return table if opponents is not None else table.at[:, j, i].set(turned.reshape(batch, -1))
 
     p_win, compared = place(p, 0.5, 1 - p), place(valid, False, valid)
-    # p is the mean of both orders; that in which b is shown first tells the other side's P.
+    # p is the mean of both orders, so 2p - p_first is the P with b shown first.
     first = None if p_first is None else place(p_first, 0.5, 1 - (2 * p - p_first))
     return Verdict(p_win, compared, a if scalar else None, metrics, first).checked()
 
@@ -125,28 +127,28 @@ def pairwise(compare: Compare, read: Read = _unread, scalar: bool = False) -> Ju
 
 
 def compare_rewards(params, prompts, a: Array, b: Array) -> Comparison:
-  """Returns P(a ≻ b) = σ(a - b) of rewards a and b; see `pairwise`, with scalar=True."""
+  """Returns P(a ≻ b) = σ(a - b) of rewards a and b, for `pairwise` with scalar=True."""
   return Comparison(jax.nn.sigmoid(a - b), jnp.ones(a.shape, bool), {})
 
 
 def labels(fn: JudgeFn, form: str, params, prompts, responses, opponents, key: Array) -> Verdict:
   """Returns fn's verdict; with form="sampled", each probability is replaced by a Bernoulli draw."""
   verdict = fn(params, prompts, responses, opponents).checked()
-  verdict = dataclasses.replace(verdict, p_win_first=None)  # which no loss reads
+  verdict = dataclasses.replace(verdict, p_win_first=None)  # no loss reads it
   if form == "soft":
     return verdict
   wins = jax.random.bernoulli(key, verdict.p_win).astype(verdict.p_win.dtype)
-  if opponents is None:  # each pair has one label, seen from both sides
+  if opponents is None:  # both sides of a pair share one label
     upper = jnp.triu(wins, 1)
     wins = upper + jnp.tril(1 - jnp.swapaxes(upper, 1, 2), -1)
   return dataclasses.replace(verdict, p_win=wins)
 
 
 def accuracy(ahead: Float[Array, "N"], p_win: Float[Array, "N"], counted: Bool[Array, "N"]) -> Mean:
-  """Returns the share of pairs told right, of those that have a winner; a draw is half right.
+  """Returns the share of correct predictions over pairs with a winner; a draw is half correct.
 
   Args:
-    ahead: positive where a is said to win, negative where b is.
+    ahead: the prediction: positive if a wins, negative if b wins.
   """
   right = 0.5 + 0.5 * jnp.sign(ahead) * jnp.sign(p_win - 0.5)
   return Mean.from_values(right, counted & (p_win != 0.5))

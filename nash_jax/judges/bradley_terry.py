@@ -13,7 +13,7 @@ from nash_jax.judges.gemma import architecture, load
 from nash_jax.models import gemma
 from nash_jax.types import Answers, Mean, Params, Prompts
 
-UNFITTED = 0.1  # standard deviation of the rewards before anything is fitted
+UNFITTED = 0.1  # standard deviation of the rewards of an unfitted model
 
 
 def init(key: Array, model_config: gemma.GemmaConfig) -> Params:
@@ -22,10 +22,10 @@ def init(key: Array, model_config: gemma.GemmaConfig) -> Params:
 
 
 def add_head(params: Params, key: Array) -> Params:
-  """Returns a Gemma's parameters with a random head, `head/w` [D], beside them.
+  """Returns a Gemma's parameters with a random head, `head/w` [D].
 
-  The final norm's output has the length of its 1 + scale, large in a real Gemma; over that, rewards
-  are about UNFITTED, so that an unfitted model prefers nothing: its loss is ln 2.
+  The final norm's output has the length of 1 + scale, which is large in a real Gemma. The head
+  divides by it, so that rewards are about UNFITTED and an unfitted model's loss is about ln 2.
   """
   scale = 1 + params["final_norm"]["scale"].astype(jnp.float32)
   w = UNFITTED * jax.random.normal(key, scale.shape) / jnp.linalg.norm(scale)
@@ -37,7 +37,7 @@ def rewards(
 ) -> Float[Array, "N"]:
   """Returns R(x, y) from the hidden state of each response's last token.
 
-  `options` are gemma.forward's (dtype, remat).
+  `options` are those of gemma.forward (dtype, remat).
   """
   _, x = last_states(params, model_config, prompts, answers, **options)
   return x @ params["head"]["w"].astype(jnp.float32)
@@ -63,8 +63,8 @@ def reward_loss(
   """Returns cross-entropy (nats) of σ(R - R') against p_win, and accuracy where p_win != 1/2.
 
   Args:
-    batch: of preferences, as from data.preferences.load_preferences; with `counted` [B], of some.
-    options: gemma.forward's (dtype, remat).
+    batch: preferences as from data.preferences.load_preferences; `counted` [B] may exclude rows.
+    options: those of gemma.forward (dtype, remat).
   """
   read = functools.partial(rewards, params, model_config, **options)
   return cross_entropy(read, jnp.subtract, batch)

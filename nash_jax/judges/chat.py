@@ -1,4 +1,4 @@
-"""Chat completions of an OpenAI-compatible server: asked for, tried again, kept on disk."""
+"""Requests chat completions from an OpenAI-compatible server, with retries and a cache on disk."""
 
 import email.utils
 import hashlib
@@ -21,12 +21,12 @@ from absl import logging
 
 from nash_jax.validation import require
 
-KEY = "NASH_JAX_JUDGE_KEY"  # the environment variable of the server's key; without it, none is sent
-MAX_BYTES = 1 << 20  # of a reply; that of a one-token answer has about a thousand
-GIVE_UP = 32  # requests in a row without a reply, each after all its retries, end the run
-PASSING = (408, 409, 425, 429)  # and 5xx: statuses that may pass
+KEY = "NASH_JAX_JUDGE_KEY"  # environment variable with the server's key; unset: no key is sent
+MAX_BYTES = 1 << 20  # of a reply; a one-token answer takes about a thousand
+GIVE_UP = 32  # after so many requests in a row without a reply, retries included, the run ends
+PASSING = (408, 409, 425, 429)  # statuses worth a retry, besides 5xx
 OWN_FAULT = (400, 413, 422, 451)  # statuses that concern one request, not all of them
-# Parameters that some servers refuse, and that we can do without or spell otherwise.
+# Parameters that some servers refuse, and that can be left out or renamed.
 OPTIONAL = ("max_tokens", "temperature", "logprobs", "top_logprobs")
 _UNSUPPORTED = re.compile(
   r"support|unknown|unrecogni[sz]ed|unexpected|extra|deprecated|max_completion_tokens"
@@ -37,12 +37,12 @@ _SECRET = re.compile(r"key|token|secret|passw|sig$|signature|auth|credential|^co
 
 
 class Outcome(NamedTuple):
-  """What came of a request.
+  """The outcome of a request.
 
   Attributes:
-    kind: "answered", "refused" (this request, by the server) or "missing" (no reply in the end).
-    reply: of an answer, its JSON.
-    message: of the others, what the server said or what went wrong.
+    kind: "answered", "refused" (the server refuses this request) or "missing" (no reply).
+    reply: the JSON of an answer.
+    message: for other kinds, the server's message or what went wrong.
   """
 
   kind: str
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 class _Passing(Exception):
-  """A failure that may pass; the server asks for `seconds` of patience."""
+  """A failure worth a retry; the server asks to wait for `seconds`."""
 
   def __init__(self, message: str, seconds: float = 0.0):
     super().__init__(message)
@@ -66,7 +66,7 @@ def read_key() -> str:
   """Returns the server's key from the environment, or "".
 
   Raises:
-    ValueError: a key that no header can carry; it is not shown.
+    ValueError: the key cannot be sent in a header; the message does not show it.
   """
   key = os.environ.get(KEY, "")
   bad = {"a line break" if c in "\r\n" else repr(c) for c in re.findall(r"[^!-~]", key)}
@@ -78,10 +78,9 @@ def read_key() -> str:
 
 
 def check_url(url: str, field: str) -> None:
-  """Refuses what is no address of a server, or holds a secret, which records would then hold too.
+  """Raises ValueError unless `url` is a server's address without secrets, since records keep it.
 
-  Raises:
-    ValueError: names `field`; a password is not shown.
+  The error names `field` and does not show a password.
   """
   shown = re.sub(r"\?.*", "?…", re.sub(r".*@", "…@", url, flags=re.DOTALL), flags=re.DOTALL)
   expected, fix = "an http(s) address", "Such as http://127.0.0.1:8000/v1/chat/completions."
@@ -102,34 +101,32 @@ def check_url(url: str, field: str) -> None:
 
 
 class Chat:
-  """Asks a server; answers are kept, by server, model and request, and not asked for again.
+  """Asks a server, and caches answers by server, model and request.
 
   Args:
     settings: `judge.http` of a config.
 
   Raises:
-    ValueError: an address or a key that cannot be used.
+    ValueError: an unusable address or key.
   """
 
   def __init__(self, settings):
     check_url(settings.url, "judge.http.url")
     self._settings, self._key, self._kept = settings, read_key(), _Kept(None)
-    standard_logging.getLogger("httpx").setLevel(
-      standard_logging.WARNING
-    )  # it reports every request
+    standard_logging.getLogger("httpx").setLevel(standard_logging.WARNING)  # it logs every request
     url = httpx.URL(settings.url)
     self.url = str(url.copy_with(query=None, fragment=None))
     self._server = url.netloc.decode() + url.path
-    self._without: frozenset[str] = frozenset()  # of OPTIONAL, what this server refuses
+    self._without: frozenset[str] = frozenset()  # parameters of OPTIONAL that this server refuses
     self._reached, self._missed = False, 0
 
   def keep_in(self, path: pathlib.Path) -> None:
-    """Keeps answers in this file, and uses those that it has; else they live as long as this."""
+    """Uses this file as the cache; without it, answers are kept only in memory."""
     self._kept.close()
     self._kept = _Kept(path)
 
   def complete(self, texts: list[str]) -> dict[str, Outcome]:
-    """Returns the outcome of each text's request; the same text is asked about once.
+    """Returns {text: outcome of its request}; equal texts are sent once.
 
     Raises:
       ValueError: a wrong address, key or model, a redirect, or GIVE_UP requests without a reply.
@@ -138,21 +135,21 @@ class Chat:
     kept = {text: self._kept.get(key) for text, key in keys.items()}
     outcomes = {text: Outcome("answered", x) for text, x in kept.items() if x is not None}
     if unknown := [text for text in keys if text not in outcomes]:
-      # An event loop in a thread of its own: Ctrl-C cancels what is under way, and a notebook,
-      # which has a loop of its own, is no obstacle.
+      # With the event loop in its own thread, Ctrl-C cancels requests in progress, and it also
+      # works in a notebook, which already has an event loop.
       with anyio.from_thread.start_blocking_portal() as portal:
         outcomes |= portal.call(self._complete, unknown)
     return outcomes
 
   def forget(self, texts: list[str]) -> None:
-    """Has the answers to these texts asked for again next time."""
+    """Removes the answers to these texts from the cache."""
     self._kept.remove([self._request_key(text) for text in texts])
 
   def close(self) -> None:
     self._kept.close()
 
   def clean(self, text: str, most: int = 300) -> str:
-    """Returns what a server said as one line of at most `most` characters, without our key."""
+    """Returns a server's message as one line of at most `most` characters, without our key."""
     text = " ".join("".join(c if c.isprintable() else " " for c in self._redact(text)).split())
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -165,7 +162,7 @@ class Chat:
 
     waiting = iter(texts)
     async with self._client() as client:
-      if not self._reached:  # what is wrong for all requests is found out by one
+      if not self._reached:  # one request reveals what is wrong with all of them
         first = next(waiting)
         outcomes[first] = await self._ask(client, first)
       try:
@@ -181,9 +178,9 @@ class Chat:
     if self._key:
       headers["Authorization"] = f"Bearer {self._key}"
     limits = httpx.Limits(max_connections=self._settings.workers)
-    # timeout=None: httpx's are of single reads; _post has one of the whole request.
+    # timeout=None, because httpx's timeouts are per read; _post has one for the whole request.
     options: dict[str, Any] = {"headers": headers, "limits": limits, "timeout": None}
-    options["verify"] = self.url.startswith("https")  # to load no certificates in vain
+    options["verify"] = self.url.startswith("https")  # don't load certificates without need
     try:
       return httpx.AsyncClient(follow_redirects=False, **options)
     except (ValueError, ImportError, httpx.InvalidURL) as error:
@@ -204,7 +201,7 @@ class Chat:
         raise ValueError(
           f"the judge at {self.url} gave no reply to {GIVE_UP} requests in a row, each tried "
           f"{self._settings.retries + 1} times; the last: {error}. Answers so far are kept: the"
-          " same command goes on from there once the server answers again."
+          " same command resumes from there once the server replies again."
         ) from None
       return Outcome("missing", message=str(error))
     except _Refusal as error:
@@ -217,12 +214,12 @@ class Chat:
     return Outcome("answered", reply)
 
   def _redact(self, text: str) -> str:
-    for key in {self._key, json.dumps(self._key)[1:-1]}:  # as it is, and as JSON has it
+    for key in {self._key, json.dumps(self._key)[1:-1]}:  # plain, and as in JSON
       text = text.replace(key, "<key>") if len(key) > 5 else text  # "EMPTY" is no secret
     return text
 
   def _wait(self, state: tenacity.RetryCallState) -> float:
-    """Returns the seconds before the next trial: doubling, or what the server asks for."""
+    """Returns the seconds before the next retry: doubling, or what the server asks for."""
     doubling = tenacity.wait_exponential(multiplier=self._settings.backoff)
     backoff = doubling(state) if self._settings.backoff else 0.0
     error = state.outcome.exception() if state.outcome else None
@@ -252,7 +249,7 @@ class Chat:
       where = self.clean(reply.headers.get("Location", "nowhere"))
       raise ValueError(
         f"the judge at {self.url} answered {status} {reason} to {where!r}: redirects are"
-        " not followed, for the key would go along. Set judge.http.url to the final address."
+        " not followed, because they would get the key. Set judge.http.url to the final address."
       )
     raise ValueError(
       f"the judge at {self.url} {said}: check judge.http.url and model, and the environment "
@@ -264,14 +261,14 @@ class Chat:
       reply = json.loads(data)
     except (ValueError, RecursionError):
       said = self.clean(data[:999].decode(errors="replace"), 80)
-      raise _Passing(f"answered with what is no JSON: {said!r}") from None
+      raise _Passing(f"answered, but not in JSON: {said!r}") from None
     if isinstance(reply, dict) and reply.get("error") and not reply.get("choices"):
-      # A router that passes on another server's failure, under a status of its own.
+      # A router passes on another server's failure with its own status.
       raise _Passing(f"answered with an error ({self.clean(_message(json.dumps(reply)))!r})")
     return reply
 
   async def _post(self, client: httpx.AsyncClient, body) -> tuple[httpx.Response, bytes]:
-    """Returns a reply and the beginning of its body, one byte more than MAX_BYTES at the most."""
+    """Returns a reply and the start of its body, at most MAX_BYTES + 1 bytes."""
     url, seconds = self._settings.url, self._settings.timeout
     data, content = bytearray(), json.dumps(body).encode()
     try:
@@ -284,7 +281,7 @@ class Chat:
               break
           return reply, bytes(data[: MAX_BYTES + 1])
     except TimeoutError:
-      raise _Passing(f"gave no whole reply within {seconds:g} s") from None
+      raise _Passing(f"gave no complete reply within {seconds:g} s") from None
     except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, UnicodeError) as error:
       raise ValueError(f"judge.http.url: {self.url} cannot be asked: {error}") from None
     except (httpx.HTTPError, OSError) as error:
@@ -305,16 +302,18 @@ class Chat:
     return body | ({"max_completion_tokens": 1} if "max_tokens" in without else {})
 
   def _learn(self, message: str) -> None:
-    """Remembers which of our parameters an error message calls unsupported."""
+    """Remembers which of our parameters an error message says are unsupported."""
     message = re.sub(r'"input":.*', "", message, flags=re.DOTALL)  # pydantic's echo of our request
     if not _UNSUPPORTED.search(message) or "context" in message.lower():
       return
     named = {name for name in OPTIONAL if re.search(rf"\b{name}\b", message)}
     named |= {"top_logprobs"} if "logprobs" in named else set()
     for name in sorted(named - self._without):
-      instead = "max_completion_tokens in its place" if name == "max_tokens" else "without it"
+      instead = "with max_completion_tokens" if name == "max_tokens" else "without it"
       said = self.clean(_message(message))
-      logging.warning("the judge at %s refuses %s (%r): on %s", self.url, name, said, instead)
+      logging.warning(
+        "the judge at %s refuses %s (%r): continuing %s", self.url, name, said, instead
+      )
     self._without |= named
 
   def _request_key(self, text: str) -> str:
@@ -323,13 +322,13 @@ class Chat:
 
 
 class _Kept:
-  """Replies by the sum of their request, in an SQLite file: safe under kills and other writers."""
+  """Replies by their request's checksum, in an SQLite file: safe under kills and other writers."""
 
   def __init__(self, path: pathlib.Path | None):
     self._path = path
     table = "CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, reply TEXT NOT NULL)"
     try:
-      # One thread at a time uses it, but not always the same.
+      # Only one thread at a time uses it, but not always the same one.
       self._data = sqlite3.connect(
         path or ":memory:", timeout=30, isolation_level=None, check_same_thread=False
       )
@@ -338,7 +337,7 @@ class _Kept:
     self._run(table)
 
   def get(self, request: str) -> Any:
-    """Returns the reply's JSON; None where there is none, or none that parses."""
+    """Returns the reply's JSON; None if there is none, or it does not parse."""
     rows = self._run("SELECT reply FROM answers WHERE request = ?", request)
     try:
       return json.loads(rows[0][0]) if rows else None
@@ -363,13 +362,13 @@ class _Kept:
 
   def _explained(self, error: sqlite3.Error) -> ValueError:
     return ValueError(
-      f"{self._path}: expected a file in which a judge's answers are kept: {error}. Make room for"
-      " it, or move it away: its answers are then asked for again."
+      f"{self._path}: expected a file of a judge's answers: {error}. Free some disk space, or move"
+      " the file away to ask for its answers again."
     )
 
 
 def _message(text: str) -> str:
-  """Returns what an error's body says: the message of the usual forms, else all of it."""
+  """Returns the message in an error's body if it has a usual form, otherwise the whole body."""
   try:
     body = json.loads(text)
   except (ValueError, RecursionError):
@@ -383,7 +382,7 @@ def _message(text: str) -> str:
 
 
 def _retry_after(value: str) -> float:
-  """Returns the seconds that a Retry-After header asks for, a number or a date; 0 without."""
+  """Returns the seconds of a Retry-After header, a number or a date; 0 if there is none."""
   try:
     seconds = float(value)
   except ValueError:

@@ -1,6 +1,6 @@
 """A Gemma that reads two responses and answers A or B.
 
-Its verdict is the average over both orders of presentation, and so antisymmetric by construction.
+Its verdict is the average over both orders, so it is antisymmetric by construction.
 """
 
 import filecmp
@@ -34,9 +34,9 @@ def answer_logits(
 ) -> Float[Array, "N 2 2"]:
   """Returns soft-capped float32 logits of the answers (first, second), in both orders.
 
-  [:, 0] shows a then b, [:, 1] b then a; `options` are gemma.forward's (dtype, remat).
+  [:, 0] shows a then b, [:, 1] b then a. `options` are those of gemma.forward (dtype, remat).
   """
-  # Interleaved, so that both orders of a pair stay on the device that holds its row.
+  # Interleaved, so that both orders of a pair stay on the device that has its row.
   orders = zip(assemble(layout, prompts, a, b), assemble(layout, prompts, b, a), strict=True)
   tokens, mask = (jnp.stack(arrays, 1).reshape(2 * len(a.tokens), -1) for arrays in orders)
   positions, visible = gemma.positions_of(mask), gemma.causal_mask(mask)
@@ -47,14 +47,14 @@ def answer_logits(
 
 
 def _margins(*args, **options) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
-  """Log-odds of a over b, by order of presentation."""
+  """Returns the log-odds of a over b with a shown first, and with b shown first."""
   logits = answer_logits(*args, **options)
   margin = logits[..., 0] - logits[..., 1]
   return margin[:, 0], -margin[:, 1]
 
 
 def _average(first: Float[Array, "N"], second: Float[Array, "N"]) -> Float[Array, "N"]:
-  """P(a ≻ b) over both orders; exchanging a and b gives 1 - p to the last bit."""
+  """Returns P(a ≻ b) over both orders; exchanging a and b gives exactly 1 - p."""
   gap = jax.nn.sigmoid(first) - jax.nn.sigmoid(-second)
   winner = 0.5 + 0.5 * jnp.abs(gap)  # 1 minus a float of [1/2, 1] is exact
   return jnp.where(gap < 0, 1 - winner, winner)
@@ -63,11 +63,11 @@ def _average(first: Float[Array, "N"], second: Float[Array, "N"]) -> Float[Array
 def pairwise_loss(
   params: Params, batch: dict, *, model_config: gemma.GemmaConfig, template: Layout, options: dict
 ) -> dict[str, Mean]:
-  """Returns cross-entropy (nats) against p_win, both orders, and the averaged verdict's accuracy.
+  """Returns cross-entropy (nats) against p_win in both orders, and the average verdict's accuracy.
 
   Args:
-    batch: of preferences, as from data.preferences.load_preferences; with `counted` [B], of some.
-    options: gemma.forward's (dtype, remat).
+    batch: preferences as from data.preferences.load_preferences; `counted` [B] may exclude rows.
+    options: those of gemma.forward (dtype, remat).
   """
   a, b = Answers(batch["a_tokens"], batch["a_mask"]), Answers(batch["b_tokens"], batch["b_mask"])
   first, second = _margins(params, model_config, template, batch["prompts"], a, b, **options)
@@ -102,9 +102,9 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
 
 
 def _in_parts(compare: Compare, most: int, params, prompts, a, b) -> Comparison:
-  """Compares N pairs in gcd(most, N) parts, one after another, which saves memory alone.
+  """Compares N pairs in gcd(most, N) parts, one after another, to save memory.
 
-  Each part takes every n-th pair, so that no pair changes its device.
+  The result is the same. Each part takes every n-th pair, so that no pair changes its device.
   """
   if (parts := math.gcd(most, len(a.tokens))) == 1:
     return compare(params, prompts, a, b)
@@ -120,7 +120,7 @@ def _in_parts(compare: Compare, most: int, params, prompts, a, b) -> Comparison:
 
 
 def architecture(config, tokenizer: Tokenizer) -> tuple[gemma.GemmaConfig, dict[str, Any]]:
-  """Returns a judge's architecture and gemma.forward's options from a `model` config.
+  """Returns a judge's architecture and options for gemma.forward from a `model` config.
 
   Raises:
     ValueError: a tokenizer other than the policy's, or with more pieces than the model has rows.
@@ -138,10 +138,10 @@ def architecture(config, tokenizer: Tokenizer) -> tuple[gemma.GemmaConfig, dict[
 
 
 def load(config, model_config: gemma.GemmaConfig, init: Callable, mesh=None) -> Params:
-  """Returns parameters held in `config.dtype`: of `config.weights`, or random where it is "".
+  """Returns parameters in `config.dtype`, from `config.weights` or random if that is "".
 
-  They go straight to their places on the mesh, or to the first device without one; `init` takes a
-  key and the architecture.
+  They load directly into their sharding, or to the first device without a mesh. `init` takes a key
+  and the architecture.
   """
   dtype, key, shardings = jnp.dtype(config.dtype), keys.key(0, "judge"), None
 

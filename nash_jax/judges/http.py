@@ -21,12 +21,12 @@ from nash_jax.types import Mean
 
 __all__ = ["FLOOR", "KEPT", "KEY", "make"]
 
-KEPT = "judge_answers.sqlite3"  # the file of the answers, in the folder of an arena
-# The least probability that both answers together must have. Below one half, the server's model
-# would rather say something else, and the ratio of what is left of A and B is that of two
-# accidents. (Betley et al. 2025 drop their judge's number below 0.25, of 101 possible answers.)
+KEPT = "judge_answers.sqlite3"  # the file of answers in an arena's folder
+# The least total probability of both answers. Below one half, the server's model would rather say
+# something else, and the ratio of A to B means nothing. (Betley et al. 2025 use 0.25, for 101
+# possible answers.)
 FLOOR = 0.5
-FIRST = 32  # questions without one readable answer end the arena
+FIRST = 32  # if none of the first questions has a readable answer, the arena ends
 LOST = {"neither": "neither", "refused": "refused", "missing": "unanswered"}  # kind: metric
 
 _LEAD = (
@@ -41,8 +41,8 @@ _END = rf"(?=[.;!)\]}}>*_`\"'”’]+(?:\s|$)|:?\s*$|\s*\n|{_WHY})"
 def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   """Builds the judge of `config.http`; see judges.make.
 
-  It is asked about both orders of a pair, `workers` requests at a time. A pair of which an answer
-  is neither of `config.answers`, was refused or did not come is not valid.
+  It is asked about both orders of a pair, with `workers` requests at a time. A pair is invalid if
+  an answer is neither of `config.answers`, is refused or does not arrive.
   """
   markers = [*judge_template.layout(config.template, tokenizer).markers]
   template = judge_template.read(config.template)
@@ -65,7 +65,7 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
     if isinstance(a.tokens, jax.core.Tracer):
       shapes = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.int32)]
       (first, second), kinds = jax.pure_callback(host, shapes, *sides)
-    else:  # in this thread: its ValueErrors and Ctrl-C reach the caller as they are
+    else:  # in this thread, so that ValueErrors and Ctrl-C reach the caller unchanged
       (first, second), kinds = host(*sides)
     valid = jnp.isfinite(first) & jnp.isfinite(second)
     p = jnp.where(valid, 0.5 + 0.5 * (first - second), 0.5)
@@ -78,23 +78,23 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
 
 
 class _Survey:
-  """All that is asked of one server in the course of an arena, and what came of it.
+  """The questions to one server during an arena, and their outcomes.
 
   Attributes:
-    compared: pairs of which both orders were answered.
+    compared: number of pairs with answers in both orders.
   """
 
   def __init__(self, config):
     self._chat = Chat(config.http)
     self._answers = tuple(config.answers)
     self._counts: collections.Counter[str] = collections.Counter()
-    self._examples: dict[str, str] = {}  # by kind, of what could not be read
-    self._unread: list[str] = []  # questions whose answer was neither
+    self._examples: dict[str, str] = {}  # {kind: an answer that could not be read}
+    self._unread: list[str] = []  # questions whose answer was neither A nor B
     self.compared = 0
 
   def ask(self, questions: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each question's probability, NaN where none was read, and its number in LOST or 0."""
-    # In an order without pattern: the first ones tell whether this server's answers can be read.
+    """Returns each question's probability, NaN if unreadable, and the number of its kind or 0."""
+    # In random order, because the first ones show whether this server's answers can be read.
     distinct = np.array([*dict.fromkeys(questions)], object)
     distinct = np.random.default_rng(0).permutation(distinct).tolist()
     first = len(distinct) if self._counts["read"] else FIRST
@@ -128,33 +128,33 @@ class _Survey:
     return f"of {total} questions, {'; '.join(parts)}"
 
   def _unreadable(self) -> ValueError:
-    self._chat.forget(self._unread)  # so that they are asked for again once the server is mended
+    self._chat.forget(self._unread)  # so that they are asked again once the server is fixed
     what = "answered both orders of no pair" if self._counts["read"] else "gave no readable answer"
     return ValueError(
       f"the judge at {self._chat.url} {what}: {self._account()}. Check"
-      " judge.answers, judge.template, judge.http.model; a model that thinks before it answers has"
-      " to be told not to."
+      " judge.answers, judge.template, judge.http.model. If the model thinks before it answers,"
+      " turn that off."
     )
 
   def keep_answers(self, folder: pathlib.Path) -> None:
-    """Keeps answers in a file of this folder: another run of the same arena asks nothing."""
+    """Stores answers in a file of this folder, so that the same arena does not ask again."""
     self._chat.keep_in(folder / KEPT)
 
   def finish(self) -> None:
-    """Says what was lost, after the last question."""
+    """Logs lost answers after the last question."""
     if self._counts and not self.compared:
       raise self._unreadable()
     if self._examples:
-      account = f"{self._account()}; their pairs weigh nothing"
+      account = f"{self._account()}; their pairs do not count"
       logging.warning("the judge at %s: %s", self._chat.url, account)
     self._chat.close()
 
 
 def _read(reply: Any, answers: tuple[str, ...]) -> float:
-  """Returns P(first answer) from a reply, NaN where it is neither.
+  """Returns P(first answer) from a reply, NaN if it is neither.
 
-  Log-probabilities of the first token decide where the server gives them and the answer is that
-  token; else the text does, and says 1 or 0.
+  The log-probabilities of the first token decide if the server gives them and the answer is that
+  token. Otherwise the text decides, with 1 or 0.
   """
   try:
     choice = reply["choices"][0]
@@ -173,7 +173,7 @@ def _read(reply: Any, answers: tuple[str, ...]) -> float:
         mass[1] += probability
     if FLOOR <= sum(mass) <= 1.01:
       return mass[0] / sum(mass)
-    # A bare letter is the very token whose log-probabilities say that it is an accident.
+    # If the text is only this letter, its own log-probabilities say that it is an accident.
     bare = text.strip().casefold() in [answer.casefold() for answer in answers]
     return math.nan if bare or sum(mass) > 1 else p
   except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError):
@@ -181,7 +181,7 @@ def _read(reply: Any, answers: tuple[str, ...]) -> float:
 
 
 def _of_text(text: str, answers: Sequence[str]) -> float:
-  """Returns 1 or 0 where a text is the first or the second answer, perhaps dressed up; else NaN.
+  """Returns 1 or 0 if a text is the first or the second answer, perhaps decorated; otherwise NaN.
 
   "A", "a.", "(A)", "**A**", "B) because", "Answer: B" are; "A dog", "A or B", "Neither" are not.
   """
@@ -200,7 +200,7 @@ def _of_text(text: str, answers: Sequence[str]) -> float:
 
 
 def _shown(reply: Any) -> str:
-  """Returns the part of a reply that shows why it could not be read."""
+  """Returns the part of a reply that shows why it is unreadable."""
   try:
     choice = reply["choices"][0]
     content = choice["message"].get("content") or choice["message"].get("refusal") or ""

@@ -1,7 +1,7 @@
-"""People as a judge, for the arena: their votes, and what they have not seen is asked for.
+"""People as a judge for the arena, by their votes.
 
-The votes are those in the workdir of `nash-jax vote`. Pairs that nobody has judged are added there;
-once they are, the same arena finds them, since it draws the same responses.
+The votes are in a workdir of `nash-jax vote`. Pairs without votes are added there for people to
+judge. The same arena then finds their votes, since it draws the same responses again.
 """
 
 import pathlib
@@ -23,8 +23,8 @@ from nash_jax.types import Mean
 def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   """Builds the judge of the votes in `config.votes`; see judges.make.
 
-  P is the share of votes, ties as halves. Responses with one text are a tie that nobody is asked
-  for; another pair without votes is not valid.
+  P is the share of votes, with ties as halves. Two equal texts are a tie that nobody is asked
+  about; any other pair without votes is invalid.
   """
   survey = _Survey(config.votes)
 
@@ -41,7 +41,7 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
 
 
 class _Survey:
-  """What is asked of people in the course of an arena."""
+  """The questions to people during an arena."""
 
   def __init__(self, workdir: str):
     self._workdir = files.make_folder(workdir)
@@ -49,7 +49,7 @@ class _Survey:
     self._missing, self._asked = 0, 0
 
   def ask(self, read: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns P(a ≻ b) and the number of votes; pairs without one are asked for."""
+    """Returns P(a ≻ b) and the number of votes; adds pairs without votes to the page."""
     found, missing = [], []
     for pair in read:
       same = pair.a.text == pair.b.text
@@ -63,16 +63,16 @@ class _Survey:
     return np.array(p, np.float32), np.array(votes, np.int32)
 
   def keep_answers(self, folder: pathlib.Path) -> None:
-    """Votes are kept already."""
+    """Does nothing: votes are already stored."""
 
   def finish(self) -> None:
-    """Says how many pairs are still to be judged, and where."""
+    """Logs how many pairs people still have to judge, and where."""
     self._store.close()
     if not self._missing:
       return
     todo = (
-      f"{self._missing} of {self._asked} pairs have no vote yet. They are asked for by"
-      f" `nash-jax vote --workdir={shlex.quote(str(self._workdir))}`; then give this command again"
+      f"{self._missing} of {self._asked} pairs have no vote yet. Let people judge them with"
+      f" `nash-jax vote --workdir={shlex.quote(str(self._workdir))}`; then run this command again"
     )
     if self._missing == self._asked:
       raise ValueError(f"judge human: {todo}.")

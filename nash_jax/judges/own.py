@@ -1,4 +1,4 @@
-"""Judges of a user's own: a function that a config names, "my_module:make", or one of texts."""
+"""A user's own judges: functions that a config names ("my_module:make"), or functions of texts."""
 
 import dataclasses
 import importlib
@@ -26,12 +26,12 @@ from nash_jax.types import Answers, Mean, Params, Prompts, Responses, Verdict
 from nash_jax.validation import did_you_mean, require
 
 log = logging.getLogger(__name__)
-FORM = "module:function"  # of a judge's name
+FORM = "module:function"  # form of such a judge's name
 _KINDS = "arrays of numbers, or pytrees of them"
 
 
 def is_own(name: str) -> bool:
-  """Returns whether a judge's name in a config is that of a user's function."""
+  """Returns whether a judge's name in a config names a user's function."""
   return ":" in name
 
 
@@ -39,7 +39,7 @@ def find(name: str, what: str = "judge.name") -> Callable[..., Judge]:
   """Imports the function that makes a judge, from the working directory or sys.path.
 
   Raises:
-    ValueError: no such module or function, an error of its own, another signature; in one line.
+    ValueError: no such module or function, an error in it, a wrong signature; on one line.
   """
   module, _, attribute = name.partition(":")
   good = all(part.isidentifier() for part in (*module.split("."), attribute))
@@ -54,7 +54,7 @@ def find(name: str, what: str = "judge.name") -> Callable[..., Judge]:
     raise ValueError(f"{what}: expected a function {attribute} in {path}, got {got}{close}")
   try:
     inspect.signature(function).bind("config", "tokenizer", **_options(function, None))
-  except (TypeError, ValueError) as error:  # ValueError: one without a signature, written in C
+  except (TypeError, ValueError) as error:  # ValueError: a C function without a signature
     raise ValueError(
       f"{what}: expected a function that can be called as {attribute}(config, tokenizer), or with"
       f" a third argument mesh, got {name}: {error}"
@@ -63,7 +63,7 @@ def find(name: str, what: str = "judge.name") -> Callable[..., Judge]:
 
 
 def file(name: str) -> str:
-  """Returns the path of the module that a judge's name names; "" if it has none."""
+  """Returns the path of the module in a judge's name; "" if the module has no file."""
   find(name)
   return getattr(sys.modules[name.partition(":")[0]], "__file__", None) or ""
 
@@ -72,11 +72,11 @@ def _import(module: str, name: str, what: str) -> ModuleType:
   folder, first = pathlib.Path.cwd(), module.partition(".")[0]
   here = (folder / f"{first}.py").is_file() or (folder / first).is_dir()
   if here and str(folder) not in sys.path:
-    sys.path.insert(0, str(folder))  # it stays: a module may import others of its folder later
+    sys.path.insert(0, str(folder))  # stays, since the module may import its neighbours later
   importlib.invalidate_caches()  # the file may be new
   try:
     return pkgutil.resolve_name(module)
-  except (Exception, SystemExit) as error:  # a user's file can do anything
+  except (Exception, SystemExit) as error:  # a user's file may raise anything
     missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
     if not missing:
       raise ValueError(f"{what}: {module} cannot be imported: {_in_a_line(error)}") from error
@@ -91,7 +91,7 @@ def _options(function: Callable, mesh: Mesh | None) -> dict[str, Any]:
 
 
 def _in_a_line(error: BaseException) -> str:
-  """Returns an error on one line, with the place in the user's files that it came from."""
+  """Returns an error on one line, with its place in the user's files."""
   package = str(pathlib.Path(__file__).parents[1])
   places = [
     f"{frame.filename}:{frame.lineno}"
@@ -103,15 +103,15 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def make(config, tokenizer: Tokenizer, mesh: Mesh | None = None, rewards: bool = False) -> Judge:
-  """Calls the function that `config.name` names, and checks what it returns by shapes alone.
+  """Calls the function that `config.name` names, and checks the shapes of what it returns.
 
-  Parameters that are not laid out on the mesh already are held whole by every device.
+  Parameters that are not yet laid out on the mesh are replicated on every device.
 
   Args:
-    rewards: whether verdicts must hold scalar rewards.
+    rewards: whether verdicts must have scalar rewards.
 
   Raises:
-    ValueError: an error of the user's, or no judge; in one line.
+    ValueError: the function fails, or returns no judge; on one line.
   """
   function, name = find(config.name), config.name
   try:
@@ -150,7 +150,7 @@ def _laid_out(params: Params, mesh: Mesh) -> Params:
 
 
 def shardings(params: Params, mesh: Any) -> Any:
-  """Returns a sharding for each parameter: the one that it has on this mesh, else everywhere."""
+  """Returns each parameter's sharding on this mesh; replicated if it has none."""
 
   def layout(x):
     found = getattr(x, "sharding", None)
@@ -161,7 +161,7 @@ def shardings(params: Params, mesh: Any) -> Any:
 
 
 def _check_verdict(judge: Judge, what: str, opponents: int, rewards: bool) -> None:
-  """Checks the shapes of a verdict on two responses to two prompts, against others or none."""
+  """Checks the shapes of a verdict on two responses to two prompts, with or without opponents."""
 
   def empty(samples: int) -> tuple[Prompts, Responses]:
     rows, width = 2, 8
@@ -201,17 +201,17 @@ def _check_verdict(judge: Judge, what: str, opponents: int, rewards: bool) -> No
 def from_texts(
   prefer: Callable[[str, str, str], float], tokenizer: Tokenizer, mesh: Mesh | None = None
 ) -> Judge:
-  """Builds a judge of a plain Python function of texts: prefer(prompt, a, b) is P(a ≻ b).
+  """Builds a judge from a Python function of texts, prefer(prompt, a, b) -> P(a ≻ b).
 
-  It is called on the host, in both orders of a pair, whose mean is P; `flip_rate` counts pairs
-  whose orders name different winners. A pair on which it raises, or returns no number in [0, 1],
-  is not valid, and the first such case is told. It has no parameters.
+  The function is called on the host for both orders of a pair, and P is the mean. `flip_rate`
+  counts pairs whose orders have different winners. If the function raises, or returns no number in
+  [0, 1], the pair is invalid; the first such case is logged. The judge has no parameters.
 
   Args:
-    mesh: as `make` is given it: each host then asks for its own rows.
+    mesh: the argument of `make`; each host then judges its own rows.
 
   Raises:
-    ValueError: a function that does not take three texts.
+    ValueError: the function does not take three texts.
   """
   try:
     inspect.signature(prefer).bind("prompt", "a", "b")
@@ -232,7 +232,9 @@ def from_texts(
       problem = _in_a_line(error)
     if not warned:
       warned.append(problem)
-      log.warning("a pair has no verdict, as all for which %s fails: %s", prefer.__name__, problem)
+      log.warning(
+        "pairs for which %s fails have no verdict; the first failure: %s", prefer.__name__, problem
+      )
     return np.nan
 
   def host(*arrays: Any) -> np.ndarray:
@@ -245,7 +247,7 @@ def from_texts(
     result = jax.ShapeDtypeStruct((len(arrays[0]), 2), jnp.float32)
     return jax.pure_callback(host, result, *arrays, vmap_method="sequential")
 
-  # A bare callback would gather all rows on one device, and leave what follows there.
+  # A plain callback would gather all rows on one device, where later operations would stay.
   if mesh is not None:
     spec = sharding.batch_sharding(mesh).spec
     call_host = jax.shard_map(call_host, mesh=mesh, in_specs=spec, out_specs=spec)

@@ -1,7 +1,7 @@
 """A population of annotators: P(y ≻ y' | x) is the share of its types that prefer y.
 
-P = E_Z[1{f(x, y, Z) > f(x, y', Z)} + 1/2·1{f(x, y, Z) = f(x, y', Z)}]. Types that order responses
-differently can make P cycle, which no scalar reward reproduces.
+P = E_Z[1{f(x, y, Z) > f(x, y', Z)} + 1/2·1{f(x, y, Z) = f(x, y', Z)}]. If types order responses
+differently, P can be cyclic, which no scalar reward reproduces.
 """
 
 import dataclasses
@@ -19,9 +19,10 @@ from nash_jax.types import Answers, Params
 
 @dataclasses.dataclass(frozen=True)
 class Annotator:
-  """One type of annotator, to whom the utility of a response is
+  """One type of annotator.
 
-  min(Σ_t [matches of `pattern` in the text of token t], cap) + stopped·(finish + per_token·tokens).
+  Its utility f of a response is min(Σ_t [matches of `pattern` in the text of token t], cap) +
+  stopped·(finish + per_token·tokens).
   """
 
   pattern: str = ""
@@ -37,19 +38,19 @@ _HAPPY = (
 STORYTELLERS = {
   "dialogue": Annotator('"', cap=6),
   "cheer": Annotator(rf"(?i)^ ?(?:{_HAPPY.replace(' ', '|')})$", cap=4),
-  # Many short sentences.
+  # Prefers many short sentences.
   "pace": Annotator(r"[.!?]+", cap=8),
 }
 
 
 def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
-  """Builds the judge of the bundled storytellers' tastes; see judges.make."""
+  """Builds the judge of the annotators STORYTELLERS; see judges.make."""
   built = judge(tokenizer)
   return Judge(sharding.shard(built.params, mesh), built.fn)
 
 
 def judge(tokenizer: Tokenizer, types: dict[str, Annotator] = STORYTELLERS) -> Judge:
-  """Builds the judge of equally many annotators of each of `types`, in this tokenizer's tokens."""
+  """Builds the judge of a population with equal shares of each of `types`."""
   pieces = [tokenizer.decode([i]) for i in range(tokenizer.size)]
   patterns = [(re.compile(t.pattern), bool(t.pattern)) for t in types.values()]
   counts = [[used and len(p.findall(piece)) for p, used in patterns] for piece in pieces]
@@ -69,6 +70,6 @@ def utilities(params: Params, prompts, answers: Answers) -> Float[Array, "N Z"]:
 
 
 def compare(params, prompts, a: Float[Array, "N Z"], b: Float[Array, "N Z"]) -> Comparison:
-  """Returns P(a ≻ b) of utilities a and b, valid and metrics; see base.pairwise."""
+  """Compares utilities a and b; see base.pairwise."""
   p = jnp.mean(jnp.where(a == b, 0.5, a > b), axis=1)
   return Comparison(p, jnp.ones(p.shape, bool), {})

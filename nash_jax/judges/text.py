@@ -1,6 +1,6 @@
 """A Gemma judge whose tokenizer is not the policy's.
 
-Prompts and responses become text on the host, then the judge's tokens; the rest is judges.gemma.
+The host decodes prompts and responses to text and encodes them for the judge; see judges.gemma.
 """
 
 import jax
@@ -24,7 +24,7 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
   stop = [judge_tokenizer.stop_ids[-1]] if config.template in SHOW_STOP else []
 
   def retokenize(ids, stopped):
-    """Returns the judge's tokens, at most W: the last of a prompt, the first of a response."""
+    """Returns at most W of the judge's tokens: the last of a prompt, the first of a response."""
     ids = judge_tokenizer.encode(tokenizer.decode([i for i in ids if int(i) not in markers]))
     return ids[-width:] if stopped is None else (ids + stop * int(stopped))[:width]
 
@@ -38,13 +38,13 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
     shapes = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
     return jax.pure_callback(host, shapes, *arrays)
 
-  # A bare callback would gather all rows on one device, and leave what follows there.
+  # A plain callback would gather all rows on one device, where later operations would stay.
   if mesh is not None:
     spec = sharding.batch_sharding(mesh).spec
     call_host = jax.shard_map(call_host, mesh=mesh, in_specs=spec, out_specs=spec)
 
   def translate(tokens, mask, stopped=None):
-    """Returns tokens [... W] and mask, padded right, for rows [... L] padded on either side."""
+    """Returns right-padded tokens [... W] and mask for rows [... L] padded on any side."""
     rows = [array.reshape(-1, array.shape[-1]) for array in (tokens, mask)]
     translated = call_host(*rows, None if stopped is None else stopped.reshape(-1))
     return tuple(array.reshape(*tokens.shape[:-1], width) for array in translated)

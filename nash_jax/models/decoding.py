@@ -1,8 +1,8 @@
-"""One new token over a cache, with cache and weights laid out as the matrix products want them.
+"""Decodes one token over a cache, with cache and weights laid out as the matrix products need them.
 
-gm.nn.Attention keeps keys and values as [rows, columns, heads, head_dim]; its two products want
+gm.nn.Attention keeps keys and values as [rows, columns, heads, head_dim], but its two products need
 keys as [rows, heads, head_dim, columns] and values as [rows, heads, columns, head_dim]. On a CPU
-each decoding step then transposes the whole cache, which costs more than the attention itself, and
+each decoding step would transpose the whole cache, which costs more than the attention itself, and
 every weight whose inputs are not its first axes. Everything else is the library's.
 """
 
@@ -21,12 +21,12 @@ from nash_jax.models import gemma, lora, sharding
 from nash_jax.types import Params
 
 _HEADS = (sharding.BATCH, "tensor?")
-# What splits the leading axes of a cache from `grow`.
+# Mesh axes that split the leading axes of a cache from `grow`.
 CACHE = {"k": _HEADS, "v": _HEADS, "positions": (sharding.BATCH,), "end_index": ()}
 
 
 def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
-  """Lays a prefilled cache out by heads, with `columns` more and every row `copies` times."""
+  """Lays a prefilled cache out by heads, with `columns` more columns and `copies` of each row."""
 
   def grow_layer(layer):
     def pad(name, axis):
@@ -41,7 +41,7 @@ def grow(cache: gemma.Cache, columns: int, copies: int) -> gemma.Cache:
 
 
 def inputs_first(params: Params) -> Params:
-  """Returns unstacked weights with the axes that a product sums over first."""
+  """Returns unstacked weights with the summed axes of each product first."""
   flat = traverse_util.flatten_dict(params, sep="/")
   for path, weight in flat.items():
     _, _, name = path.partition("/")
@@ -61,10 +61,10 @@ def _intercept(call, args, kwargs, context):
 
 
 def _einsum(module: gm.nn.Einsum, equation: str, x: Array) -> Array:
-  """gm.nn.Einsum over a weight from `inputs_first`; only the small result is ever transposed."""
+  """gm.nn.Einsum over a weight from `inputs_first`; transposes only the small result."""
   operands, out = equation.split("->")
   inputs, axes = operands.split(",")
-  # The axes summed over are the last of the inputs and the first of the weight.
+  # The summed axes are the last of the inputs and the first of the weight.
   num_summed = sum(axis not in out for axis in axes)
   product = jnp.tensordot(x, module.get_variable("params", module.weight_name), num_summed)
   product_axes = inputs[:-num_summed] + "".join(axis for axis in axes if axis in out)
@@ -72,7 +72,7 @@ def _einsum(module: gm.nn.Einsum, equation: str, x: Array) -> Array:
 
 
 def _qk_norms(attn: gm.nn.Attention) -> tuple[nn.Module, nn.Module]:
-  """Returns the norms of queries and keys, private to the library; tested with gemma 4.0.1."""
+  """Returns the norms of queries and keys, which are private; tested with gemma 4.0.1."""
   try:
     return attn._query_norm, attn._key_norm
   except AttributeError as error:
@@ -111,7 +111,7 @@ def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
   logits = jnp.einsum("BKGH,BKHS->BKGS", q, cache["k"])
   if attn.attn_logits_soft_cap is not None:
     logits = jnp.tanh(logits / attn.attn_logits_soft_cap) * attn.attn_logits_soft_cap
-  # In the compute dtype, as the library does, so that sampler and trainer round identically.
+  # In the compute dtype, as in the library, so that sampler and trainer round identically.
   weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -2e38), axis=-1)
   attended = jnp.einsum("BKGS,BKSH->BKGH", weights, cache["v"])
   return cache, attn.attn_vec_einsum("BTNH,NHD->BTD", attended.reshape(rows, 1, heads, size))
@@ -130,8 +130,8 @@ def forward(
 
   Args:
     params: from `inputs_first` of `gemma.unstack(..., library_gating=False)`.
-    position: the token's place in its own sequence.
-    visible: the columns it may attend to, including its own.
+    position: the token's position in its own sequence.
+    visible: the columns the token may attend to, including its own.
 
   Returns:
     Hidden states, and the cache with one more column.

@@ -2,10 +2,10 @@
 
 Two layouts of one parameter tree:
 
-* stacked, for training, judging and prefill: `layers/<i>` holds the blocks at place i of the
-  pattern with a leading repeat axis, over which they are scanned; `tail/<i>` the layers left over.
-  Where local and global layers differ in their window alone (Gemma 2), the pattern is one layer;
-* unstacked, for decoding and for checkpoints: `layer_<n>` as in the library.
+* stacked, for training, judging and prefill: `layers/<i>` holds all blocks at position i of the
+  pattern, with a leading repeat axis that is scanned over; `tail/<i>` holds the remaining layers.
+  If local and global layers differ only in their window (Gemma 2), the pattern is one layer;
+* unstacked, for decoding and checkpoints: `layer_<n>` as in the library.
 
 Both gating layouts of the published checkpoints become [2, features, hidden] when stacked.
 """
@@ -33,9 +33,9 @@ Cache = tuple[dict[str, Array], ...]  # for each layer, what gm.nn.Block reads a
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-  """An architecture: those fields of the library's TransformerConfig in which text models differ.
+  """An architecture: the fields of the library's TransformerConfig in which text models differ.
 
-  The library's own class would import TensorFlow (10 to 20 s) before a config is even checked.
+  The library's own class would import TensorFlow (10 to 20 s) before a config is checked.
   """
 
   num_embed: int  # vocabulary rows V
@@ -49,12 +49,12 @@ class GemmaConfig:
   final_logit_softcap: float | None = 30.0
   attn_logits_soft_cap: float | None = 50.0
   use_qk_norm: bool = False
-  transpose_gating_einsum: bool = False  # of published checkpoints; never of the stacked layout
+  transpose_gating_einsum: bool = False  # in published checkpoints; never in the stacked layout
   local_base_frequency: int = 10_000
   global_base_frequency: int = 10_000
   local_scale_factor: float = 1.0
   global_scale_factor: float = 1.0
-  query_pre_attn_scalar: int | None = None  # queries are divided by its root; None: head_dim
+  query_pre_attn_scalar: int | None = None  # queries are divided by its square root; None: head_dim
 
   @property
   def query_scale(self) -> float:
@@ -66,9 +66,9 @@ class GemmaConfig:
 
   @property
   def one_rope(self) -> bool:
-    """Whether local and global layers differ in their window alone, so that one block serves both.
+    """Whether local and global layers differ only in their window, so that one block serves both.
 
-    A compiler then sees one layer instead of a whole pattern: half the time for Gemma 2.
+    The compiler then sees one layer instead of a pattern, which halves its time for Gemma 2.
     """
     local = (self.local_base_frequency, self.local_scale_factor)
     return local == (self.global_base_frequency, self.global_scale_factor)
@@ -111,9 +111,9 @@ PRESETS = {  # positional: from num_embed to sliding_window_size
 
 
 def preset(name: str, **changes: Any) -> GemmaConfig:
-  """Returns the architecture called `name`, with single fields replaced by `changes`.
+  """Returns the architecture called `name`, with fields replaced by `changes`.
 
-  Among these, `num_layers` keeps only the first layers.
+  A change of `num_layers` keeps only the first layers.
   """
   one_of("model.preset", name, PRESETS)
   fields = [field.name for field in dataclasses.fields(GemmaConfig)]
@@ -125,7 +125,7 @@ def preset(name: str, **changes: Any) -> GemmaConfig:
 
 
 def pattern(model_config: GemmaConfig) -> tuple[int, int, int]:
-  """Returns (period of the pattern of layers, its full repeats, layers left over)."""
+  """Returns (period of the layer pattern, full repeats, remaining layers)."""
   layers, length, period = tuple(model_config.attention_types), model_config.num_layers, 1
   while not model_config.one_rope and (layers[:period] * length)[:length] != layers:
     period += 1
@@ -134,10 +134,10 @@ def pattern(model_config: GemmaConfig) -> tuple[int, int, int]:
 
 @functools.cache
 def _import_annotations() -> None:
-  """Imports the types that the library's blocks are annotated with, without TensorFlow.
+  """Imports the types in the annotations of the library's blocks, without TensorFlow.
 
-  Of TensorFlow they only name tf.Tensor, which no text model ever meets. Tested with gemma 4.0.1
-  and kauldron 1.4.4; a test fails where these would import TensorFlow after all.
+  They only need the name tf.Tensor, which no text model uses. Tested with gemma 4.0.1 and
+  kauldron 1.4.4; a test fails if these import TensorFlow after all.
   """
   absent = "tensorflow" not in sys.modules
   if absent:
@@ -156,7 +156,7 @@ def block(
   model_config: GemmaConfig, attn_type: gm.nn.AttentionType, transpose_gating: bool = False
 ) -> gm.nn.Block:
   """Returns the library's block for one layer; gating is [2, features, hidden] by default."""
-  _import_annotations()  # the block's call would import TensorFlow for them
+  _import_annotations()  # otherwise the block's call imports TensorFlow
   if attn_type == LOCAL:
     frequency, scale = model_config.local_base_frequency, model_config.local_scale_factor
   else:
@@ -179,7 +179,7 @@ def init(key: Array, model_config: GemmaConfig) -> Params:
   positions = jnp.zeros((1, 1), jnp.int32)
 
   def stacked(n: int, count: int) -> Params:
-    """`count` layers of the type of layer n."""
+    """Returns `count` layers of the type of layer n."""
     keys = jax.random.split(jax.random.fold_in(key, n), count)
     layer = block(model_config, model_config.attention_types[n])
     return jax.vmap(lambda key: layer.init(key, x, positions, None, visible)["params"])(keys)
@@ -197,7 +197,7 @@ def init(key: Array, model_config: GemmaConfig) -> Params:
 
 
 def shapes(model_config: GemmaConfig) -> Params:
-  """Returns the stacked tree of `jax.ShapeDtypeStruct`s; allocates nothing."""
+  """Returns the stacked tree as `jax.ShapeDtypeStruct`s; allocates nothing."""
   return jax.eval_shape(functools.partial(init, model_config=model_config), jax.random.key(0))
 
 
@@ -223,7 +223,7 @@ def unstack(params: Params, model_config: GemmaConfig, library_gating: bool = Tr
 
 
 def cast(params: Params, dtype: DTypeLike) -> Params:
-  """Casts a whole tree, norms too: one float32 scale would turn every later activation float32."""
+  """Casts a whole tree, norms included: one float32 scale would make later activations float32."""
   return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
@@ -239,7 +239,7 @@ def init_cache(model_config: GemmaConfig, batch: int, length: int, dtype: DTypeL
 def _within_window(
   model_config: GemmaConfig, positions: Int[Array, "N T"], cache: Cache | None
 ) -> Bool[Array, "N T S"]:
-  """Returns which columns lie within the window, as gm.nn.Attention has it for local layers."""
+  """Returns which columns are within the window of a local layer, as in gm.nn.Attention."""
   columns = positions
   if cache:
     start = (0, cache[0]["end_index"][0])
@@ -262,9 +262,9 @@ def forward(
 
   Args:
     params: stacked or unstacked (gating [2, features, hidden]), with or without adapters
-      (lora.join); cast to `dtype` where used, and stacked ones gathered there.
-    positions: of each token in its own sequence, padding not counted.
-    attn_mask: what each token may attend to among S columns: the cache's where there is one.
+      (lora.join). Each layer is cast to `dtype` when it runs; stacked layers are also gathered.
+    positions: position of each token in its own sequence, without padding.
+    attn_mask: which of S columns each token may attend to; with a cache, S counts its columns.
     cache: written at its end index, which is the same for all rows.
     remat: recompute each scanned group of layers in the backward pass.
 
@@ -272,9 +272,9 @@ def forward(
     Hidden states, and the cache with the new columns.
 
   Raises:
-    ValueError: float16, in which the mask of a row of padding is NaN, and so is all after it.
+    ValueError: dtype float16, in which the mask of a padding row gives NaN.
   """
-  fix = "float16 is for files: Gemma's activations and masks leave its range."
+  fix = "float16 is only for files: Gemma's activations and masks overflow it."
   require(jnp.dtype(dtype) != jnp.float16, "dtype", "float32 or bfloat16", "float16", fix)
   embedding = params["embedder"]["input_embedding"]
   x = sharding.constrain(embedding.astype(dtype)[tokens], sharding.BATCH)
@@ -302,7 +302,7 @@ def forward(
 def _stacked_layers(
   params, model_config, x, attn_mask, in_window, cache, run_layer, dtype, remat
 ) -> tuple[Float[Array, "N T D"], list]:
-  """Scans the stacked layers, then runs those left over; see `forward`."""
+  """Scans the stacked layers, then runs the remaining ones; see `forward`."""
   attention_types = tuple(model_config.attention_types)
   period, repeats, _ = pattern(model_config)
   num_scanned = period * repeats
@@ -347,9 +347,9 @@ def logits(
   forbidden: Bool[Array, "V"] | None = None,
   ids_first: bool = False,
 ) -> Float[Array, "..."]:
-  """Returns float32 next-token logits: soft-capped, then -inf-like where `forbidden`.
+  """Returns float32 next-token logits: soft-capped, then hugely negative where `forbidden`.
 
-  Their shape is [..., V], or [V, ...] with `ids_first`.
+  The shape is [..., V], or [V, ...] with `ids_first`.
   """
   embedding = params["embedder"]["input_embedding"].astype(x.dtype)
   operands, axes = (
@@ -365,11 +365,11 @@ def logits(
 
 
 def positions_of(mask: Bool[Array, "N T"]) -> Int[Array, "N T"]:
-  """Returns each token's place among the unmasked ones; 0 on padding before them."""
+  """Returns each token's position among the unmasked ones; 0 on padding before them."""
   return jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
 
 
 def causal_mask(mask: Bool[Array, "N T"]) -> Bool[Array, "N T T"]:
-  """Returns what each token may see: unmasked tokens up to itself."""
+  """Returns which tokens each token may attend to: unmasked ones up to itself."""
   length = mask.shape[-1]
   return jnp.tril(jnp.ones((1, length, length), bool)) & mask[:, None, :]

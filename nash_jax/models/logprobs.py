@@ -1,4 +1,4 @@
-"""Sequence log-probabilities without ever holding [batch, length, vocabulary]."""
+"""Sequence log-probabilities without an array of shape [batch, length, vocabulary]."""
 
 import functools
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nash_jax.models import gemma, sharding
 from nash_jax.types import Params, Prompts
 
-_VOCABULARY = ("fsdp", "tensor")  # what splits the vocabulary rows where logits are computed
+_VOCABULARY = ("fsdp", "tensor")  # mesh axes that split the vocabulary when logits are computed
 
 
 def token_logprobs(
@@ -26,14 +26,14 @@ def token_logprobs(
   remat: bool = False,
   chunk: int = 32,
 ) -> tuple[Float[Array, "N S"], Float[Array, "N S"]]:
-  """Returns log-probability and entropy (nats) of tokens[:, first:] given those before each.
+  """Returns log-probability and entropy (nats) of tokens[:, first:], each given those before it.
 
   Args:
-    mask: False on padding, which is never attended to; its entries are returned as 0.
+    mask: False on padding, which is never attended to and gets 0.
     first: column of the first evaluated token, at least 1; S = T - first.
     forbidden: ids of probability 0.
     temperature: divides the logits.
-    chunk: evaluated columns whose logits exist at one time.
+    chunk: number of columns whose logits exist at the same time.
   """
   input_mask, inputs = mask[:, :-1], tokens[:, :-1]
   positions, visible = gemma.positions_of(input_mask), gemma.causal_mask(input_mask)
@@ -55,10 +55,10 @@ def token_logprobs(
     a = jnp.pad(a, [(0, 0), (0, -num_labels % size)] + [(0, 0)] * (a.ndim - 2))
     return jnp.moveaxis(a.reshape(a.shape[0], -1, size, *a.shape[2:]), 1, 0)
 
-  # Each device has its part of the vocabulary for all rows: the table is gathered nowhere.
+  # Each device holds its part of the vocabulary for all rows, so the table is never gathered.
   table = sharding.constrain(params["embedder"]["input_embedding"], _VOCABULARY)
   embedder = {"input_embedding": table}
-  # A scan, not a map over everything at once: one chunk's logits live at a time.
+  # With a scan, only one chunk's logits exist at a time.
   _, out = jax.lax.scan(
     lambda none, xs: (none, chunk_logprobs(embedder, *xs)), None, (split(x), split(labels))
   )
@@ -79,8 +79,8 @@ def response_logprobs(
 ) -> tuple[Float[Array, "B K L"], Float[Array, "B K L"]]:
   """Returns log-probability and entropy (nats) of every response token given its prompt.
 
-  All responses start at one column, since prompts are padded on the left; `options` are
-  `token_logprobs`'s.
+  Prompts are padded on the left, so all responses start at the same column. `options` are those of
+  `token_logprobs`.
   """
   shape, first = tokens.shape, prompts.tokens.shape[1]
 

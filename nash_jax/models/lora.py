@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2106.09685): W + (alpha / r)·A·B with W frozen, on every projection of a block.
 
-Three trees: the base, a plain model's parameters; adapters, small and trained, {"a", "b"} at the
-path of each weight; and the two joined, the parameters of a policy. Joining leaves the base as it
-is; merging a joined tree gives a plain model.
+There are three trees: the base, which are a plain model's parameters; the trained adapters, with
+{"a", "b"} at the path of each weight; and the two joined, which are a policy's parameters. Joining
+does not change the base. Merging a joined tree gives a plain model.
 """
 
 import functools
@@ -21,8 +21,8 @@ from nash_jax import keys
 from nash_jax.types import Params
 from nash_jax.validation import require
 
-# By a weight's path in its block: the axes of A, of B and of the weight; r is the rank. Factored as
-# in gemma.peft, over all inputs and all outputs at once: keys and values, or gate and up, share A.
+# {path in the block: axes of A, of B and of the weight}; r is the rank. As in gemma.peft, a factor
+# covers all inputs or all outputs, so keys and values share A, and so do gate and up.
 FACTORS = {
   "attn/q_einsum/w": ("Dr", "rNH", "NDH"),
   "attn/kv_einsum/w": ("Dr", "rCKH", "CKDH"),
@@ -40,7 +40,7 @@ def init_and_join(
   """Returns (init, join) of a run's config.
 
   init(base) makes the trainable parameters, and join(base, trainable) the policy's. Without LoRA
-  the trainable parameters are the base itself, which is also the policy's.
+  the base itself is trained, and join returns the trained parameters.
   """
   rank = config.model.lora.rank
   if not rank:
@@ -55,12 +55,12 @@ def init_and_join(
 def init(key: Array, base: Params, rank: int) -> Params:
   """Returns float32 adapters of a stacked base with B = 0; A is drawn as in gemma.peft.
 
-  A judge's head is trained directly, and so is among them. Where the base is joined with
-  adapters of this rank, these are what is returned, but for columns of theirs that are 0 in A and
-  in B, which would stay so: their A is drawn.
+  The result includes a judge's head, which is trained directly. If the base is already joined with
+  adapters of this rank, returns those. Only columns that are 0 in both A and B, which would get no
+  gradient, are drawn in A.
 
   Raises:
-    ValueError: a base without projections, such as a policy's that is no network.
+    ValueError: the base has no projections, such as that of a tabular policy.
   """
   adapters: dict[tuple[str, ...], Array] = {}
   flat = traverse_util.flatten_dict(base)
@@ -86,7 +86,7 @@ def init(key: Array, base: Params, rank: int) -> Params:
 
 
 def _filled(start: dict[str, Array], fresh: Array, stack: int) -> Array:
-  """Returns A, a fresh one in the columns in which A and B are 0."""
+  """Returns A with fresh columns where both A and B are 0."""
   a, b = start["a"], start["b"]
   used = jnp.any(a != 0, tuple(range(stack, a.ndim - 1)))
   used |= jnp.any(b != 0, tuple(range(stack + 1, b.ndim)))
@@ -94,7 +94,7 @@ def _filled(start: dict[str, Array], fresh: Array, stack: int) -> Array:
 
 
 def join(base: Params, adapters: Params, scale: float | Array) -> Params:
-  """Returns the base with each layer's adapters beside its weights, as its "lora"; B is scaled."""
+  """Returns the base with each layer's adapters, B scaled, under "lora" beside its weights."""
 
   def scaled(path, x):
     return x * scale if path[-1].key == "b" else x
@@ -109,7 +109,7 @@ def join(base: Params, adapters: Params, scale: float | Array) -> Params:
 
 
 def merge(params: Params) -> Params:
-  """Returns a plain model, float32 where adapted, from a joined one, stacked or unstacked."""
+  """Returns a plain model from a joined one, stacked or unstacked; adapted weights are float32."""
   if "lora" not in params:
     return {name: merge(x) if isinstance(x, dict) else x for name, x in params.items()}
   plain = {name: x for name, x in params.items() if name != "lora"}
@@ -119,7 +119,7 @@ def merge(params: Params) -> Params:
     a_axes, b_axes, axes = FACTORS[name]
     equation = f"...{a_axes},...{b_axes}->...{axes}"
     a, b = adapters[f"{name}/a"], adapters[f"{name}/b"]
-    # In full precision: a TPU would round both factors to bfloat16.
+    # In full precision, because a TPU would round both factors to bfloat16.
     layer[name] += jnp.einsum(equation, a, b, precision="highest")
   return traverse_util.unflatten_dict(layer, sep="/")
 
@@ -127,7 +127,7 @@ def merge(params: Params) -> Params:
 def apply(block: nn.Module, layer: Params, *args) -> Any:
   """Returns block.apply's outputs for one layer, joined or plain.
 
-  Computes x·W + (x·A)·B, never W + A·B: no gradient of W's size exists.
+  Computes x·W + (x·A)·B and not W + A·B, so that no gradient of W's size exists.
   """
   params = {name: x for name, x in layer.items() if name != "lora"}
   if "lora" not in layer:

@@ -1,4 +1,4 @@
-"""Sharding as data: a mesh of (data, fsdp, tensor), and one ordered table of rules."""
+"""Shardings: a mesh of (data, fsdp, tensor), and one ordered table of rules."""
 
 import functools
 import math
@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from nash_jax.types import Params
 from nash_jax.validation import require
 
-# (path, axes of the trailing dimensions). A leading axis of stacked layers is never split. Key and
-# value heads are few: "?" replicates them where the tensor axis does not divide them.
+# (path, axes of the trailing dimensions). A leading axis of stacked layers is never split. "?"
+# replicates key and value heads if the tensor axis does not divide their number.
 RULES = (
   (r"embedder/input_embedding$", ("tensor", "fsdp")),
   (r"attn/q_einsum/w$", ("tensor", "fsdp", None)),
@@ -26,7 +26,7 @@ RULES = (
   (r"attn/attn_vec_einsum/w$", ("tensor", None, "fsdp")),
   (r"mlp/gating_einsum$", (None, "fsdp", "tensor")),
   (r"mlp/linear$", ("tensor", "fsdp")),
-  # Adapters (models/lora.py): A's inputs and B's outputs are split as the weight's are.
+  # Adapters (models/lora.py): A's inputs and B's outputs are split like the weight's.
   (r"(attn/(q|kv|qkv)_einsum/w|mlp/gating_einsum)/a$", ("fsdp", None)),
   (r"attn/q_einsum/w/b$", (None, "tensor", None)),
   (r"attn/q?kv_einsum/w/b$", (None, None, "tensor?", None)),
@@ -39,12 +39,16 @@ RULES = (
   (r"^(counts|cap|finish|per_token)?$", ()),  # judges that are not models
 )
 AnyMesh = Mesh | AbstractMesh
-type Sizes = Mapping[str, int] | ConfigDict  # of the axes of a mesh, by name
-BATCH = ("data", "fsdp")  # what the leading axis of every batch is split over
+type Sizes = Mapping[str, int] | ConfigDict  # {axis of a mesh: size}
+BATCH = ("data", "fsdp")  # mesh axes that split the leading axis of every batch
 
 
 def resolve_mesh(mesh: Sizes, devices: int, field: str = "mesh") -> dict[str, int]:
-  """Returns the mesh's sizes with -1 filled in; ValueError where they do not make `devices`."""
+  """Returns a mesh's sizes with -1 filled in.
+
+  Raises:
+    ValueError: their product is not `devices`.
+  """
   sizes: dict[str, int] = dict(mesh)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -58,7 +62,7 @@ def resolve_mesh(mesh: Sizes, devices: int, field: str = "mesh") -> dict[str, in
 
 
 def make_mesh(sizes: Sizes, like: Mesh | None = None) -> Mesh:
-  """Returns the mesh of a run's config, or another of the same devices in the order of `like`."""
+  """Returns the mesh of a run's config; with `like`, over its devices in the same order."""
   sizes = resolve_mesh(sizes, jax.device_count() if like is None else like.size)
   shape, names, types = tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes)
   if like is None:
@@ -71,13 +75,13 @@ def _name(path) -> str:
 
 
 def _count(mesh: AnyMesh, axes: str | tuple[str, ...] | None) -> int:
-  """Returns over how many devices one or several axes of the mesh split a dimension."""
+  """Returns into how many parts one or several axes of the mesh split a dimension."""
   names = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[name] for name in names)
 
 
 def _spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> P:
-  # Scalars, and Adafactor's factored moments, which are vectors, are held everywhere.
+  # Scalars and Adafactor's factored moments, which are vectors, are replicated.
   if math.prod(shape) == 1 or re.search(r"/v_(row|col)/", path):
     return P()
   rules = [axes for pattern, axes in RULES if re.search(pattern, path)]
@@ -96,14 +100,14 @@ def _spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> P:
 
 
 def shardings(tree: Any, mesh: AnyMesh) -> Any:
-  """Returns a NamedSharding for each leaf; optimiser state, target and copies follow by path."""
+  """Returns a NamedSharding for each leaf, by its path, also in optimiser state and copies."""
   return jax.tree.map_with_path(
     lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh)), tree
   )
 
 
 def jit(mesh: Mesh, fn: Callable, **options) -> jax.stages.Wrapped:
-  """Returns jax.jit(fn, **options), traced so that `constrain` and `gather_weights` use `mesh`."""
+  """Returns jax.jit(fn, **options) in which `constrain` and `gather_weights` use `mesh`."""
 
   @functools.wraps(fn)
   def traced(*args):
@@ -116,7 +120,7 @@ def jit(mesh: Mesh, fn: Callable, **options) -> jax.stages.Wrapped:
 def compilations(jitted) -> int:
   """Returns how often a function from `jit` was compiled.
 
-  jax tells only through `_cache_size`, which is private; tested with jax 0.11 and 0.12.
+  Only the private `_cache_size` tells; tested with jax 0.11 and 0.12.
   """
   if not hasattr(jitted, "_cache_size"):
     raise RuntimeError(f"jax {jax.__version__} has no _cache_size, jax 0.11 and 0.12 have it")
@@ -124,9 +128,9 @@ def compilations(jitted) -> int:
 
 
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-  """Splits the leading dimensions of an activation over `axes`, in the grammar of RULES.
+  """Splits the leading dimensions of an activation over `axes`, written as in RULES.
 
-  Where a dimension does not divide over an axis without "?", the layout is left to the compiler.
+  If an axis without "?" does not divide its dimension, the compiler chooses the layout.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -142,9 +146,9 @@ def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
 
 
 def gather_weights(tree: Params) -> Params:
-  """Gathers weights over data and fsdp; heads, features and vocabulary stay split over tensor.
+  """Gathers weights over data and fsdp; keeps heads, features and vocabulary split over tensor.
 
-  This is the layout in which a layer computes, and from which a policy decodes.
+  Layers compute in this layout, and policies decode in it.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -159,12 +163,12 @@ def gather_weights(tree: Params) -> Params:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of a batch: split over data and fsdp by its leading axis."""
+  """Returns the sharding of a batch, whose leading axis is split over data and fsdp."""
   return NamedSharding(mesh, P(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding that holds everything everywhere."""
+  """Returns the sharding that replicates an array on every device."""
   return NamedSharding(mesh, P())
 
 
@@ -176,9 +180,9 @@ def abstract(shapes: Any, shardings: Any) -> Any:
 
 
 def shard(tree: Any, mesh: Mesh | None) -> Any:
-  """Returns arrays that every host has as arrays of the mesh, if there is one.
+  """Shards arrays that every host holds over the mesh; without a mesh, returns them unchanged.
 
-  Each host cuts its part out of its own copy: nothing is communicated.
+  Each host takes its part from its own copy, so nothing is communicated.
   """
   if mesh is None:
     return tree
@@ -191,11 +195,11 @@ def shard(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def global_batch(sharding: NamedSharding, size: int, read: Callable[[slice], Any]) -> Any:
-  """Returns a batch of `size` rows, of which each host reads its own.
+  """Returns a batch of `size` rows, of which each host reads only its own.
 
   Args:
-    sharding: as from `batch_sharding`.
-    read: slice of the batch's rows -> a tree of arrays with these rows as leading axis.
+    sharding: from `batch_sharding`.
+    read: slice of rows -> a tree of arrays whose leading axis has these rows.
   """
   indices = sharding.addressable_devices_indices_map((size,)).values()
   starts, stops, _ = zip(*(index[0].indices(size) for index in indices if index), strict=True)
@@ -207,7 +211,7 @@ def global_batch(sharding: NamedSharding, size: int, read: Callable[[slice], Any
 
 
 def describe(tree: Any) -> list[tuple[str, str, str, int]]:
-  """Returns (name, shape, what splits it, bytes a device) of arrays or shapes with shardings."""
+  """Returns (name, shape, sharding, bytes per device) of arrays or shapes with shardings."""
   lines = []
   for path, x in jax.tree.leaves_with_path(tree):
     size = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

@@ -1,13 +1,13 @@
 """The table of algorithms: whose responses are compared, the loss, and when copies are made.
 
-Symbols are those of the papers: β weighs KL to the reference, β/η KL to the target (the prox
-centre), s is the step of a regularised mirror step. Deviations from the papers:
+Symbols are those of the papers: β weighs the KL to the reference, β/η weighs the KL to the target
+(the prox centre), and s is the step size of a regularised mirror step. Deviations from the papers:
 
-1. The loss printed for NashMP (2505.19731) has +P(y≻y') under minimisation, which would make the
-   policy worse; the estimator's sign is used.
+1. The loss printed for NashMP (2505.19731) has +P(y≻y'). Minimising it would make the policy worse,
+   so the sign is that of the paper's gradient estimator.
 2. The EMA target moves towards the parameters after the optimiser's step.
 3. Log-probabilities are summed over a response, never divided by its length.
-4. Mixtures are token-wise; the KL penalty is the policy's, summed over whole responses.
+4. Mixtures are token-wise. The KL penalty is the policy's, summed over whole responses.
 5. The second half of nash_mp_two_step starts where the first half ended.
 """
 
@@ -22,9 +22,9 @@ from nash_jax.validation import one_of
 
 AlgorithmConfig = Any  # the `algorithm` part of a run's config, an ml_collections.ConfigDict
 Loss = Callable[..., Mean]  # (logp, log_ratios, verdict, role_weights=) -> Mean
-# The fields of it that every method reads; see Algorithm.uses.
+# The fields of AlgorithmConfig that every method reads; see Algorithm.uses.
 ALWAYS_READ = {"name", "samples", "reference_period", "behaviour_temperature"}
-Copies = dict[str, str]  # by the field to overwrite, the field that it becomes a copy of
+Copies = dict[str, str]  # {field to overwrite: field to copy}
 
 
 def _kl_to_reference(config: AlgorithmConfig) -> losses.Weights:
@@ -35,26 +35,26 @@ def _kl_to_reference(config: AlgorithmConfig) -> losses.Weights:
 class Algorithm:
   """One algorithm: an entry of the table ALGORITHMS.
 
-  Players are "policy", "reference", "target", "mixture" (of policy and reference, token-wise) and
-  the names in `copies`. The fields of the state that a copy may read or write are "params",
-  "opt_state", "target", "reference" and those names. A Callable takes the algorithm's config.
+  The players are "policy", "reference", "target", "mixture" (of policy and reference, token-wise)
+  and the names in `copies`. A copy reads and writes the fields "params", "opt_state", "target" and
+  "reference" of the state, and those names. Every callable takes the algorithm's config.
 
   Attributes:
-    loss: returns the loss, one of losses.py with its options set.
-    paper: where the method is from, and which equation.
-    role_weights: returns the weight of each role's log-ratio in the loss; default β·KL to the
+    loss: returns the loss: a function of losses.py with its options set.
+    paper: the paper, and the equation or section where that matters.
+    role_weights: returns the weight of each role's log-ratio in the loss; by default β for the
       reference.
     player: who samples y.
-    opponent: who samples the responses that y is compared with; None: y's other samples, from the
-      same player.
-    on_policy: whether the loss is a policy gradient, right only for samples of the policy, with the
-      options centre_log_ratios and reward_to_go.
+    opponent: who samples the responses that y is compared with; None compares the samples of
+      `player` with each other.
+    on_policy: whether the loss is a policy gradient. It is then correct only for samples of the
+      policy, and reads the options centre_log_ratios and reward_to_go.
     target_ema: returns whether the target follows the policy at every step, at rate κ.
-    copy_schedule: returns the copies that are due after so many completed steps.
-    copies: frozen trees beside the target, each with the field it starts as a copy of.
-    fields: fields of the algorithm's config that the method's functions read; see `uses`.
-    minimum: the least value that makes sense, by field.
-    defaults: this method's defaults, by field, where they differ from the others'.
+    copy_schedule: returns the copies to make after a number of completed steps.
+    copies: trees kept frozen beside the target: {name: field that it starts as a copy of}.
+    fields: the fields of the config that this method's callables read; see `uses`.
+    minimum: the smallest allowed value, by field.
+    defaults: defaults by field, where they differ from those of other methods.
     needs_rewards: whether the loss reads scalar rewards.
   """
 
@@ -73,11 +73,11 @@ class Algorithm:
   needs_rewards: bool = False
 
   def keeps_target(self, config: AlgorithmConfig) -> bool:
-    """Returns whether the state has a target: as a player, or with a role in the loss."""
+    """Returns whether the state holds a target, because it plays or has a weight in the loss."""
     return "target" in (self.player, self.opponent, *self.role_weights(config))
 
   def uses(self, config: AlgorithmConfig) -> set[str]:
-    """Returns the fields that this method reads, without those that every method reads."""
+    """Returns the fields that this method reads, except ALWAYS_READ."""
     used = {*self.fields, *(() if self.needs_rewards else ("labels",))}
     if self.on_policy:
       used |= {"centre_log_ratios", "reward_to_go"}
@@ -91,7 +91,7 @@ class Algorithm:
     return used
 
   def samples(self, config: AlgorithmConfig) -> tuple[int, int]:
-    """Returns how many of a prompt's `samples` are y's and how many the opponent's."""
+    """Returns how many of a prompt's samples are the player's, and how many the opponent's."""
     opponents = config.samples // 2 if self.opponent else 0
     return config.samples - opponents, opponents
 
@@ -121,7 +121,7 @@ def _kl_to_both(config) -> losses.Weights:
 
 
 def _mirror_step(config) -> losses.Weights:
-  """Weighs a regularised mirror step s from π_t: the sum of both weights is 1/s."""
+  """Returns the weights of a regularised mirror step s from π_t, which sum to 1/s."""
   return {"reference": config.beta, "target": 1 / config.step - config.beta}
 
 
@@ -142,13 +142,13 @@ def _copy_unless_ema(config, step: int) -> Copies:
 
 
 def _two_halves(config, step: int) -> Copies:
-  """Two-step NashMP: the opponent is the end of the last half, the target that of both halves."""
+  """Two-step NashMP: the opponent is renewed after each half step, the target after both."""
   target = _every(2 * config.target_period, step, target="params")
   return _every(config.target_period, step, opponent="params") | target
 
 
 def _extragradient(config, step: int) -> Copies:
-  """EGPO: the first half step ends with a return to the start, the second with a new start."""
+  """EGPO: the first half step ends back at the start; the end of the second is the new start."""
   back = {"params": "start", "opt_state": "start_opt_state"}
   ahead = {"start": "params", "start_opt_state": "opt_state"}
   return {"opponent": "params"} | (back if step % 2 else ahead)
@@ -232,15 +232,19 @@ ALGORITHMS = {
 
 
 def get(name: str) -> Algorithm:
-  """Returns the algorithm called `name`; ValueError lists the choices."""
+  """Returns the algorithm called `name`.
+
+  Raises:
+    ValueError: an unknown name; lists the choices.
+  """
   one_of("algorithm.name", name, ALGORITHMS)
   return ALGORITHMS[name]
 
 
 def fill_defaults(config: AlgorithmConfig) -> None:
-  """Sets the fields that are None to the method's defaults, in place."""
+  """Sets fields that are None to the method's defaults, in place."""
   method = get(config.name)
-  bounded = "beta" in method.fields and 5.0 * config.beta > 1  # s is at most 1 / beta
+  bounded = "beta" in method.fields and 5.0 * config.beta > 1  # s must not exceed 1 / beta
   defaults = {
     "samples": method.minimum["samples"],
     "reference_period": 0,

@@ -1,9 +1,13 @@
 """Losses in two families, policy gradients and regressions: arrays in, a `Mean` out.
 
-Axes as in types.py. Every loss takes `logp` (log π_θ of each token, differentiated), `log_ratios`
-(by role, log π_θ − log π_role of each token), the judge's verdict and `role_weights` (by role, a
-number). Masked tokens are 0. Where responses are compared with each other J = K, and the diagonal
-is not valid.
+Axes as in types.py. Every loss takes:
+
+- `logp`: log π_θ of each token; gradients flow through it and through `log_ratios`;
+- `log_ratios`: {role: log π_θ − log π_role of each token};
+- `verdict`: the judge's;
+- `role_weights`: {role: number}.
+
+Masked tokens are 0. When responses are compared with each other, J = K and the diagonal is invalid.
 """
 
 import jax
@@ -14,7 +18,7 @@ from nash_jax.types import Mean, Verdict
 
 Logp = Float[Array, "B K L"]
 LogRatios = dict[str, Float[Array, "B K L"]]  # by role
-Number = float | Float[Array, ""]  # an array where the config's numbers are traced
+Number = float | Float[Array, ""]  # an array when the config's numbers are traced
 Weights = dict[str, Number]  # by role
 
 
@@ -28,21 +32,21 @@ def policy_gradient(
   centre: bool = False,
   to_go: bool = False,
 ) -> Mean:
-  """Surrogate whose gradient is NashMP's estimator and its relatives' (2505.19731, section 5).
+  """Surrogate whose gradient is the estimator of NashMP and its relatives (2505.19731, section 5).
 
   The gradient is the mean over prompts of (arms / K) Σ_k ∇log π(y_k)·coef(y_k), with
-  coef = 1/2 − mean_j P(y_k≻y'_j) + Σ_role weight_role·log_ratio_role(y_k), all under stop_gradient.
-  The gradient of log π_θ(y) alone has expectation 0, so a coefficient's own would add no KL
-  gradient. A response without a valid comparison has weight 0.
+  coef = 1/2 − mean_j P(y_k≻y'_j) + Σ_role weight_role·log_ratio_role(y_k) under stop_gradient:
+  differentiating the coefficient as well would add only ∇log π_θ(y), whose expectation is 0.
+  A response without a valid comparison has weight 0.
 
   Args:
-    role_weights: of each role's log-ratio: β for the reference, β/η for the target.
-    arms: 2 where opponents are the policy's own samples, so that both sides of every comparison
-      carry a gradient, in expectation twice the objective's; 1 otherwise.
-    centre: subtract from each log-ratio the mean over the prompt's other responses, of those with a
-      valid comparison, which keeps the expectation and lowers the variance at large KL.
-    to_go: count in a token's coefficient the log-ratios of this and later tokens only, which keeps
-      the expectation on policy (Munos et al. 2312.00886, section 7).
+    role_weights: β for the reference, β/η for the target.
+    arms: 2 if the opponents are the policy's own samples: both sides of a comparison then carry a
+      gradient, and its expectation is twice that of the objective. Otherwise 1.
+    centre: subtract from each log-ratio the mean over the prompt's other responses with a valid
+      comparison. This keeps the expectation and lowers the variance at large KL.
+    to_go: a token's coefficient counts only the log-ratios of this token and later ones. On policy
+      this keeps the expectation (Munos et al. 2312.00886, section 7).
   """
   wins, compared = _mean_wins(verdict)
   penalty = _penalty(log_ratios, role_weights, compared, centre, to_go)
@@ -60,13 +64,13 @@ def reinforce(
 ) -> Mean:
   """Surrogate of REINFORCE with leave-one-out rewards: coef = −(R_k − mean_{j≠k} R_j) + penalty.
 
-  Both arms count, as in `policy_gradient` with arms = 2: the expectation of the gradient is 2·∇ of
-  −E[R] + Σ_role role_weights[role]·KL. Source: RLOO, Ahmadian et al. 2402.14740. A response that
-  the judge could not read counts neither in the loss nor in the mean of the others.
+  The scale is that of `policy_gradient` with arms = 2: the gradient's expectation is twice the
+  gradient of −E[R] + Σ_role role_weights[role]·KL. A response that the judge could not read counts
+  neither in the loss nor in the mean of the others. Source: RLOO, Ahmadian et al. 2402.14740.
   """
   assert verdict.rewards is not None, "algorithms.needs_rewards holds only judges with rewards"
   counted = _mean_wins(verdict)[1] & jnp.isfinite(verdict.rewards)
-  counted &= jnp.sum(counted, axis=1, keepdims=True) > 1  # else there is no mean of the others
+  counted &= jnp.sum(counted, axis=1, keepdims=True) > 1  # one response has no others
   rewards = jnp.where(counted, verdict.rewards, 0.0)
   advantage = rewards - _mean_of_others(rewards, counted)
   penalty = _penalty(log_ratios, role_weights, counted, centre, to_go)
@@ -90,8 +94,7 @@ def regression_to_opponent(
 ) -> Mean:
   """Mean of (h(y) − h(y') − scale·[P(y≻y'') − P(y'≻y'')])² over pairs; y'' is the opponent's.
 
-  Source: EGPO, Zhou et al. 2503.08942. P is averaged over the responses y'' with which the
-  comparison is valid.
+  P is averaged over the y'' whose comparison is valid. Source: EGPO, Zhou et al. 2503.08942.
   """
   wins, compared = _mean_wins(verdict)
   error = _differences(_weighted(log_ratios, role_weights)) - scale * _differences(wins)
@@ -128,7 +131,7 @@ def _penalty(
   centre: bool,
   to_go: bool,
 ):
-  """Returns Σ_role weight·log_ratio, of tokens to go or whole responses: [B K L] or [B K 1]."""
+  """Returns Σ_role weight·log_ratio: [B K L] over the tokens to go, [B K 1] over the response."""
 
   def penalise(log_ratio):
     total = jnp.sum(log_ratio, axis=-1, keepdims=True)
@@ -141,7 +144,7 @@ def _penalty(
 def _mean_of_others(
   values: Float[Array, "B K *_"], counted: Bool[Array, "B K"]
 ) -> Float[Array, "B K *_"]:
-  """Returns the mean over the prompt's other counted responses (axis 1); 0 where there are none."""
+  """Returns the mean over the prompt's other counted responses (axis 1); 0 if there are none."""
   weight = counted.reshape(*counted.shape, *[1] * (values.ndim - 2)).astype(values.dtype)
   values = jnp.where(weight > 0, values, 0.0)
   others = jnp.sum(weight, axis=1, keepdims=True) - weight
@@ -166,7 +169,7 @@ def _differences(values: Float[Array, "B K"]) -> Float[Array, "B K K"]:
 
 
 def _over_pairs(values: Float[Array, "B K K"], valid: Bool[Array, "B K K"]) -> Mean:
-  """Returns the mean over valid pairs; a prompt with all pairs valid weighs 1, whatever K."""
+  """Returns the mean over valid pairs; a prompt whose pairs are all valid weighs 1 for any K."""
   mean = Mean.from_values(values, valid)
   pairs = values.shape[1] * (values.shape[1] - 1)
   return Mean(mean.total / pairs, mean.weight / pairs)

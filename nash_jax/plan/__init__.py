@@ -1,4 +1,4 @@
-"""Compiles a run for devices that need not be present: does it fit, and what bounds each phase."""
+"""Compiles a run for devices that need not exist: does it fit, and what limits each phase?"""
 
 import functools
 import math
@@ -30,7 +30,7 @@ from nash_jax.validation import asset_path, require
 
 
 class StandInTokenizer(Tokenizer):
-  """What a plan needs of Gemma's tokenizer where its file is absent: lengths of texts, and ids."""
+  """Stands in for Gemma's tokenizer if its file is missing: a plan needs only lengths and ids."""
 
   pad_id, eos_id, bos_id, stop_ids = 0, 1, 2, (1, 107)
 
@@ -47,7 +47,7 @@ class StandInTokenizer(Tokenizer):
     return np.arange(rows) < 3
 
   def check_rows(self, rows: int) -> None:
-    """Fits a model of any number of rows."""
+    """Accepts any number of rows."""
 
 
 def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer]:
@@ -60,11 +60,11 @@ def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer]:
   missing = not os.path.exists(asset_path(config.model.tokenizer))
   same = config.judge.model.weights == config.model.weights
   for part in (config.model, config.judge.model):
-    # Of weights only this is asked: whether judge and policy start from the same.
+    # A plan only needs to know whether judge and policy start from the same weights.
     part.weights = BUNDLED if same and part.weights else ""
     if missing or not os.path.exists(asset_path(part.tokenizer)):
       part.tokenizer = BUNDLED
-  for field in ("path", "held_out_path"):  # nothing of them is read
+  for field in ("path", "held_out_path"):  # never read
     config.prompts[field] = BUNDLED if config.prompts[field] else ""
   config = resolve(config, "train", devices=count)
   if missing:
@@ -77,9 +77,9 @@ def _with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str, Any]:
-  """Returns how to lower each phase of a run, by name: functions without arguments.
+  """Returns {phase of a run: function without arguments that lowers it}.
 
-  Also, as "held": what lies on the devices between the phases, by name, as shapes with shardings.
+  Also returns as "held" what stays on the devices between phases: {name: shapes with shardings}.
   """
   model_config = gemma.preset(config.model.preset, **config.model.changes)
   judge = judges.make(config.judge, tokenizer, memory.judge_shapes(config.judge))
@@ -117,7 +117,7 @@ def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str,
 
 
 def _frozen_logprobs(config: ConfigDict, tokenizer, model_config: gemma.GemmaConfig) -> Callable:
-  """Returns (state, reference, batch) -> log-probabilities by role: the passes without gradient."""
+  """Returns (state, reference, batch) -> log-probabilities of the roles that have no gradient."""
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
   rule = update.make_update(config, policy.logprobs)
   method = algorithms.get(config.algorithm.name)
@@ -132,13 +132,12 @@ def _frozen_logprobs(config: ConfigDict, tokenizer, model_config: gemma.GemmaCon
 
 
 def phase(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
-  """Compiles one phase and returns its figures, a device each.
+  """Compiles one phase and returns its figures per device.
 
-  Where it needs more memory than a device has, only `temp_bytes`, as far as the compiler reports
-  it, and `error` are known.
+  If it does not fit into a device, returns only `error`, and `temp_bytes` if the compiler gives it.
   """
   start, cached = time.perf_counter(), jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)  # no device could load it again
+  jax.config.update("jax_enable_compilation_cache", False)  # no device could load the program
   try:
     compiled: Any = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -146,7 +145,7 @@ def phase(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
     if "HbmOom" not in str(error) or size is None:
       raise
     bytes_needed = int(float(size[1]) * 2 ** (10 * " KMGT".index(size[2])))
-    return {"temp_bytes": bytes_needed, "error": "over the device's memory by itself"}
+    return {"temp_bytes": bytes_needed, "error": "needs more than the device's memory by itself"}
   finally:
     jax.config.update("jax_enable_compilation_cache", cached)
   seconds = time.perf_counter() - start
@@ -158,7 +157,7 @@ def phase(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
   return {
     "argument_bytes": memory_used.argument_size_in_bytes,
     "temp_bytes": memory_used.temp_size_in_bytes,
-    # What a donated argument becomes takes no further memory.
+    # Outputs that reuse a donated argument take no extra memory.
     "output_bytes": memory_used.output_size_in_bytes - memory_used.alias_size_in_bytes,
     "flops": work.flops, "bytes_accessed": work.bytes, "roofline_seconds": roofline_seconds,
     "bound": bound, "compile_seconds": round(seconds, 1),
@@ -166,7 +165,7 @@ def phase(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
 
 
 def compile(config: ConfigDict, device_list: list) -> dict[str, Any]:
-  """Compiles all phases of a run for these devices; returns the plan that the job writes."""
+  """Compiles all phases of a run for these devices, and returns the plan that the job writes."""
   config, tokenizer = prepare(config, len(device_list))
   mesh = sharding.make_mesh(config.mesh, Mesh(np.array(device_list), ("all",)))
   lowers = lowerings(config, tokenizer, mesh)
@@ -200,7 +199,7 @@ def _peak(figures: dict[str, Any]) -> int:
 
 
 def _largest(plan: dict[str, Any], config: ConfigDict) -> int:
-  """Returns roughly the largest batch that fits: weights are fixed, the rest grows with rows."""
+  """Estimates the largest batch that fits: weights are fixed, and the rest grows with the rows."""
   parts, size = memory.estimate(config, plan["mesh"]), config.prompts.batch_size
   fixed = {"sample": parts["weights for decoding"], "update": parts["gradient and update"] / 2}
   room, limits = plan["hbm_bytes"] - plan["resident_bytes"], []
@@ -216,7 +215,7 @@ def _gib(size: float, digits: int = 3) -> str:
 
 
 def _phase_row(name: str, figures: dict[str, Any]) -> list:
-  """Returns the row of one phase in the last table of `text`."""
+  """Returns a phase's row in the last table of `text`."""
   peak = _gib(_peak(figures))
   if "error" in figures:
     return [name, peak, figures["error"], *["—"] * 4]
@@ -227,7 +226,7 @@ def _phase_row(name: str, figures: dict[str, Any]) -> list:
 
 
 def text(plan: dict[str, Any]) -> str:
-  """Returns a plan as Markdown, for reading."""
+  """Returns a plan as Markdown."""
   resident = {**plan["resident"], "all": plan["resident_bytes"]}
   held = [[name, _gib(size)] for name, size in resident.items()]
   phases = [_phase_row(name, figures) for name, figures in plan["phases"].items()]
@@ -236,7 +235,7 @@ def text(plan: dict[str, Any]) -> str:
   arrays = [[*line, f"{size / 2**20:.2f}"] for *line, size in plan["arrays"]]
   lines = [
     f"{plan['run']} on {plan['devices']} x {plan['device_kind']} ({mesh}), "
-    f"tokenizer: {plan['tokenizer']}; every figure is one device's",
+    f"tokenizer: {plan['tokenizer']}; all figures are per device",
     report.markdown_table(["parameter", "shape", "split over", "MiB"], arrays),
     report.markdown_table(["held between phases", "GiB"], held),
     report.markdown_table(header, phases),
@@ -245,16 +244,16 @@ def text(plan: dict[str, Any]) -> str:
     fits = "fits" if plan["fits"] else "does not fit"
     lines.append(
       f"{_gib(plan['need_bytes'], 2)} of {_gib(plan['hbm_bytes'], 2)} GiB: {fits}; the largest"
-      f" prompts.batch_size that does is about {plan['largest_batch_size']}"
+      f" prompts.batch_size that fits is about {plan['largest_batch_size']}"
     )
   return "\n\n".join([*lines, *plan.get("advice", [])])
 
 
 def run(config: ConfigDict, topology: str = "v5e:4x4", json: str = "") -> dict[str, Any]:
-  """Plans an online run for a topology: prints the tables, and writes `json` if it is named.
+  """Plans an online run for a topology: prints the tables, and writes them to `json` if given.
 
   Raises:
-    ValueError: a config or topology that cannot be, before anything is compiled.
+    ValueError: a bad config or topology, before anything is compiled.
   """
   plan = {"topology": topology, **compile(config, devices(topology))}
   print(text(plan))

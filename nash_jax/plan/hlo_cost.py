@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a compiled program, every loop counted as often as it runs."""
+"""FLOPs and bytes of a compiled program, with each loop counted as often as it runs."""
 
 import collections
 import functools
@@ -16,14 +16,14 @@ _CONSTANT = re.compile(r"\s*(?:ROOT )?(%\S+) = [su]\d+\[\]\S* constant\((\d+)\)"
 _COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _RESULT = re.compile(r"\s*(?:ROOT )?(%\S+) = ")
 _OPERAND = re.compile(r"%[^\s,)]+")
-# An instruction: name, shape, operation, operands; and an array within a shape.
+# An instruction (name, shape, operation, operands), and an array within a shape.
 _LINE = re.compile(r"^\s*(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([a-z][a-z0-9\-]*)\((.*?)\)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+)\[([0-9,]*)\]\{[^}]*S\(1\)[^}]*\}")
-# Operations that only name arrays, and so move nothing; XLA's analysis ignores custom calls.
+# Operations that only name arrays and move nothing; XLA's analysis ignores custom calls.
 _NAMES = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "custom-call")
 # An asynchronous transfer: its shape is a tuple of source, destination and context.
 _START = re.compile(r"^(\s*(?:ROOT )?%\S+ = )(\(.*\)) (copy|slice)-start\(", re.MULTILINE)
-# What a GPU's compiler makes of a product: a call of cuBLAS, with the axes that are summed over.
+# On a GPU a matrix product is a call of cuBLAS, with the summed axes.
 _CUBLAS = re.compile(
   r' custom-call\(.*custom_call_target="__cublas.*"lhs_contracting_dimensions":\[([^]]*)\]'
 )
@@ -41,22 +41,22 @@ class Cost(NamedTuple):
 
 
 def analyse(text: str) -> Cost:
-  """Returns the cost of an optimised HLO module's text, as `compiled.as_text()` gives it.
+  """Returns the cost of an optimised HLO module, from the text of `compiled.as_text()`.
 
-  XLA's own analysis of a module counts the body of a loop once. Here it analyses every computation
-  that a loop runs as a separate module, counted as often as the loop's condition allows: a loop
-  that may end early, as decoding does, counts as if it did not. What a TPU holds in its vector
-  memory, S(1) in the text, is no traffic of the main memory.
+  XLA's own analysis counts the body of a loop once. Here it analyses each computation that a loop
+  runs as a separate module, counted as often as the loop can run at most: a loop that may end
+  early, such as decoding, counts in full. Arrays in a TPU's vector memory, S(1) in the text, are
+  not traffic of the main memory.
 
   Raises:
-    ValueError: a loop whose bound is not a constant.
+    ValueError: the bound of a loop is not a constant.
   """
   text = _synchronous(text)
   computations, entry = _computations(text)
   defined = {m[1]: m[2] for m in map(_LINE.match, text.splitlines()) if m}
 
   def reached(name: str) -> list[str]:
-    """The lines of a computation and of those it calls, which its analysis includes."""
+    """Returns the lines of a computation and of all it calls, which its analysis includes."""
     lines = list(computations[name])
     for line in computations[name]:
       if " while(" not in line:
@@ -86,7 +86,7 @@ def analyse(text: str) -> Cost:
 
 
 def _xla_analysis(text: str) -> dict[str, float]:
-  """Returns XLA's analysis of a module; private in jaxlib, tested with versions 0.11 and 0.12."""
+  """Returns XLA's analysis of a module, which is private; tested with jaxlib 0.11 and 0.12."""
   try:
     from jaxlib import _hlo, _jax
 
@@ -99,9 +99,9 @@ def _xla_analysis(text: str) -> dict[str, float]:
 
 
 def _synchronous(text: str) -> str:
-  """Returns the text with asynchronous transfers as plain copies and slices.
+  """Returns the text with plain copies and slices in place of asynchronous transfers.
 
-  XLA's analysis counts all arrays in a transfer's shape, even the one that a slice is taken of.
+  XLA's analysis counts all arrays in a transfer's shape, even the whole array that is sliced.
   """
 
   def plain(match):
@@ -113,7 +113,7 @@ def _synchronous(text: str) -> str:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """Returns each computation's lines by its name, and the name of the entry."""
+  """Returns {computation: lines}, and the name of the entry computation."""
   computations: dict[str, list[str]] = {}
   entry = name = ""
   for line in text.splitlines():
@@ -129,11 +129,11 @@ def _with_entry(text: str, name: str) -> str:
   _, _, rest = text.partition("\n")
   rest = re.sub(r"^ENTRY ", "", rest, flags=re.MULTILINE)
   rest = re.sub(rf"^{re.escape(name)} \(", f"ENTRY {name} (", rest, flags=re.MULTILINE)
-  return f"HloModule part\n{rest}"  # without the header's fields, which are the full module's
+  return f"HloModule part\n{rest}"  # without the header's fields, which describe the full module
 
 
 def _on_chip(lines: list[str]) -> int:
-  """Returns how many bytes of vector memory the instructions of a computation read and write."""
+  """Returns the bytes of vector memory that a computation's instructions read and write."""
   total, held = 0, {}
   for match in filter(None, map(_LINE.match, lines)):
     name, shape, operation, operands = match.groups()
@@ -144,9 +144,9 @@ def _on_chip(lines: list[str]) -> int:
 
 
 def _not_gathered(fusion: list[str]) -> int:
-  """Returns how many bytes of its inputs a fusion does not read, since it only gathers of them.
+  """Returns the bytes of inputs that a fusion does not read, since it only gathers from them.
 
-  XLA's analysis counts all of such an input: for a token's embedding the whole table.
+  XLA's analysis counts such an input in full, such as the whole table for a token's embedding.
   """
   matches = [match for match in map(_LINE.match, fusion) if match]
   uses = collections.Counter(x for match in matches for x in _OPERAND.findall(match[4]))
@@ -160,16 +160,16 @@ def _not_gathered(fusion: list[str]) -> int:
 
 
 def _cublas(lines: list[str], defined: dict[str, str]) -> Cost:
-  """Returns what calls of cuBLAS cost, of which XLA's analysis knows nothing.
+  """Returns the cost of calls of cuBLAS, which XLA's analysis ignores.
 
   Args:
-    defined: shapes of the module's instructions, by name.
+    defined: {instruction of the module: shape}.
   """
   cost = Cost(0.0, 0.0)
   for line in lines:
     match, call = _LINE.match(line), _CUBLAS.search(line)
     if match and call:
-      # The first array of the result; what follows it is cuBLAS's own room.
+      # The first array of the result; the rest is cuBLAS's workspace.
       names = _OPERAND.findall(match[4])
       (dtype, sizes), *operands = map(_first_array, (match[2], *(defined[name] for name in names)))
       left = operands[0][1].split(",")
@@ -181,7 +181,7 @@ def _cublas(lines: list[str], defined: dict[str, str]) -> Cost:
 
 
 def _first_array(shape: str) -> tuple[str, str]:
-  """Returns type and sizes of a shape's first array: ("bf16", "8,128")."""
+  """Returns type and sizes of a shape's first array, such as ("bf16", "8,128")."""
   match = re.search(r"\b(pred|[a-z]+[0-9]+)\[([0-9,]*)\]", shape)
   return (match[1], match[2]) if match else ("u8", "0")
 
@@ -192,7 +192,7 @@ def _bytes(dtype: str, sizes: str) -> int:
 
 
 def _trips(line: str, condition: list[str], body: list[str]) -> int:
-  """Returns how often a loop runs: a counter from 0 to the condition's bound, in body's steps."""
+  """Returns how often a loop runs whose counter goes from 0 to a bound in steps of its body."""
   if stated := _COUNT.search(line):
     return int(stated[1])
   comparison = " ".join(text for text in condition if "direction=LT" in text)
@@ -208,7 +208,7 @@ def _constants(lines: list[str], names: str) -> list[int]:
 
 
 def _step(condition: list[str], body: list[str]) -> int:
-  """Returns what one run of the body adds to the counter; 1 where the text does not show it."""
+  """Returns what the body adds to the counter; 1 if the text does not show it."""
   place = [int(n) for text in condition for n in re.findall(r"\), index=(\d+)", text)]
   lines = {match[1]: text for text in body if (match := _RESULT.match(text))}
   root = next((text for text in body if text.lstrip().startswith("ROOT")), "")

@@ -1,4 +1,4 @@
-"""Memory that an online run needs on one device, from shapes alone, and how to reduce it."""
+"""Estimates the memory of an online run on one device from shapes, and how to reduce it."""
 
 import functools
 import os
@@ -22,15 +22,15 @@ ONE_DEVICE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 
 class Chip(NamedTuple):
-  """Bytes of a device, and published peaks: bfloat16 FLOP/s, bytes/s of memory."""
+  """A device's bytes, and its published peaks: bfloat16 FLOP/s and bytes/s of memory."""
 
   hbm: float
   flops: float
   bandwidth: float
 
 
-# By jax's device kind. TPU: what the compiler allows, and cloud.google.com/tpu/docs; GPU: their
-# data sheets, dense, without what the driver reserves.
+# {jax's device kind: Chip}. TPU: memory that the compiler allows; peaks from
+# cloud.google.com/tpu/docs. GPU: data sheets (dense), without memory that the driver reserves.
 CHIPS = {
   "TPU v5 lite": Chip(15.75 * GIB, 197e12, 819e9),
   "TPU v5": Chip(95.73 * GIB, 459e12, 2765e9),
@@ -43,26 +43,26 @@ CHIPS = {
   "NVIDIA H200": Chip(139 * GIB, 989e12, 4800e9),
 }
 CPU = "cpu"
-# What notebooks run on, by the name it is sold under: jax's device kind, and how many there are.
+# Accelerators of notebooks: {name they are sold under: (jax's device kind, number)}.
 DEVICES = {
   "T4": ("Tesla T4", 1), "2 x T4": ("Tesla T4", 2), "L4": ("NVIDIA L4", 1),
   "A100": ("NVIDIA A100-SXM4-40GB", 1), "A100-80GB": ("NVIDIA A100-SXM4-80GB", 1),
   "H100": ("NVIDIA H100 80GB HBM3", 1), "v5e-1": ("TPU v5 lite", 1), "v5e-8": ("TPU v5 lite", 8),
   "v6e-1": ("TPU v6 lite", 1), "CPU": (CPU, 1),
 }  # fmt: skip
-PREALLOCATED = 0.75  # of a GPU, by jax, unless this variable has another part:
+PREALLOCATED = 0.75  # share of a GPU that jax takes, unless this variable sets another:
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-_NO_BFLOAT16 = ("Tesla T4", CPU)  # that have none of their own, and are slower in it
+_NO_BFLOAT16 = ("Tesla T4", CPU)  # slower in bfloat16, which they have to emulate
 
 
 class Device(NamedTuple):
-  """What a run is estimated for.
+  """The devices that a run is estimated for.
 
   Attributes:
-    name: of DEVICES, or jax's own.
-    kind: jax's.
-    number: how many there are, alike.
-    room: bytes that a program may use on each; 0 where that is not known.
+    name: a name of DEVICES, or jax's own.
+    kind: jax's device kind.
+    number: how many there are, all of the same kind.
+    room: bytes that a program may use on each; 0 if unknown.
   """
 
   name: str
@@ -72,7 +72,7 @@ class Device(NamedTuple):
 
   @property
   def mesh(self) -> dict[str, int]:
-    """Sizes of the mesh of the notebook's config: parameters are split over all."""
+    """Mesh sizes for the notebook's config, in which all devices split the parameters."""
     return {"data": 1, "fsdp": self.number, "tensor": 1}
 
   @property
@@ -81,14 +81,14 @@ class Device(NamedTuple):
 
 
 def named(name: str) -> Device:
-  """Returns a device of DEVICES; a CPU is this machine's."""
+  """Returns a device of DEVICES; the CPU is this machine's."""
   one_of("device", name, DEVICES)
   kind, count = DEVICES[name]
   return Device(name, kind, count, _room(kind))
 
 
 def detect(devices: list[jax.Device] | None = None) -> Device:
-  """Returns what jax runs on here, `devices` or all; what it says of its memory comes first."""
+  """Returns jax's devices here, all by default; memory that jax reports takes precedence."""
   devices = devices or jax.devices()
   kind, count = devices[0].device_kind, len(devices)
   kind, limit = (CPU, 0) if devices[0].platform == CPU else (kind, _limit(devices[0]))
@@ -98,7 +98,7 @@ def detect(devices: list[jax.Device] | None = None) -> Device:
 
 
 def _limit(device: jax.Device) -> int:
-  """Returns the bytes that a device says its programs may use, 0 where it says nothing."""
+  """Returns the bytes that programs may use according to the device; 0 if it does not say."""
   return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 
@@ -112,7 +112,7 @@ def _room(kind: str) -> float:
 
 
 def host_memory(limit_file: str = "/sys/fs/cgroup/memory.max") -> int:
-  """Returns this machine's memory in bytes, or what its container may use of it."""
+  """Returns the bytes of this machine's memory, or of what its container may use."""
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   if os.path.exists(limit_file):
     with open(limit_file) as file:
@@ -121,7 +121,7 @@ def host_memory(limit_file: str = "/sys/fs/cgroup/memory.max") -> int:
   return memory
 
 
-# Parts of an estimate: what is held all the time, and what two phases need in addition.
+# Parts of an estimate: those held all the time, and those that two phases add.
 HELD = (
   "parameters", "target and copies", "optimiser state", "reference", "judge",
   "Python, libraries and compiler", "copy that is saved",
@@ -130,24 +130,24 @@ PHASES = {
   "sample": ("weights for decoding", "cache for decoding"),
   "update": ("gradient and update", "logits of a chunk", "activations", "float32 of the embedding"),
 }
-# Of a run on a CPU, beside its arrays; measured, with Gemma 3 270M.
+# Memory of a run on a CPU besides its arrays; measured with Gemma 3 270M.
 PROCESS = 3.0 * GIB
 
 
 def estimate(
   config: ConfigDict, mesh: dict[str, int] = ONE_DEVICE, kind: str = ""
 ) -> dict[str, int | float]:
-  """Returns the bytes of each part of a run on one device, from shapes alone.
+  """Returns {part of a run: bytes on one device}, from shapes alone.
 
-  What is held is exact on an accelerator. "activations" are a lower bound: what one layer of the
-  backward pass needs, and what all layers keep for it. On a CPU the arrays share the memory with
-  the process, a checkpoint being written is a second copy of the state, and a product in bfloat16
+  The parts of HELD are exact on an accelerator. "activations" is a lower bound: what one layer of
+  the backward pass needs, and what all layers keep for it. On a CPU the arrays share the memory
+  with the process, a checkpoint being written is a second copy of the state, and a bfloat16 product
   takes its operands in float32.
 
   Args:
-    config: of an online run; its weights need not exist.
+    config: an online run's; its weights need not exist.
     mesh: sizes of data, fsdp and tensor.
-    kind: of the device, as jax has it; "cpu" adds the host's own parts.
+    kind: jax's device kind; "cpu" adds the host's own parts.
   """
   config = config.copy_and_resolve_references().unlock()
   algorithms.fill_defaults(config.algorithm)
@@ -172,7 +172,7 @@ def estimate(
   column = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
   micro_batch = rows / config.optimizer.micro_batches
   inside = _activations(model_config, config.model.remat, width)
-  # Each device has the logits of its rows, or of its part of the vocabulary: as many.
+  # Each device has the logits of its rows or of its part of the vocabulary: the same number.
   logits = 3 * 4 * micro_batch * min(config.model.logit_chunk, length) * model_config.num_embed
   own_judge = judged_by_reference(config, mesh)
   held = {
@@ -196,13 +196,13 @@ def estimate(
 
 
 def peak(parts: dict[str, int | float]) -> float:
-  """Returns the bytes that an estimate needs at one time."""
+  """Returns the most bytes that an estimate needs at any time."""
   phases = (sum(parts.get(name, 0) for name in names) for names in PHASES.values())
   return sum(parts.get(name, 0) for name in HELD) + max(phases)
 
 
 def _activations(model_config: gemma.GemmaConfig, remat: bool, width: int) -> int:
-  """Returns how many numbers a token's activations are: layers' inputs, and values inside."""
+  """Returns the number of activations per token: inputs of layers and values inside them."""
   heads = model_config.num_heads + 2 * model_config.num_kv_heads
   inside = 8 * model_config.embed_dim + 4 * model_config.hidden_dim
   inside += 2 * heads * model_config.head_dim + 3 * model_config.num_heads * width
@@ -215,17 +215,17 @@ def _activations(model_config: gemma.GemmaConfig, remat: bool, width: int) -> in
 def advice(
   config: ConfigDict, mesh: dict[str, int], bytes_needed: float, room: float, kind: str = ""
 ) -> list[str]:
-  """Returns changes that together are enough, in order; one line where they are not."""
+  """Returns changes, in order, that together suffice; if none do, one line that says so."""
   rows = mesh["data"] * mesh["fsdp"]
   micro = max(1, min(8, config.prompts.batch_size // rows))
-  savings = (  # each in addition to those before it
-    ("optimizer.name", "adafactor", "Adam's two moments go"),
+  savings = (  # each is added to those before it
+    ("optimizer.name", "adafactor", "without Adam's two moments"),
     ("model.remat", True, "activations are computed again in the backward pass"),
-    ("optimizer.micro_batches", micro, "so many parts have activations one after the other"),
-    ("model.logit_chunk", 4, "fewer columns have logits at one time"),
-    ("prompts.batch_size", rows * micro, "fewer responses are sampled at one time"),
+    ("optimizer.micro_batches", micro, "only one of so many parts has activations at a time"),
+    ("model.logit_chunk", 4, "fewer columns have logits at a time"),
+    ("prompts.batch_size", rows * micro, "fewer responses are sampled at a time"),
     ("model.lora.rank", 16, "adapters are trained instead of all parameters"),
-    ("model.dtype", "bfloat16", "half of what computes; slower where it is not native"),
+    ("model.dtype", "bfloat16", "halves what computes; slower if it is not native"),
     ("algorithm.name", "reg_self_play", "no target: another algorithm, so the last resort"),
   )
   lines, smaller = [], config.copy_and_resolve_references().unlock()
@@ -242,21 +242,21 @@ def advice(
     if bytes_needed <= room:
       return [*lines, "Then it fits."]
   single = mesh == ONE_DEVICE
-  devices = "one such device: a smaller model, or several" if single else "these devices: more"
-  return [f"No setting makes it fit {devices} (docs/tpu.md)."]
+  instead = "a smaller model, or several devices" if single else "a smaller model, or more devices"
+  return [f"No setting makes it fit: use {instead} (docs/tpu.md)."]
 
 
 def describe(device: Device) -> str:
-  """Returns what is known of a device, in a line or two."""
+  """Returns a line or two on a device."""
   if not device.room:
     known = ", ".join(sorted({*CHIPS}))
     return (
-      f"{device.name}: jax runs on it, but neither says how much memory it has nor is it one of"
-      f" {known}. Compare the sum below with what its maker says."
+      f"{device.name}: jax runs on it, but does not say how much memory it has, and it is none of"
+      f" {known}. Compare the sum below with its data sheet."
     )
   room = f"{device.name}: {device.room / GIB:.1f} GiB for a program"
   if device.kind == CPU:
-    return f"{room}, all that this machine has. For the storyteller, and for trying a Gemma."
+    return f"{room}, all of this machine's memory. Enough for the storyteller, and to try a Gemma."
   each = " on each" if device.number > 1 else ""
   gpu = device.kind in CHIPS and not device.kind.startswith("TPU")
   share = device.room / CHIPS[device.kind].hbm if gpu else 1
@@ -271,7 +271,7 @@ def table(config: ConfigDict, device: Device | str) -> str:
   """Returns the estimate for a device as Markdown, with advice if it does not fit.
 
   Args:
-    device: or its name, of DEVICES.
+    device: a device, or its name in DEVICES.
   """
   device = named(device) if isinstance(device, str) else device
   model_config = gemma.preset(config.model.preset, **config.model.changes)
@@ -280,7 +280,9 @@ def table(config: ConfigDict, device: Device | str) -> str:
   count = sum(leaf.size for leaf in jax.tree.leaves(gemma.shapes(model_config)))
   rows = [[name, f"{x / GIB:.3f}"] for name, x in {**parts, "at one time": total}.items()]
   once = (
-    ["The judge is the reference: held once."] if judged_by_reference(config, device.mesh) else []
+    ["The judge is the reference, so its weights count once."]
+    if judged_by_reference(config, device.mesh)
+    else []
   )
   lines = [
     f"{config.model.preset}: {count:,} parameters, {config.algorithm.name}, computing in"
@@ -301,7 +303,7 @@ def table(config: ConfigDict, device: Device | str) -> str:
 
 
 def judge_shapes(config: ConfigDict) -> Params | None:
-  """Returns the shapes of a judge's parameters; None where it is not a model."""
+  """Returns the shapes of a judge's parameters; None if the judge is not a model."""
   if config.name not in judges.MODELS:
     return None
   model_config = gemma.preset(config.model.preset, **config.model.changes)
@@ -309,10 +311,10 @@ def judge_shapes(config: ConfigDict) -> Params | None:
 
 
 def as_type(shapes: Params, dtype: DTypeLike) -> Params:
-  """Returns shapes of arrays of another type."""
+  """Returns the shapes with another dtype."""
   return jax.eval_shape(lambda tree: gemma.cast(tree, dtype), shapes)
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Returns the bytes that one device holds of a tree of arrays or shapes with shardings."""
+  """Returns a tree's bytes on one device, for arrays or shapes with shardings."""
   return sum(size for *_, size in sharding.describe(tree))

@@ -1,4 +1,4 @@
-"""The TPU slices that a run can be compiled for without having them."""
+"""TPU slices that a run can be compiled for without having them."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ SLICES = {
   **{f"{chip}-{n}": f"{chip}:{grid}" for chip in ("v5e", "v6e") for n, grid in {
     1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16",
   }.items()},
-  **{f"v5p-{n}": f"v5p:{grid}" for n, grid in {  # named by cores, two a chip
+  **{f"v5p-{n}": f"v5p:{grid}" for n, grid in {  # named by cores, two per chip
     8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4", 256: "4x4x8", 512: "4x8x8",
   }.items()},
 }  # fmt: skip
@@ -20,10 +20,10 @@ LOCAL = "local"  # the devices of this machine
 
 
 def devices(topology: str) -> list:
-  """Returns the devices of a TPU topology, "v5e:4x4" or "v5e-16", or this machine's for "local".
+  """Returns the devices of a TPU topology such as "v5e:4x4" or "v5e-16"; "local": this machine's.
 
   Raises:
-    ValueError: no such topology (the choices are listed), or libtpu, which compiles, is missing.
+    ValueError: an unknown topology (lists the choices), or no libtpu, which compiles for TPUs.
   """
   if topology == LOCAL:
     return jax.devices()
@@ -35,7 +35,7 @@ def devices(topology: str) -> list:
   require(installed is not None, "topology", expected, "none installed", fix)
   from jax.experimental import topologies
 
-  # No TPU is present: ask for no address, and let several plans be made at a time.
+  # There is no TPU: don't query its metadata, and allow several plans at the same time.
   os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
   name = SLICES.get(topology, topology)
   try:

@@ -1,7 +1,6 @@
-"""What the metrics of a run say is going wrong while it runs, and what to do about it.
+"""Recognises from its metrics that a run is going wrong, and says what to do about it.
 
-Each rule is a pure function of the values so far, by metric, of a single run. docs/metrics.md has
-the bounds.
+Each rule is a pure function of a run's metrics so far. docs/metrics.md lists the bounds.
 """
 
 import math
@@ -9,39 +8,39 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-History = Mapping[str, Sequence[float]]  # by metric, the values of the steps that recorded it
+History = Mapping[str, Sequence[float]]  # {metric: values of the steps that recorded it}
 WINDOW = 3  # steps that must agree
-READS_NOTHING = 0.9  # share of flipped verdicts, or of ties, from which a judge tells nothing
-LEAST_KL = 10.0  # nats a response that no run is warned of
-GROWTH = 5.0  # of the gradient's norm
-FALL, DEEP_FALL = 0.03, 0.1  # of the held-out win rate: over three evaluations, and in two
+READS_NOTHING = 0.9  # a judge with this share of flipped verdicts, or of ties, is no judge
+LEAST_KL = 10.0  # nats a response; below this no run is warned
+GROWTH = 5.0  # factor of the gradient's norm
+FALL, DEEP_FALL = 0.03, 0.1  # of the held-out win rate, over three evaluations and in two
 
 
 def recommend(history: History, kl_bound: float = math.inf) -> dict[str, str]:
-  """Returns a line for each rule that finds something, by the rule's name."""
+  """Returns {rule: advice} for the rules that apply."""
   found = {name: rule(history) for name, rule in RULES.items()}
   found["kl"] = _far(history, kl_bound)
   return {name: line for name, line in found.items() if line}
 
 
 def kl_bound(config: Any) -> float:
-  """Returns the KL from which a run of a config is warned; infinite where nothing bounds it."""
+  """Returns the KL above which a run is warned; infinite if nothing bounds it."""
   return max(LEAST_KL, 1 / config.algorithm.beta) if "algorithm" in config else math.inf
 
 
 def of_config(config: Any) -> list[str]:
-  """Returns what can be said before the first step."""
+  """Returns advice on a config, before the first step."""
   warmup, steps = config.optimizer.warmup_steps, config.steps
   if 2 * warmup <= steps:
     return []
   return [
     f"optimizer.warmup_steps={warmup} is more than half of steps={steps}: the learning rate reaches"
-    " its full height late or at the very end. Lower it, or raise steps"
+    " its peak late, or only at the end. Lower it, or raise steps"
   ]
 
 
 def _last(history: History, name: str) -> Sequence[float]:
-  """Returns the newest values of a metric; none before there are enough."""
+  """Returns the newest WINDOW values of a metric; () if there are fewer."""
   values = history.get(name, ())
   return values[-WINDOW:] if len(values) >= WINDOW else ()
 
@@ -50,8 +49,8 @@ def _unread(history: History) -> str:
   if history.get("valid", (1.0,))[-1] > 0:
     return ""
   return (
-    "no verdict could be read, so nothing is learned; see `valid` in metrics.jsonl. Expected"
-    " answers that the judge can give, and responses that it can read"
+    "no verdict could be read, so nothing is learned; see `valid` in metrics.jsonl. Check that the"
+    " judge can give the expected answers and read the responses"
   )
 
 
@@ -61,8 +60,8 @@ def _undecided(history: History) -> str:
   if flips and min(flips) >= READS_NOTHING:
     share = statistics.mean(flips)
     return (
-      f"flip_rate is {share:.2f}: the judge goes by the position of a response, not by what it"
-      f" says, so nothing is learned. {fix}"
+      f"flip_rate is {share:.2f}: the judge decides by the position of a response, not by its"
+      f" text, so nothing is learned. {fix}"
     )
   if ties and min(ties) >= READS_NOTHING:
     share = statistics.mean(ties)
@@ -75,8 +74,8 @@ def _far(history: History, bound: float) -> str:
   if not last or min(last) <= bound or last[-1] < all_values[-2 * WINDOW :][0]:
     return ""
   return (
-    f"kl_to_reference is {last[-1]:.1f} nats a response and climbs: read samples.jsonl, for the"
-    " text may be falling apart. Raise algorithm.beta, or lower optimizer.learning_rate"
+    f"kl_to_reference is {last[-1]:.1f} nats a response and rising. Read samples.jsonl, because"
+    " the text may be degenerating. Raise algorithm.beta, or lower optimizer.learning_rate"
   )
 
 
@@ -88,7 +87,7 @@ def _steep(history: History) -> str:
   if not 0 < GROWTH * first < last:
     return ""
   return (
-    f"gradient_norm has climbed from {first:.3g} to {last:.3g}: the steps are too large. Lower"
+    f"gradient_norm has risen from {first:.3g} to {last:.3g}: the steps are too large. Lower"
     " optimizer.learning_rate"
   )
 
@@ -114,8 +113,8 @@ def _coin(history: History) -> str:
   if len(shares) < 2 or max(shares[-2:]) > 0.5:
     return ""
   return (
-    f"eval/accuracy is {shares[-1]:.3f}, no better than a coin's. More pairs, more steps, another"
-    " optimizer.learning_rate, or larger budgets where pairs are cut"
+    f"eval/accuracy is {shares[-1]:.3f}, no better than a coin. Try more pairs, more steps, another"
+    " optimizer.learning_rate, or larger budgets if pairs are cut"
   )
 
 

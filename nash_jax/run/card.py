@@ -1,4 +1,4 @@
-"""A model card, README.md of an export: what a run's record says of the model."""
+"""The model card of an export (README.md), from the record of its run."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from nash_jax.objectives import algorithms
 from nash_jax.report import escaped, markdown_table, number
 from nash_jax.run.metrics import step_of
 
-# What a field of an algorithm's config is called in the papers.
+# What the papers call the fields of an algorithm's config.
 _SYMBOLS = {
   "beta": "β, weight of KL to the base", "eta": "η; β/η weighs KL to the target",
   "kappa": "κ, rate of the target", "mixture": "weight of the base in the mixture",
@@ -31,15 +31,15 @@ class Model:
   """What a card describes.
 
   Attributes:
-    spec: what was exported, "runs/x@target".
-    field: of a run's state, "params" or "target".
-    step: completed steps; None where the record does not say.
-    config: of the run, plain types.
+    spec: what was exported, such as "runs/x@target".
+    field: the field of the run's state, "params" or "target".
+    step: completed steps; None if the record does not say.
+    config: the run's config, as plain types.
     base: the base's name at Hugging Face, or "".
-    adapter: whether the files hold adapters alone.
-    dtype: of the files.
-    note: a sentence on what the type of the files keeps of the run, or what they need; or "".
-    contests: lines of an arena that this model was in.
+    adapter: whether the files hold only adapters.
+    dtype: the dtype of the files.
+    note: a sentence on what the dtype loses of the run, or what the files need; or "".
+    contests: lines about an arena that this model was in.
   """
 
   spec: str
@@ -57,8 +57,8 @@ def text(model: Model, workdir: pathlib.Path | None, command: str) -> str:
   """Returns the card as Markdown, front matter included.
 
   Args:
-    workdir: of the run, whose metrics are told; None where there is none.
-    command: that made the folder.
+    workdir: the run's, for its metrics; None if there is none.
+    command: the command that made the folder.
   """
   run = "fit" if "loss" in model.config else "train"
   parts = [_front_matter(model), f"# {escaped(_title(model.spec))}", _what(model, run)]
@@ -92,17 +92,17 @@ def _front_matter(model: Model) -> str:
   if "algorithm" in model.config:  # a fit has none
     tags += ["nlhf", model.config["algorithm"]["name"].replace("_", "-")]
   fields["tags"] = [*tags, "lora"] if model.adapter else tags
-  # JSON is YAML: a name may hold any sign.
+  # JSON is valid YAML, and escapes any character of a name.
   return "\n".join(["---", *(f"{name}: {json.dumps(x)}" for name, x in fields.items()), "---"])
 
 
 def _what(model: Model, run: str) -> str:
-  """Returns a paragraph on which of a run's models this is."""
+  """Returns a paragraph on which model of a run this is."""
   steps = f" of {model.config['steps']}" if "steps" in model.config else ""
   at = "" if model.step is None else f", after step {model.step}{steps}"
   said = f"{escaped(model.spec)}{at}, written by nash_jax."
   if model.adapter:
-    said += " The files hold LoRA adapters alone; the base comes on top."
+    said += " The files hold only LoRA adapters; you need the base as well."
   if run == "fit":
     return said
   if model.field != "target":
@@ -113,15 +113,15 @@ def _what(model: Model, run: str) -> str:
   ):
     how = "an exponential average of the policy over training steps, at rate κ"
   else:
-    how = (
-      f"the policy as it was at the last of its copies, every {algorithm['target_period']} steps"
-    )
-  of_adapters = ", taken of adapters" if model.config["model"]["lora"]["rank"] else ""
-  return f"{said} `@target` is {how}{of_adapters}: the centre towards which the method is drawn."
+    how = f"a copy of the policy, renewed every {algorithm['target_period']} steps"
+  of_adapters = ", taken over the adapters" if model.config["model"]["lora"]["rank"] else ""
+  return (
+    f"{said} `@target` is {how}{of_adapters}: the centre that the method pulls the policy towards."
+  )
 
 
 def _facts(model: Model, run: str) -> Iterator[tuple[str, str]]:
-  """Yields (name, Markdown) of what was trained, on what, and how."""
+  """Yields (name, Markdown): what was trained, on what, and how."""
   config = model.config
   start = config["model"]["weights"] or f"random, seed {config['seed']}"
   yield "base", f"{escaped(model.base)} ({escaped(start)})" if model.base else escaped(start)
@@ -168,7 +168,7 @@ def _online(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _measured(model: Model, workdir: pathlib.Path | None) -> Iterator[str]:
-  """Yields a line for what each evaluation of the run's last one up to the step says."""
+  """Yields a line for each metric of the run's last evaluation up to the step."""
   path = workdir / "metrics.jsonl" if workdir else None
   if path is None or not path.exists():
     return
@@ -186,7 +186,7 @@ def _measured(model: Model, workdir: pathlib.Path | None) -> Iterator[str]:
     at = f"at step {step}{whose}"
     if name == "eval/win_rate_vs_reference":
       n = evaluation["prompts"]
-      # The variance of numbers in [0, 1] is at most that of zeros and ones of the same mean.
+      # Of numbers in [0, 1] with a given mean, zeros and ones have the largest variance.
       most = 3 * math.sqrt(max(value * (1 - value), 0) / n)
       judged = f"±{number(most)} (3σ at most; n = {n} held-out prompts, a response to each)"
       yield f"beats the base under the training judge: {number(value)} {judged}, {at}"
@@ -209,12 +209,12 @@ def _files(model: Model) -> str:
       'model = PeftModel.from_pretrained(base, "FOLDER")\n```'
       + (f"\n\n{model.note}" if model.note else "")
     )
-  stops = "`generation_config.json` names the ids that end a text, and no way of sampling."
+  stops = "`generation_config.json` names the ids that end a text, but no sampling settings."
   return f"Weights are {model.dtype}. {model.note}".strip() + f" {stops}"
 
 
 def _again(run: str) -> str:
-  """Returns Python that runs the same config."""
+  """Returns Python code that runs the same config."""
   return (
     "`nash_jax.json` holds the run's whole config as `config`:\n\n"
     f"```python\nimport json\n\nfrom nash_jax import config, {run}\n\n"

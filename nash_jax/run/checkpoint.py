@@ -6,8 +6,8 @@ workdir/inputs.json                     checksums of the files and weights that 
 workdir/checkpoints/00000050/<field>    one Orbax folder for each field of the state
 workdir/checkpoints/00000050/manifest   type and checksum of each leaf, score, config, versions
 
-A checkpoint is good if it has the expected leaves, with the checksums of the state that was saved.
-A bad one that is passed over is renamed, never deleted; one that cannot be read for now is neither.
+A checkpoint is good if it has the expected leaves and their checksums match. A bad one is renamed,
+never deleted. One that cannot be read at the moment counts as neither good nor bad.
 """
 
 import functools
@@ -35,7 +35,7 @@ from nash_jax.validation import require
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("nash_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gemma")
-ATTEMPTS = 5  # to read a checkpoint of a run that replaces it meanwhile
+ATTEMPTS = 5  # to read a checkpoint while its run replaces it
 Workdir = str | os.PathLike[str]
 State = Any  # a dataclass or dict whose fields are pytrees of arrays, None or {}
 
@@ -43,8 +43,8 @@ State = Any  # a dataclass or dict whose fields are pytrees of arrays, None or {
 def _checksum(x: jax.Array) -> jax.Array:
   """Returns a uint32 sum over hashes of each element's bit pattern and position.
 
-  Integer addition commutes even where it wraps around, so every mesh gives the same sum; at each
-  position the hash is one-to-one (murmur3's last mixing), so that no single change goes unseen.
+  Integer addition commutes even when it wraps around, so every mesh gives the same sum. At each
+  position the hash is one-to-one (murmur3's finaliser), so every single change is detected.
   """
   h = x.view(f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
   for axis in range(h.ndim):
@@ -62,13 +62,13 @@ def _checksums(leaves: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.A
 
 
 def _leaves(tree: State) -> dict[str, Any]:
-  """Returns leaves by dotted name, in the tree's order."""
+  """Returns {dotted name: leaf} in the tree's order."""
   paths = jax.tree.leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in paths}
 
 
 def _composite(leaves: dict[str, Any], wrap: Callable, **more: Any) -> ocp.args.Composite:
-  """Returns Orbax's arguments with the leaves grouped by field, so that each is read alone."""
+  """Returns Orbax's arguments with leaves grouped by field, so that each can be read alone."""
   fields: dict[str, dict[str, Any]] = {}
   for name, x in leaves.items():
     fields.setdefault(name.split(".")[0], {})[name] = x
@@ -80,7 +80,7 @@ def _type(x) -> str:
 
 
 def _cause(error: Exception) -> str:
-  """Returns why reading or writing failed; tensorstore says it behind a path of any length."""
+  """Returns why reading or writing failed; tensorstore puts it behind a path of any length."""
   text = f"{error}".partition("\n")[0]
   found = re.search(r"([^:]+) \[os_error_code=", text)
   return found[1].strip() if found else text[:300]
@@ -91,14 +91,14 @@ def _sync(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-# Seconds before a file that could not be read is read again.
+# Seconds before each retry of a file that could not be read.
 READ_AGAIN = (0.1, 1.0, 3.0)
-# How a path is not what it should be; other errors of the system may pass.
+# Errors that no retry cures; other system errors may pass.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def _retry[T](path: epath.Path, read: Callable[[], T]) -> T:
-  """Returns what `read` does; an error of the system that may pass is waited for a few seconds."""
+  """Returns what `read` returns; retries for a few seconds after a system error that may pass."""
   for seconds in itertools.chain(READ_AGAIN, [None]):
     try:
       return read()
@@ -107,21 +107,21 @@ def _retry[T](path: epath.Path, read: Callable[[], T]) -> T:
     except OSError as error:
       if seconds is None:
         raise OSError(
-          f"{path} cannot be read ({error}): nothing is changed, and the same command goes on once"
-          " it can be"
+          f"{path} cannot be read ({error}): nothing has changed, and the same command resumes once"
+          " it can be read"
         ) from error
-      log.warning("%s: %s; it is read again in %g s", path, error, seconds)
+      log.warning("%s: %s; trying again in %g s", path, error, seconds)
       time.sleep(seconds)
   raise AssertionError("the last attempt returns or raises")
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-  """Returns the object in a JSON file; OSError where there is none or it cannot be read."""
+  """Returns the object in a JSON file; raises OSError if it cannot be read."""
   return files.parse_object(path, _retry(path, path.read_bytes))
 
 
 def _write_json(path: epath.Path, value: Any) -> None:
-  """Replaces a file at once: no reader meets one that is half written."""
+  """Replaces a JSON file atomically."""
   part = path.with_name(f"{path.name}.part")
   try:
     part.write_text(json.dumps(value, indent=2) + "\n")
@@ -135,7 +135,7 @@ def _folder(workdir: Workdir) -> epath.Path:
 
 
 def _names(folder: epath.Path) -> list[str]:
-  """Returns what lies in a folder of checkpoints, sorted; [] where there is none."""
+  """Returns the sorted names in a folder of checkpoints; [] if there is no folder."""
   try:
     return sorted(path.name for path in _retry(folder, lambda: list(folder.iterdir())))
   except FileNotFoundError:
@@ -145,7 +145,7 @@ def _names(folder: epath.Path) -> list[str]:
 
 
 def _is_step(name: str) -> bool:
-  """Whether a checkpoint is called so."""
+  """Returns whether this is the name of a checkpoint."""
   return name.isascii() and name.isdigit() and name == f"{int(name):08d}"
 
 
@@ -154,7 +154,7 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def _manifest(folder: epath.Path, step: int) -> dict[str, Any]:
-  """Returns what a checkpoint says of itself; ValueError where that is damaged."""
+  """Returns a checkpoint's manifest; raises ValueError if it is damaged."""
   manifest = _read_json(folder / f"{step:08d}" / "manifest" / "metadata")
   leaves, score = manifest.get("leaves"), manifest.get("score")
   whole = isinstance(leaves, dict) and all(
@@ -166,19 +166,19 @@ def _manifest(folder: epath.Path, step: int) -> dict[str, Any]:
 
 
 def _scores(folder: epath.Path) -> dict[int, float]:
-  """Returns the score of every checkpoint with a readable manifest; -inf for one without."""
+  """Returns {step: score} of the checkpoints with a readable manifest; -inf if they have none."""
   scores = {}
   for step in _steps(folder):
     try:
       score = _manifest(folder, step)["score"]
       scores[step] = -np.inf if score is None else score
     except (*_ABSENT, ValueError) as error:
-      log.info("checkpoint %d does not count: %s", step, error)
+      log.info("checkpoint %d is ignored: %s", step, error)
   return scores
 
 
 def _best(scores: dict[int, float]) -> int | None:
-  """Returns the step with the best score, the later of equals; None if none has a score."""
+  """Returns the step with the best score, the latest of equals; None if none has a score."""
   score, step = max(((score, step) for step, score in scores.items()), default=(-np.inf, None))
   return step if score > -np.inf else None
 
@@ -186,7 +186,7 @@ def _best(scores: dict[int, float]) -> int | None:
 def _restore_verified(
   reader: ocp.Checkpointer, folder: epath.Path, step: int, spec: State, field: str
 ) -> State:
-  """Returns the state, or {field: its tree}, that `spec` describes; raises unless it is good."""
+  """Returns the state, or {field: tree}, that `spec` describes; raises unless it is good."""
   recorded = _manifest(folder, step)["leaves"]
   recorded = {name: leaf for name, leaf in recorded.items() if field in ("", name.split(".")[0])}
   specs = _leaves(spec)
@@ -210,7 +210,7 @@ def _restore_verified(
 
 
 def _read_through(path: epath.Path) -> None:
-  """Reads every byte below a path, so that what cannot be read is an error of the system."""
+  """Reads every byte below a path, so that an unreadable file raises a system error."""
   if path.is_dir():
     for inner in path.iterdir():
       _read_through(inner)
@@ -223,18 +223,18 @@ def _read_through(path: epath.Path) -> None:
 def _problem(path: epath.Path, read: Callable[[], Any]) -> tuple[Any, str]:
   """Returns (what `read` returns, ""), or (None, what is damaged at `path`).
 
-  Files that are there and can be read, and yet are refused twice, are damaged.
+  Files are damaged if they can be read but `read` fails twice.
 
   Raises:
-    OSError: they cannot be read, which says nothing about what they hold.
+    OSError: they cannot be read, which says nothing about their content.
   """
   for last in (False, True):
     try:
       return read(), ""
     except (MemoryError, jax.errors.JaxRuntimeError):
-      raise  # the machine's trouble, not the checkpoint's
+      raise  # the machine's fault, not the checkpoint's
     except Exception as error:  # a broken file can make a reader raise anything
-      # The first line says what is wrong; Orbax goes on with the trees it was given.
+      # The first line says what is wrong; then Orbax prints whole trees.
       problem = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     try:
       _retry(path, lambda: _read_through(path))
@@ -248,11 +248,11 @@ def _problem(path: epath.Path, read: Callable[[], Any]) -> tuple[Any, str]:
 def _restore_newest(
   reader: ocp.Checkpointer, folder: epath.Path, steps: list[int], spec: State, field: str = ""
 ) -> tuple[State, int, list[int]]:
-  """Returns (tree, step, bad steps) of the newest good one of `steps`; (None, -1, []) if empty.
+  """Returns (tree, step, bad steps) of the newest good checkpoint; (None, -1, []) without `steps`.
 
   Raises:
-    ValueError: none of them is good; says why, for each.
-    OSError: one that is newer than every good one cannot be read.
+    ValueError: none of `steps` is good; says why for each.
+    OSError: a checkpoint that is newer than every good one cannot be read.
   """
   bad: dict[int, str] = {}
   for step in sorted(steps, reverse=True):
@@ -266,23 +266,23 @@ def _restore_newest(
   if bad:
     raise ValueError(
       f"no checkpoint in {folder} is good and fits this config: {bad}. Use the config it was made "
-      "with, or another workdir; to start again, move it away."
+      "with, or another workdir. To start again, move the folder away."
     )
   return None, -1, []
 
 
 def read_config(workdir: Workdir) -> dict[str, Any]:
-  """Returns the config of the run in a workdir, as plain types; {} where there is none.
+  """Returns the config of the run in a workdir, as plain types; {} if there is none.
 
   Raises:
-    ValueError: a file that does not parse.
+    ValueError: the file does not parse.
   """
   path = _folder(workdir).parent / "config.json"
   return _read_json(path) if path.exists() else {}
 
 
 def holds_run(workdir: Workdir) -> bool:
-  """Returns whether a workdir holds a checkpoint, whole or not, or a record beyond step 0."""
+  """Returns whether a workdir holds a checkpoint, complete or not, or metrics after step 0."""
   folder = _folder(workdir)
   if _names(folder):
     return True
@@ -291,7 +291,7 @@ def holds_run(workdir: Workdir) -> bool:
 
 
 def forget(workdir: Workdir) -> None:
-  """Deletes what an attempt that came to nothing has left about itself."""
+  """Deletes the config and checksums that a run without a checkpoint left behind."""
   for name in (
     ("config.json", "base.json", "inputs.json", "wandb.json") if jax.process_index() == 0 else ()
   ):
@@ -299,42 +299,41 @@ def forget(workdir: Workdir) -> None:
 
 
 def permits(allow: tuple[str, ...], field: str) -> bool:
-  """Returns whether a dotted field, or a group that it is in, is among those that may differ."""
+  """Returns whether `allow` has a dotted field or a group that contains it."""
   return f"{field}.".startswith(tuple(f"{name}." for name in allow))
 
 
 def _permission(fields: Collection[str]) -> str:
-  """Returns the flag, as a shell takes it, that lets a resumed run differ in fields."""
+  """Returns the shell flag that lets a resumed run differ in these fields."""
   return f'--config.checkpoint.allow="{tuple(fields)!r}"'
 
 
-# Fields that older configs lack, in whichever group, and what they meant.
+# Fields that old configs lack, in any group, with the values that those runs used.
 ADDED = {
   "prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop",
   "prompts.bad": "stop", "data.bad": "stop", "model.lora.init": "", "outputs": "",
   "votes": "", "gpm.blocks": 4, "gpm.prompt_scale": False,
 }  # fmt: skip
-# Inputs that older runs have not recorded, and what they were.
+# Inputs that old runs did not record, with the values that those runs used.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
 
 
 def differences(
   saved: dict[str, Any], config: dict[str, Any], allow: tuple[str, ...] = ()
 ) -> dict[str, str]:
-  """Returns what differs between two runs' configs: a line of text by dotted field.
+  """Returns {dotted field: how it differs} between two runs' configs.
 
-  `job` counts as equal if `saved` was written before configs named their job, and so do fields that
-  were added since, where they are at what was meant before: see ADDED.
+  Fields that an old config lacks count as equal if they have the values of ADDED; so does `job`.
 
   Args:
-    saved, config: plain types, as from config.describe; lists and tuples are alike.
+    saved, config: plain types, as from config.describe; a list equals a tuple.
     allow: dotted fields, or groups of them, that may differ.
   """
   old, new = (
     traverse_util.flatten_dict(json.loads(json.dumps(c, default=str)), True, sep=".")
     for c in (saved, config)
   )
-  # The list of fields that may differ is itself no property of a run, nor is who looks on.
+  # Neither the list of fields that may differ nor the tracker is a property of the run.
   allow = ("checkpoint.allow", "tracker", *(() if "job" in old else ("job",)), *allow)
   added = {
     name: value
@@ -353,18 +352,23 @@ def check_config(
   allow: tuple[str, ...] = (),
   unread: Collection[str] = (),
 ) -> dict[str, Any]:
-  """Returns the config of the run in a workdir, {} for none; ValueError if it is another run's.
+  """Returns the config of the run in a workdir, {} if there is none.
 
-  A run with another number of `steps` is the same run.
+  `steps` may differ.
 
-  Args: as those of `differences`; in `unread`, further fields, which nothing in this run reads.
+  Args:
+    config, allow: as in `differences`.
+    unread: more fields that may differ, because this run never reads them.
+
+  Raises:
+    ValueError: the workdir belongs to another run.
   """
   path, saved = _folder(workdir).parent, read_config(workdir)
   if lines := differences(saved, config, ("steps", *allow, *unread)) if saved else {}:
     listed, flag = "\n".join(lines.values()), _permission((*allow, *lines))
     raise ValueError(
-      f"workdir {path} was made with another config:\n{listed}\nUse another workdir, or, where"
-      f" a resumed run may differ in these, add {flag}"
+      f"workdir {path} was made with another config:\n{listed}\nUse another workdir. To"
+      f" resume with these differences, add {flag}"
     )
   return saved
 
@@ -372,15 +376,15 @@ def check_config(
 class Checkpoints:
   """The checkpoints of one run: the last `keep` good ones and the best by score.
 
-  All processes make the same calls.
+  All processes must make the same calls.
 
   Args:
-    config: the run's, as plain types (config.describe).
-    allow: dotted fields, or groups of them, in which it may differ from the workdir's.
-    unread: further ones, which nothing in this run reads.
+    config: the run's config as plain types (config.describe).
+    allow: dotted fields, or groups of them, that may differ from the workdir's config.
+    unread: more fields that may differ, because this run never reads them.
 
   Raises:
-    ValueError: `keep` below 1, a workdir that cannot be written, or one made with another config.
+    ValueError: `keep` is below 1, or the workdir cannot be written or has another config.
   """
 
   def __init__(
@@ -409,9 +413,9 @@ class Checkpoints:
     self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
   def save(self, step: int, state: State, score: float | None = None) -> None:
-    """Saves a state; returns once its buffers may be donated, and writes in the background.
+    """Saves a state in the background; returns as soon as its buffers may be donated.
 
-    A step that is saved already is left as it is.
+    A step that is already saved stays unchanged.
 
     Args:
       step: completed steps.
@@ -419,7 +423,7 @@ class Checkpoints:
       score: higher is better.
 
     Raises:
-      FloatingPointError: a leaf is not finite; such a state is never saved.
+      FloatingPointError: a leaf is not finite; the state is not saved.
       OSError: this one or the one before cannot be written.
     """
     self.wait()
@@ -441,7 +445,7 @@ class Checkpoints:
     self._write(lambda: self._orbax.save(self._folder / f"{step:08d}", args=args))
 
   def _write(self, write: Callable[[], None]) -> None:
-    """Writes, or waits until it is written; what fails there is the disk's, whoever raises it."""
+    """Calls `write`; raises OSError if it fails, whatever the type of the error."""
     try:
       write()
     except Exception as error:  # tensorstore reports a full disk as ValueError
@@ -453,11 +457,11 @@ class Checkpoints:
   def restore(self, spec: State) -> tuple[State, int] | None:
     """Returns (state, step) of the newest good checkpoint in the shardings of `spec`, or None.
 
-    Newer ones, which are bad, are named in a warning and renamed: their steps can be saved again.
+    A warning names newer, bad checkpoints. They are renamed, which frees their steps to be saved.
 
     Raises:
-      ValueError: none of the checkpoints is good, or has the leaves, shapes and dtypes of `spec`
-        (the first difference is named).
+      ValueError: no checkpoint is good and has the leaves, shapes and dtypes of `spec` (names the
+        first difference).
     """
     self.wait()
     state, step, bad = _restore_newest(self._orbax, self._folder, _steps(self._folder), spec)
@@ -468,7 +472,7 @@ class Checkpoints:
     return None if step < 0 else (state, step)
 
   def _tidy(self, step: int, bad: list[int]) -> None:
-    """Renames bad checkpoints, deletes half-written ones, and names what is no checkpoint."""
+    """Renames bad checkpoints, deletes half-written ones, and warns of what is no checkpoint."""
     for number in bad:
       path = self._folder / f"{number:08d}"
       path.rename(self._folder / f"{path.name}.damaged-{time.time_ns()}")
@@ -477,7 +481,7 @@ class Checkpoints:
       if not _is_step(digits) or not (
         suffix == "" or suffix.startswith(("orbax-checkpoint-tmp", "damaged-"))
       ):
-        log.warning("%s is no checkpoint of this program: it is left alone", path)
+        log.warning("%s is not a checkpoint of this program, and stays", path)
       elif suffix.startswith("orbax-checkpoint-tmp"):
         if int(digits) > step:
           log.warning("half-written %s was never finished: step %d is used instead", path, step)
@@ -489,18 +493,18 @@ class Checkpoints:
     return max(_scores(self._folder), default=None)
 
   def wait(self) -> None:
-    """Waits until what was saved is on disk, raises any error of saving, then deletes old ones."""
+    """Waits until saves are on disk, raises their errors, then deletes old checkpoints."""
     self._write(self._orbax.wait_until_finished)
     scores = _scores(self._folder) if jax.process_index() == 0 else {}
     kept = {*sorted(scores)[-self._keep :], _best(scores)}
     for step in _steps(self._folder) if scores else ():
-      # What is newer than the last good one is left for `restore` to judge.
+      # Anything newer than the last good checkpoint is left for `restore` to judge.
       if step not in kept and step < max(scores):
         _delete(self._folder / f"{step:08d}")
     _sync("old checkpoints are deleted")
 
   def close(self) -> None:
-    """Waits, and ends Orbax's threads."""
+    """Waits for saves, and ends Orbax's threads."""
     try:
       self.wait()
     finally:
@@ -508,26 +512,26 @@ class Checkpoints:
 
 
 def _delete(path: epath.Path) -> None:
-  """Deletes a folder that is not needed; a run does not end because that fails."""
+  """Deletes a folder that is not needed; a failure is only a warning."""
   try:
     path.rmtree()
   except OSError as error:
-    log.warning("%s stays behind: %s", path, error)
+    log.warning("%s could not be deleted: %s", path, error)
 
 
 def restore_part(
   workdir: Workdir, field: str, spec: Params, step: int | None = None, best: bool = False
 ) -> tuple[Params, int]:
-  """Returns (tree, step) of one field of a run's state, such as "params", and reads no other.
+  """Returns (tree, step) of one field of a run's state, such as "params"; reads only that field.
 
   Args:
-    spec: the field's tree, of arrays or of ShapeDtypeStructs with shardings.
-    step: of a certain checkpoint; default the newest good one.
-    best: of the checkpoint with the best score, if no step is given.
+    spec: the field's tree of arrays, or of ShapeDtypeStructs with shardings.
+    step: the checkpoint's step; by default the newest good one.
+    best: without a step, take the checkpoint with the best score.
 
   Raises:
-    ValueError: no such checkpoint, a damaged one, or a leaf that differs (the first is named).
-    OSError: it cannot be read.
+    ValueError: no such checkpoint, a damaged one, or one whose leaves differ (names the first).
+    OSError: the checkpoint cannot be read.
   """
   folder, given = _folder(workdir), step
   for _ in range(ATTEMPTS):
@@ -542,29 +546,29 @@ def restore_part(
         state, restored_step, _ = _restore_newest(reader, folder, candidates, {field: spec}, field)
       return state[field], restored_step
     except (OSError, ValueError) as error:
-      # A run that goes on saves newer ones and deletes those that are being read.
+      # A run in progress may save new checkpoints and delete the one being read.
       changed = np.any(multihost_utils.process_allgather(np.array(_steps(folder) != steps)))
       if not changed:
         raise
       log.info("checkpoints in %s changed while they were read: %s", folder, error)
   raise ValueError(
-    f"checkpoint in {folder}: a run replaced what was there each of {ATTEMPTS} times that it was"
-    " read. Give that run a greater checkpoint.keep or checkpoint.every, or stop it."
+    f"checkpoint in {folder}: a run replaced the checkpoints during each of {ATTEMPTS} attempts to"
+    " read one. Raise that run's checkpoint.keep or checkpoint.every, or stop it."
   )
 
 
 def saved_steps(workdir: Workdir) -> list[int]:
-  """Returns the steps of the checkpoints in a workdir, in order, whether good or damaged."""
+  """Returns the sorted steps of the checkpoints in a workdir, good or damaged."""
   return _steps(_folder(workdir))
 
 
 def newest_step(workdir: Workdir) -> int:
-  """Returns the completed steps of the newest checkpoint; 0 where there is none."""
+  """Returns the step of the newest checkpoint; 0 if there is none."""
   return max(_steps(_folder(workdir)), default=0)
 
 
 def checksum(tree: Params) -> tuple[str, int]:
-  """Returns (dtype, one checksum) of parameters of one dtype, the same on every mesh."""
+  """Returns (dtype, checksum) of parameters of one dtype; the same on every mesh."""
   checksums = jax.device_get(_checksums(_leaves(tree)))
   total = sum(int(leaf_sum) for leaf_sum, _ in checksums.values()) % 2**32
   return str(jax.tree.leaves(tree)[0].dtype), total
@@ -573,20 +577,20 @@ def checksum(tree: Params) -> tuple[str, int]:
 def verify_base(
   workdir: Workdir, base: Params, record: bool = False, changed: bool = False
 ) -> None:
-  """Raises ValueError unless the parameters that a run never changes are those it began with.
+  """Raises ValueError unless the frozen parameters of a run are those it started with.
 
   Args:
-    base: the reference, in which adapters learn; identified by its checksum in its dtype.
-    record: remember the checksum of a dtype that has none yet.
-    changed: they may have changed: remember what they are now.
+    base: the reference or adapters' base; identified by its checksum in its dtype.
+    record: store the checksum if there is none for this dtype.
+    changed: a change is allowed: store the new checksum.
   """
   path = _folder(workdir).parent / "base.json"
   recorded = _read_json(path) if path.exists() and not changed else {}
   dtype, total = checksum(base)
   if recorded.setdefault(dtype, total) != total:
     raise ValueError(
-      f"model.weights of {path.parent}: expected what the run began with, got other numbers. Put"
-      f" them back, or, to go on with these, add {_permission(['model.weights'])} or delete {path}"
+      f"model.weights of {path.parent}: expected what the run started with, got other numbers."
+      f" Restore them. To resume with these, add {_permission(['model.weights'])} or delete {path}"
     )
   if record and jax.process_index() == 0:
     _write_json(path, recorded)
@@ -595,10 +599,10 @@ def verify_base(
 def verify_inputs(
   workdir: Workdir, found: dict[str, dict[str, str]], allow: tuple[str, ...] = ()
 ) -> None:
-  """Raises ValueError unless a run's inputs are those it began with, and remembers new ones.
+  """Raises ValueError unless a run's inputs are those it started with; stores new ones.
 
   Args:
-    found: by config field, the checksum of each of its files; "dtype:sum" of parameters, which
+    found: {config field: {file: checksum}}; for parameters the checksum is "dtype:sum", which
       differs between dtypes.
     allow: fields, or groups of them, whose inputs may have changed.
   """
@@ -614,8 +618,8 @@ def verify_inputs(
       listed = "\n".join(lines)
       flag = _permission((*allow, *(x for x in changed if not permits(allow, x))))
       raise ValueError(
-        f"inputs of the run in {path.parent} are not those that it began with:\n{listed}\nPut them"
-        f" back, use another workdir, or, where the resumed run may go on with these, add {flag}"
+        f"inputs of the run in {path.parent} are not those that it started with:\n{listed}\nRestore"
+        f" them, or use another workdir. To resume with the new ones, add {flag}"
       )
 
   if first:
@@ -624,14 +628,14 @@ def verify_inputs(
     if recorded != found:
       _write_json(path, found)
   _sync("the first process has written its inputs")
-  if not first:  # each has files of its own
+  if not first:  # other processes may see other files
     compare(_read_json(path))
 
 
 def _changed(recorded: Any, files: dict[str, str]) -> bool:
-  """Whether the sums of files or parameters differ, wherever they lie now."""
+  """Returns whether checksums of files or parameters differ; paths may differ."""
   old = list(recorded.values()) if isinstance(recorded, dict) else []
   new = list(files.values())
   if [x.split(":")[0] for x in map(str, old)] != [x.split(":")[0] for x in new]:
-    return len(old) != len(new)  # of another dtype: nothing can be compared
+    return len(old) != len(new)  # sums of other dtypes cannot be compared
   return old != new

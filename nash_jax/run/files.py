@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, in folders of this machine."""
+"""Atomic writes of files on this machine, and JSON."""
 
 import contextlib
 import json
@@ -12,14 +12,14 @@ from nash_jax.validation import require
 
 
 def make_folder(path: str | os.PathLike[str]) -> pathlib.Path:
-  """Makes a folder for a job's results, unless it is there, and returns it.
+  """Creates a folder for a job's results if needed, and returns it.
 
   Raises:
-    ValueError: not on this machine, or nothing can be written there.
+    ValueError: the folder is not on this machine, or cannot be written.
   """
   folder = pathlib.Path(path)
   fix = "Buckets are for train and fit; give a local folder."
-  require("://" not in str(path), "workdir", "a folder of this machine", str(path), fix)
+  require("://" not in str(path), "workdir", "a folder on this machine", str(path), fix)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
@@ -30,10 +30,10 @@ def make_folder(path: str | os.PathLike[str]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Names the file in an error of writing to it: that of a full disk does not.
+  """Names the file in errors of writing to it, which the error of a full disk does not do.
 
   Raises:
-    ValueError: it cannot be written.
+    ValueError: the file cannot be written.
   """
   try:
     yield
@@ -43,21 +43,21 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Yields a file beside `path` to write to, which takes the place of `path` once it is whole.
+  """Yields a temporary file to write to, which then replaces `path`.
 
   Raises:
-    ValueError: it cannot be written; what was there before is still there.
+    ValueError: the file cannot be written; the old one is unchanged.
   """
   path = pathlib.Path(path)
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
   try:
     with writing(path):
       yield part
-      with part.open("rb+") as file:  # on the disk before its name is: a crash leaves either file
+      with part.open("rb+") as file:  # sync before the rename, so that a crash leaves a whole file
         os.fsync(file.fileno())
       part.replace(path)
   finally:
-    with contextlib.suppress(NotADirectoryError):  # in place of whose folder there is a file
+    with contextlib.suppress(NotADirectoryError):  # its folder is a file
       part.unlink(missing_ok=True)
 
 
@@ -68,12 +68,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-  """Replaces a JSON file; see `replacing`. What is not finite, which JSON has not, becomes null."""
+  """Replaces a JSON file; see `replacing`. Numbers that are not finite become null."""
   write_text(path, json.dumps(without_nan(value), indent=1) + "\n")
 
 
 def without_nan(value: Any) -> Any:
-  """Returns a value as JSON holds it: plain types, and None for what is not finite."""
+  """Returns a value as plain JSON types, with None for numbers that are not finite."""
   return json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
 
 
@@ -82,10 +82,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns the object in a JSON file; {} where there is no such file.
+  """Returns the object in a JSON file; {} if there is no such file.
 
   Raises:
-    ValueError: it does not parse, or holds something else.
+    ValueError: it does not parse or is no object.
   """
   try:
     return parse_object(path, pathlib.Path(path).read_bytes())
@@ -96,14 +96,14 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_object(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]:
-  """Returns the object in a JSON file of these bytes.
+  """Returns the object in the bytes of a JSON file; `path` is for errors.
 
   Raises:
-    ValueError: it does not parse, or holds something else.
+    ValueError: they do not parse or are no object.
   """
   try:
     value = json.loads(data)
-  except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
+  except (ValueError, RecursionError) as error:  # ValueError includes text that is not UTF-8
     raise ValueError(f"{path}: does not parse ({error}): restore it or move it away") from error
   if not isinstance(value, dict):
     got = f"{value!r:.60}: restore it or move it away"

@@ -1,4 +1,4 @@
-"""Checksums of what a run reads: a resumed run reads the same, or says what has changed."""
+"""Checksums of what a run reads, so that a resumed run notices changed inputs."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from nash_jax.run import checkpoint
 from nash_jax.types import Params
 from nash_jax.validation import asset_path
 
-Inputs = dict[str, dict[str, str]]  # by config field: the checksum of each of its files
+Inputs = dict[str, dict[str, str]]  # {config field: {file: checksum}}
 
 
 def _files(paths: Iterable[str]) -> dict[str, str]:
@@ -45,14 +45,14 @@ def _data(config, path: str, parts: Iterable[Examples] = ()) -> Inputs:
 
 
 def _template(template: str, field: str) -> Inputs:
-  """Returns the checksum of a judge's template, where it is a file."""
+  """Returns the checksum of a judge's template if it is a file."""
   return {} if template in judge_template.TEMPLATES else {field: _files([asset_path(template)])}
 
 
 def _judge(config, params: Params) -> Inputs:
-  """Returns the checksums of what a judge is made of: of its parameters by their numbers."""
+  """Returns the checksums of a judge's files and of its parameters' values."""
   found: Inputs = {}
-  weights = config.model.weights  # "" for random ones, which are the seed's
+  weights = config.model.weights  # "" for random ones, which the seed determines
   if own.is_own(config.name):
     path = own.file(config.name)
     found["judge.name"] = _files([path] if path else [])
@@ -70,7 +70,7 @@ def _judge(config, params: Params) -> Inputs:
 
 
 def _draw(model) -> Inputs:
-  """Returns how a token is drawn where not all ids are drawn from at once."""
+  """Returns how a token is drawn if the vocabulary is sampled in two levels."""
   vocabulary = gemma.preset(model.preset, **model.changes).num_embed
   if vocabulary <= sampler.MOST_AT_ONCE:
     return {}

@@ -1,4 +1,4 @@
-"""One writer a workdir: a lock that the system releases with the process that held it."""
+"""One writer per workdir: a lock that the system releases when its process ends."""
 
 import contextlib
 import datetime
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def _owner(path: epath.Path) -> dict[str, Any]:
-  """Returns what the owner of a workdir wrote about itself; {} where that cannot be read."""
+  """Returns what the owner of a workdir wrote about itself; {} if that cannot be read."""
   try:
     owner = json.loads(path.read_text())
     return owner if isinstance(owner, dict) else {}
@@ -32,11 +32,11 @@ def _described(owner: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
-  """Holds a workdir, so that no other process writes there; owner.json names the holder.
+  """Locks a workdir, so that no other process writes there; owner.json names the holder.
 
-  Of several processes of one run the first holds it. The lock is flock's (on NFS the server's): a
-  process that dies, in whatever way, has released it. A bucket has no locks: there, an owner that
-  has not signed off is named in a warning, since it may have died or may be writing still.
+  Process 0 holds the lock of a run. It is a flock (on NFS the server's), which is released however
+  the process ends. A bucket has no locks: there, a warning names an owner that left its owner.json
+  behind, since it may have died or may still be writing.
 
   Raises:
     ValueError: another process holds it, or the folder cannot be written.
@@ -54,15 +54,15 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
         on_exit.enter_context(filelock.FileLock(path / ".lock", timeout=0))
       elif owner := _owner(name):
         log.warning(
-          "%s was not signed off by %s: if that one still runs, stop one of the two; a bucket has"
-          " no locks", path, _described(owner),
+          "%s may still be in use by %s. If that process still runs, stop one of the two, because a"
+          " bucket has no locks", path, _described(owner),
         )  # fmt: skip
       owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{now:%FT%TZ}"}
       name.write_text(json.dumps(owner) + "\n")
     except filelock.Timeout:
       raise ValueError(
-        f"workdir {path} is in use by {_described(_owner(name))}. One process writes a workdir:"
-        " wait for it, stop it, or use another --workdir."
+        f"workdir {path} is in use by {_described(_owner(name))}. Only one process can write a"
+        " workdir: wait for it, stop it, or use another --workdir."
       ) from None
     except OSError as error:
       raise ValueError(f"workdir {path}: expected a folder that can be written: {error}") from error
@@ -71,5 +71,5 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
     finally:
       try:
         name.unlink(missing_ok=True)
-      except OSError as error:  # the lock itself is released all the same
-        log.warning("%s stays behind: %s", name, error)
+      except OSError as error:  # the lock itself is still released
+        log.warning("%s could not be deleted: %s", name, error)

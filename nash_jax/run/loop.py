@@ -1,4 +1,4 @@
-"""What surrounds every training loop: start or resume, record, save, and stop cleanly."""
+"""What every training loop shares: start or resume, record, save, and stop cleanly."""
 
 import contextlib
 import logging
@@ -25,8 +25,8 @@ class Setup(Protocol):
   Attributes:
     reference: parameters that the run never changes, or None.
     state_spec: the state's shapes and shardings.
-    initial_state: makes the state in which a fresh run starts.
-    inputs: returns the checksums of what it has read.
+    initial_state: returns the state of a new run.
+    inputs: returns checksums of everything that the run has read.
   """
 
   @property
@@ -53,14 +53,14 @@ def run_loop[SetupT: Setup](
   progress: bool,
   advice: str,
 ) -> tuple[SetupT, TrainState]:
-  """Sets up a run, restores what its workdir holds, and loops to the end or until a signal.
+  """Sets up a run, restores its last checkpoint, and loops to the end or until a signal.
 
-  The workdir is this process's alone. A signal that stops the run is heeded until its last save is
-  on the disk, and so are all that follow it.
+  The workdir is locked. Signals are handled until the last checkpoint is on disk, so that none can
+  interrupt its save.
 
   Args:
-    config: resolved.
-    set_up: config -> Setup; called once the workdir is known to belong to the run.
+    config: a resolved config.
+    set_up: config -> Setup; called after the workdir is known to belong to the run.
     show: metrics of the progress bar.
     advice: what to change if the loss is not finite.
 
@@ -68,9 +68,9 @@ def run_loop[SetupT: Setup](
     The setup and the last state.
 
   Raises:
-    ValueError: a workdir of another run, in use, or that cannot be written; inputs that changed.
-    FloatingPointError: a loss that is not finite; names the step and the last good checkpoint.
-    OSError: what must be read or written cannot be; names the last good checkpoint.
+    ValueError: the workdir belongs to another run, is in use or cannot be written; inputs changed.
+    FloatingPointError: the loss is not finite; names the step and the last good checkpoint.
+    OSError: a file cannot be read or written; names the last good checkpoint.
   """
   with lock.hold(workdir):
     saved = _saved_config(config, workdir)
@@ -93,15 +93,15 @@ def run_loop[SetupT: Setup](
         ) from error
       except OSError as error:
         raise OSError(
-          f"{error}; {_last_good(checkpoints, workdir)}: once this is mended, the same command goes"
-          " on from there"
+          f"{error}; {_last_good(checkpoints, workdir)}: once this is fixed, the same command"
+          " resumes from there"
         ) from error
-      finally:  # of what was recorded, however it ended
+      finally:  # the page shows what was recorded, however the run ended
         page.leave(page.write_run, workdir)
 
 
 def _saved_config(config, workdir: checkpoint.Workdir) -> dict[str, Any]:
-  """Returns the config of the run in a workdir; {} where there is no run to go on with."""
+  """Returns the config of the run in a workdir; {} if there is no run to resume."""
   if not checkpoint.holds_run(workdir):
     return {}
   allow, ignored = tuple(config.checkpoint.allow), unread(config, config.job)
@@ -111,7 +111,7 @@ def _saved_config(config, workdir: checkpoint.Workdir) -> dict[str, Any]:
 def _begin(
   config, workdir: checkpoint.Workdir, setup: Setup, saved: dict[str, Any]
 ) -> checkpoint.Checkpoints:
-  """Compares what a run has read with what it began with, and opens its checkpoints."""
+  """Opens a run's checkpoints after checking that its inputs are those it started with."""
   allow = tuple(config.checkpoint.allow)
   if not saved and not checkpoint.holds_run(workdir):
     checkpoint.forget(workdir)
@@ -129,7 +129,7 @@ def _begin(
 
 
 def _warn(config, saved: dict[str, Any], first_step: int) -> None:
-  """Says what a run's config does to it: a late warm-up, a passed end, a rate that jumps."""
+  """Warns of a late warm-up, a run past its last step, and a learning rate that jumps."""
   for line in of_config(config):
     log.warning("%s", line)
   if first_step > config.steps:
@@ -154,10 +154,10 @@ def _warn(config, saved: dict[str, Any], first_step: int) -> None:
 
 
 def _last_good(checkpoints: checkpoint.Checkpoints, workdir: checkpoint.Workdir) -> str:
-  """Returns which checkpoint a run that fails can go on from, whatever else fails."""
+  """Returns a text on the checkpoint that a failed run can resume from; never raises."""
   try:
     checkpoints.wait()
-  except Exception as error:  # a save that was under way
+  except Exception as error:  # of a save in progress
     log.warning("after that: %s", error)
   try:
     step = checkpoints.last_good()
@@ -171,7 +171,7 @@ def _last_good(checkpoints: checkpoint.Checkpoints, workdir: checkpoint.Workdir)
 
 @contextlib.contextmanager
 def _closing[T: (metrics.Metrics, checkpoint.Checkpoints)](thing: T) -> Iterator[T]:
-  """Closes it at the end; an error of closing never takes the place of one that came before."""
+  """Closes `thing` at the end; an error while closing never hides an earlier error."""
   try:
     yield thing
   except BaseException:

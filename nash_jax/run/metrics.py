@@ -1,7 +1,7 @@
 """The record of a run: JSON lines, TensorBoard and a progress bar; read one step late.
 
-All of it is written by the loop itself: no queue can fill and no thread can die behind its back.
-Weights & Biases follows the files (tracker.py).
+The loop itself writes all of it, so no queue can fill and no thread can die unnoticed. Weights &
+Biases follows the files (tracker.py).
 """
 
 import functools
@@ -31,13 +31,13 @@ from nash_jax.run import advice, files, tracker
 from nash_jax.types import Mean
 
 log = logging.getLogger(__name__)
-FLUSH_SECONDS = 120  # how long TensorBoard's events may be in memory
+FLUSH_SECONDS = 120  # how long TensorBoard's events may stay in memory
 
 Value = Mean | jax.Array | float
 Decode = Callable[[Any], list[dict[str, Any]]]
 PHASES = ("sample", "judge", "update", "evaluate", "save")
-# Meaning, unit and healthy range of each: docs/metrics.md, which a test compares. The values are
-# made in update.py, iteration.py, fit.py, exact.py and judges/.
+# docs/metrics.md gives the meaning, unit and healthy range of each; a test compares the names. The
+# values come from update.py, iteration.py, fit.py, exact.py and judges/.
 GLOSSARY = (
   "loss", "p_win", "kl_to_reference", "kl_to_target", "log_ratio_to_reference",
   "log_ratio_to_target", "entropy",
@@ -47,14 +47,14 @@ GLOSSARY = (
   "eval/win_rate_vs_reference", "eval/kl_to_reference", "eval/log_ratio_to_reference",
   "eval/response_length",
   "eval/loss", "eval/accuracy", "eval/bits_per_byte",
-  "exact/suboptimality", "exact/kl_to_equilibrium",
+  "exact/suboptimality", "exact/kl_to_equilibrium", "exact/gap",
   *(f"{quantity}/{phase}" for quantity in ("seconds", "tokens_per_second") for phase in PHASES),
 )  # fmt: skip
-OWN = "judge/"  # how metrics of a user's own judge begin
+OWN = "judge/"  # prefix of metrics of a user's own judge
 
 
 def is_known(name: str) -> bool:
-  """Returns whether a metric may be recorded: one of GLOSSARY, or of a user's own judge."""
+  """Returns whether a metric may be recorded: it is in GLOSSARY or of a user's own judge."""
   return name in GLOSSARY or name.startswith(OWN)
 
 
@@ -75,17 +75,17 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def step_of(line: bytes) -> int | None:
-  """Returns the step of a line of a record; None for one that is damaged."""
+  """Returns the step of a line of a record; None if the line is damaged."""
   try:
     row = json.loads(line)
-  except (ValueError, RecursionError):  # not UTF-8 is a ValueError too
+  except (ValueError, RecursionError):  # ValueError includes text that is not UTF-8
     return None
   step = row.get("step") if isinstance(row, dict) else None
   return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def _separated(line: bytes) -> list[bytes]:
-  """Returns a line of a record as lines of one sample each: an older one holds all of a step."""
+  """Returns a line of a record as lines of one sample each; an old line holds all of a step."""
   row = json.loads(line)
   if not isinstance(row.get("rows"), list):
     return [line]
@@ -95,8 +95,8 @@ def _separated(line: bytes) -> list[bytes]:
 
 
 def _reopen(path: pathlib.Path, first_step: int) -> TextIO:
-  """Opens JSON lines for appending, without those that a run from `first_step` writes again."""
-  # A line without its end is one in whose middle the run was killed.
+  """Opens JSON lines for appending, without the lines that a run from `first_step` rewrites."""
+  # The run was killed in the middle of a last line without a line break.
   lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
   kept = []
   for number, line in enumerate(lines, 1):
@@ -116,11 +116,11 @@ class _Board:
 
   def __init__(self, folder: str, first_step: int):
     directory_check(folder)
-    # A run that is resumed within one second must not share a file.
+    # A run that is resumed within a second must not share a file.
     name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{first_step:08d}"
     self._file, self._due = RecordWriter(os.path.join(folder, name)), 0.0
     self._write(event_pb2.Event(file_version="brain.Event:2"))
-    if first_step:  # hides what an earlier process wrote from there on
+    if first_step:  # hides what an earlier process wrote from this step on
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._write(event_pb2.Event(step=first_step, session_log=start))
 
@@ -143,7 +143,7 @@ class _Board:
 
 
 class _Lines:
-  """A file or pipe for a progress bar: each of its states is a line, as log messages are."""
+  """A file or pipe for a progress bar: each of its states becomes a line."""
 
   def __init__(self, stream: TextIO):
     self._stream, self.encoding, self.flush = stream, stream.encoding, stream.flush
@@ -154,7 +154,7 @@ class _Lines:
 
 
 def progress_bar(*args: Any, **options: Any) -> tqdm.tqdm:
-  """Returns tqdm(*args, **options), which on a screen redraws a line, and elsewhere adds lines."""
+  """Returns tqdm(*args, **options), which redraws a line on a terminal and adds lines elsewhere."""
   on_screen = sys.stderr.isatty()
   stream = sys.stderr if on_screen else _Lines(sys.stderr)
   return tqdm.tqdm(*args, file=stream, mininterval=0.5 if on_screen else 30, **options)
@@ -163,21 +163,21 @@ def progress_bar(*args: Any, **options: Any) -> tqdm.tqdm:
 class Metrics:
   """The record of a run in its workdir: metrics.jsonl, samples.jsonl and tensorboard/.
 
-  A line holds all values of a step and is written when the next step's first values are pushed.
+  A line holds all values of a step, and is written when the first values of the next step arrive.
   Process 0 writes; every process reads, so that all of them stop at a loss that is not finite.
-  Files in a bucket cannot be appended to: the record of a workdir in one is kept on this machine,
-  and copied there before every checkpoint and at the end.
+  Files in a bucket cannot be appended to, so the record of a workdir in a bucket is kept on this
+  machine and copied to the bucket before every checkpoint and at the end.
 
   Args:
-    first_step: where the run starts or resumes; an earlier record from there on is dropped.
-    show: names for the progress bar.
-    profile: leave a trace of the run's third and fourth step in workdir/profile.
-    on_error: "stop" where a part cannot be written, or "continue" without that part.
+    first_step: where the run starts or resumes; an earlier record from this step on is dropped.
+    show: metrics for the progress bar.
+    profile: write a trace of the run's third and fourth step to workdir/profile.
+    on_error: when a part cannot be written, "stop" or "continue" without it.
     kl_bound: of kl_to_reference; see advice.recommend.
-    tracked: the run's config, where Weights & Biases is to follow the record.
+    tracked: the run's config if Weights & Biases shall follow the record.
 
   Raises:
-    OSError: a part that cannot be written.
+    OSError: a part cannot be written.
   """
 
   def __init__(
@@ -235,18 +235,18 @@ class Metrics:
     self._board = _Board(str(self._folder / "tensorboard"), self._first_step)
 
   def _track(self, workdir: str | os.PathLike[str], config: dict[str, Any]) -> None:
-    """Has Weights & Biases follow the record; a start that fails costs a warning."""
+    """Makes Weights & Biases follow the record; if it fails to start, logs a warning."""
     known = self._bucket / tracker.ID if self._bucket else None
     name = "/".join(pathlib.PurePath(workdir).parts[-2:])
     try:
       if known and known.exists():
         (self._folder / tracker.ID).write_bytes(known.read_bytes())
       self._tracker = tracker.Tracker(self._folder, name, config)
-    except Exception as error:  # a bucket's library has errors of its own
-      log.warning("W&B cannot be started (%s): the run goes on without it", error)
+    except Exception as error:  # a bucket's library raises its own types
+      log.warning("W&B cannot be started (%s): the run continues without it", error)
 
   def _record(self, part: str, write: Callable[[], object]) -> None:
-    """Writes to a part of the record; where that fails, stops or goes on without the part."""
+    """Writes to a part of the record; on failure stops or goes on without the part."""
     if not self._writes or part in self._lost:
       return
     try:
@@ -258,10 +258,10 @@ class Metrics:
     if part in self._lost:
       return
     problem = f"{self._folder / part} cannot be written ({error})"
-    self._lost.add(part)  # half a line may be there: nothing is written behind it
+    self._lost.add(part)  # never written again, since half a line may be there
     if self._on_error == "stop":
       raise OSError(problem) from error
-    log.warning("%s: the run goes on without it", problem)
+    log.warning("%s: the run continues without it", problem)
 
   def _line(self, name: str, row: dict[str, Any]) -> None:
     self._record(name, lambda: self._files[name].write(f"{json.dumps(row, ensure_ascii=False)}\n"))
@@ -271,15 +271,15 @@ class Metrics:
       self._record("tensorboard", functools.partial(self._board.add, step, list(values)))
 
   def push(self, step: int, values: Mapping[str, Value]) -> None:
-    """Takes a step's values; pushes of one step join in one line.
+    """Takes values of a step; all values of a step go to one line.
 
     Raises:
-      FloatingPointError: the step before had a loss or gradient that is not finite.
-      ValueError: a name that GLOSSARY lacks, or a step whose line is written.
+      FloatingPointError: the loss or gradient of the previous step is not finite.
+      ValueError: a name that GLOSSARY lacks, or a step whose line is already written.
     """
     _check_names(values)
     if step <= self._written:
-      raise ValueError(f"metrics of step {step}: expected a step after {self._written}, written")
+      raise ValueError(f"metrics of step {step}: expected a step after {self._written}, the last")
     if self._pending is not None and self._pending[0] == step:
       self._pending[1].update(values)
       return
@@ -298,8 +298,8 @@ class Metrics:
   def flush(self, step: int) -> None:
     """Writes the line before `step`; a loop calls it before it saves a checkpoint of that step.
 
-    Saving waits for the device anyway; so a run that is killed and resumed there lacks no line,
-    and a state behind a loss that is not finite is not saved.
+    So a run that is killed and resumed there lacks no line, and a state after a loss that is not
+    finite is never saved. Saving waits for the device anyway.
     """
     if self._pending is not None and self._pending[0] < step:
       self._write_pending(None)
@@ -311,7 +311,7 @@ class Metrics:
       self._record(".", self._copy)
 
   def _check_place(self, name: str) -> None:
-    """Raises OSError where a file was removed or moved: else what goes there is lost in silence."""
+    """Raises OSError if a file was removed or moved; writing to it would silently lose data."""
     written, there = os.fstat(self._files[name].fileno()), os.stat(self._folder / name)
     if not os.path.samestat(written, there):
       raise OSError("another file has taken its place")
@@ -323,7 +323,7 @@ class Metrics:
       try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-      except Exception as error:  # a bucket's library has errors of its own
+      except Exception as error:  # a bucket's library raises its own types
         raise OSError(f"{copy}: {error}") from error
 
   def read(self, step: int, values: dict[str, Value]) -> dict[str, float | None]:
@@ -331,23 +331,23 @@ class Metrics:
     return {name: number(x) for name, x in jax.device_get(values).items()}
 
   def clock(self, step: int, phase: str, arrays: Any, tokens: Value | None = None) -> None:
-    """Times a phase of a step without waiting: a thread waits for `arrays`, in order.
+    """Times a phase of a step without blocking: a thread waits for `arrays`, in order.
 
-    The time runs from the end of the phase clocked before. An error in the thread is raised when
-    the step's line is written.
+    The time runs from the end of the previous phase. An error in the thread is raised when the
+    step's line is written.
 
     Args:
       phase: a name in PHASES.
-      arrays: small outputs of the phase, such as a mask or a metric: never a buffer that is donated
-        later, which the thread could find deleted.
-      tokens: processed in the phase; a device scalar is read with the step's metrics.
+      arrays: small outputs of the phase, such as a mask or a metric. Never pass a buffer that is
+        donated later, since the thread could find it deleted.
+      tokens: number of tokens processed; a device scalar is read with the step's metrics.
     """
     _check_names([f"seconds/{phase}"])
     end = self._waiter.submit(lambda: (jax.block_until_ready(arrays), time.perf_counter())[1])
     self._clocks.setdefault(step, []).append((phase, tokens, end))
 
   def _write_pending(self, following: tuple[int, dict[str, Value]] | None) -> None:
-    """Writes the pending line, if there is one; `following` is pending from now on."""
+    """Writes the pending line, if there is one; `following` becomes the pending one."""
     pending, self._pending = self._pending, following
     if pending is None:
       return
@@ -371,7 +371,7 @@ class Metrics:
       if value is not None and not math.isfinite(value) and not self._failed:
         self._failed = True
         raise FloatingPointError(f"metric {name!r} is {value} at step {step}")
-    # After the loss: what a policy writes that is not finite any more may have no text.
+    # After the check of the loss: samples of a policy that is not finite may not decode.
     while self._texts and self._texts[0][0] <= step and not self._failed:
       number, name, arrays, decode = self._texts.pop(0)
       if self._writes:
@@ -382,12 +382,12 @@ class Metrics:
         self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
 
   def _advise(self, step: int, finite: dict[str, float]) -> None:
-    """Says once what is going wrong, from values that are on the host already."""
+    """Logs each recommendation once, from values that are on the host already."""
     for name, value in finite.items():
       self._history.setdefault(name, []).append(value)
     for name, line in advice.recommend(self._history, self._kl_bound).items():
       if name not in self._said and self._writes:
-        self._on_bar(self._bar.clear)  # of the line that it stands on
+        self._on_bar(self._bar.clear)  # frees the line for the message
         log.warning("step %d: %s", step, line)
       self._said.add(name)
 
@@ -409,7 +409,7 @@ class Metrics:
       log.warning("the progress bar cannot be written: %s", error)
 
   def value(self, step: int, name: str) -> float | None:
-    """Waits for a value of the current step: the score of a checkpoint, which waits anyway."""
+    """Waits for a value of the current step, such as a checkpoint's score; saving waits anyway."""
     assert self._pending is not None, "a value is read after it is pushed"
     return self.read(step, {name: self._pending[1][name]})[name]
 
@@ -417,8 +417,8 @@ class Metrics:
     """Records samples with the line of `step`, in samples.jsonl and TensorBoard.
 
     Args:
-      decode: from the arrays, on the host, to the fields of each sample; "prompt" and "response"
-        are texts.
+      decode: arrays on the host -> the fields of each sample, including the texts "prompt" and
+        "response".
     """
     self._texts.append((step, name, arrays, decode))
 
@@ -428,11 +428,11 @@ class Metrics:
     ends += [self._stop_trace, self._waiter.shutdown, lambda: self._on_bar(self._bar.close)]
     ends += [functools.partial(self._end, name, file) for name, file in self._files.items()]
     ends += [functools.partial(self._end, "tensorboard", self._board)] if self._board else []
-    if self._tracker is not None:  # once the record is whole
+    if self._tracker is not None:  # after the record is complete
       ends.append(self._end_tracker)
     ends += [lambda: shutil.rmtree(self._folder)] if self._bucket else []
     errors: list[Exception] = []
-    for end in ends:  # each, whatever becomes of the others
+    for end in ends:  # all of them, even if some fail
       try:
         end()
       except Exception as error:
@@ -445,7 +445,7 @@ class Metrics:
   def _end_tracker(self) -> None:
     assert self._tracker is not None
     self._tracker.close(self._failed or (bool(self._lost) and self._on_error == "stop"))
-    if self._bucket:  # what it has left: a run of offline mode
+    if self._bucket:  # copies the files of W&B's offline mode
       self._record(".", self._copy)
 
   def _wait_for_clocks(self) -> None:
@@ -453,7 +453,7 @@ class Metrics:
       end.result()
 
   def _end(self, part: str, file: TextIO | _Board) -> None:
-    """Closes a part; of one that is lost what is still in memory is lost too."""
+    """Closes a part; a part that could not be written loses what is still in memory."""
     try:
       file.close()
     except OSError as error:

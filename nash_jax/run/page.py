@@ -1,7 +1,7 @@
-"""report.html: the curves, tables and texts of a run, an arena or a comparison, in one file.
+"""Writes report.html: the curves, tables and texts of a run, an arena or a comparison.
 
-It opens from the file system: what it shows and the scripts that show it are all in it. Texts are
-data, in JSON, and become text nodes; the page's policy lets no script run but these two.
+The page is one file with all its data and scripts, so it opens from the file system. Texts are JSON
+data and become text nodes; the page's content security policy allows only its two scripts.
 """
 
 import base64
@@ -30,20 +30,20 @@ MOST_STEPS = 25  # evaluations whose texts are shown
 MOST_LETTERS = 20_000  # of one text
 RATES = {
   "win_rate": "Win rate", "length_controlled": "Length-controlled win rate, LC (ours)",
-  "length_matched": "Win rate, pairs of like length only",
+  "length_matched": "Win rate, only pairs of similar length",
 }  # fmt: skip
 HEADLINE = {
   "eval/win_rate_vs_reference": "held-out win rate against the reference",
   "eval/kl_to_reference": "KL to the reference, nats a response",
 }
 
-Part = dict[str, Any]  # of a page, as page.js reads it
+Part = dict[str, Any]  # a part of a page, as page.js reads it
 
 
 def leave(make: Callable[[pathlib.Path], object], folder: str | os.PathLike[str]) -> None:
-  """Makes the page of a job that ends, in a folder of this machine; process 0 alone.
+  """Makes the page of a job that ended, on process 0, if its folder is on this machine.
 
-  Whatever goes wrong costs a warning: how the job ends does not depend on its page.
+  An error becomes a warning, because a missing page must not fail the job.
   """
   if jax.process_index() or "://" in str(folder):
     return
@@ -63,15 +63,16 @@ def write(
   tables: Sequence[Part] = (),
   texts: Sequence[Part] = (),
 ) -> pathlib.Path:
-  """Writes a page, whole or not at all, and returns its path.
+  """Writes a page atomically, and returns its path.
 
-  Where it would be larger than MOST_BYTES, every other prompt is left out until it is not, and the
-  page says how many are shown.
+  If it would exceed MOST_BYTES, every other prompt is dropped until it fits, and the page says how
+  many are shown.
 
   Args:
-    facts: what it is: names and values.
-    curves: as of `run_curves`; tables: as of `rate_table` and `row_table`; texts: of `run_texts`
-      and `arena_texts`.
+    facts: (name, value) pairs that describe the page's subject.
+    curves: from `run_curves`.
+    tables: from `rate_table` and `row_table`.
+    texts: from `run_texts` and `arena_texts`.
   """
   page: dict[str, Any] = {
     "facts": [[name, str(value)] for name, value in facts], "config": config,
@@ -109,9 +110,9 @@ def _filled(title: str, page: Part) -> str:
 
 
 def _as_json(value: Any) -> str:
-  """Returns JSON that nothing in it can end, whatever an HTML parser takes for an end."""
+  """Returns JSON that is safe inside a <script> element."""
   text = json.dumps(files.without_nan(value), ensure_ascii=False, separators=(",", ":"))
-  text = re.sub("[\ud800-\udfff]", "\ufffd", text)  # half a character, which no browser shows
+  text = re.sub("[\ud800-\udfff]", "\ufffd", text)  # lone surrogates, which no browser shows
   return re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
@@ -121,18 +122,18 @@ def _spelled(text: str) -> str:
 
 def _short(text: str) -> str:
   more = len(text) - MOST_LETTERS
-  return text if more <= 0 else f"{text[:MOST_LETTERS]}… ({more} letters more)"
+  return text if more <= 0 else f"{text[:MOST_LETTERS]}… ({more} more characters)"
 
 
 def _evenly(values: Sequence[Any], most: int) -> list[Any]:
-  """Returns at most so many of the values, evenly, with the first and the last."""
+  """Returns at most `most` of the values, evenly spaced, including the first and the last."""
   if len(values) <= most:
     return list(values)
   return [values[round(k * (len(values) - 1) / (most - 1))] for k in range(most)]
 
 
 def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """Yields the objects of a file of JSON lines; none where there is no file."""
+  """Yields the objects of a JSON-lines file; none if there is no file."""
   lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
   for number, line in enumerate(lines[:-1], 1):
     yield files.parse_object(f"{path}:{number}", line.encode())
@@ -142,7 +143,7 @@ def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def write_run(workdir: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes the page of a run in its workdir, at any time; with its arena, if workdir/arena has one.
+  """Writes the page of a run to its workdir, at any time; includes an arena in workdir/arena.
 
   Raises:
     ValueError: the workdir has no metrics, or something in it does not parse.
@@ -151,7 +152,7 @@ def write_run(workdir: str | os.PathLike[str]) -> pathlib.Path:
   config = files.read_json(folder / "config.json")
   series = report.read_metrics(folder)
   last = max((steps[-1] for steps, _ in series.values()), default=0)
-  job = config.get("job", "run")  # an older run names none
+  job = config.get("job", "run")  # old configs lack the field
   facts = [("job", job), ("step", f"{last} of {config['steps']}" if "steps" in config else last)]
   facts += [("method", config["algorithm"]["name"])] if "algorithm" in config else []
   for name, label in HEADLINE.items():
@@ -168,14 +169,14 @@ def write_run(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def run_curves(series: Mapping[str, tuple[list[int], list[float]]]) -> list[Part]:
-  """Returns a panel for each of report.PANELS that the run recorded, then one for each other."""
+  """Returns a panel for each of report.PANELS that the run recorded, then for each other metric."""
   known = {name for _, _, names, _ in report.PANELS for name in names}
   most = max(2, min(LINE_POINTS, MOST_POINTS // max(1, len(series))))
 
   panels = [
     {
       "title": title, "label": label, "baseline": baseline,
-      # As in curves.png the held-out values have the strong colour, which is the first.
+      # As in curves.png, the held-out values get the strong colour, which is the first.
       "series": [
         line(names[name], *series[name], most)
         for name in sorted(names, key=lambda name: not name.startswith("eval/"))
@@ -198,7 +199,7 @@ def run_curves(series: Mapping[str, tuple[list[int], list[float]]]) -> list[Part
 
 
 def line(name: str, steps: Iterable[int], values: Iterable[float], most: int = LINE_POINTS) -> Part:
-  """Returns a line of a panel, of at most so many points."""
+  """Returns a line of a panel, with at most `most` points."""
   points = _evenly(list(zip(steps, values, strict=True)), most)
   return {"name": name, "x": [x for x, _ in points], "y": [_rounded(float(y)) for _, y in points]}
 
@@ -208,7 +209,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def run_texts(workdir: pathlib.Path) -> Part:
-  """Returns the prompts of samples.jsonl, each with the reference's response and those by step."""
+  """Returns the prompts of samples.jsonl with the reference's response and the policy's by step."""
   by_prompt: dict[str, list[dict[str, Any]]] = {}
   steps: set[int] = set()
   for row in _records(workdir / "samples.jsonl"):
@@ -217,9 +218,7 @@ def run_texts(workdir: pathlib.Path) -> Part:
       steps.add(row["step"])
   shown = _evenly(sorted(steps), MOST_STEPS)
   items = [_run_item(prompt, rows, shown) for prompt, rows in by_prompt.items()]
-  note = (
-    "Held-out prompts, and what the policy wrote at each evaluation; the same noise throughout."
-  )
+  note = "Held-out prompts with the policy's response at each evaluation, all with the same noise."
   if len(shown) < len(steps):
     note += f" {len(shown)} of {len(steps)} evaluations, evenly chosen; samples.jsonl has all."
   names = dict.fromkeys(response[0] for item in items for response in item["responses"])
@@ -235,7 +234,7 @@ def _run_item(prompt: str, rows: list[dict[str, Any]], steps: list[int]) -> Part
   for row in (row for row in rows if row["step"] in steps):
     reference = row.get("reference")
     if isinstance(reference, str) and reference not in references:
-      # All evaluations share their noise: another text is one that other hardware drew.
+      # All evaluations share their noise, so the text changes only with the hardware.
       since = f" from step {row['step']}" if references else ""
       references[reference] = len(responses)
       responses.append([f"reference{since}", _short(reference), ""])
@@ -269,7 +268,7 @@ def write_arena(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def arena_tables(result: Mapping[str, Any]) -> list[Part]:
-  """Returns the win rates of every judge and the table of the policies."""
+  """Returns the win-rate table of each judge, and the table of the policies."""
   tables = [
     {**rate_table(f"{label}, judge: {judge}", rates[table]), "more": table != "win_rate"}
     for judge, rates in result["judges"].items()
@@ -278,7 +277,7 @@ def arena_tables(result: Mapping[str, Any]) -> list[Part]:
     and any(c["mean"] is not None for r in rates[table].values() for c in r.values())
   ]
   header, rows = report.policy_rows(result)
-  note = f"KL a response and ratios to {result['base']}. Length in tokens."
+  note = f"KL (a response) and ratios are to {result['base']}. Lengths are in tokens."
   return [*tables, row_table("The policies", header, rows, note)]
 
 
@@ -286,7 +285,7 @@ def rate_table(title: str, cells: report.Cells) -> Part:
   """Returns a table of win rates, drawn as a heat map."""
   fields = ("mean", "sigma3", "low", "high")
   return {
-    "title": title, "note": "Mean ± 3σ, and the 99.7% interval; bold is clear of one half.",
+    "title": title, "note": "Mean ± 3σ, and the 99.7% interval; bold if it excludes one half.",
     "names": [*cells],
     "cells": [
       [
@@ -313,10 +312,10 @@ def arena_texts(
   """Returns an arena's prompts with every policy's first response, and the judges' verdicts.
 
   Args:
-    names: what the policies are called on the page.
+    names: {policy: its name on the page}.
   """
   policies, judges = [*result["policies"]], [*result["judges"]]
-  rows = [*_records(folder / "texts.jsonl")] or result["texts"]  # of an arena without that file
+  rows = [*_records(folder / "texts.jsonl")] or result["texts"]  # old arenas lack that file
   items = [
     {
       "prompt": _short(row["prompt"]),
@@ -329,7 +328,7 @@ def arena_texts(
   ]
   note = "The first response of each policy to a prompt."
   if any(any(item["verdicts"]) for item in items):
-    note += " Verdicts are of these alone; the tables count all samples."
+    note += " Verdicts are only on these; the tables count all samples."
   else:
     judges = []
   called = [(names or {}).get(name, name) for name in policies]
@@ -338,7 +337,7 @@ def arena_texts(
 
 
 def _pairs(verdict: Mapping[str, Any] | None) -> list[list[Any]]:
-  """Returns [i, j, P(i ≻ j), the same with i shown first or None] of every pair with a verdict."""
+  """Returns [i, j, P(i ≻ j), P with i shown first or None] for every pair with a verdict."""
   if not verdict:
     return []
   first = verdict.get("p_win_first")

@@ -1,4 +1,4 @@
-"""Signals that end a run: it stops between two steps, on all hosts at the same one."""
+"""Signals that stop a run between two steps, at the same step on all hosts."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-  """Turns SIGTERM, Ctrl-C and a terminal that closes into one step before which all hosts stop.
+  """Turns SIGTERM, SIGHUP and Ctrl-C into a step before which all hosts stop.
 
-  With several processes, jax's preemption service takes the signal: beside the loop it asks all of
-  them which step they are at, and no process waits for a device. A second Ctrl-C raises
-  KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, nothing
-  changes.
+  With several processes, jax's preemption service handles the signal: in the background it agrees
+  on a step with all processes, and none waits for a device. A second Ctrl-C raises
+  KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, signals keep
+  their usual effect.
   """
 
   def __init__(self) -> None:
@@ -30,12 +30,12 @@ class Stop:
     self.requested = True
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)  # to the service's handler
-    # No logging here: its lock may be held by the very code that was interrupted.
-    with contextlib.suppress(OSError):  # a terminal that is gone, or a log on a full disk
+    # No logging here: the interrupted code may hold its lock.
+    with contextlib.suppress(OSError):  # the terminal is gone, or the log's disk is full
       os.write(2, b"\nstopping after this step, then saving; press Ctrl-C again to quit at once\n")
 
   def before(self, step: int) -> bool:
-    """Returns whether to stop before `step`; every process calls it once at every step."""
+    """Returns whether to stop before `step`; every process must call it once per step."""
     if jax.process_count() == 1:
       return self.requested
     return multihost_utils.reached_preemption_sync_point(step)
@@ -44,7 +44,7 @@ class Stop:
     if threading.current_thread() is threading.main_thread():
       alone = jax.process_count() == 1
       numbers = {signal.SIGINT, signal.SIGHUP} | ({signal.SIGTERM} if alone else set())
-      if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: it is to outlive its terminal
+      if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: outlives its terminal
         numbers.remove(signal.SIGHUP)
       for number in numbers:
         self._previous[number] = signal.signal(number, self._handle)

@@ -1,11 +1,11 @@
-"""Weights & Biases, by a process of its own that follows the record of a run.
+"""Sends the record of a run to Weights & Biases, from a separate process.
 
-The run writes metrics.jsonl and samples.jsonl as ever, and waits for nobody. This file, run as a
-program, reads them and logs what is new; wandb is imported there alone. Whatever becomes of it (an
-error, no network, no end) costs the run a warning; what was not sent is sent by the next start.
+The run writes metrics.jsonl and samples.jsonl as usual and never waits. This file, run as a
+program, reads them and logs what is new; only this process imports wandb. If it fails or hangs, or
+the network is down, the run only logs a warning, and the next start sends the rest.
 
-The run tells it on stdin: a JSON object at the start, a word at the end. Without the word it has
-died. What it prints is for the run's log.
+The run writes to its stdin: a JSON object at the start and a word at the end. If the word is
+missing, the run has died. What the process prints goes to the run's log.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ import threading
 from typing import Any
 
 log = logging.getLogger(__name__)
-ID = "wandb.json"  # holds the id under which a workdir's run is known there
-START_SECONDS, END_SECONDS = 120, 20  # given to W&B
+ID = "wandb.json"  # holds the W&B id of a workdir's run
+START_SECONDS, END_SECONDS = 120, 20  # time limits for W&B
 POLL_SECONDS = 2
 _WARNING = "warning: "
-_AGAIN = "the record in the workdir is whole, and the next start of the same command sends it"
+_AGAIN = "the record in the workdir is complete, and the next start of the same command sends it"
 
 
 class Tracker:
-  """The run's side: starts the process, passes on what it says, and ends it."""
+  """The run's side: starts the process, logs what it prints, and ends it."""
 
   def __init__(self, folder: pathlib.Path, name: str, config: dict[str, Any]):
     path = folder / ID
@@ -39,7 +39,7 @@ class Tracker:
     known = json.loads(path.read_text(encoding="utf-8"))
     start = {"folder": str(folder), "name": name, "config": config, "pid": os.getpid()}
     start |= {"id": known["id"], "seconds": START_SECONDS}
-    # A session of its own: Ctrl-C is the run's. With -P no module is taken from where it runs.
+    # In its own session, Ctrl-C reaches only the run. -P keeps the current folder off sys.path.
     self._process = subprocess.Popen(
       [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL, text=True, encoding="utf-8", start_new_session=True,
@@ -51,7 +51,7 @@ class Tracker:
 
   def _write(self, text: str) -> None:
     assert self._process.stdin is not None
-    with contextlib.suppress(OSError, ValueError):  # it has ended, which `_pass_on` says
+    with contextlib.suppress(OSError, ValueError):  # the process ended; `_pass_on` logs it
       self._process.stdin.write(text)
       self._process.stdin.flush()
 
@@ -68,11 +68,11 @@ class Tracker:
 
   def _warn(self, problem: str) -> None:
     if not self._warned:
-      log.warning("W&B: %s: the run goes on without it; %s", problem, _AGAIN)
+      log.warning("W&B: %s: the run continues without it; %s", problem, _AGAIN)
     self._warned = True
 
   def close(self, failed: bool) -> None:
-    """Has it send the rest; after END_SECONDS it is left without."""
+    """Lets the process send the rest, for at most END_SECONDS."""
     assert self._process.stdin is not None
     self._write("failed" if failed else "finished")
     with contextlib.suppress(OSError):
@@ -87,13 +87,13 @@ class Tracker:
 
 
 class _Lines:
-  """The whole lines of a file that somebody else writes, as they come."""
+  """Reads complete lines of a file while another process writes it."""
 
   def __init__(self, path: pathlib.Path):
     self._path, self._place = path, 0
 
   def read(self) -> list[dict[str, Any]]:
-    """Returns the objects that are new; a damaged line is none."""
+    """Returns the new objects, without damaged lines."""
     if not self._path.exists():
       return []
     with self._path.open("rb") as file:
@@ -110,7 +110,7 @@ class _Lines:
 def _follow(wandb: Any, run: Any, folder: pathlib.Path, ended: threading.Event) -> None:
   """Logs the record's steps, each with its samples, until the run has ended.
 
-  The samples of a step follow its line of metrics: it is logged when the next line is there.
+  The samples of a step follow its line of metrics, so a step is logged when the next line arrives.
   """
   metrics, samples = _Lines(folder / "metrics.jsonl"), _Lines(folder / "samples.jsonl")
   waiting: list[dict[str, Any]] = []
@@ -129,7 +129,7 @@ def _follow(wandb: Any, run: Any, folder: pathlib.Path, ended: threading.Event) 
         columns = [*rows[0]]
         data = [[sample.get(name) for name in columns] for sample in rows]
         values["samples"] = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
-      if step >= run.step:  # what was there before this start is there already
+      if step >= run.step:  # W&B already has earlier steps
         run.log(values, step=step)
 
 
@@ -138,7 +138,7 @@ def _print(text: str) -> None:
 
 
 def main() -> None:
-  """Reads what to do, starts or resumes the run at W&B, and follows its record."""
+  """Reads the run's settings from stdin, starts or resumes it at W&B, and follows its record."""
   start = json.loads(sys.stdin.readline())
   folder, ended, said = pathlib.Path(start["folder"]), threading.Event(), []
 
@@ -147,7 +147,7 @@ def main() -> None:
     ended.set()
 
   def give_up() -> None:
-    _print(f"{_WARNING}nothing came of its start within {start['seconds']} s")
+    _print(f"{_WARNING}it did not start within {start['seconds']} s")
     os._exit(1)
 
   threading.Thread(target=wait_for_end, daemon=True).start()
@@ -169,9 +169,9 @@ def main() -> None:
     _print(run.url or f"offline; later `wandb sync {pathlib.Path(run.dir).parent}`")
     _follow(wandb, run, folder, ended)
     run.finish(exit_code=0 if said == ["finished"] else 1)
-  except BaseException as error:  # it is the run's own log that says it
+  except BaseException as error:  # goes to the run's log
     _print(f"{_WARNING}{type(error).__name__}: {error}")
-    os._exit(1)  # without waiting for what W&B does at an exit
+    os._exit(1)  # without waiting for W&B's exit handlers
 
 
 if __name__ == "__main__":

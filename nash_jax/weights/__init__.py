@@ -1,7 +1,7 @@
-"""Parameters in and out of files, straight into shardings and one tensor at a time.
+"""Reads and writes parameters, directly into their shardings and one tensor at a time.
 
-Read: our own .safetensors files (the gemma library's names), Hugging Face's Gemma 2 and Gemma 3
-text models, and the library's Orbax checkpoints. Written: our own, and Hugging Face's.
+Reads our own .safetensors files (with the gemma library's names), Hugging Face's Gemma 2 and
+Gemma 3 text models, and the library's Orbax checkpoints. Writes our own files and Hugging Face's.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from nash_jax.weights import files, hf_config, names, orbax, safetensors
 def kind(path: str) -> str:
   """Returns the format of the weights at a path: "safetensors", "orbax", or "" for neither."""
   folder = pathlib.Path(path)
-  if (folder / "checkpoints").is_dir():  # a run's workdir, even if the run also exported there
+  if (folder / "checkpoints").is_dir():  # a run's workdir, even if it contains an export
     return ""
   if orbax.is_checkpoint(path):
     return "orbax"
@@ -44,17 +44,18 @@ def load(
 ) -> Params:
   """Returns the stacked tree; every name and shape is checked before a tensor is read.
 
-  Rows of the embedding that no piece of the published tokenizer has and a Hugging Face file lacks
-  are 0; rows that only the file has are left out.
+  The number of embedding rows may differ from a Hugging Face file's where rows have no piece of the
+  published tokenizer: rows that the file lacks become 0, and rows that only it has are dropped.
 
   Args:
-    path: a .safetensors file, a folder of Hugging Face's, or an Orbax checkpoint of the library's.
-    dtype: of the parameters, whatever the file has.
-    shardings: a tree like gemma.shapes(model_config), or one for all; default the first device.
+    path: a .safetensors file, a Hugging Face folder, or an Orbax checkpoint of the gemma library.
+    dtype: the dtype of the result, whatever the file's.
+    shardings: a tree like gemma.shapes(model_config), or one sharding for all leaves; by default
+      the first device.
 
   Raises:
     ValueError: no such weights, a damaged file, a missing shard, an output layer other than the
-      embedding, or the first leaf that is missing, unknown, of another shape or not finite.
+      embedding; or names the first leaf that is missing, unknown, of another shape or not finite.
   """
   file_format = kind(path)
   if not file_format and pathlib.Path(path).is_dir():
@@ -73,7 +74,7 @@ def load(
 
 
 def check_finite(source: str, params: Params, dtype: DTypeLike) -> None:
-  """Raises ValueError for the first leaf that holds NaN or infinity, or would in `dtype`."""
+  """Raises ValueError for the first leaf that has NaN or infinity, or would have in `dtype`."""
   finite = jax.device_get(_finite(traverse_util.flatten_dict(params, sep="/"), jnp.dtype(dtype)))
   for name, layers in finite.items():
     if not np.all(layers):
@@ -85,7 +86,7 @@ def check_finite(source: str, params: Params, dtype: DTypeLike) -> None:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _finite(leaves: dict[str, jax.Array], dtype) -> dict[str, jax.Array]:
-  """Returns for every leaf, or for every layer of a stacked one, whether it is finite."""
+  """Returns whether each leaf is finite; for a stacked leaf, whether each layer is."""
   return {
     name: jnp.isfinite(x.astype(dtype)).all(tuple(range(name.startswith("layers/"), x.ndim)))
     for name, x in leaves.items()
@@ -93,7 +94,7 @@ def _finite(leaves: dict[str, jax.Array], dtype) -> dict[str, jax.Array]:
 
 
 def _shardings(shardings: Any, places: dict[str, names.Place]) -> dict[str, Sharding]:
-  """Returns the sharding of every leaf; heads, which gemma.shapes lacks, are replicated."""
+  """Returns the sharding of each leaf; heads, which gemma.shapes lacks, are replicated."""
   if shardings is None:
     shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   if isinstance(shardings, Sharding):
@@ -106,13 +107,13 @@ def _shardings(shardings: Any, places: dict[str, names.Place]) -> dict[str, Shar
 def save(
   path: str, params: Params, model_config: gemma.GemmaConfig, dtype: DTypeLike, card: dict
 ) -> None:
-  """Writes one `.safetensors` file of the library's names in `dtype`, with `card` as its metadata.
+  """Writes a `.safetensors` file with the library's names in `dtype`, and `card` as its metadata.
 
-  The head of a judge, `params["head"]`, is kept. A file of that name is replaced, at once.
-  Every process calls it, and the first writes.
+  The file includes a judge's head, `params["head"]`. It replaces an existing file atomically. Every
+  process must call this; process 0 writes.
 
   Raises:
-    ValueError: parameters of another architecture, or ones that are not finite in `dtype`.
+    ValueError: parameters of another architecture, or not finite in `dtype`.
   """
   target = pathlib.Path(path)
   if target.is_dir():
@@ -138,24 +139,27 @@ def export(
 ) -> None:
   """Writes a folder that transformers reads: configs, and .safetensors files with an index.
 
-  Every process calls it, and the first writes; it holds one file's tensors at a time. The folder
-  gets its name, or its weights, only when all is written.
+  Every process must call this; process 0 writes, and holds the tensors of one file at a time. The
+  folder appears, or gets its weights, only when everything is written.
 
   Args:
-    dtype: of the files; bfloat16 rounds away much of a short run (docs/weights.md).
+    dtype: the dtype of the files; bfloat16 rounds away much of a short run (docs/weights.md).
     shard_bytes: the most tensor bytes in a file, unless a single tensor is larger.
-    tokenizer: whose ids begin and stop a text, and whose pieces' rows are kept; default the
-      published Gemma's. It goes into the folder with its template; files of it that are there stay.
+    tokenizer: gives the special ids and the embedding rows to keep, and is written to the folder
+      with its template; tokenizer files that exist there stay. By default the published Gemma's ids
+      and rows, without files.
 
   Raises:
-    ValueError: the folder has such files already, a model with a head, an architecture that is
-      neither Gemma 2's nor Gemma 3's, parameters of another one, or ones that are not finite.
+    ValueError: the folder has weights already; the model has a head, is neither a Gemma 2 nor a
+      Gemma 3, does not fit its architecture, or is not finite.
   """
   folder = pathlib.Path(path)
   if folder.is_file() or any(folder.glob("*.safetensors*")):
     raise ValueError(f"export {path}: expected a folder without weights; move them away")
   if "head" in params:
-    raise ValueError(f"export {path}: Hugging Face has no room for a reward model's head: use save")
+    raise ValueError(
+      f"export {path}: Hugging Face has no place for a reward model's head: use save"
+    )
   rows, dtype = hf_config.rows(model_config, tokenizer), jnp.dtype(dtype)
   configs = hf_config.export_json(model_config, dtype.name, tokenizer)
   for name in configs:
@@ -191,7 +195,7 @@ def export(
 
 
 def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
-  """Returns how many tensors each file of an export takes."""
+  """Returns the number of tensors in each file of an export."""
   sizes = {**names.sizes(model_config), "V": rows}
   counts, used = [0], 0
   for *_, parts, axes in names.sources(model_config, names.hugging_face):
@@ -204,7 +208,7 @@ def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
 
 
 def _check_params(path: str, params: Params, model_config: gemma.GemmaConfig, dtype) -> None:
-  """Raises ValueError unless these are a plain model's parameters, finite in `dtype`."""
+  """Raises ValueError unless these are parameters of a plain model, finite in `dtype`."""
   places, sizes = names.places(model_config), names.sizes(model_config)
   shapes = {name: x.shape for name, x in traverse_util.flatten_dict(params, sep="/").items()}
   places |= names.heads(shapes)
@@ -215,10 +219,10 @@ def _check_params(path: str, params: Params, model_config: gemma.GemmaConfig, dt
 
 @contextlib.contextmanager
 def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a name to write a file or folder under, which takes the name `path` when it is whole.
+  """Yields a temporary path for a file or folder, which is renamed to `path` when complete.
 
-  Where that is a folder with other files in it, the new ones move in, the weights last. What is
-  cut short is deleted.
+  If `path` is a folder with files, the new files move into it, the weights last. Incomplete files
+  are deleted.
   """
   path = pathlib.Path(os.path.realpath(path))
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -236,5 +240,5 @@ def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _order(file: pathlib.Path) -> tuple[bool, str]:
-  """Sorts what makes a folder's weights readable last."""
+  """Sort key: the file that makes a folder's weights readable comes last."""
   return file.name in ("model.safetensors", hf_config.INDEX), file.name

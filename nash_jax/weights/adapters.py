@@ -1,8 +1,8 @@
-"""Adapters in and out of PEFT's folders: adapter_model.safetensors and adapter_config.json.
+"""Reads and writes PEFT's adapter folders: adapter_model.safetensors and adapter_config.json.
 
-Its A [r, inputs] and B [outputs, r] belong to one matrix each; ours to one einsum, so keys and
-values, or gate and up, share A. Written, such an A stands there twice. Read, matrices whose A are
-equal share it; where they differ, A's columns are stacked, and B is 0 outside of its own.
+PEFT's A [r, inputs] and B [outputs, r] belong to one matrix. Ours belong to one einsum, so keys and
+values share A, and so do gate and up. Writing repeats a shared A. Reading shares equal A; if they
+differ, it stacks their columns, and each B is 0 in the columns of the other A.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from nash_jax.validation import printable, require
 from nash_jax.weights import files, names, safetensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_SCORE = "base_model.model.score.weight"  # of a judge: its head, rewards or vectors
+_SCORE = "base_model.model.score.weight"  # our head of a judge: its reward or vector
 _NAME = re.compile(
   r"(?:base_model\.model\.)?(?:model\.|language_model\.)*layers\.(\d+)\.(\w+\.\w+)"
   r"\.lora_([AB])(?:\.default)?\.weight"
@@ -33,20 +33,20 @@ _SAVED: tuple[set[str], ...] = (
   {"classifier", "score"},
   set(),
 )  # modules_to_save that are read
-# Fields of a config that change what adapters compute, and the values at which they do not.
+# Config fields that can change what adapters compute, with the values at which they don't.
 _PLAIN: dict[str, tuple[Any, ...]] = {
   "use_dora": (False, None), "bias": ("none", None), "lora_bias": (False, None),
   "fan_in_fan_out": (False, None), "layer_replication": (None,), "use_qalora": (False, None),
   "alora_invocation_tokens": (None,), "trainable_token_indices": (None,),
   "target_parameters": (None, []), "use_bdlora": (None, False),
-  # Others take a part of the base into the adapters.
+  # Other values move a part of the base into the adapters.
   "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class _Weight:
-  """One of our weights in one layer: PEFT's modules of it, and axes of our A and of each's B."""
+  """One of our weights in one layer: PEFT's modules for it, and the axes of A and of each B."""
 
   modules: tuple[str, ...]
   inputs: names.Shape
@@ -54,7 +54,7 @@ class _Weight:
 
 
 def is_folder(path: str) -> bool:
-  """Whether a folder is one of PEFT's."""
+  """Returns whether this is a PEFT folder."""
   return (pathlib.Path(path) / CONFIG).is_file()
 
 
@@ -66,18 +66,18 @@ def write(
   base: str,
   multimodal: bool = False,
 ) -> None:
-  """Writes both files, in float32, into a folder that exists.
+  """Writes both files, in float32, into an existing folder.
 
   Args:
-    adapters: the trained parameters of a run, with the head of a reward model's.
+    adapters: the trained parameters of a run, including a reward model's head.
     alpha: B is scaled by alpha / rank.
-    base: name at Hugging Face, or path, of the model that is adapted.
-    multimodal: whether that is a Gemma 3 with a vision model, whose text model has another name.
+    base: the adapted model's name at Hugging Face, or its path.
+    multimodal: whether the base is a Gemma 3 with vision, whose text model has another name.
   """
   tensors = dict(_tensors(adapters, model_config, multimodal))
   rank = next(len(x) for name, x in tensors.items() if name.endswith("lora_A.weight"))
   modules = sorted({name.split(".")[-3] for name in tensors if ".lora_" in name})
-  # By their names alone the vision model's projections would be adapted too.
+  # By name alone, PEFT would adapt the vision model's projections too.
   in_text = rf".*language_model.*\.({'|'.join(modules)})"
   has_head = "head" in adapters
   config = {
@@ -95,7 +95,7 @@ def _whole(number: float) -> float:
 
 
 def _weights(model_config: gemma.GemmaConfig) -> Iterator[tuple[str, names.Place, _Weight]]:
-  """Yields (path, place, what it consists of) of every weight that has adapters."""
+  """Yields (path, place, PEFT's modules) of every weight that has adapters."""
   sizes = names.sizes(model_config)
   for path, place in names.places(model_config).items():
     if place.tensor.name in lora.FACTORS:
@@ -128,20 +128,20 @@ def _tensors(
 
 
 def base_of(folder: str) -> str:
-  """Returns the name or path of the model that a folder's adapters are of."""
+  """Returns the name or path of the model that a folder's adapters belong to."""
   return str(_config(pathlib.Path(folder)).get("base_model_name_or_path") or "")
 
 
 def read(folder: str, model_config: gemma.GemmaConfig, rank: int = 0, scale: float = 1.0) -> Params:
-  """Returns the adapters of a folder of PEFT's, float32 on the host, and its head if it has one.
+  """Returns the adapters of a PEFT folder, float32 on the host, including a head if there is one.
 
   Args:
-    rank: of every weight; columns that PEFT's lack are 0. By default as great as it has to be.
-    scale: that our B will be multiplied by: alpha / rank.
+    rank: our rank; missing columns become 0. By default the smallest that fits.
+    scale: the factor that our B will be multiplied by, alpha / rank.
 
   Raises:
-    ValueError: files that are missing, damaged or of another model; more than plain LoRA; a greater
-      rank than `rank`.
+    ValueError: files that are missing, damaged or of another model; more than plain LoRA; a rank
+      above `rank`.
   """
   path = pathlib.Path(folder)
   config, found = _config(path), safetensors.open_all(str(path / WEIGHTS))
@@ -152,7 +152,7 @@ def read(folder: str, model_config: gemma.GemmaConfig, rank: int = 0, scale: flo
   for name, place, weight in _weights(model_config):
     blocks[name] = [_block(folder, config, parts, layer, weight, scale) for layer in place.layers]
     needed |= {len(b) for _, b in blocks[name]}
-  fix = "Matrices of PEFT's that share an A here, keys and values or gate and up, stack theirs."
+  fix = "Keys and values share A here, and so do gate and up, so their A's in PEFT are stacked."
   fix = f"Set model.lora.rank={max(needed)}. {fix}"
   require(not rank or max(needed) <= rank, folder, f"a rank of at most {rank}", max(needed), fix)
   rank, adapters = rank or max(needed), {}
@@ -167,7 +167,7 @@ _Block = tuple[np.ndarray, np.ndarray]  # A [inputs, r] and B [r, matrices, outp
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
-  """Returns adapter_config.json; ValueError where it says that these are no plain adapters."""
+  """Returns adapter_config.json; raises ValueError unless it describes plain adapters."""
   config = files.read_json(path / CONFIG, "PEFT's config of LoRA adapters")
   what, fix = f"{path / CONFIG}: ", "Merge them with PEFT, and give the merged model."
   kind = config.get("peft_type")
@@ -194,7 +194,7 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
 def _parts(
   folder: str, found: dict[str, Any], model_config: gemma.GemmaConfig
 ) -> tuple[dict[tuple[int, str, str], np.ndarray], dict[str, np.ndarray]]:
-  """Returns every A and B by (layer, module, "A" or "B"), their shapes checked, and a head."""
+  """Returns every A and B, shapes checked, by (layer, module, "A" or "B"), and the head."""
   widths = {
     (layer, module): (math.prod(weight.inputs), math.prod(weight.outputs))
     for _, place, weight in _weights(model_config)
@@ -207,15 +207,13 @@ def _parts(
     match, shape = _NAME.fullmatch(name), list(tensor.get_shape())
     if name == _SCORE:
       width = model_config.embed_dim
-      good = (
-        len(shape) == 2 and shape[1] == width and (shape[0] == 1 or shape[0] % 2 == 0 < shape[0])
-      )
-      expected: Any = f"shape [1, {width}], or of an even number of rows"
-      require(good, f"{folder}: {name}", expected, shape, "Another model?")
+      good = len(shape) == 2 and shape[1] == width and (shape[0] == 1 or shape[0] % 2 == 0)
+      expected: Any = f"shape [1, {width}], or an even number of rows"
+      require(good, f"{folder}: {name}", expected, shape, "Is it of another model?")
       x = np.asarray(tensor[:], np.float32)
       head |= {"head/w": x[0]} if len(x) == 1 else {"head/v": x.T}
       continue
-    fix = "Embeddings, heads, norms and a vision model have no adapters here."
+    fix = "Embeddings, heads, norms and a vision model cannot have adapters here."
     known = match is not None and (int(match[1]), match[2]) in widths
     expected = f"adapters of the projections of {model_config.num_layers} layers"
     require(known, folder, expected, printable(name), f"Is model.preset right for it? {fix}")
@@ -226,12 +224,12 @@ def _parts(
     expected = f"shape [r, {width}]" if part == "A" else f"shape [{width}, r]"
     require(good, f"{folder}: {printable(name)}", expected, shape, "Is model.preset right for it?")
     parts[layer, module, part] = np.asarray(tensor[:], np.float32)
-  require(len(parts) > 0, folder, "adapters", "none", "Is it whole?")
+  require(len(parts) > 0, folder, "adapters", "none", "Is it complete?")
   for layer, module, part in parts:
     pair = [parts.get((layer, module, x)) for x in "AB"]
     good = pair[0] is not None and pair[1] is not None and len(pair[0]) == pair[1].shape[1]
     what = f"{folder}: layer {layer}, {module}"
-    require(good, what, "A and B of one rank", f"lora_{part} alone", "Is the file whole?")
+    require(good, what, "A and B of one rank", f"only lora_{part}", "Is the file complete?")
   for place, x in [*parts.items(), *head.items()]:
     require(bool(np.isfinite(x).all()), f"{folder}: {place}", "finite numbers", "NaN or infinity",
             "It is damaged.")  # fmt: skip
@@ -241,7 +239,7 @@ def _parts(
 def _block(
   folder: str, config: dict[str, Any], parts: dict, layer: int, weight: _Weight, scale: float
 ) -> _Block:
-  """Returns A and B of one of our weights in one layer, of a rank as small as can be."""
+  """Returns A and B of one of our weights in one layer, at the smallest possible rank."""
   each = math.prod(weight.outputs)
   columns = [np.zeros((0, math.prod(weight.inputs)), np.float32)]
   rows = [np.zeros((0, len(weight.modules), each), np.float32)]
@@ -259,7 +257,7 @@ def _block(
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-  """Returns what PEFT multiplies B·A of a module by."""
+  """Returns the factor that PEFT applies to a module's B·A."""
   alpha = config["lora_alpha"]
   for pattern, value in (config.get("alpha_pattern") or {}).items():
     if re.match(rf"(.*\.)?({pattern})$", module):
@@ -269,7 +267,7 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _widened(a: np.ndarray, b: np.ndarray, rank: int, weight: _Weight) -> _Block:
-  """Returns A and B in our axes, filled up with zeros to a rank."""
+  """Returns A and B in our axes, padded with zeros to a rank."""
   missing = rank - len(b)
   a, b = np.pad(a, ((0, 0), (0, missing))), np.pad(b, ((0, missing), (0, 0), (0, 0)))
   matrices = (len(weight.modules),) if len(weight.modules) > 1 else ()

@@ -1,4 +1,4 @@
-"""An architecture as Hugging Face's config.json, written and checked."""
+"""Writes and checks an architecture as Hugging Face's config.json."""
 
 import json
 import os
@@ -12,18 +12,18 @@ from nash_jax.weights import files
 
 INDEX = "model.safetensors.index.json"
 CHAT_TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
-# What a published tokenizer.model may have beside it.
+# Files that may accompany a published tokenizer.model.
 _BESIDE = ("tokenizer.json", _TOKENIZER, "special_tokens_map.json", "added_tokens.json")
-# The library pads Gemma 2's embedding to more rows than its tokenizer and Hugging Face have.
+# {rows of the library's padded Gemma 2 embedding: pieces of its tokenizer, rows at Hugging Face}
 _PIECES = {256_128: 256_000}
-# <end_of_turn> of the published tokenizers, by their pieces; <pad>, <eos> and <bos> are 0, 1 and 2.
+# {pieces of a published tokenizer: id of <end_of_turn>}; <pad>, <eos> and <bos> are 0, 1 and 2.
 _END_OF_TURN = {256_000: 107, 262_144: 106}
 
 
 def rows(model_config: gemma.GemmaConfig, tokenizer: Tokenizer | None = None) -> int:
-  """Returns how many rows of the embedding an export keeps: those that stand for a piece.
+  """Returns how many embedding rows an export keeps: those with a piece of the tokenizer.
 
-  Without a tokenizer these are the published one's, or all.
+  Without a tokenizer, assumes the published one if its size is known, and otherwise keeps all rows.
   """
   if tokenizer:
     tokenizer.check_rows(model_config.num_embed)
@@ -32,9 +32,9 @@ def rows(model_config: gemma.GemmaConfig, tokenizer: Tokenizer | None = None) ->
 
 
 def special_ids(model_config: gemma.GemmaConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """Returns the ids that begin, pad and stop a text, as a config.json has them.
+  """Returns the ids that begin, pad and stop a text, as in config.json.
 
-  Without a tokenizer they are Gemma's, which transformers takes where a file names none.
+  Without a tokenizer they are Gemma's, which are also the defaults of transformers.
   """
   if tokenizer:
     pad_id, bos_id, stop_ids = tokenizer.pad_id, tokenizer.bos_id, tokenizer.stop_ids
@@ -48,28 +48,28 @@ def special_ids(model_config: gemma.GemmaConfig, tokenizer: Tokenizer | None) ->
 def export_json(
   model_config: gemma.GemmaConfig, dtype: str, tokenizer: Tokenizer | None = None
 ) -> dict[str, dict[str, Any]]:
-  """Returns what the JSON files of an export hold, by their names.
+  """Returns {name: content} of the JSON files of an export.
 
-  Besides the architecture, config.json has the fields that servers read; generation_config.json
-  says where to stop.
+  config.json has the architecture and the fields that servers read; generation_config.json says
+  where to stop.
   """
   config, ids = config_json(model_config, dtype), special_ids(model_config, tokenizer)
   gemma2, stretched = config["model_type"] == "gemma2", model_config.global_scale_factor > 1
   config["vocab_size"] = rows(model_config, tokenizer)
-  # As published; the positions are rope's, so nothing computes with their number.
+  # As published. Positions are rotary, so nothing depends on this number.
   config["max_position_embeddings"] = 8192 if gemma2 else 131_072 if stretched else 32_768
   config |= {"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True}
   if gemma2:
-    config["hidden_act"] = config["hidden_activation"]  # what older readers look for
+    config["hidden_act"] = config["hidden_activation"]  # the name that older readers expect
   return {"config.json": config | ids, "generation_config.json": ids}
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-  """Returns the files of a tokenizer by their names.
+  """Returns {name: content} of a tokenizer's files.
 
-  They are those that lie beside its model, as published, but for the chat template: that is the
-  one that `tokenizer` has, or none. Where the model is alone, a tokenizer_config.json is made:
-  without it a text gets no <bos>. Of the two transformers makes Gemma's tokenizer.
+  They are the files beside its model, except that the chat template is the one of `tokenizer`, or
+  none. If the model has no files beside it, a tokenizer_config.json is made, without which
+  transformers would add no <bos>.
   """
   path = pathlib.Path(tokenizer.path)
   found = {name: path.with_name(name) for name in _BESIDE if path.with_name(name).is_file()}
@@ -83,12 +83,12 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
   said = {name: value for name, value in said.items() if name != "chat_template"}
   said |= {"chat_template": template} if template else {}
   contents[_TOKENIZER] = (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
-  # Read first by transformers of today; older ones read what is in tokenizer_config.json.
+  # Current versions of transformers read this first; older ones read tokenizer_config.json.
   return contents | ({CHAT_TEMPLATE: template.encode()} if template else {})
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-  """Returns what tokenizer_config.json says of a tokenizer whose model is all that there is."""
+  """Returns tokenizer_config.json for a tokenizer that consists of its model only."""
   pieces = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
   markers = [marker.piece for marker in TEMPLATES[tokenizer.template].markers]
   special = {piece: tokenizer.id_of(piece) for piece in (*pieces.values(), *markers)}
@@ -99,7 +99,11 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
-  """Returns config.json's fields; ValueError where neither Gemma 2 nor Gemma 3 is such a model."""
+  """Returns config.json's fields.
+
+  Raises:
+    ValueError: neither Gemma 2 nor Gemma 3 has this architecture.
+  """
   soft_caps = (model_config.final_logit_softcap, model_config.attn_logits_soft_cap)
   local_scale, scale = model_config.local_scale_factor, model_config.global_scale_factor
   norms, one_rope = model_config.use_qk_norm, model_config.one_rope
@@ -135,10 +139,10 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
 
 
 def check_config(path: str, model_config: gemma.GemmaConfig) -> None:
-  """Compares the config.json beside the weights, if any, with ours: shapes do not tell it all.
+  """Checks the config.json beside the weights, if any, since shapes do not determine a model.
 
   Raises:
-    ValueError: not JSON, or its first field of another value. Fields that it lacks pass.
+    ValueError: not JSON, or a field with another value (names the first). Missing fields pass.
   """
   folder = pathlib.Path(path)
   file = (folder if folder.is_dir() else folder.parent) / "config.json"
@@ -150,7 +154,7 @@ def check_config(path: str, model_config: gemma.GemmaConfig) -> None:
     got = fields(found)
   except ValueError as error:
     raise ValueError(f"{file}: {error}") from error
-  period = got.get("sliding_window_pattern")  # what there was before layer_types
+  period = got.get("sliding_window_pattern")  # older form of layer_types
   if period is not None and "layer_types" not in got:
     got["layer_types"] = _layer_types(period, model_config.num_layers)
   for name, value in ours.items():
@@ -169,13 +173,13 @@ def _layer_types(period: Any, count: int) -> Any:
 
 
 def fields(config: dict[str, Any]) -> dict[str, Any]:
-  """Returns the text model's fields, with rope's in one form for every version of transformers.
+  """Returns the text model's fields, with those of rope in the same form for all transformers.
 
   Raises:
-    ValueError: naming a field that should hold others and does not.
+    ValueError: a field should contain other fields but does not (names it).
   """
   text = _group(config, "text_config") or config
-  # A multimodal model's own word on its head counts.
+  # A multimodal model's own setting for its head takes precedence.
   tied = {name: config[name] for name in ("tie_word_embeddings",) if name in config}
   config = {**text, **tied}
   ropes, scaling = _group(config, "rope_parameters"), _group(config, "rope_scaling")
@@ -191,13 +195,13 @@ def fields(config: dict[str, Any]) -> dict[str, Any]:
     config["local rope"] = _scaling(local_rope)
   if scaling or "rope_theta" in config:
     config["rope factor"], config["rope type"] = _scaling(scaling)
-  if "use_bidirectional_attention" in config:  # of Gemma's embedding models
+  if "use_bidirectional_attention" in config:  # Gemma's embedding models have it
     config["use_bidirectional_attention"] = config["use_bidirectional_attention"] or False
   return config
 
 
 def _group(config: dict[str, Any], name: str) -> dict[str, Any]:
-  """Returns the fields that a field holds; none where it is absent or null."""
+  """Returns the fields within a field; {} if it is absent or null."""
   found = config.get(name)
   if found is not None and not isinstance(found, dict):
     raise ValueError(f"{name} is {found!r:.80}, expected fields in braces")
@@ -205,7 +209,7 @@ def _group(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _scaling(rope: dict[str, Any]) -> tuple[Any, Any]:
-  """Returns (factor, type) of a rope; a linear one by 1 is the default one."""
+  """Returns rope's (factor, type); a linear factor of 1 counts as the default type."""
   kind = rope.get("rope_type", rope.get("type", "linear" if "factor" in rope else "default"))
   factor = 1.0 if kind == "default" else rope.get("factor", 1.0)
   return factor, "default" if (factor, kind) == (1, "linear") else kind

@@ -1,7 +1,7 @@
-"""Every tensor of a text model: its name in our tree, in the gemma library and at Hugging Face.
+"""The tensors of a text model: their names in our tree, in the gemma library and at Hugging Face.
 
-Axes are letters: V vocabulary rows, D embed, F hidden, N heads, K key-value heads, H head size; a
-digit is an axis of that size, and "NH" one axis that holds both.
+Axes are letters: V vocabulary rows, D embed, F hidden, N heads, K key-value heads, H head size. A
+digit is an axis of that size, and "NH" is one axis of size N·H.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from nash_jax.models.gemma import GemmaConfig
 from nash_jax.validation import printable
 
 Shape = tuple[int, ...]
-# Names of the tensors in a file that make one tensor of our tree, and the axes of each.
+# (names of the tensors in a file that form one of ours, axes of each)
 Names = tuple[tuple[str, ...], str]
 
 
@@ -26,10 +26,10 @@ class Tensor:
   """One tensor of a block, or of the model.
 
   Attributes:
-    name: within its block, in our tree and in the gemma library.
-    axes: in our tree, without the axis of stacked layers.
-    hf_names: Hugging Face's names within the block; several tensors make the first axis.
-    hf_axes: of each of Hugging Face's tensors.
+    name: its name within the block, in our tree and in the gemma library.
+    axes: its axes in our tree, without the axis of stacked layers.
+    hf_names: Hugging Face's names within the block; several tensors form the first axis.
+    hf_axes: the axes of each of Hugging Face's tensors.
   """
 
   name: str
@@ -40,7 +40,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a tensor of our stacked tree comes from: `layers` is () for the model's own tensors."""
+  """The source of a leaf of our stacked tree; `layers` is () for tensors outside the blocks."""
 
   tensor: Tensor
   layers: tuple[int, ...] = ()
@@ -70,7 +70,7 @@ _GROUPED = (
   Tensor("attn/q_einsum/w", "N D H", (_Q,), "NH D"),
   Tensor("attn/kv_einsum/w", "2 K D H", (_K, _V), "KH D"),
 )
-# The library's layout where there are as many key-value heads as heads.
+# The library's layout if there are as many key-value heads as heads.
 _UNGROUPED = (Tensor("attn/qkv_einsum/w", "3 N D H", (_Q, _K, _V), "NH D"),)
 _QK_NORMS = (
   Tensor("attn/_query_norm/scale", "H", ("self_attn.q_norm.weight",), "H"),
@@ -88,7 +88,7 @@ _BLOCK = (
 
 
 def sizes(model_config: GemmaConfig) -> dict[str, int]:
-  """Returns the length of every axis by its letter."""
+  """Returns {axis letter: length}."""
   return {
     "V": model_config.num_embed, "D": model_config.embed_dim, "F": model_config.hidden_dim,
     "N": model_config.num_heads, "K": model_config.num_kv_heads, "H": model_config.head_dim,
@@ -102,7 +102,7 @@ def shape(axes: str, sizes: Mapping[str, int]) -> Shape:
 
 
 def places(model_config: GemmaConfig) -> dict[str, Place]:
-  """Returns every leaf of the stacked tree by its path, without building a block."""
+  """Returns {path: place} of the stacked tree's leaves, without building a block."""
   grouped = model_config.num_heads != model_config.num_kv_heads
   attention = (_GROUPED if grouped else _UNGROUPED) + _QK_NORMS * model_config.use_qk_norm
   period, repeats, rest = gemma.pattern(model_config)
@@ -123,14 +123,14 @@ def heads(got: Mapping[str, Shape]) -> dict[str, Place]:
 
 
 def library(model_config: GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:
-  """Returns ((name,), axes) in the gemma library's nested layout, its gating as published."""
+  """Returns ((name,), axes) in the gemma library's nested layout, with gating as published."""
   swap = model_config.transpose_gating_einsum and tensor.name == "mlp/gating_einsum"
   prefix = "" if layer is None else f"layer_{layer}/"
   return (prefix + tensor.name,), "2 F D" if swap else tensor.axes
 
 
 def hugging_face(model_config: GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:
-  """Returns (names, the axes of each) at Hugging Face, without the model's prefix."""
+  """Returns (names, axes of each) at Hugging Face, without the model's prefix."""
   prefix = "" if layer is None else f"layers.{layer}."
   return tuple(prefix + name for name in tensor.hf_names), tensor.hf_axes
 
@@ -145,7 +145,7 @@ def sources(
 
 
 def check(path: str, got: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-  """Raises ValueError for the first tensor that is missing, of another shape, or unknown."""
+  """Raises ValueError for the first tensor that is missing, unknown or of another shape."""
   hint = "; is model.preset right for this file?"
   for name, shape in expected.items():
     if name not in got:
@@ -159,7 +159,7 @@ def check(path: str, got: Mapping[str, Shape], expected: Mapping[str, Shape]) ->
 
 
 def check_dtypes(path: str, got: Mapping[str, str]) -> None:
-  """Raises ValueError for the first tensor, among those that are read, of an unknown type."""
+  """Raises ValueError for the first of these tensors that has an unknown type."""
   for name, dtype in got.items():
     if dtype not in ("F32", "BF16", "F16", "float32", "bfloat16", "float16"):
       quantised = "; quantised files are not read" if "8" in dtype or "4" in dtype[:2] else ""

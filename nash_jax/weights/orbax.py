@@ -1,8 +1,8 @@
-"""The gemma library's Orbax checkpoints: nested, flat, or stacked by attention pattern.
+"""Reads the gemma library's Orbax checkpoints: nested, flat, or stacked by attention pattern.
 
-gm.ckpts.load_params holds a second copy of the model and takes a quarter of a minute to import; of
-a stacked checkpoint it gives each layer's sharding to the stack. This module has Orbax read what
-makes one of our tensors at a time, each host the parts it needs.
+gm.ckpts.load_params holds a second copy of the model, takes a quarter of a minute to import, and
+applies a layer's sharding to a whole stack. This module reads the parts of one of our tensors at a
+time, and each host reads only the parts it needs.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ from nash_jax.models import gemma
 from nash_jax.weights import names
 
 _STACK = "stacked_layers/attention_type_"
-# The vision model, and its projection into the text model.
+# Tensors of the vision model, and of its projection into the text model.
 _NOT_TEXT = re.compile(r"(SigLiPFromPatches_0|vision_encoder|embedder/mm_)")
 
 
 def is_checkpoint(path: str) -> bool:
-  """Whether an Orbax checkpoint lies at `path`.
+  """Returns whether `path` is an Orbax checkpoint.
 
   Raises:
-    ValueError: an address of a kind that is not read, such as http://.
+    ValueError: an address that cannot be read, such as http://.
   """
   try:
     return (epath.Path(path) / "_METADATA").exists()
-  except KeyError as error:  # etils knows no such kind
+  except KeyError as error:  # etils does not know this scheme
     raise ValueError(f"weights {path}: expected a local path, got an address") from error
 
 
 def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
-  """Returns (leaves of the stacked tree, read); every name and shape has been checked."""
+  """Returns ({path: place} of the stacked tree, read), with every name and shape checked."""
   import orbax.checkpoint as ocp
 
   folder = epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
@@ -82,7 +82,7 @@ def _as_value_error(source: str) -> Iterator[None]:
 
 
 def _flatten(tree) -> dict[str, tuple[tuple[str, ...], names.Shape, str]]:
-  """Returns (its keys in the checkpoint, shape, dtype) of every text tensor by its nested name."""
+  """Returns {nested name: (keys in the checkpoint, shape, dtype)} of the text tensors."""
   saved = {}
   for keys, leaf in traverse_util.flatten_dict(tree).items():
     name = "/".join(keys).removeprefix("transformer/")
@@ -92,7 +92,7 @@ def _flatten(tree) -> dict[str, tuple[tuple[str, ...], names.Shape, str]]:
 
 
 def _saved_as(tensor: names.Tensor, layer: int | None, period: int) -> tuple[str, int | None]:
-  """Returns a tensor's nested name, and its row of a stack, if it is in one."""
+  """Returns a tensor's nested name, and its row if it is in a stack."""
   if layer is None:
     return tensor.name, None
   if not period:
@@ -101,7 +101,7 @@ def _saved_as(tensor: names.Tensor, layer: int | None, period: int) -> tuple[str
 
 
 def _expected_shapes(model_config: gemma.GemmaConfig, period: int) -> dict[str, names.Shape]:
-  """Returns the shape of every tensor of a checkpoint by its nested name."""
+  """Returns {nested name: shape} of a checkpoint's tensors."""
   sizes, shapes = names.sizes(model_config), {}
   for place in names.places(model_config).values():
     _, axes = names.library(model_config, place.tensor)
@@ -115,7 +115,7 @@ def _expected_shapes(model_config: gemma.GemmaConfig, period: int) -> dict[str, 
 
 
 def _saved_sharding(sharding: Sharding, stacked: bool, order: tuple, rank: int) -> Sharding:
-  """Returns the sharding, in saved axes, of a layer or of a stack, whose layers are not split."""
+  """Returns the sharding, in saved axes, of a layer, or of a stack without splitting its layers."""
   if not isinstance(sharding, NamedSharding):
     return sharding
   padding = [None] * (len(order) + stacked - len(sharding.spec))

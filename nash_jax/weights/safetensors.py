@@ -1,4 +1,4 @@
-"""Safetensors files, ours and Hugging Face's: checked by their headers, read slice by slice."""
+"""Reads and writes safetensors files, ours and Hugging Face's, slice by slice."""
 
 import functools
 import itertools
@@ -19,18 +19,18 @@ from nash_jax.types import Params
 from nash_jax.validation import printable
 from nash_jax.weights import files, hf_config, names
 
-_ROWS_READ = 4096  # at a time, of a head that is compared with the embedding
-_SPARE_ROWS = 128  # most by which a published Gemma's embedding differs from its tokenizer
-# What a multimodal Gemma 3 has besides its text model.
+_ROWS_READ = 4096  # rows at a time when an output layer is compared with the embedding
+_SPARE_ROWS = 128  # most embedding rows of a published Gemma beyond its tokenizer's pieces
+# Tensors of a multimodal Gemma 3 outside its text model.
 _NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
 def open_all(path: str) -> dict[str, Any]:
-  """Returns a lazy slice of every tensor by name, from a file, or a folder with its shards.
+  """Returns {name: lazy slice} of the tensors in a file, or in the shards of a folder.
 
   Raises:
-    ValueError: a file that is missing, damaged or no safetensors file, an index that names a file
-      outside its folder, or shards that do not hold just what the index says.
+    ValueError: a file is missing, damaged or no safetensors file; the index names a file outside
+      its folder, or does not match the shards.
   """
   folder, index_name = pathlib.Path(path), hf_config.INDEX
   if folder.name == index_name:
@@ -71,7 +71,7 @@ def _open_shards(index_path: pathlib.Path) -> dict[str, Any]:
 
 
 def _index(path: pathlib.Path) -> dict[str, str]:
-  """Returns the shard of every tensor: a file of the index's own folder."""
+  """Returns {tensor: shard} of an index; a shard is a file in the same folder."""
   expected = "JSON with a weight_map"
   index = files.read_json(path, expected).get("weight_map")
   if not isinstance(index, dict):
@@ -95,9 +95,9 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
 
 
 def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
-  """Returns (leaves of the stacked tree, read); every name and shape has been checked.
+  """Returns ({path: place} of the stacked tree, read), with every name and shape checked.
 
-  Among the leaves are the heads that a judge's file has.
+  The leaves include the head of a judge's file.
   """
   slices = _without_vision(open_all(path))
   places, sizes = names.places(model_config), names.sizes(model_config)
@@ -124,7 +124,7 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
       found = [slices[prefix + part] for part in parts]
       return _read(found, axes, place.tensor.axes, sizes, index)
 
-    @functools.cache  # each distinct part is read once on each host that has it
+    @functools.cache  # a host reads each distinct part once
     def read_part(index):
       if not place.stacked:
         layer = place.layers[0] if place.layers else None
@@ -137,7 +137,7 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
 
     def callback(index):
       ranges = (s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
-      with np.errstate(over="ignore", invalid="ignore"):  # weights.check_finite says it better
+      with np.errstate(over="ignore", invalid="ignore"):  # weights.check_finite reports it
         return read_part(tuple(slice(start, stop) for start, stop in ranges))
 
     return jax.make_array_from_callback(shape, sharding, callback, dtype=dtype)
@@ -150,9 +150,9 @@ def _without_vision(slices: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prefix(path: str, slices: dict[str, Any]) -> str:
-  """Returns what precedes Hugging Face's names of the text model."""
+  """Returns the prefix of Hugging Face's names of the text model."""
   if any("lora" in name for name in slices):
-    fix = "merge them into the model that they adapt, and give that"
+    fix = "merge them into their base, and give the merged model"
     raise ValueError(f"weights {path}: expected a whole model, got adapters (LoRA): {fix}")
   for known in ("embed_tokens.weight", "layers.0.input_layernorm.weight"):
     found = [name for name in slices if name.endswith(known)]
@@ -164,7 +164,7 @@ def _prefix(path: str, slices: dict[str, Any]) -> str:
 
 
 def _tie(path: str, slices: dict[str, Any], prefix: str) -> None:
-  """Takes the output layer out of `slices`: Gemma's is its embedding, whichever a file has."""
+  """Removes the output layer from `slices`, checking that it equals the embedding as in Gemma."""
   embedding = prefix + "embed_tokens.weight"
   for name in {prefix.removesuffix("model.") + "lm_head.weight", "lm_head.weight"} & slices.keys():
     head = slices.pop(name)
@@ -177,7 +177,7 @@ def _tie(path: str, slices: dict[str, Any], prefix: str) -> None:
 
 
 def _equal(a, b) -> bool:
-  """Whether two tensors of a file have the same shape and numbers, whatever their types."""
+  """Returns whether two tensors of a file have equal shapes and numbers; types may differ."""
   if a is b or list(a.get_shape()) != list(b.get_shape()):
     return a is b
   stops = [*range(_ROWS_READ, a.get_shape()[0], _ROWS_READ), a.get_shape()[0]]
@@ -195,7 +195,7 @@ def _check(
   prefix: str,
   model_config: gemma.GemmaConfig,
 ) -> None:
-  """Runs names.check; the embedding may lack rows without a piece, or have a few more."""
+  """Runs names.check, but lets the embedding lack rows without a piece, or have a few more."""
   got = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
   embedding = prefix + "embed_tokens.weight"
   if embedding in expected and len(got.get(embedding, ())) == 2:
@@ -207,7 +207,7 @@ def _check(
 
 
 def _slice(tensor, index) -> np.ndarray:
-  """Returns one slice an axis; rows beyond the tensor's are 0: they stand for no piece."""
+  """Returns a part of a tensor, given a slice per axis; rows beyond its end, of no piece, are 0."""
   rows = tensor.get_shape()[0]
   start, stop = min(index[0].start, rows), min(index[0].stop, rows)
   x = tensor[(slice(start, stop), *index[1:])]
@@ -216,7 +216,7 @@ def _slice(tensor, index) -> np.ndarray:
 
 
 def _read(found: list, file_axes: str, axes: str, sizes: dict[str, int], index) -> np.ndarray:
-  """Returns slices of one tensor that files may store split, with merged axes or transposed."""
+  """Returns a part of one of our tensors, which files may store split, merged or transposed."""
   ranges = dict(zip(axes.split(), index, strict=True))
   first = axes.split()[0]
   split = first.isdigit() and first not in file_axes.split()
@@ -240,12 +240,12 @@ def _read(found: list, file_axes: str, axes: str, sizes: dict[str, int], index) 
 def tensors(
   params: Params, model_config: gemma.GemmaConfig, scheme: names.Scheme, dtype: DTypeLike, rows: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (name, array on the host) of every tensor of a file, one layer's at a time.
+  """Yields (name, array on the host) of every tensor of a file, one layer at a time.
 
-  All processes make the same calls, because the parameters may lie on all of them.
+  All processes must make the same calls, because the parameters may be spread over them.
 
   Args:
-    rows: of the embedding that are kept.
+    rows: number of embedding rows to keep.
   """
   leaves = traverse_util.flatten_dict(params, sep="/")
   sizes = {**names.sizes(model_config), "V": rows}
@@ -268,7 +268,7 @@ def _host(x) -> np.ndarray:
 
 
 def write(path: pathlib.Path, leaves: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-  """Writes one file, for whom a new file here is for: safetensors makes it for its owner alone."""
+  """Writes one file with default permissions; safetensors itself lets only the owner read it."""
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
 
@@ -276,6 +276,6 @@ def write(path: pathlib.Path, leaves: dict[str, np.ndarray], metadata: dict[str,
   mode = path.stat().st_mode
   try:
     save_file(leaves, str(path), metadata=metadata)
-  except SafetensorError as error:  # of a full disk, too
+  except SafetensorError as error:  # also raised when the disk is full
     raise OSError(f"weights {path}: could not be written: {error}") from error
   path.chmod(mode)

@@ -339,7 +339,7 @@ def test_a_judge_without_its_file_is_refused(refuse, name):
   [
     ({"answers": ("A",)}, r"judge.answers: expected two different pieces, got \('A',\)"),
     ({"max_tokens": -1}, "judge.max_tokens: expected a whole number in .*, or 0 .*, got -1"),
-    ({"name": "gemma_text"}, "judge.max_tokens: expected a budget.*got 0. Try 2048"),
+    ({"name": "gemma_text"}, "judge.max_tokens: expected a limit.*got 0. Try 2048"),
     ({"name": "gemma_text", "max_tokens": 99, "mesh.fsdp": 8}, "judge.mesh: expected the policy's"),
     ({"micro_batches": 0}, "judge.micro_batches: expected a whole number in .*, got 0"),
     ({"micro_batches": 3}, "judge.micro_batches: expected a divisor of prompts.batch_size"),

@@ -165,7 +165,7 @@ def test_one_start_says_everything_that_a_config_of_true_size_lacks(
   config = runpy.run_path(main.config_file(name))["get_config"](kind)
   policy, judge = TRUE_SIZE[name]
   judge = None if "self" in kind else judge
-  with pytest.raises(ValueError, match="5 things that this run reads are missing") as error:
+  with pytest.raises(ValueError, match="5 files that this run reads are missing") as error:
     resolve(config, "train")
   lines = str(error.value).splitlines()[1:]
   fields = ("model.tokenizer", "model.weights", "judge.model.tokenizer", "judge.model.weights")

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 import sys
 
 import fits
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import config as configs
 from nash_jax import fit, train
-from nash_jax.config import fields, page, resolve
+from nash_jax.config import fields, meanings, page, resolve
 from nash_jax.config.unread import unread
 from nash_jax.configs import short_game
 from nash_jax.data import votes
@@ -112,6 +113,13 @@ def test_the_page_of_fields_is_what_the_table_says():
   assert (paths.ROOT / "docs" / "fields.md").read_text(encoding="utf-8") == page.page(), expected
 
 
+def test_every_meaning_is_of_a_field_of_its_job():
+  sections = dict(re.findall(r"^## `(.+?)`\n(.*?)(?=^## |\Z)", page.page(), re.M | re.S))
+  for job, texts in meanings.MEANINGS.items():
+    for field, text in texts.items():
+      assert f"| `{field}` | {text} |" in sections[job], f"{job} has no field {field}"
+
+
 WRONG = (True, "1", 10**400, -(10**400), 2**63, (1,), b"1", 1j, np.bool_(True), np.float32(np.nan))
 
 
@@ -161,7 +169,7 @@ def test_numbers_of_other_libraries_and_negative_zero_become_pythons_own():
     ("judge.answers", ("A", 1), r"judge.answers: expected two different pieces, got \('A', 1\)"),
     ("model.changes.num_layers", 3, "model.changes: expected at most 2 layers, got"),
     ("model.changes.num_layers", 0, r"model.changes.num_layers: expected a whole number in .* 0"),
-    ("model.changes.head_dim", 7, "model.changes: expected an even head_dim, .*head_dim: 7"),
+    ("model.changes.head_dim", 7, "model.changes: expected an even head_dim, got .*head_dim: 7"),
     ("model.changes.num_kv_heads", 3, "model.changes: expected num_kv_heads to divide num_heads"),
     ("model.changes.final_logit_softcap", math.nan, "final_logit_softcap: expected a number"),
     ("model.changes.attention_types", (), "attention_types: expected a tuple of .*LOCAL"),

@@ -38,7 +38,9 @@ def test_options_that_an_optimiser_does_not_have_are_refused_by_name(name, ignor
   config = tiny.train({"optimizer.name": name})
   for field in MOMENTS:
     if field in ignored:
-      message = f"{field}: expected no value, for optimizer.name = {name} does not read it, got "
+      message = (
+        f"{field}: expected no value, because optimizer.name = {name} does not read it, got "
+      )
       with pytest.raises(ValueError, match=message):
         refuse_unread(config, "train", [field])
     else:
@@ -123,7 +125,8 @@ def test_a_run_of_a_comparison_that_sets_what_it_does_not_read_is_refused(told):
   assert told == []
   c.runs = (*c.runs, {"algorithm.name": "online_dpo", "algorithm.eta": 0.5})
   message = (
-    "run 'online_dpo, eta = 0.5': algorithm.eta: expected no value, for algorithm.name = online_dpo"
+    "run 'online_dpo, eta = 0.5': algorithm.eta: expected no value, because"
+    " algorithm.name = online_dpo"
   )
   with pytest.raises(ValueError, match=message):
     resolve(c)
@@ -151,7 +154,7 @@ def test_a_field_that_does_not_exist_is_refused_in_a_run_of_a_comparison():
     ),
     (
       {"optimizer.learning_rate": 0.1},
-      "optimizer.learning_rate: expected no change, .*`learning_rates` set it",
+      "optimizer.learning_rate: expected no change, .*`learning_rates` sets it",
     ),
     ("nash_mp", "run 1: expected a dict of values by dotted field, got 'nash_mp'"),
   ):
@@ -191,9 +194,13 @@ def test_which_evaluations_can_be_the_best_is_said_and_an_export_needs_them_to_m
     config.evaluation.every, config.checkpoint.every = every, save
     lines.clear()
     resolve(config)
-    told = [] if among in (every, None) else [f"checkpoints every {save}: the best is one of those"]
+    told = (
+      []
+      if among in (every, None)
+      else [f"checkpoints every {save}: the best checkpoint is chosen among"]
+    )
     assert all(
-      part in line and f"those every {among}," in line
+      part in line and f"those every {among} steps" in line
       for (_, line), part in zip(lines, told, strict=True)
     )
   if job == "train":

@@ -199,11 +199,11 @@ def changed(task, place, **fields):
      r"a:3, generator: expected one model in a file, got \"'gpt' and 'b'\".*file of their own"),
     ("alpaca_eval", changed("alpaca_eval", 2, instruction="Tell a story 2."),
      r"no answer to 1 of 3 prompts, the first with instruction 'Tell a story 2\. .*; 1 of its 3"
-     r" answers are to others\. Prompts are matched by instruction, letter by letter"),
+     r" answers are to others\. Answers match prompts exactly, by instruction: give"),
     ("arena_hard", changed("arena_hard", 2, uid="u0"), r"a:3: a second answer to uid 'u0', .*a:1"),
     ("arena_hard", changed("arena_hard", 2, uid="x"), r"no answer to 1 of 3 .*'u2'; 1 of its 3"),
     ("arena_hard", changed("arena_hard", 0, messages=[{"role": "assistant", "content": "a"}]),
-     r"a:1: the last of field 'messages' .* content is \{'answer': text\}"),
+     r"a:1: the last of field 'messages' .* with content \{'answer': text\}"),
     ("arena_hard", changed("arena_hard", 0, messages=[]), r"a:1: the last of field 'messages'"),
     ("arena_hard", lambda: "", r"a: expected a model's answers, got 'none'"),
     ("arena_hard", lambda: "{", r"a:1: not JSON"),

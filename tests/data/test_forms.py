@@ -51,7 +51,7 @@ BAD = {
   "an empty turn": ({"chosen": HUMAN, "rejected": f"{HUMAN}x"}, "turn 1: an empty turn"),
   "marks of turns": (
     {"prompt": "Hi<extra_id_1>", "response_1": "x", "response_2": "y", "preference_strength": 1},
-    "several turns in one text",
+    "several turns in a text",
   ),
   "a strength that is a text": (
     {"prompt": "Hi", "response_1": "x", "response_2": "y", "preference_strength": "1"},
@@ -148,7 +148,7 @@ def test_a_folder_is_its_files_by_name_and_has_no_rate(tmp_path):
   prompts, _ = load_prompts(settings(tmp_path, "json_lines"), TOKENIZER, seed=0)
   texts = [TOKENIZER.decode(ids) for ids in prompts.columns["inputs"]]
   assert texts == [row["prompt"] for row in ROWS]
-  with pytest.raises(ValueError, match="expected one, as it has a rate, got 2"):
+  with pytest.raises(ValueError, match="expected one, as the folder has a rate, got 2"):
     corpus.parse_paths(f"{tmp_path}:2")
   (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match=r"expected some in \.jsonl, .* got .an empty folder"):
@@ -180,7 +180,7 @@ def test_records_that_cannot_be_read_are_left_out_where_that_is_said(tmp_path, c
   pairs, _ = load_preferences(config, TOKENIZER, seed=0)
   texts = [TOKENIZER.decode(ids) for ids in pairs.columns["inputs"]]
   assert texts == [row["prompt"] for row in ROWS[:3]]
-  told = "x.jsonl: 2 of 5 records cannot be read and are left out, the first since"
+  told = "x.jsonl: 2 of 5 records cannot be read and are left out, the first because"
   assert [line for line in caplog.messages if told in line and "x.jsonl:2: not JSON" in line]
   path.write_text("{\n")
   with pytest.raises(ValueError, match="hold no records"):

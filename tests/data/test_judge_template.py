@@ -223,8 +223,8 @@ def test_a_budget_cuts_the_longest_parts_to_one_level(tokenizer):
     ("{prompt}\n{a}\n", "each slot once.*'{b}': 0"),
     ("{prompt}\n{a}\n{b}\n{a}\n", "each slot once.*'{a}': 2"),
     ("<bos>{prompt}\n{a}\n{b}\nBest:", "without <bos>"),
-    ("{prompt}\n{a}\n{b}", r"around \{prompt\}, \{a\} alone.*where the text ends"),
-    ("{prompt}\nA: {a}\n{b}\n", r"around \{prompt\}, \{b\} alone"),
+    ("{prompt}\n{a}\n{b}", r"only around \{prompt\}, \{a\}'\..*at the end of the text"),
+    ("{prompt}\nA: {a}\n{b}\n", r"only around \{prompt\}, \{b\}'\."),
   ],
 )
 def test_a_template_file_is_checked_before_anything_loads(tmp_path, wrong, message):

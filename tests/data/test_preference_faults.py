@@ -105,7 +105,7 @@ def test_a_verdict_that_is_no_number_is_refused_with_its_line(tmp_path, verdict)
 )
 def test_a_text_that_carries_the_template_is_refused(tmp_path, task, row):
   path = write(tmp_path / "p.jsonl", [row])
-  with pytest.raises(ValueError, match=r"p.jsonl:1: .* carries the chat template already"):
+  with pytest.raises(ValueError, match=r"p.jsonl:1: .* already has the chat template"):
     preferences.load_preferences(configure(task, path, held_out=0), CHAT, seed=0)
 
 

@@ -55,7 +55,7 @@ BAD_FILES = {
   "utf-16 of no mark": ('{"prompt": "x"}'.encode("utf-16-le"), r"bad:1: byte 0x00 \(NUL\)"),
   "utf-32": ('{"prompt": "x"}'.encode("utf-32"), "bad: UTF-16 or UTF-32"),
   "a surrogate's bytes": (b'\r\n\r{"prompt": "\xed\xa0\xbd"}', "bad:3: byte 0xed is not UTF-8"),
-  "nul": (b'{"prompt": "x"}\n\n{"prompt": "a\0b"}', r"bad:3: byte 0x00 \(NUL\) is no text"),
+  "nul": (b'{"prompt": "x"}\n\n{"prompt": "a\0b"}', r"bad:3: byte 0x00 \(NUL\) is not text"),
   "nul, spelled": (b'{"prompt": "a\\u0000b"}', r"bad:1: '\\x00' in .* is NUL"),
   "surrogate": (b'{"prompt": "x"}\n{"prompt": "a \\ud83d kite"}', "bad:2: .*half of a surrogate"),
   "surrogate of a conversation": (
@@ -64,10 +64,10 @@ BAD_FILES = {
   ),
   "half of gzip": (
     gzip.compress(b'{"prompt": "x"}', mtime=0)[:-9],
-    "bad: not a gzip file that can be read",
+    "bad: not a readable gzip file",
   ),
   "zstd": (b"\x28\xb5\x2f\xfd\x04", "bad: compressed .zstd.: unpack it"),
-  "parquet": (b"PAR1\x15\x04", "bad: not a parquet file that can be read"),
+  "parquet": (b"PAR1\x15\x04", "bad: not a readable parquet file"),
   "array": (b'\n[{"prompt": "x"},\n{"prompt": "y"]', "bad:3: not JSON .*an array of objects"),
   "row": (b'[{"prompt": "x"}, {"prompt": 3}]', "bad, row 2: field 'prompt' is 3"),
   "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "bad: a Git LFS pointer: run `git"),
@@ -131,7 +131,7 @@ TEMPLATED = [
 def test_a_prompt_that_carries_the_template_is_refused(tmp_path, text, tokenizer):
   for row in ({"prompt": text}, {"messages": [{"role": "user", "content": text}]}):
     path = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, row])
-    with pytest.raises(ValueError, match=r"p.jsonl:2: .* carries the chat template already"):
+    with pytest.raises(ValueError, match=r"p.jsonl:2: .* already has the chat template"):
       load_all(path, tokenizer)
 
 
@@ -147,7 +147,7 @@ def test_prompts_that_spell_out_markers_are_counted_in_a_warning(tmp_path, caplo
   ]
   assert [record.getMessage() for record in caplog.records] == [
     f"{path}: 6 of 10 records spell out markers such as <bos> or <end_of_turn> (the first:"
-    f" {path}:2); they are read as text, but for a <bos> at the head of a prompt or a document,"
+    f" {path}:2); they are read as text, except a <bos> at the start of a prompt or a document,"
     " which is dropped"
   ]
 

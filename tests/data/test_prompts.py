@@ -235,9 +235,9 @@ def registered():
       [[2, 9], [2, 2, 9]],
       {},
       {},
-      "example 1 .*, place 1: expected .*one <bos>, at its head, got 2",
+      "example 1 .*, place 1: expected .*one <bos>, at the start, got 2",
     ),
-    ([[2, 9], [9, 2]], {}, {}, "example 1 .*, place 1: expected .*one <bos>, at its head, got 2"),
+    ([[2, 9], [9, 2]], {}, {}, "example 1 .*, place 1: expected .*one <bos>, at the start, got 2"),
     (
       [[2, 9, 1, 9], [2, 9]],
       {},
@@ -281,7 +281,7 @@ def test_held_out_prompts_that_are_trained_on_are_counted_and_can_be_dropped(tmp
   assert train.report == {"kept": 5, "dropped": 0, "cut": 0}
   assert held_out.report == {"kept": 3, "dropped": 0, "cut": 0, "duplicates": 2}
   (message,) = (record.getMessage() for record in caplog.records)
-  assert message.startswith("2 of 3 held-out prompts or texts are trained on too")
+  assert message.startswith("2 of 3 held-out prompts or texts are also trained on")
   config = configure(path, duplicates="drop")
   train, held_out = prompts.load_prompts(config, TOKENIZER, seed=0)
   assert texts_of(train) == ["a bird", "the sun"]

@@ -141,8 +141,8 @@ def test_plain_template_takes_one_turn():
   [
     (["user", "user"], "message 1 has role 'user', expected 'model'"),
     (["model"], "message 0 has role 'model', expected 'user'"),
-    (["user", "assistant"], "must end with a message of the user"),
-    ([], "must end with a message of the user"),
+    (["user", "assistant"], "must end with a user's message"),
+    ([], "must end with a user's message"),
     (["tool"], "a 'role' of system, user, assistant, model"),
     (["user", "system"], "message 1 has role 'system'"),
   ],

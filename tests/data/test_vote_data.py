@@ -193,7 +193,7 @@ def test_the_pairs_of_a_prompt_stand_together(tmp_path):
 
 
 def test_export_without_votes_or_a_name_is_refused(tmp_path, judged):
-  with pytest.raises(ValueError, match=r"expected a file of this machine, \.jsonl"):
+  with pytest.raises(ValueError, match=r"expected a \.jsonl file on this machine"):
     vote.export(judged, "votes.csv")
   store = Store(tmp_path / "none.sqlite3")
   with pytest.raises(ValueError, match="expected votes to export, got 'none'"):
@@ -208,7 +208,7 @@ def test_tastes_that_cycle_make_a_cycle_that_no_single_annotator_has(judged):
   # Of two of the three, on each pair, one agrees with the majority: a third of the twos agree.
   assert found["agreement"]["mean"] == pytest.approx(1 / 3)
   assert found["agreement"]["pairs"] == 3
-  assert "in a circle, majority: 1 of 1." in vote_statistics.text(found)
+  assert "Cyclic triples of responses, majority: 1 of 1." in vote_statistics.text(found)
 
 
 def made(rng, prompts, people, p_right=None) -> list[Vote]:

@@ -181,7 +181,7 @@ def test_pairs_are_added_once_and_later_ones_come_later(new):
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 41, "a\nb\x07", "\u202eevil"])
 def test_names_are_short_and_printable(new, name):
-  with pytest.raises(ValueError, match="name: expected 1 to 40 letters"):
+  with pytest.raises(ValueError, match="name: expected 1 to 40 characters"):
     new().sign_in(name)
 
 

@@ -26,8 +26,15 @@ def test_one_unit_of_a_grid_s_step_moves_every_gradient_method_alike_near_the_re
   moves = []
   for method in ("reg_self_play", "online_ipo", "online_dpo", "mmd"):
     scale = solvers.unit(method, "gradient", 1.0)
-    logp, _ = solvers.solve(method, game.p_win, np.exp(game.log_ref), beta=1.0, iterations=1,
-                            updates="gradient", step=1e-3 * scale)
+    logp, _ = solvers.solve(
+      method,
+      game.p_win,
+      np.exp(game.log_ref),
+      beta=1.0,
+      iterations=1,
+      updates="gradient",
+      step=1e-3 * scale,
+    )
     moves.append(np.asarray(logp) - game.log_ref)
   for move in moves[1:]:
     np.testing.assert_allclose(move, moves[0], atol=1e-9)
@@ -36,15 +43,27 @@ def test_one_unit_of_a_grid_s_step_moves_every_gradient_method_alike_near_the_re
 
 def test_a_race_tunes_on_other_games_and_keeps_the_best_of_its_grid():
   tuning, games = _games([5, 6]), _games(range(3))
-  entrant = contextual.Entrant("x", "nash_mp_ema", "gradient",
-                               {"eta": (0.1, 1.0), "kappa": ("harmonic", 0.3)})
+  entrant = contextual.Entrant(
+    "x", "nash_mp_ema", "gradient", {"eta": (0.1, 1.0), "kappa": ("harmonic", 0.3)}
+  )
   outcomes = contextual.race(entrant, tuning, games, steps=[0.1, 4.0], horizons=[20, 40], points=10)
 
   def solved(on, horizon, setting):  # what solve does with these knobs
     schedule = solvers.harmonic(horizon) if setting["kappa"] == "harmonic" else setting["kappa"]
-    return [solvers.solve("nash_mp_ema", p_win, np.exp(log_ref), beta=0.1, iterations=horizon,
-                          every=horizon // 10, step=setting["step"], eta=setting["eta"],
-                          kappa=schedule)[1] for p_win, log_ref in zip(*on[:2], strict=True)]
+    return [
+      solvers.solve(
+        "nash_mp_ema",
+        p_win,
+        np.exp(log_ref),
+        beta=0.1,
+        iterations=horizon,
+        every=horizon // 10,
+        step=setting["step"],
+        eta=setting["eta"],
+        kappa=schedule,
+      )[1]
+      for p_win, log_ref in zip(*on[:2], strict=True)
+    ]
 
   for horizon, (best, outcome, curves) in zip((20, 40), outcomes, strict=True):
     assert len(outcome) == 8
@@ -77,8 +96,10 @@ def test_intervals_hold_the_mean_and_narrow_with_seeds():
 
 def test_the_reference_gap_is_where_curves_start():
   games, suboptimality = _games(range(2)), jax.jit(preference.suboptimality)
-  expected = [suboptimality(p, np.exp(r), np.exp(r), 0.1)
-              for p, r in zip(games.p_win, games.log_ref, strict=True)]
+  expected = [
+    suboptimality(p, np.exp(r), np.exp(r), 0.1)
+    for p, r in zip(games.p_win, games.log_ref, strict=True)
+  ]
   np.testing.assert_allclose(contextual.reference_gap(games), expected, rtol=1e-12)
 
 

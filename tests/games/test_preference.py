@@ -6,19 +6,29 @@ import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nash_jax.games import preference, zoo
+from nash_jax.games import equilibria, preference, zoo
 
-kl, value, suboptimality, best_response, exploitability, cyclic_energy = map(jax.jit, (
-  preference.kl, preference.value, preference.suboptimality, preference.best_response,
-  preference.exploitability, preference.cyclic_energy))
+kl, value, suboptimality, best_response, exploitability, cyclic_energy = map(
+  jax.jit,
+  (
+    preference.kl,
+    preference.value,
+    preference.suboptimality,
+    preference.best_response,
+    preference.exploitability,
+    preference.cyclic_energy,
+  ),
+)
 
 
 def _game(seed, actions, strength=2.0, contexts=None):
   rng = np.random.default_rng(seed)
   shape = (actions,) if contexts is None else (contexts, actions)
   ref = rng.dirichlet(np.full(actions, 2.0), size=shape[:-1]) + 1e-3
-  return (zoo.random_game(seed, actions, strength=strength, contexts=contexts).p_win,
-          ref / ref.sum(-1, keepdims=True))
+  return (
+    zoo.random_game(seed, actions, strength=strength, contexts=contexts).p_win,
+    ref / ref.sum(-1, keepdims=True),
+  )
 
 
 def test_validate_names_the_worst_entry():
@@ -28,8 +38,9 @@ def test_validate_names_the_worst_entry():
   with pytest.raises(ValueError, match=r"p_win\[(2, 1|1, 2)\] = 0\.[59]"):
     preference.validate(p_win)
   with pytest.raises(ValueError, match=r"p_win\[1, 0, 2\] = 1\.2"):
-    preference.validate(np.stack([np.full((3, 3), 0.5),
-                                  [[0.5, 0.5, 1.2], [0.5, 0.5, 0.5], [-0.2, 0.5, 0.5]]]))
+    preference.validate(
+      np.stack([np.full((3, 3), 0.5), [[0.5, 0.5, 1.2], [0.5, 0.5, 0.5], [-0.2, 0.5, 0.5]]])
+    )
   with pytest.raises(ValueError, match="shape"):
     preference.validate(np.full((2, 3), 0.5))
   with pytest.raises(ValueError, match="nan"):
@@ -71,8 +82,9 @@ def test_suboptimality_is_its_definition(seed, beta):
   p_win, ref = _game(seed, 6)
   policy = np.random.default_rng(seed + 1).dirichlet(np.ones(6))
   wins = p_win @ policy
-  by_definition = (beta * np.log(ref @ np.exp(wins / beta))
-                   + beta * policy @ np.log(policy / ref) - 0.5)
+  by_definition = (
+    beta * np.log(ref @ np.exp(wins / beta)) + beta * policy @ np.log(policy / ref) - 0.5
+  )
   got = suboptimality(p_win, policy, ref, beta)
   np.testing.assert_allclose(got, by_definition, rtol=1e-12, atol=1e-13)
   assert float(got) >= 0
@@ -90,7 +102,7 @@ def test_a_policy_without_full_support_has_a_finite_suboptimality():
   p_win, ref = _game(0, 4)
   pure = np.array([0.0, 1.0, 0.0, 0.0])
   beta = 0.1
-  expected = (beta * np.log(ref @ np.exp(p_win[:, 1] / beta)) - beta * np.log(ref[1]) - 0.5)
+  expected = beta * np.log(ref @ np.exp(p_win[:, 1] / beta)) - beta * np.log(ref[1]) - 0.5
   np.testing.assert_allclose(suboptimality(p_win, pure, ref, beta), expected, rtol=1e-12)
 
 
@@ -118,7 +130,7 @@ def test_contexts_are_games_of_their_own():
 def test_large_games_are_solved_without_forming_the_jacobian(monkeypatch):
   p_win, ref = _game(7, 40, strength=4.0)
   dense = preference.equilibrium(p_win, ref, 0.02)
-  monkeypatch.setattr(preference, "_DENSE_LIMIT", 0)
+  monkeypatch.setattr(equilibria, "DENSE_LIMIT", 0)
   np.testing.assert_allclose(preference.equilibrium(p_win, ref, 0.02), dense, atol=1e-12)
 
 
@@ -142,8 +154,10 @@ def test_linear_programming_finds_an_unexploitable_policy(seed, actions):
 def test_the_regularised_equilibrium_tends_to_the_original_one():
   game = zoo.planted(0, [0.1, 0.2, 0.3, 0.25, 0.15])
   ref = np.full(5, 0.2)
-  errors = [np.abs(preference.equilibrium(game.p_win, ref, beta) - game.nash).max()
-            for beta in (0.1, 0.01, 0.001)]
+  errors = [
+    np.abs(preference.equilibrium(game.p_win, ref, beta) - game.nash).max()
+    for beta in (0.1, 0.01, 0.001)
+  ]
   assert errors[0] > errors[1] > errors[2]
   assert errors[2] < 1e-2
 

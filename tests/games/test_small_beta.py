@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from nash_jax.games import preference, solvers, zoo
+from nash_jax.games import equilibria, preference, solvers, zoo
 
 
 def _error(p_win, ref, beta, pi):
@@ -17,8 +17,9 @@ def _error(p_win, ref, beta, pi):
     context.prec = 60
     p, q = [Decimal(float(x)) for x in pi], [Decimal(float(x)) for x in ref]
     total = sum(p)
-    wins = [sum(Decimal(a) * b for a, b in zip(row, p, strict=True)) / total
-            for row in p_win.tolist()]
+    wins = [
+      sum(Decimal(a) * b for a, b in zip(row, p, strict=True)) / total for row in p_win.tolist()
+    ]
     theta = [a.ln() - b.ln() - w / Decimal(float(beta)) for a, b, w in zip(p, q, wins, strict=True)]
     mean = sum(a * b for a, b in zip(p, theta, strict=True)) / total
     residual = np.array([float(x - mean) for x in theta])
@@ -74,8 +75,9 @@ def test_a_smaller_scale_of_payoffs_and_beta_alike_changes_nothing():
       # entries near ½ hold a payoff to 1e-16 only
       got = preference.equilibrium(small, ref, scale * beta)
       np.testing.assert_allclose(got, star, atol=1e-15 / scale)
-    np.testing.assert_allclose(preference.nash_equilibrium(small), [0.1, 0.2, 0.3, 0.25, 0.15],
-                               atol=1e-8 + 1e-15 / scale)
+    np.testing.assert_allclose(
+      preference.nash_equilibrium(small), [0.1, 0.2, 0.3, 0.25, 0.15], atol=1e-8 + 1e-15 / scale
+    )
 
 
 def test_a_huge_beta_gives_the_reference_and_an_infinite_one_is_refused():
@@ -96,11 +98,13 @@ def test_win_rates_are_summed_beyond_float64():
   rng, digits = np.random.default_rng(0), Decimal
   p_win = zoo.random_game(3, 40).p_win
   pi = rng.dirichlet(np.full(40, 0.3))
-  got = preference._precise_win_rates(p_win, pi)
+  got = equilibria.precise_win_rates(p_win, pi)
   with localcontext() as context:
     context.prec = 60
-    exact = [sum((digits(a) - digits(0.5)) * digits(b) for a, b in zip(row, pi, strict=True))
-             for row in p_win.tolist()]
+    exact = [
+      sum((digits(a) - digits(0.5)) * digits(b) for a, b in zip(row, pi, strict=True))
+      for row in p_win.tolist()
+    ]
     error = max(abs(digits(g) - e) / abs(e) for g, e in zip(got.tolist(), exact, strict=True))
   assert error < 5e-16
 
@@ -173,8 +177,9 @@ def test_nash_mp_without_a_prox_term_is_the_best_response_to_the_best_response()
   p_win, ref, beta = zoo.random_game(0, 4).p_win, np.full(4, 0.25), 0.3
   logp, _ = solvers.solve("nash_mp", p_win, ref, beta=beta, iterations=1, eta=np.inf)
   half = preference.best_response(p_win, ref, ref, beta)
-  np.testing.assert_allclose(np.exp(logp), preference.best_response(p_win, half, ref, beta),
-                             atol=1e-15)
+  np.testing.assert_allclose(
+    np.exp(logp), preference.best_response(p_win, half, ref, beta), atol=1e-15
+  )
 
 
 def test_a_game_of_ties_has_no_cycles_and_rests_at_its_reference():

@@ -56,10 +56,27 @@ def test_random_games_have_the_rank_and_cyclicity_asked_for():
   game = zoo.random_game(0, 30, rank=2, cyclicity=1.0)
   logits = np.log(game.p_win / (1 - game.p_win))
   assert np.linalg.matrix_rank(logits, tol=1e-8) == 4  # A - Aᵀ with A of rank 2
-  energies = [float(cyclic_energy(zoo.random_game(0, 30, cyclicity=c).p_win))
-              for c in (0.0, 0.5, 1.0)]
+  energies = [
+    float(cyclic_energy(zoo.random_game(0, 30, cyclicity=c).p_win)) for c in (0.0, 0.5, 1.0)
+  ]
   assert energies[0] < 0.05 < energies[1] < energies[2]
   assert zoo.random_game(0, 5, contexts=3).p_win.shape == (3, 5, 5)
+
+
+def test_strength_is_a_factor_of_the_log_odds_whatever_they_are_normalised_by():
+  def log_odds(**options):
+    p_win = zoo.random_game(3, 6, rank=9, contexts=2, **{"strength": 0.1} | options).p_win
+    return np.log(p_win / (1 - p_win))
+
+  np.testing.assert_allclose(log_odds(strength=0.2), 2 * log_odds(), atol=1e-12)
+  by_rank = log_odds(normalisation="rank")
+  np.testing.assert_allclose(log_odds(normalisation="rank", strength=0.2), 2 * by_rank, atol=1e-12)
+  np.testing.assert_allclose(log_odds(), 3 * by_rank, atol=1e-12)
+  spread = zoo.random_game(0, 200, rank=9, normalisation="rank").p_win
+  spread = np.log(spread / (1 - spread))[np.triu_indices(200, 1)]
+  assert 0.8 < spread.std() / 2**0.5 < 1.2  # of A - Aᵀ, whose entries of A have variance 1
+  with pytest.raises(ValueError, match="'root', expected one of rank, sqrt_rank"):
+    zoo.random_game(0, 3, normalisation="root")
 
 
 def test_even_cycles_are_refused():
@@ -85,7 +102,8 @@ def test_measured_games_load_and_agree_with_what_is_recorded_of_them(games_dir):
   for path in paths:
     game, stats = zoo.load_json(path), json.loads(path.read_text())["stats"]
     assert float(cyclic_energy(game.p_win)) == pytest.approx(
-      stats["cyclic_energy_fraction"], abs=1e-4)
+      stats["cyclic_energy_fraction"], abs=1e-4
+    )
     assert float(exploitability(game.p_win, game.nash)) < 1e-6
     if stats["nash_coordinate_width"] == 0:
       np.testing.assert_allclose(preference.nash_equilibrium(game.p_win), game.nash, atol=1e-4)

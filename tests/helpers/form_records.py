@@ -169,7 +169,7 @@ def annotated(text, *ratings):
 FEW = "prompts without two responses of which one is better"
 
 
-MISSING = "messages of which an earlier one is deleted or missing"
+MISSING = "messages after a deleted or missing one"
 
 
 RANKED = [(ASKED, "Hello.", "Yes?", 0.0), (SANG, "La.", "Lala.", 0.0)]

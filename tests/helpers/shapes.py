@@ -2,7 +2,7 @@
 
 conftest.py has jaxtyping's import hook put `typechecker` around every function of the modules whose
 arrays cross rooms. Shapes of arguments and results must agree within a call; the fields of a record
-(Prompts, Responses, Verdict, Answers) must have the shapes that types.py states for them.
+(Prompts, Responses, Verdict, Answers, those of the games) must have the shapes stated for them.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jaxtyping import AbstractArray, jaxtyped
 
 # A whole number is a float, as in Python's own typing.
 _beartype = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
-RECORDS = ("Prompts", "Responses", "Verdict", "Answers")
+RECORDS = ("Prompts", "Responses", "Verdict", "Answers", "Game", "State", "ZooGame", "Outcome")
 
 
 def typechecker(fn):
@@ -35,6 +35,16 @@ def typechecker(fn):
     return result
 
   return wrapper
+
+
+def typechecker_after(fn):
+  """As typechecker, once the function has returned: what it refuses itself stays its own error.
+
+  jaxtyping has two stubs checked: one of the arguments before the call, whose return type is Any,
+  and one of arguments and result after it. So whatever a function accepts has the types it states.
+  """
+  before = not inspect.isclass(fn) and fn.__annotations__.get("return") is typing.Any
+  return fn if before else typechecker(fn)
 
 
 def check_record(record) -> None:

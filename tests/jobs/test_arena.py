@@ -37,7 +37,7 @@ def test_one_response_each_is_enough_for_two_policies_but_none_meets_itself():
   assert "| base | — |" in re.sub(" +", " ", report.arena(result))
   alone = nash_jax.config.arena()
   alone.samples, alone.policies = 1, {"base": alone.policies.base}
-  with pytest.raises(ValueError, match="samples: expected at least 2 where there is one policy"):
+  with pytest.raises(ValueError, match="samples: expected at least 2 with a single policy"):
     resolve(alone)
 
 

@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_last_whole_result(files, made_up, tmp_path):
 @pytest.mark.parametrize("workdir", ["gs://bucket/x", "file:///tmp/x"])
 def test_an_arena_in_a_bucket_is_refused(files, made_up, workdir, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match="workdir: expected a folder of this machine"):
+  with pytest.raises(ValueError, match="workdir: expected a folder on this machine"):
     arena.run(renamed(small(files)), workdir)
   assert list(tmp_path.iterdir()) == [], "least of all as a folder of that name"
 
@@ -145,7 +145,7 @@ def test_an_arena_records_the_steps_that_it_read(files, made_up, tmp_path):
   assert steps == {"base": None, "new": 2, "old": 1}
   assert json.loads((tmp_path / "arena" / "arena.json").read_text()) == result
   page = (tmp_path / "arena" / "arena.md").read_text()
-  assert "Steps of the runs that were read: new 2, old 1." in page
+  assert "Checkpoint steps of the runs: new 2, old 1." in page
 
 
 @pytest.mark.parametrize("saves", [1, 3])

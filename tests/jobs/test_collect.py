@@ -113,7 +113,7 @@ def test_pairs_without_a_verdict_are_left_out_and_counted(table_collection, tmp_
   pairs = [json.loads(line) for line in path.read_text().splitlines()]
   assert [(pair["a"], pair["b"], pair["p_a"]) for pair in pairs] == [([300], [301], 1.0)] * 8
   messages = [record.getMessage() for record in caplog.records]
-  assert "16 of 24 pairs have no verdict: left out" in messages
+  assert "16 of 24 pairs have no verdict and are left out" in messages
   assert {file.name for file in path.parent.iterdir()} == {"pairs.jsonl", ".lock"}
 
 

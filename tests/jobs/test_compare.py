@@ -166,14 +166,21 @@ def test_a_learning_rate_is_not_chosen_by_what_is_not_there(calls, tmp_path, mon
   for rate in (1e-4, 3e-4):
     monkeypatch.setitem(ENDS, ("nash_mp", rate), (float("nan"), 0.0))
   compare.run(config("nash_mp"), tmp_path, progress=False)
-  assert "run 'nash_mp' is finite at no learning rate: none is the best" in caplog.text
+  assert "run 'nash_mp' diverges at every learning rate, so none is the best" in caplog.text
 
 
 @pytest.mark.parametrize("start", [0.0, 9e-16, None])
 def test_a_reference_without_a_suboptimality_has_no_share(start):
-  seeds = [{"steps": [0, 1], compare.SUBOPT: [start, 1e-4], compare.KL_TO_EQUILIBRIUM: [0.0, 1.0]}]
+  seeds = [
+    {
+      "steps": [0, 1],
+      compare.SUBOPT: [start, 1e-4],
+      compare.KL_TO_EQUILIBRIUM: [0.0, 1.0],
+      compare.GAP: [0.5, 0.25],
+    }
+  ]
   _, _, cells = compare._exact_table({"nash_mp": {"seeds": seeds}})
-  assert cells["nash_mp"] == ["1.00e-04"] * 3 + ["—", "1.00e+00"]
+  assert cells["nash_mp"] == ["1.00e-04"] * 3 + ["—", "1.00e+00", "2.50e-01"]
 
 
 def rows(page):
@@ -272,7 +279,7 @@ def test_a_run_that_diverged_is_not_in_the_arena(calls, tmp_path):
   assert calls["arenas"][3:] == [{"reg_self_play", "reference"}] * 3
   assert set(result["arena"]["population"]["win_rate"]) == {"reg_self_play", "reference"}
   page = (tmp_path / "compare.md").read_text()
-  assert "Not in the arena, since a seed's last evaluation is not finite: nash_mp." in page
+  assert "Not in the arena, because a seed's last evaluation is not finite: nash_mp." in page
   edit_metrics(first, "reg_self_play", diverge)
   assert compare.run(c, tmp_path, progress=False)["arena"] == {}, "nobody is left"
 

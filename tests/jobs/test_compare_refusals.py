@@ -14,16 +14,16 @@ from nash_jax.jobs import compare
 @pytest.mark.parametrize(
   ("runs", "message"),
   [
-    (({}, {}), "run 2, 'nash_mp': expected a name of its own.* run 1, 'nash_mp' has it"),
+    (({}, {}), "run 2, 'nash_mp': expected a unique name.* run 1, 'nash_mp' has it"),
     (
       ({"label": "a"}, {"label": "a", "algorithm.kappa": 0.9}),
-      "run 2, 'a': expected a name of its own.* run 1, 'a' has it",
+      "run 2, 'a': expected a unique name.* run 1, 'a' has it",
     ),
     (({"label": "a"}, {"label": "b"}), "runs 'a' and 'b': expected runs that differ"),
     (({"label": "a", "algorithm.kappa": 0.1}, {}), "runs 'a' and 'nash_mp': expected .* differ"),
-    (({"label": "reference"},), "run's label: expected another than 'reference'"),
-    (({"label": ""},), "run 1: label: expected a text, got ''"),
-    (({"label": 7},), "run 1: label: expected a text, got 7"),
+    (({"label": "reference"},), "run's label: expected one other than 'reference'"),
+    (({"label": ""},), "run 1: label: expected text, got ''"),
+    (({"label": 7},), "run 1: label: expected text, got 7"),
     (
       ({"algorithm.mixtur": 0.1},),
       "run 'nash_mp': config field algorithm.mixtur.*did you mean 'mixture'",
@@ -52,12 +52,12 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(runs, message):
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("learning_rates", (0.1, 0.1), "learning_rates: expected numbers that differ"),
+    ("learning_rates", (0.1, 0.1), "learning_rates: expected different numbers"),
     ("learning_rates", (0.1, float("nan")), "learning_rates: expected numbers in"),
-    ("tuning_seed", 1, "tuning_seed: expected a seed of its own"),
+    ("tuning_seed", 1, "tuning_seed: expected a seed outside 0 to"),
     ("seeds", 0, "seeds: expected a whole number in"),
     ("kinds", (), "kinds: expected at least one"),
-    ("kinds", ("tabular",), "kinds: expected network alone"),
+    ("kinds", ("tabular",), "kinds: expected only network"),
     ("arena.select_judge", "popultion", "arena: select_judge: got 'popultion'.*did you mean"),
     ("arena.samples", 0, "arena.samples: expected a whole number in"),
     (

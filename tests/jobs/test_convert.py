@@ -133,7 +133,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path):
   ]
   report = found.report("in", "out").splitlines()
   assert report[:2] == ["in: 9 records", "  4 chosen and rejected (TRL, HH, UltraFeedback)"]
-  assert report[5:7] == ["out: 2 comparisons", "left out, with the first of its kind:"]
+  assert report[5:7] == ["out: 2 comparisons", "left out, by reason:"]
 
 
 def test_the_command_says_what_it_found(tmp_path):
@@ -143,7 +143,7 @@ def test_the_command_says_what_it_found(tmp_path):
   report = done.stdout.splitlines()
   assert report[:4] == [
     *(f"{path}: 4 records", "  4 chosen and rejected (TRL, HH, UltraFeedback)"),
-    *(f"{tmp_path}/new/out.jsonl: 3 comparisons", "left out, with the first of its kind:"),
+    *(f"{tmp_path}/new/out.jsonl: 3 comparisons", "left out, by reason:"),
   ]
   assert report[4].startswith(f"  1 {path}:4: field 'rejected' is 3, expected str or list")
   assert len(lines_of(tmp_path / "new" / "out.jsonl")) == 3
@@ -237,11 +237,11 @@ def test_an_output_by_any_name_is_not_read(tmp_path):
   [
     ("x.jsonl", b'{"prompt": "x"}\n{"prompt": ', r"x.jsonl:2: not JSON"),
     ("x.json", b'[{"prompt": "x"},\n{"prompt": ]', r"x.json:2: not JSON"),
-    ("x.json", b"[" * 100_000, r"x.json: not JSON that can be read"),
+    ("x.json", b"[" * 100_000, r"x.json: not readable JSON"),
     ("x.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}', "x.jsonl:2: byte 0xff is not UTF-8"),
     ("x.jsonl", b'{"prompt": "x"}\n{"prompt": "\\ud83d"}', "x.jsonl:2: .*half of a surrogate"),
     ("x.json", b'[{"prompt": "a\\u0000"}]', "x.json, row 1: .*NUL"),
-    ("x.parquet", b"PAR1 and no more", "x.parquet: not a parquet file"),
+    ("x.parquet", b"PAR1 and no more", "x.parquet: not a readable parquet file"),
     ("x.jsonl.zst", b"\x28\xb5\x2f\xfd\x04", r"x.jsonl.zst: compressed \(zstd\): unpack it"),
     ("x.jsonl.gz", gzip.compress(b"[3", mtime=0), "x.jsonl.gz:1: not JSON"),
     ("x.csv", b"prompt\nx\n", "x.csv:1: not JSON"),
@@ -258,7 +258,7 @@ def test_an_output_by_any_name_is_not_read(tmp_path):
     (
       "x.jsonl",
       b'{"prompt": "x", "tools": [{"name": "y"}]}',
-      "x.jsonl:1: field 'tools' is .*no prompt",
+      "x.jsonl:1: field 'tools' is .*prompts cannot",
     ),
     ("x.jsonl", b"\n", "x.jsonl: expected records to write, got 'no records'"),
   ],
@@ -282,9 +282,9 @@ def test_a_bad_file_ends_a_conversion_in_one_line_and_leaves_the_output(
     ({"source": ""}, r"source \(--from\): expected files or folders, got ''"),
     ({"source": "nowhere"}, "no data file 'nowhere'"),
     ({"source": "in.jsonl:2"}, r"source \(--from\): expected files without rates"),
-    ({"output": ""}, r"output \(--to\): expected a file of this machine, \.jsonl, got ''"),
-    ({"output": "x.parquet"}, r"output \(--to\): expected a file of this machine, \.jsonl"),
-    ({"output": "gs://x/y.jsonl"}, r"output \(--to\): expected a file of this machine"),
+    ({"output": ""}, r"output \(--to\): expected a \.jsonl file on this machine, got ''"),
+    ({"output": "x.parquet"}, r"output \(--to\): expected a \.jsonl file on this machine"),
+    ({"output": "gs://x/y.jsonl"}, r"output \(--to\): expected a \.jsonl file on this machine"),
     ({"output": "in.jsonl/out.jsonl"}, "expected a file that can be written"),
     ({"task": "prompt"}, "task: got 'prompt', expected one of .*; did you mean 'prompts'"),
     ({"bad": "drop"}, "bad: got 'drop', expected one of skip, stop"),
@@ -303,7 +303,9 @@ def test_files_that_are_packed_are_not_passed_over(tmp_path):
   (tmp_path / "in").mkdir()
   written(tmp_path / "in", "a.jsonl", PAIRS)
   (tmp_path / "in" / "b.jsonl.zst").write_bytes(b"x")
-  with pytest.raises(ValueError, match=r"expected none that are packed, got \['b\.jsonl\.zst'\]"):
+  with pytest.raises(
+    ValueError, match=r"expected none with unsupported compression, got \['b\.jsonl\.zst'\]"
+  ):
     convert.convert(f"{tmp_path}/in", f"{tmp_path}/out.jsonl")
 
 

@@ -15,7 +15,7 @@ def test_a_demo_that_could_not_be_compared_is_refused_before_it_trains(tmp_path,
   c = tiny.train()  # from random weights, which the arena could not read
   with pytest.raises(ValueError, match=r"policies.base.weights: expected a weights file"):
     demo.run(c, tmp_path)
-  with pytest.raises(ValueError, match="workdir: expected a folder of this machine"):
+  with pytest.raises(ValueError, match="workdir: expected a folder on this machine"):
     demo.run(config.train(), "gs://bucket/x")
 
 
@@ -51,4 +51,4 @@ def test_the_arena_of_an_earlier_demo_makes_way(tmp_path):
 
 def test_a_report_of_no_arena_has_no_steps():
   result = {"prompts": 2, "samples": 2, "base": "a", "judges": {}, "policies": {}}
-  assert "Steps of the runs" not in report.arena(result)
+  assert "Checkpoint steps of the runs" not in report.arena(result)

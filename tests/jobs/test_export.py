@@ -97,7 +97,9 @@ def test_an_export_replaces_an_export_and_nothing_else(written, tmp_path):
   shutil.copytree(out, folder)
   weight_file = folder / "model.safetensors"
   weight_file.rename(folder / "model-00001-of-00002.safetensors")
-  with pytest.raises(ValueError, match=r"to: .*model-00001-of-00002.safetensors, which is not"):
+  with pytest.raises(
+    ValueError, match=r"to: .*model-00001-of-00002.safetensors, which has changed"
+  ):
     write(spec, str(folder))
   (folder / "model-00001-of-00002.safetensors").rename(weight_file)
   write(spec, str(folder))
@@ -143,7 +145,7 @@ def test_what_a_type_keeps_of_a_change_is_measured_in_log_probabilities():
   assert abs(int(kept["float16"]) - 100) < 20
   assert "bfloat16 loses too much of it" in said["bfloat16"]
   assert "loses" not in said["float32"]
-  assert "has changed nothing" in export._rounding(before, base, logp, "float32")
+  assert "the run changed nothing" in export._rounding(before, base, logp, "float32")
   strong = jax.tree.map(lambda x: x * 1.2, base)
   assert "loses" not in export._rounding(before, strong, logp, "bfloat16")
 
@@ -153,7 +155,10 @@ def test_what_cannot_be_exported_is_said(written, tmp_path):
   for arguments, message in (
     ({"run": str(tmp_path / "none")}, "run: expected a run's workdir, or a file that"),
     ({"run": str(tmp_path)}, "run: expected a run's workdir"),
-    ({"run": str(workdir.with_name("gemma-3-tiny") / "model.safetensors")}, "weights.export, from"),
+    (
+      {"run": str(workdir.with_name("gemma-3-tiny") / "model.safetensors")},
+      "call weights.export from",
+    ),
     ({"run": f"{workdir}@targets"}, "run, after @: got 'targets'"),
     ({"run": ""}, "run: expected a run's workdir, got ''"),
     ({"run": str(workdir), "to": ""}, "to: expected the folder to write"),

@@ -144,13 +144,13 @@ def test_answers_are_cut_at_the_budget_and_that_is_told(held, tmp_path, caplog):
   assert result["policies"]["gpt"]["truncated"] == pytest.approx(1 / 12)
   assert "gpt.outputs: 1 of 12 answers are cut at sampling.max_tokens = 20" in caplog.text
   assert (
-    "gpt.outputs: 1 of 12 answers hold what model.tokenizer spells in another way" in caplog.text
+    "gpt.outputs: 1 of 12 answers have text that model.tokenizer spells differently" in caplog.text
   )
   assert "outputs: answers to 12 of the benchmark's 60 prompts" in caplog.text
   page = (tmp_path / "x" / "arena.md").read_text()
   mine = result["policies"]["mine"]["truncated"]
   shares = f"gpt .08, mine {report.number(mine, 2)}" if mine else "gpt .08"
-  assert f"Share of responses cut at the most tokens: {shares}." in page
+  assert f"Share of responses cut at the token limit: {shares}." in page
 
 
 def test_judges_that_read_text_get_the_answers_text(tmp_path):
@@ -175,7 +175,7 @@ def test_judges_that_read_text_get_the_answers_text(tmp_path):
   ("policy", "fields", "message"),
   [
     ({"outputs": "none.json"}, {}, r"policies.gpt.outputs: expected a file, got 'none.json'"),
-    ({"outputs": "here", "best_of": 2}, {}, r"policies.gpt.best_of: expected 1 where there are"),
+    ({"outputs": "here", "best_of": 2}, {}, r"policies.gpt.best_of: expected 1 with outputs"),
     ({"outputs": "here"}, {"prompts.task": "stories"},
      r"policies.gpt.outputs: expected prompts.task = alpaca_eval or arena_hard, .*= stories"),
     ({"outputs": "here"}, {"prompts.task": "arena_hard"}, r"no field 'uid'"),
@@ -211,7 +211,9 @@ def test_files_that_do_not_fit_the_prompts_are_refused_before_weights_load(
 def test_an_answer_with_a_template_is_named_by_its_line(held, tmp_path):
   rows = json.loads(answers_of("alpaca_eval", questions("alpaca_eval")))
   rows[7]["output"] = "Yes.<end_of_turn>"
-  with pytest.raises(ValueError, match=r"gpt.outputs: .*gpt.json, row 8: .*template already"):
+  with pytest.raises(
+    ValueError, match=r"gpt.outputs: .*gpt.json, row 8: .*already has the chat template"
+  ):
     held("alpaca_eval", {"mine": MINE, "gpt": other(tmp_path, text=json.dumps(rows))})
 
 
@@ -221,11 +223,13 @@ def test_what_answers_make_useless_is_told(tmp_path):
   config.prompts = configure(path, "alpaca_eval")
   config.policies = {**config.policies, "gpt": other(tmp_path)}
   for field in ("policies.gpt.weights", "policies.gpt.best_of", "prompts.held_out"):
-    with pytest.raises(ValueError, match=f"{field}: expected no value, for"):
+    with pytest.raises(ValueError, match=f"{field}: expected no value, because"):
       refuse_unread(config, "arena", [field])
   refuse_unread(config, "arena", ["policies.gpt.outputs", "policies.base.weights", "prompts.path"])
   config.prompts.held_out_path, config.prompts.path = str(path), "stories"
-  with pytest.raises(ValueError, match=r"prompts.path: expected no value, for prompts.held_out_pa"):
+  with pytest.raises(
+    ValueError, match=r"prompts.path: expected no value, because prompts.held_out_path"
+  ):
     refuse_unread(config, "arena", ["prompts.path"])
   config.prompts.path = config.prompts.held_out_path
   assert len(arena._load_held_out(config, TOKENIZER)) == 60

@@ -124,7 +124,7 @@ def test_a_typed_prompt_that_is_refused_leaves_the_next_one(monkeypatch, capsys,
   sample.run(type(config)({**config, "prompt": ""}))
   out, err = capsys.readouterr()
   assert f"{PROMPTS[1]} ▸" in out
-  assert "carries the chat template already" in err
+  assert "already has the chat template" in err
 
 
 def test_json_lines_hold_prompts_of_many_lines_and_conversations(printed, tmp_path):
@@ -217,9 +217,9 @@ def test_a_file_from_another_system_holds_the_same_prompts(printed, tmp_path):
     (b"Hi\ncaf\xe9\n", r"p.txt:2: byte 0xe9 is not UTF-8"),
     ("Hi".encode("utf-16"), "p.txt: UTF-16 or UTF-32, expected UTF-8"),
     (b"Hi\0", r"p.txt:1: byte 0x00 \(NUL\)"),
-    (b"\x1f\x8b\x08", "p.txt: not a gzip file that can be read"),
-    (b"Hi\n<start_of_turn>user\nHi", "p.txt:2: .*carries the chat template already"),
-    (b" \n\r\n", "file: expected a prompt a line"),
+    (b"\x1f\x8b\x08", "p.txt: not a readable gzip file"),
+    (b"Hi\n<start_of_turn>user\nHi", "p.txt:2: .*already has the chat template"),
+    (b" \n\r\n", "file: expected a prompt per line"),
   ],
 )
 def test_a_bad_prompt_file_is_refused_before_weights_load(
@@ -254,7 +254,7 @@ def test_prompts_are_read_as_typed_until_an_empty_line_or_the_end(printed, monke
     ({"realign": 2.0, "reference": ""}, "reference: expected a weights file or a run's workdir"),
     ({"prompt": "", "file": "none.txt"}, "file: expected a readable text file, got .*none.txt"),
     ({"prompt": "", "file": "/"}, "file: expected a readable text file, got '/'"),
-    ({"prompt": "", "file": "/dev/null"}, "file: expected a prompt a line, got '/dev/null'"),
+    ({"prompt": "", "file": "/dev/null"}, "file: expected a prompt per line, got '/dev/null'"),
     ({"output": "/nowhere/x.jsonl"}, "/nowhere/x.jsonl: expected a file that can be written"),
   ],
 )

@@ -14,7 +14,7 @@ from nash_jax.config import resolve
 from nash_jax.configs import short_compare
 from nash_jax.configs.short_game import get_config
 from nash_jax.data.prompts import load_prompts
-from nash_jax.games import preference
+from nash_jax.games import preference, zoo
 from nash_jax.jobs import compare, short_game, sweep
 from nash_jax.judges import table
 from nash_jax.objectives import algorithms
@@ -34,7 +34,9 @@ def config(strength="mild", **changes):
 
 
 def game(contexts=3):
-  p_win = short_game.random_game(0, 4.0, contexts, len(TOKENS) ** LENGTH)
+  actions = len(TOKENS) ** LENGTH
+  drawn = zoo.random_game(0, actions, strength=4.0, contexts=contexts, normalisation="rank")
+  p_win = drawn.p_win.astype(np.float32)
   zeros = np.zeros((contexts, 1), np.int32)
   prompts = Prompts(zeros, zeros == 0, np.arange(contexts))
   return exact.Game(prompts, p_win, exact.enumerate_responses(TOKENS, LENGTH))
@@ -49,7 +51,7 @@ def test_the_bundled_games_are_those_of_their_config():
   """P = σ(A − Aᵀ) with A of rank 4, of seed 0."""
   for strength, c in (("mild", 4.0), ("strong", 8.0)):
     bundled = table.load(asset_path(f"assets:short_game/{strength}.npy"))
-    np.testing.assert_array_equal(bundled, short_game.random_game(0, c))
+    np.testing.assert_array_equal(bundled, short_game.draw_table(c))
     assert bundled.shape == (4, 64, 64)
 
 
@@ -94,8 +96,12 @@ def test_the_exact_metrics_are_zero_at_the_equilibrium_and_positive_elsewhere():
   equilibrium = g.log_equilibrium(ref, 0.1)
   exact = jax.jit(lambda logp: g.metrics(logp, ref, equilibrium, 0.1))
   at = lambda logp: {k: float(m.value()) for k, m in exact(logp).items()}  # noqa: E731
-  assert max(at(equilibrium).values()) < 1e-6
+  regularised = at(equilibrium)
+  assert 1e-3 < regularised.pop("exact/gap") < at(ref)["exact/gap"]
+  assert max(regularised.values()) < 1e-6
   assert min(at(ref).values()) > 1e-3
+  wins = np.einsum("xab,xb->xa", g.p_win, np.exp(ref))
+  np.testing.assert_allclose(at(ref)["exact/gap"], np.mean(wins.max(-1) - 0.5), rtol=1e-5)
   np.testing.assert_allclose(
     at(ref)["exact/suboptimality"],
     jax.jit(preference.suboptimality)(g.p_win, np.exp(ref), np.exp(ref), 0.1),
@@ -138,7 +144,7 @@ def test_a_prompt_that_is_evaluated_in_another_context_than_it_is_played_in_is_r
     {f"prompts__{p}": str(tmp_path / n) for p in ("path", "held_out_path")} for n in names
   )
   with pytest.raises(
-    ValueError, match=r"^prompts.held_out_path: expected .*the 4 contexts.*multiple"
+    ValueError, match=r"^prompts.held_out_path: expected .*judge.table's 4 contexts.*multiple"
   ):
     exact_game(config(**six))
   assert exact_game(config(**eight)).p_win.shape == (8, 64, 64)

@@ -156,7 +156,7 @@ def test_steps_of_all_runs_are_checked_before_the_first(batched, trained, tmp_pa
 @pytest.mark.parametrize("job", [sweep.run, short_game.run])
 def test_a_bucket_is_refused(job, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match="workdir: expected a folder of this machine"):
+  with pytest.raises(ValueError, match="workdir: expected a folder on this machine"):
     job({} if job is sweep.run else exact(), "gs://bucket/x")
   assert not list(tmp_path.iterdir())
 

@@ -67,9 +67,9 @@ def test_votes_of_tastes_that_cycle_make_a_judge_that_cycles_and_trains(tmp_path
     counts = [*people.map(lambda name: judge_all(served, name), TASTES)]
   status, printed, errors = served.end(signal.SIGINT)
   assert (status, counts) == (0, [360] * 3), errors
-  assert "in a circle, majority: 120 of 120" in printed
-  assert "in a circle, single annotators: 0 of 360" in printed
-  assert "Triples of policies that surely go in a circle: 1 of 1." in printed
+  assert "Cyclic triples of responses, majority: 120 of 120" in printed
+  assert "Cyclic triples of responses, single annotators: 0 of 360" in printed
+  assert "Triples of policies that are clearly cyclic: 1 of 1." in printed
 
   done = command("vote", f"--workdir={workdir}", f"--export={votes}")
   assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_an_arena_asks_people_and_has_their_cells_once_they_have_answered(tmp_pa
   human.update(name="human", votes=str(tmp_path / "vote"))
   c.judges, c.select_judge = {"population": c.judges.population, "people": human}, "population"
   with pytest.raises(
-    ValueError, match=r"judge human: (\d+) of \1 pairs have no vote yet. They are"
+    ValueError, match=r"judge human: (\d+) of \1 pairs have no vote yet. Let people judge"
   ):
     arena.run(c, tmp_path / "arena")
   store = Store(tmp_path / "vote" / FILE, share=0)

@@ -67,7 +67,7 @@ def test_everything_a_request_may_lack_is_refused_in_a_line(page):
     ({"pair": 1, "left": 1, "choice": "both"}, "expected one of left"),
   ):  # fmt: skip
     assert message in ask(page, "vote", expected=400, **said)["error"]
-  assert "1 to 40 letters" in ask(page, "next", " ", expected=400)["error"]
+  assert "1 to 40 characters" in ask(page, "next", " ", expected=400)["error"]
   headers = {"content-type": "application/json"}
   for body in (b"", b"[1]", b"{", b"\xff", b"[" * 50_000):
     assert page.post("/api/next", content=body, headers=headers).status_code == 400
@@ -141,7 +141,7 @@ def test_a_token_is_made_once_and_for_its_owner_alone(tmp_path):
   assert len(token) >= 20
   assert (tmp_path / vote.TOKEN).stat().st_mode & 0o077 == 0
   (tmp_path / vote.TOKEN).write_text("\n")
-  with pytest.raises(ValueError, match="expected a token of 16 letters or more"):
+  with pytest.raises(ValueError, match="expected a token of 16 characters or more"):
     vote._token(tmp_path)
 
 
@@ -162,7 +162,9 @@ def test_nothing_to_judge_and_a_port_that_is_taken_are_said_in_a_line(tmp_path):
 def test_without_its_packages_the_page_says_what_to_install(monkeypatch):
   monkeypatch.setattr(checks, "_is_installed", lambda name: name != "uvicorn")
   c = configs.vote()
-  with pytest.raises(ValueError, match=r"the package uvicorn beside it, .*pip install uvicorn"):
+  with pytest.raises(
+    ValueError, match=r"the package uvicorn to be installed, .*pip install uvicorn"
+  ):
     configs.resolve(c)
   c.export = "votes.jsonl"
   assert configs.resolve(c).export

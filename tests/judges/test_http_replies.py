@@ -125,7 +125,7 @@ def test_answers_of_which_one_begins_the_other_are_refused(answers):
   config = nash_jax.config.arena()
   config.judges.judge.update({"name": "http", "template": "gemma", "answers": answers})
   config.judges.judge.http.model = "m"
-  with pytest.raises(ValueError, match=r"judges.judge.answers: expected neither to begin with"):
+  with pytest.raises(ValueError, match=r"judges.judge.answers: expected neither to start with"):
     resolve(config)
   config.judges.judge.answers = ("A", "a")
   resolve(config)

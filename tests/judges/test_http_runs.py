@@ -51,7 +51,7 @@ def test_a_lost_question_costs_its_pair_and_is_counted(
     ((200, error("no provider")), r"12 no reply.*an error \('no provider'\)"),
     ((400, error("no such parameter")), "12 refused.*no such parameter"),
     ((500, "out of order"), "12 no reply.*500.*out of order"),
-    ((200, "hello"), "12 no reply.*no JSON: 'hello'"),
+    ((200, "hello"), "12 no reply.*not in JSON: 'hello'"),
   ],
 )
 def test_nothing_that_can_be_read_is_an_error_with_counts_and_an_example(serve, reply, message):
@@ -189,7 +189,9 @@ def test_a_full_disk_is_one_line(serve, tmp_path):
   client = chat.Chat(config.http)
   client.keep_in(tmp_path / "kept")
   client._kept._data.execute("PRAGMA max_page_count = 8")
-  with pytest.raises(ValueError, match=r"kept: expected a file .* disk is full.*Make room"):
+  with pytest.raises(
+    ValueError, match=r"kept: expected a file .* disk is full.*Free some disk space"
+  ):
     client.complete([f"text {i}" for i in range(20)])
 
 

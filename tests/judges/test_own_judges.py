@@ -274,7 +274,7 @@ def test_a_run_of_an_own_judge_trains_resumes_and_refuses_what_changed(write, tm
   with pytest.raises(ValueError, match=r"judge.name: 'mine:make' there, 'population' here"):
     train.run(changed, tmp_path / "run", progress=False)
   write(SHORTER.replace("0.1", "0.2"))
-  with pytest.raises(ValueError, match=r"not those that it began with:\n  judge.name: .*mine.py"):
+  with pytest.raises(ValueError, match=r"not those that it started with:\n  judge.name: .*mine.py"):
     train.run(whole, tmp_path / "run", progress=False)
 
 

@@ -124,7 +124,7 @@ def test_bad_tables_name_the_worst_entry(tmp_path, tokenizer):
       table.load(str(tmp_path / "p.npy"))
   with pytest.raises(ValueError, match=r"\.npy file"):
     table.load(str(tmp_path / "none.npy"))
-  with pytest.raises(ValueError, match="4 actions are a power, got 3"):
+  with pytest.raises(ValueError, match="4 actions as a power, got 3"):
     table.judge(game(), 10, 3)
   judge = table.judge(game(), 10, 2)
   with pytest.raises(ValueError, match="need 2 tokens"):

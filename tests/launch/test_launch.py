@@ -129,12 +129,12 @@ def test_the_scripts_pass_shellcheck():
   [
     (["create", "--zone=z"], "no project: give --project=ID, or set TPU_PROJECT"),
     (["create", "--project=p"], "no zone: give --zone=ZONE"),
-    (["create", *AT, "--name=x; rm -rf /"], r"--name='x; rm -rf /': expected small letters"),
+    (["create", *AT, "--name=x; rm -rf /"], r"--name='x; rm -rf /': expected lower-case letters"),
     (["create", *AT, "--sopt"], r"unknown option '--sopt'"),
     (["creat", *AT], r"unknown command 'creat'"),
     (["create", *AT, "--type=v9-8"], r"--type='v9-8': no runtime known"),
     (["start", *AT], r"start: expected -- JOB"),
-    (["stop", *AT, "--", "train"], r"stop: takes nothing behind --"),
+    (["stop", *AT, "--", "train"], r"stop: takes nothing after --"),
     (["logs", *AT, "--worker=1;2"], r"--worker='1;2': expected a number or all"),
   ],
 )
@@ -207,7 +207,7 @@ def test_a_run_from_create_to_delete(cloud):
     assert f"called:{words}\n" in worker(cloud, number, "log")
   again = cloud("start", *AT, *JOB)
   assert again.returncode == 1
-  assert "running already" in again.stderr
+  assert "already running" in again.stderr
   assert cloud("status", *AT).stdout.split("\n")[:3] == ["READY", "running", "running"]
   assert cloud("resume", *AT, *JOB).stdout == "nash-jax: the program is running\n"
 
@@ -226,7 +226,7 @@ def test_a_run_that_a_signal_stopped_is_not_finished(cloud):
   assert cloud("install", *AT).returncode == 0
   assert cloud("start", *AT, *JOB, STATUS="75").returncode == 0
   until(lambda: all("<auto>\n" in worker(cloud, n, "log") for n in (0, 1)))
-  stopped = "exited 75: stopped, the same command goes on\n"
+  stopped = "exited 75: stopped, the same command resumes it\n"
   assert cloud("stop", *AT).stdout == 2 * stopped
   assert cloud("status", *AT).stdout == f"READY\n{2 * stopped}"
   resumed = cloud("resume", *AT, *JOB)

@@ -280,6 +280,8 @@ def test_float16_is_for_files_in_every_jobs_config(job, field):
     config.judge.name = "gemma"
   config.update_from_flattened_dict({f"{field}.dtype": "float16"})
   path = field.removeprefix("base.")
-  expected = rf"{path}.dtype: expected bfloat16 or float32, got 'float16'. float16 is for files"
+  expected = (
+    rf"{path}.dtype: expected bfloat16 or float32, got 'float16'. float16 is only for files"
+  )
   with pytest.raises(ValueError, match=expected):
     resolve(config)

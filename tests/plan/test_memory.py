@@ -56,7 +56,7 @@ def test_the_published_size_of_gemma_is_counted():
   assert text.endswith("Then it fits.")
   c.model.preset = "gemma2_9b"
   assert memory.table(c, "v5e-1").endswith(
-    "No setting makes it fit one such device: a smaller model, or several (docs/tpu.md)."
+    "No setting makes it fit: use a smaller model, or several devices (docs/tpu.md)."
   )
 
 
@@ -89,7 +89,7 @@ def test_an_unknown_device_is_told_what_is_known():
   one = mock.Mock(device_kind="NVIDIA Z9", platform="gpu", memory_stats=lambda: {})
   found = memory.detect([one])
   text = memory.table(colab.experiment("stories", found), found)
-  assert "NVIDIA Z9: jax runs on it, but neither says how much memory it has" in text
+  assert "NVIDIA Z9: jax runs on it, but does not say how much memory it has" in text
   assert "NVIDIA L4" in text
   assert "fit" not in text
   one.memory_stats = lambda: {"bytes_limit": 40 * memory.GIB}

@@ -46,7 +46,7 @@ def test_a_run_that_goes_well_is_told_nothing():
     (
       {"p_win": [0.5], "gradient_norm": [41, 50, 60, 180, 344, 300]},
       "gradient",
-      "climbed from 50 to 300",
+      "risen from 50 to 300",
     ),
     (
       {"eval/win_rate_vs_reference": [0.525, 0.513, 0.506, 0.493]},

@@ -166,7 +166,7 @@ def test_what_is_no_checkpoint_is_left_alone_in_a_line(tmp_path, caplog):
   checkpoints = start(tmp_path)
   assert checkpoints.restore(state(0))[1] == 2
   for name in ("50", "²", "000000007", "notes", "51", "x.orbax-checkpoint-tmp"):
-    assert f"{name} is no checkpoint of this program" in caplog.text
+    assert f"{name} is not a checkpoint of this program" in caplog.text
   assert len(list(folder.glob("00000049.damaged-*"))) == 1, "its step can be saved"
   checkpoints.save(50, state(50))
   assert checkpoints.restore(state(0))[1] == 50

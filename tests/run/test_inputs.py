@@ -13,7 +13,7 @@ def test_inputs_that_changed_are_named_and_can_be_permitted(tmp_path):
   moved = {**first, "prompts.path": {"elsewhere/p.jsonl": "sha256:1"}}
   checkpoint.verify_inputs(tmp_path, moved)
   changed = {**first, "judge.table": {"t.npy": "sha256:3"}}
-  with pytest.raises(ValueError, match="not those that it began with") as error:
+  with pytest.raises(ValueError, match="not those that it started with") as error:
     checkpoint.verify_inputs(tmp_path, changed, ("steps",))
   assert "\n  judge.table: t.npy\n" in str(error.value)
   flag = "--config.checkpoint.allow=\"('steps', 'judge.table')\""

@@ -216,7 +216,7 @@ def test_a_part_that_cannot_be_written_stops_the_run_or_is_left_behind(
     m.push(step, {"loss": 0.0})
     m.text(step, "samples", step, lambda x: [sample_of(x)])
   m.close()
-  assert caplog.text.count("the run goes on without it") == 1
+  assert caplog.text.count("the run continues without it") == 1
   whole = {"metrics.jsonl", "samples.jsonl"} - {part}
   for name in whole:
     assert [line["step"] for line in lines(tmp_path / "on", name)] == list(range(60))

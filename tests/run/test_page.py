@@ -113,7 +113,7 @@ def test_a_page_stays_below_its_size_and_says_what_it_leaves_out(tmp_path):
   (texts,) = page_data(tmp_path)["texts"]
   assert 10 < len(texts["items"]) < 100
   assert f"Shown here: {len(texts['items'])} of 100 prompts" in texts["note"]
-  assert "(4 letters more)" in texts["items"][0]["responses"][1][1]
+  assert "(4 more characters)" in texts["items"][0]["responses"][1][1]
 
 
 def test_a_page_that_cannot_be_made_costs_a_warning(tmp_path, caplog):

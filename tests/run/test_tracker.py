@@ -140,7 +140,7 @@ def test_whatever_goes_wrong_there_costs_one_warning(
   assert len(caplog.records) == 1
   reasons = {"raise": "RuntimeError: no such thing as", "hang": "within 0.2 s", "die": "status 9"}
   assert reasons[action] in caplog.text
-  assert "the run goes on without it" in caplog.text
+  assert "the run continues without it" in caplog.text
   assert [line["step"] for line in lines(tmp_path / "x")] == list(range(40))
   monkeypatch.delenv("FAKE")  # the next start sends all
   monkeypatch.undo()
@@ -157,7 +157,7 @@ def test_a_start_that_hangs_is_given_up_while_the_run_goes_on(tmp_path, fake, mo
   m = run(tmp_path / "x", 0, 3, tracked=CONFIG)
   m._tracker._process.wait(60)
   m._tracker._reader.join(60)
-  assert re.findall("nothing came of its start within 0.3 s: the run goes on", caplog.text)
+  assert re.findall("it did not start within 0.3 s: the run continues", caplog.text)
   m.push(3, {"loss": 0.0})
   m.close()
   assert len(caplog.records) == 1
@@ -325,5 +325,5 @@ def test_wandb_without_a_key_or_a_network_costs_a_warning(tmp_path, monkeypatch,
   monkeypatch.setattr(tracker, "END_SECONDS", 10)
   run(tmp_path / "x", 0, 4, tracked=CONFIG).close()
   assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
-  assert "the run goes on without it" in caplog.text
+  assert "the run continues without it" in caplog.text
   assert len(lines(tmp_path / "x")) == 4

@@ -252,7 +252,7 @@ def test_a_command_that_thirty_signals_stop_says_so_and_goes_on(tmp_path):
   assert running.returncode == 75, errors
   (step,) = {checkpoint.newest_step(tmp_path / "cut")} - {0}
   assert step < 60
-  assert errors.splitlines()[-1] == f"stopped at step {step} of 60; the same command goes on"
+  assert errors.splitlines()[-1] == f"stopped at step {step} of 60; the same command resumes it"
   again = command(tmp_path / "cut")
   intruder = command(tmp_path / "cut")
   ends = sorted([again, intruder], key=lambda process: process.wait(300))

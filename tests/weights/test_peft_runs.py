@@ -38,7 +38,7 @@ def test_a_runs_adapters_are_exported_with_a_card(exported):
   assert f"--run={workdir}@target --to={folder} --adapter\n" in card
   base = json.loads((workdir / "config.json").read_text())["model"]["weights"]
   assert adapters.base_of(str(folder)) == base
-  assert f"PEFT needs the base as a folder of Hugging Face's, which {base} is not" in card
+  assert f"PEFT needs the base as a Hugging Face folder, which {base} is not" in card
 
 
 def test_what_adapters_do_not_have_is_refused(exported, tmp_path):
@@ -49,7 +49,7 @@ def test_what_adapters_do_not_have_is_refused(exported, tmp_path):
 
 def test_a_run_of_the_whole_model_has_no_adapters(tmp_path):
   exported_runs.make_run(tmp_path)
-  with pytest.raises(ValueError, match=r"run: expected one of model.lora.rank > 0, got"):
+  with pytest.raises(ValueError, match=r"run: expected one with model.lora.rank > 0, got"):
     exported_runs.write(str(tmp_path / "run"), str(tmp_path / "out"), adapter=True)
 
 
@@ -115,7 +115,7 @@ def test_what_a_run_cannot_start_from_is_said_before_weights_load(exported, tmp_
   monkeypatch.setattr(train, "load_weights", lambda *args, **options: pytest.fail("loaded"))
   _, folder, _ = exported
   for changes, message in (
-    ({"model.lora.init": str(folder)}, "model.lora.init: expected none where lora.rank = 0"),
+    ({"model.lora.init": str(folder)}, "model.lora.init: expected none if lora.rank = 0"),
     ({"model.lora.rank": 2, "model.lora.init": str(folder)}, "a rank of at most 2, got 3"),
     ({"model.lora.rank": 2, "model.lora.init": "none"}, "model.lora.init: expected a file that"),
     ({"model.lora.rank": 2, "model.lora.init": str(tmp_path)}, "expected PEFT's config of LoRA"),

@@ -240,7 +240,7 @@ def test_a_folder_is_not_overwritten_by_a_file(tmp_path):
     weights.save(str(tmp_path), random(config), config, "float32", {})
   c = nash_jax.config.fit()
   c.export = str(tmp_path)
-  with pytest.raises(ValueError, match="export: expected the name of a file, or none, got"):
+  with pytest.raises(ValueError, match="export: expected a file's name, or '', got"):
     resolve(c)
 
 

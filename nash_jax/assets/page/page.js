@@ -4,7 +4,7 @@
   const main = document.getElementById("main");
   const PAGE = 30;
 
-  // Texts become text nodes, and nothing else: no markup of theirs is ever read.
+  // Texts become text nodes, so markup in them is never interpreted.
   function make(tag, properties, ...children) {
     const node = Object.assign(document.createElement(tag), properties);
     node.append(...children.filter((child) => child != null));
@@ -20,7 +20,7 @@
 
   const number = (x, digits = 3) => (x == null ? "—" : x.toFixed(digits).replace(/^(-?)0\./, "$1."));
 
-  // ---- what it is
+  // ---- facts
 
   function addFacts() {
     const list = make("dl", {});
@@ -157,7 +157,7 @@
   const second = ([, , p, first]) => Math.min(1, Math.max(0, 2 * p - first));
   const gap = (pair) => (pair[3] == null ? -1 : Math.abs(pair[3] - second(pair)));
   const flips = (pair) => pair[3] != null && pair[3] > 0.5 !== second(pair) > 0.5;
-  // The same verdict, told of the other response.
+  // The same verdict, from the other response's side.
   const turned = (pair) => [pair[1], pair[0], 1 - pair[2], pair[3] == null ? null : 1 - second(pair)];
   const winOf = ([i, , p], first) => (i === first ? p : 1 - p);
 
@@ -166,7 +166,7 @@
     if (!query) return make("span", {}, text);
     const folded = text.toLowerCase();
     let at = 0;
-    // Where lower case has another length, places do not match: then nothing is marked.
+    // If lower case changes the length, positions do not match, and nothing is marked.
     for (let k = folded.length === text.length ? folded.indexOf(query) : -1; k >= 0; k = folded.indexOf(query, at)) {
       node.append(text.slice(at, k), make("mark", {}, text.slice(k, k + query.length)));
       at = k + query.length;
@@ -238,7 +238,7 @@
         .some((text) => text.toLowerCase().includes(query))).map((item) => ({ item, ...chosen(item) }));
       if (score) {
         const key = (entry) => {
-          // "first" without a choice: the last one, which is the newest of a run.
+          // Without a choice, "first" is the last response, which is the newest of a run.
           const first = entry.first >= 0 ? entry.first : entry.item.responses.length - 1;
           const pairs = entry.pairs.filter(([i, j]) => !sort.value.startsWith("first") || i === first || j === first);
           return pairs.length ? score(pairs, first) : -Infinity;
