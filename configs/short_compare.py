@@ -3,13 +3,16 @@
 Question: whose last iterate is nearest the equilibrium, with mild and with strong cycles?
 Command:  nash-jax compare --config=short_compare:mild --workdir=runs/short_mild
           (:strong; :mild,network and :strong,network for Gemma policies, with tabular ones under
-          the same optimiser and rate; :smoke in half a minute)
+          the same optimiser and rate; :smoke in half a minute, without the methods that learn from
+          a file of pairs: nash-jax collect --config=online_offline:reference
+          --workdir=runs/online_offline/reference makes it; for the strong game use
+          :strong,reference and runs/online_offline_strong/reference)
 Cost:     about half an hour of one CPU core, less with networks.
 Expected: docs/short_game.md
 """
 
 from nash_jax import config
-from nash_jax.configs import short_game
+from nash_jax.configs import online_offline, short_game
 from nash_jax.objectives import algorithms
 
 # What methods need besides their name; all have the same budget of 512 responses a step.
@@ -24,10 +27,19 @@ NEEDS = {
 }
 
 
+def _offline(strength):
+  """What methods need that learn from a file of pairs."""
+  path = online_offline.folder(strength)
+  return {"pairs.task": "tokens", "pairs.path": f"{path}/reference/pairs.jsonl"}
+
+
 def get_config(kind="mild"):
   strength, *rest = kind.split(",")
+  offline = {name for name, method in algorithms.ALGORITHMS.items() if method.offline}
+  names = [x for x in algorithms.ALGORITHMS if strength != "smoke" or x not in offline]
+  needs = {**NEEDS, **dict.fromkeys(offline, _offline(strength))}
   b = short_game.get_config("mild" if strength == "smoke" else strength)
-  runs = [{"algorithm.name": name, **NEEDS.get(name, {})} for name in algorithms.ALGORITHMS]
+  runs = [{"algorithm.name": name, **needs.get(name, {})} for name in names]
   c = config.compare(b, runs, kinds=("tabular",))
   # Plain gradient descent, as in the games, because Adam's division would hide what the losses do.
   b.optimizer = config.optimizer(name="sgd", clip_norm=1e9)

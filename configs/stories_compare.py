@@ -5,7 +5,8 @@ Question: whom does a population with cyclic tastes prefer, if every method is t
 Command:  nash-jax compare --config=stories_compare --workdir=runs/stories_compare
           (:paper for only the five methods of NashMP's table, :smoke for a minute)
 Cost:     on two CPU cores 80 s a run; 5 x 6 runs for :paper, 15 x 6 for all.
-          For all, rlhf needs a Bradley-Terry reward fitted to the votes: `nash-jax collect`, then
+          For all, gpo and best_of_two need the votes: nash-jax collect --config=votes
+          --workdir=runs/votes. rlhf needs a Bradley-Terry reward fitted to them:
           nash-jax fit --config=judge --config.loss=reward --workdir=runs/reward
             --config.export=runs/reward.safetensors
 Expected: docs/compare.md.
@@ -16,6 +17,7 @@ from nash_jax.configs import stories
 from nash_jax.objectives import algorithms
 
 PAPER = ("nash_mp", "reg_self_play", "nash_md", "online_ipo", "online_dpo")
+PAIRS = {"pairs.task": "tokens", "pairs.path": "runs/votes/pairs.jsonl"}
 # What methods need besides their name; all have 64 responses a step, egpo's in threes.
 NEEDS = {
   "egpo": {
@@ -27,6 +29,8 @@ NEEDS = {
   "nash_mp_two_step": {"algorithm.target_period": 5},
   "inpo": {"algorithm.target_period": 5},
   "sppo": {"algorithm.target_period": 5},
+  "gpo": PAIRS,
+  "best_of_two": PAIRS,
   "rlhf": {"judge.name": "bradley_terry", "judge.model.weights": "runs/reward.safetensors"},
 }
 

@@ -86,16 +86,19 @@ class Game(NamedTuple):
   def metrics(
     self, logp: LogPolicy, log_ref: LogPolicy, log_equilibrium: LogPolicy, beta: float | Array
   ) -> dict[str, Mean]:
-    """Returns by metric name the means over contexts of three distances.
+    """Returns by metric name means over contexts: distances of the policy, and how it does.
 
     They are SubOpt_β, KL(π*‖π) in nats, and the gap max_y P(y≻π) − 1/2 of the game without β, which
-    is what methods that leave the reference aim to close.
+    is what methods that leave the reference aim to close; P(π≻π_ref), and KL(π‖π_ref) in nats.
     """
-    return {
-      "exact/suboptimality": Mean.from_values(preference.gap(self.p_win, logp, log_ref, beta)),
-      "exact/kl_to_equilibrium": Mean.from_values(preference.kl(log_equilibrium, logp)),
-      "exact/gap": Mean.from_values(preference.gap(self.p_win, logp, log_ref, 0.0)),
+    values = {
+      "suboptimality": preference.gap(self.p_win, logp, log_ref, beta),
+      "kl_to_equilibrium": preference.kl(log_equilibrium, logp),
+      "gap": preference.gap(self.p_win, logp, log_ref, 0.0),
+      "win_rate_vs_reference": preference.value(self.p_win, jnp.exp(logp), jnp.exp(log_ref)),
+      "kl_to_reference": preference.kl(logp, log_ref),
     }
+    return {f"exact/{name}": Mean.from_values(x) for name, x in values.items()}
 
 
 def _check_contexts(train: Examples, held_out: Examples, count: int) -> None:

@@ -31,6 +31,9 @@ class Programs(NamedTuple):
       number of tokens sampled).
     judge: (judge's params, prompts, responses, opponents, key) -> Verdict.
     train_step: (state, reference, Batch) -> (state, metrics); the state is donated.
+    measure: (state, reference, Batch) -> the metrics of train_step's loss, without a step.
+    logprobs: (params, prompts, tokens, mask) -> log-probability of each token.
+    gather: any tree of a batch's arrays -> the same, whole on every device.
     copies_due: number of completed steps -> the copies to make then, usually ().
     apply_copies: (state, copies) -> state, with a jitted program per copy; the buffers it
       overwrites are donated.
@@ -42,6 +45,9 @@ class Programs(NamedTuple):
   sample: Wrapped
   judge: Wrapped
   train_step: Wrapped
+  measure: Wrapped
+  logprobs: Wrapped
+  gather: Wrapped
   copies_due: Callable[[int], update.Copies]
   apply_copies: Callable[[TrainState, update.Copies], TrainState]
   evaluate: Wrapped
@@ -93,11 +99,20 @@ def make_programs(
     sample=jit(sample, out_shardings=(batch, batch, replicated)),
     judge=sharding.jit(judge_devices, label, out_shardings=verdict),
     train_step=jit(rule.train_step, donate_argnums=0, out_shardings=(state, replicated)),
+    measure=jit(rule.measure, out_shardings=replicated),
+    logprobs=jit(_logprobs_of(policy), out_shardings=replicated),
+    gather=jit(lambda tree: tree, out_shardings=replicated),
     copies_due=rule.copies_due,
     apply_copies=rule.apply_copies,
     evaluate=jit(evaluate, out_shardings=replicated),
   )
   return programs, Shardings(state, reference, judge_shardings, batch, replicated)
+
+
+def _logprobs_of(policy: Policy) -> Callable:
+  return lambda params, prompts, tokens, mask: policy.logprobs(
+    params, prompts=prompts, tokens=tokens, mask=mask
+  )[0]
 
 
 def judge_mesh(config: ConfigDict, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:

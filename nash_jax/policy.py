@@ -61,7 +61,7 @@ def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig
   """Returns the policy of a config's `model` and `sampling` parts."""
   shared = {
     "model_config": model_config,
-    "forbidden": _forbidden(sampling, tokenizer, model_config),
+    "forbidden": forbidden(sampling, tokenizer, model_config),
     "temperature": sampling.temperature,
     "dtype": jnp.dtype(model.dtype),
   }
@@ -76,7 +76,7 @@ def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig
   )  # fmt: skip
 
 
-def _forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Bool[Array, "V"]:
+def forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Bool[Array, "V"]:
   """Returns a mask of the ids that no policy may sample."""
   forbidden = tokenizer.forbidden(model_config.num_embed)
   allowed = np.asarray(sampling.tokens, int)

@@ -12,6 +12,7 @@ import optax
 from jax import numpy as jnp
 
 from nash_jax import sampler
+from nash_jax.judges.base import accuracy
 from nash_jax.models import lora
 from nash_jax.objectives import algorithms
 from nash_jax.types import Logprobs, Mean, Params, Prompts, Responses, TrainState, Verdict
@@ -105,16 +106,32 @@ def _is_schedule(path, value) -> bool:
 
 @flax.struct.dataclass
 class Batch:
-  """One iteration's data: B prompts, the responses to them, and the judge's verdict."""
+  """One iteration's data: B prompts, the responses to them, and the judge's verdict.
+
+  Attributes:
+    known: log-probabilities [B K L] of the responses that are known already, by role.
+  """
 
   prompts: Prompts
   responses: Responses
   verdict: Verdict
+  known: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
   @classmethod
   def create(cls, prompts: Prompts, responses: Responses, verdict: Verdict) -> "Batch":
     """Joins the outputs of the stages before the update, without the judge's metrics."""
     return cls(prompts, responses, dataclasses.replace(verdict, metrics={}))
+
+  @classmethod
+  def of_pairs(cls, pairs: dict[str, Any]) -> "Batch":
+    """Returns pairs of a file, as of data.preferences.load_pairs: K = 2, the verdict the file's."""
+    none: Any = np.zeros(pairs["tokens"].shape, np.float32)
+    responses = Responses(pairs["tokens"], pairs["mask"], none, none, pairs["stopped"])
+    p, half = pairs["p_win"], np.full_like(pairs["p_win"], 0.5)
+    p_win: Any = np.stack([np.stack([half, p], -1), np.stack([1 - p, half], -1)], 1)
+    valid: Any = ~np.eye(2, dtype=bool)[None] & pairs["counted"][:, None, None]
+    known = {role: pairs[role] for role in ("reference",) if role in pairs}
+    return cls(pairs["prompts"], responses, Verdict(p_win, valid), known)
 
 
 class Update(NamedTuple):
@@ -125,6 +142,7 @@ class Update(NamedTuple):
     players: (state, reference) -> the parameters of every player; for "mixture" the pair (policy,
       reference).
     train_step: (state, reference, batch) -> (state, metrics).
+    measure: (state, reference, batch) -> the metrics of train_step's loss, without a step.
     copies_due: number of completed steps -> the copies to make then, usually ().
     apply_copies: (state, copies) -> state; all fields are read before any is overwritten, and the
       overwritten buffers are donated.
@@ -133,6 +151,7 @@ class Update(NamedTuple):
   init: Callable[[Params], TrainState]
   players: Callable[[TrainState, Params], dict[str, Any]]
   train_step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Any]]]
+  measure: Callable[[TrainState, Params, Batch], dict[str, Mean]]
   copies_due: Callable[[int], Copies]
   apply_copies: Callable[[TrainState, Copies], TrainState]
 
@@ -154,6 +173,7 @@ def make_update(config, logprobs: Logprobs) -> Update:
   undistorted = algorithm.behaviour_temperature == 1 and not sampler.truncates(config.sampling)
   # A mean log-ratio is a KL only over samples of the policy itself.
   distance = "kl" if method.player == "policy" and undistorted else "log_ratio"
+  own_metrics = _METRICS.get(method.player, lambda *_: {})
   init_params, join = lora.init_and_join(config)
 
   def init(base):
@@ -178,13 +198,14 @@ def make_update(config, logprobs: Logprobs) -> Update:
       logprobs, prompts=part.prompts, tokens=responses.tokens, mask=responses.mask
     )
     logp, entropy = evaluate(policy)
-    log_ratios = {role: logp - jax.lax.stop_gradient(evaluate(frozen[role])[0]) for role in roles}
+    others = {role: evaluate(frozen[role])[0] for role in roles if role not in part.known}
+    frozen_logp = jax.lax.stop_gradient({**part.known, **others})
+    log_ratios = {role: logp - frozen_logp[role] for role in roles}
     metrics = _batch_metrics(responses, verdict, method.opponent is None)
     metrics["entropy"] = Mean.from_values(entropy, responses.mask)
     for role, log_ratio in log_ratios.items():
       metrics[f"{distance}_to_{role}"] = Mean.from_values(jnp.sum(log_ratio, axis=-1))
-    if method.player == "policy":  # otherwise y is not a sample of the policy
-      metrics["logp_gap"] = Mean.from_values(jnp.abs(logp - responses.logp), responses.mask)
+    metrics |= own_metrics(logp, log_ratios["reference"], responses, verdict)
     return {"loss": objective(logp, log_ratios, verdict, role_weights=role_weights), **metrics}
 
   def train_step(state, reference, batch):
@@ -199,6 +220,10 @@ def make_update(config, logprobs: Logprobs) -> Update:
     rates = {"learning_rate": learning_rate(state.step), "kappa": kappa(state.step)}
     metrics |= {"gradient_norm": optax.tree.norm(grads), **rates}
     return TrainState(state.step + 1, params, target, opt_state, state.copies), metrics
+
+  def measure(state, reference, batch):
+    frozen = players(state, reference)
+    return loss(frozen["policy"], batch, frozen)
 
   def move_target(params, target, kappa):
     return optax.incremental_update(params, target, kappa) if target_ema else target
@@ -219,7 +244,7 @@ def make_update(config, logprobs: Logprobs) -> Update:
     core = {name: fields.pop(name) for name in core}
     return TrainState(state.step, **core, copies=fields)
 
-  return Update(init, players, train_step, copies_due, apply_copies)
+  return Update(init, players, train_step, measure, copies_due, apply_copies)
 
 
 @jax.jit
@@ -247,3 +272,25 @@ def _batch_metrics(responses: Responses, verdict: Verdict, among: bool) -> dict[
     "stopped": Mean.from_values(responses.stopped),
     "truncated": Mean.from_values(~responses.stopped),
   }
+
+
+def _sampler_metrics(logp, log_ratio, responses: Responses, verdict: Verdict) -> dict[str, Mean]:
+  """Returns how far the sampler's log-probabilities of the policy's own samples are off."""
+  return {"logp_gap": Mean.from_values(jnp.abs(logp - responses.logp), responses.mask)}
+
+
+def _pair_metrics(logp, log_ratio, responses: Responses, verdict: Verdict) -> dict[str, Mean]:
+  """Returns how far the policy tells which response of a file's pairs won; ties do not count."""
+  p_win, valid = verdict.p_win[:, 0, 1], verdict.valid[:, 0, 1]
+  decided, first = valid & (p_win != 0.5), p_win > 0.5
+  ratios, totals = jnp.sum(log_ratio, axis=-1), jnp.sum(logp, axis=-1)
+  ahead = ratios[:, 0] - ratios[:, 1]
+  return {
+    "pair_accuracy": accuracy(ahead, p_win, valid),
+    "delta": Mean.from_values(jnp.where(first, ahead, -ahead), decided),
+    "logp_chosen": Mean.from_values(jnp.where(first, totals[:, 0], totals[:, 1]), decided),
+    "logp_rejected": Mean.from_values(jnp.where(first, totals[:, 1], totals[:, 0]), decided),
+  }
+
+
+_METRICS = {"policy": _sampler_metrics, "data": _pair_metrics}  # by who responded

@@ -41,7 +41,7 @@ def test_the_page_for_users_of_trl_names_fields_that_exist_with_their_defaults(p
 
 def test_the_page_for_users_of_trl_names_methods_and_metrics_that_exist(page):
   methods = re.findall(r"`algorithm.name` = `([a-z_]+)`", page)
-  assert set(methods) == {"nash_md", "online_dpo", "online_ipo"}
+  assert set(methods) == {"nash_md", "online_dpo", "online_ipo", "gpo", "best_of_two"}
   assert set(methods) <= set(algorithms.ALGORITHMS)
   table = page[page.index("| TRL's log | here |") :].split("\n\n")[0].splitlines()[2:]
   here = [re.findall(r"`([a-z_]+)`", line.split("|")[2]) for line in table[:-1]]

@@ -209,12 +209,14 @@ def _check_sampling(config) -> None:
   check("tokens", len(tokens) != 1, "two ids or more to choose from", "() allows every piece.")
 
 
-def _check_judge(judge, path: str, sampling, remote: bool = False) -> None:
+def _check_judge(judge, path: str, sampling, remote: bool = False, training: bool = False) -> None:
   check = _Checker(judge, path)
   if own.is_own(judge.name):
     own.find(judge.name, f"{path}.name")
     return
   check.one_of("name", [*JUDGES, own.FORM])
+  if not training:
+    check("name", judge.name != "none", "a judge", "Only runs that learn from a file need none.")
   if judge.name in ("table", "table_reward") and os.path.exists(asset_path(judge.table)):
     least, got = table.action_tokens(judge), sampling.max_tokens
     expected = f"at least {least}, for an action of {path}.table"
@@ -425,6 +427,8 @@ def _resolve_run(config, run: comparison.Run) -> tuple[ConfigDict, dict[str, str
       require(field not in run.changes, field, "no change", run.changes.get(field), f"{reason}.")
     absent = {field: value for field, value in run.changes.items() if _is_absent(field, value)}
     changes = {field: value for field, value in run.changes.items() if field not in absent}
+    if "pairs.path" in absent:  # which its own run asks for: any file that is there
+      changes["pairs.path"] = config.base.prompts.path
     changed = comparison.run_config(config.base, changes, None, 0)
     c = resolve(changed, "train")
     refuse_unread(changed, "train", [field for field in changes if field != "label"])
@@ -496,7 +500,7 @@ def _check_train(config, devices: int | None = None) -> None:
   _check_model(config.model, "model")
   _check_algorithm(config)
   _check_sampling(config)
-  _check_judge(config.judge, "judge", config.sampling)
+  _check_judge(config.judge, "judge", config.sampling, training=True)
   split = _check_steps(config, "prompts.batch_size", devices)
   judge_mesh_sizes(config, devices)
   if config.judge.name in ("gemma", "gemma_text"):
@@ -540,12 +544,29 @@ def _check_algorithm(config) -> None:
   expected = f"a judge with scalar rewards, {' or '.join(SCALAR)}, for {name}"
   fix = "Fit one with `nash-jax fit --config.loss=reward`."
   require(good, "judge.name", expected, config.judge.name, fix)
+  judged = method.offline or config.judge.name != "none"
+  fix = "Set judge.name, or learn from a file of pairs with gpo."
+  require(judged, "judge.name", f"a judge, for {name} learns from verdicts", "none", fix)
+  if method.offline:
+    _check_offline(config)
   options = {"top_k": sampling.top_k, "top_p": sampling.top_p, "behaviour_temperature": temperature}
   good = not method.on_policy or options == {"top_k": 0, "top_p": 1, "behaviour_temperature": 1}
   reason = f"because {name} follows the gradient of the distribution that it samples from"
   expected = f"top_k = 0, top_p = 1 and behaviour_temperature = 1, {reason}"
   fix = "Use sampling.temperature to sharpen that distribution instead."
   require(good, "sampling", expected, options, fix)
+
+
+def _check_offline(config) -> None:
+  """Checks the fields of a method that learns from a file of pairs."""
+  algorithm, check = config.algorithm, _Checker(config.pairs, "pairs")
+  fix = "Set it; docs/data.md has the forms of records."
+  check("path", config.pairs.path != "", f"a file of pairs for {algorithm.name}", fix)
+  still = algorithm.reference_period == 0
+  expected = "False where algorithm.reference_period changes the reference"
+  check("cache_reference", still or not config.pairs.cache_reference, expected, "Set one of them.")
+  fix = "Leave it out: a pair has two responses."
+  _Checker(algorithm, "algorithm")("samples", algorithm.samples == 2, "2 for a file of pairs", fix)
 
 
 # {job: checks of its fields against each other}

@@ -19,6 +19,8 @@ COMPUTE_DTYPES = ("bfloat16", "float32")  # whose range Gemma's activations and 
 # The fields of a group that only some optimisers, schedules and judges read: {name: fields}.
 OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sgd": ()}
 SCHEDULES = {"constant": (), "linear": ("final_fraction",), "cosine": ("final_fraction",)}
+# The losses of the method gpo: IPO, DPO and SLiC are the first three.
+GPO = ("squared", "logistic", "hinge", "exponential", "truncated_quadratic", "savage")
 _GEMMA = tuple(f"model.{name}" for name in ("preset", "changes", "weights", "tokenizer", "dtype"))
 _QUESTION = ("template", "answers")
 _TABLE = ("table", "first_token", "table_tokens")
@@ -27,7 +29,7 @@ JUDGES = {
   "gemma_text": (*_GEMMA, "model.template", *_QUESTION, "max_tokens", "micro_batches", "mesh"),
   "bradley_terry": (*_GEMMA, "mesh"), "population": ("mesh",),
   "table": (*_TABLE, "mesh"), "table_reward": (*_TABLE, "mesh"), "http": ("http", *_QUESTION),
-  "human": ("votes",), "gpm": (*_GEMMA, "gpm", "mesh"),
+  "human": ("votes",), "none": (), "gpm": (*_GEMMA, "gpm", "mesh"),
 }  # fmt: skip
 
 
@@ -185,6 +187,7 @@ def _algorithm() -> ConfigDict:
   method = "the method's own"
   return _group(
     name="nash_mp",
+    f=_choice("squared", GPO),  # the loss of gpo
     beta=number(0.1, "[1e-9, 1e6]"),
     eta=number(1.0, "[1e-6, 1e12]", {float("inf"): "no KL to the target"}),
     kappa=number(0.1, "[0, 1]"),
@@ -253,6 +256,17 @@ def _train() -> ConfigDict:
       "max_tokens": number(32, "[1, 1e6]"),
       "batch_size": number(32, "[1, 1e6]"),
     },
+    # Of a method that learns from a file: two responses a prompt, and who won.
+    pairs={
+      "task": _choice("preferences", ("preferences", "tokens")),
+      "path": "",
+      "held_out": number(0, "[0, 1e9]"),  # so many pairs from the end are evaluated alone
+      # So many consecutive pairs are shuffled among themselves; 1 keeps the order of the file.
+      "window": number(0, "[1, 1e9]", {0: "all of them"}),
+      # Compute the reference's log-probabilities once, before the first step.
+      "cache_reference": False,
+    },
+    record_pairs=False,  # write the pairs that are trained on, in order, to WORKDIR/pairs.jsonl
     sampling={
       "max_tokens": number(64, "[1, 1e6]"),
       "temperature": number(1.0, "[0.01, 100]"),

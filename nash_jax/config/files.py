@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from nash_jax.data import corpus, preferences, prompts
 from nash_jax.judges import MODELS
+from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, printable, require
 
@@ -43,7 +44,10 @@ def _missing(config: ConfigDict, job: str) -> Iterator[str]:
         yield from _text(f"{path}.outputs", "a file", outputs, _OUTPUTS, os.path.isfile(outputs))
       else:
         yield from _of_policy(policy.weights, f"{path}.weights", optional)
-  for group, tasks in (("prompts", prompts.TASKS), ("data", preferences.TASKS)):
+  tasks_of = {"prompts": prompts.TASKS, "data": preferences.TASKS}
+  if job == "train" and algorithms.get(config.algorithm.name).offline:
+    tasks_of["pairs"] = preferences.TASKS
+  for group, tasks in tasks_of.items():
     if group in config and config[group].task in tasks:
       yield from _of_data(config[group], group)
 
@@ -96,7 +100,7 @@ def _of_policy(spec: str, what: str, optional: bool = False) -> Iterator[str]:
 def _of_data(data: ConfigDict, group: str) -> Iterator[str]:
   for field in ("path", "held_out_path"):
     try:
-      if data[field]:
+      if data.get(field):
         corpus.parse_paths(data[field])
     except ValueError as error:
       yield f"{group}.{field}: {error}. {_PROMPTS}"

@@ -12,6 +12,7 @@ _TRAIN = {
     "Subtract the mean log-ratio of the prompt's other responses: less variance where KL is large."
   ),
   "algorithm.eta": "η: β / η is the weight of KL to the target.",
+  "algorithm.f": "The loss of `gpo`: `squared` is IPO, `logistic` DPO, `hinge` SLiC.",
   "algorithm.kappa": "κ, the rate at which the target follows the policy.",
   "algorithm.kappa_offset": "The offset of `harmonic`.",
   "algorithm.kappa_schedule": "`harmonic`: κ is offset / (k + offset) at step k.",
@@ -95,6 +96,15 @@ _TRAIN = {
   "optimizer.schedule": "The learning rate after warm-up: constant, or falling to the last step.",
   "optimizer.warmup_steps": "Steps in which the learning rate rises to its full value.",
   "optimizer.weight_decay": "AdamW: decay of the parameters to zero, not to the reference.",
+  "pairs.cache_reference": (
+    "Compute the reference's log-probabilities of the pairs once, before the first step."
+  ),
+  "pairs.held_out": "How many pairs to evaluate alone, from the end of the file.",
+  "pairs.path": "The file of pairs that `gpo` and `best_of_two` learn from ([data.md](data.md)).",
+  "pairs.task": "How it is written: `preferences` are texts, `tokens` are token ids.",
+  "pairs.window": (
+    "So many consecutive pairs are shuffled among themselves: 1 keeps the order of the file."
+  ),
   "profile": "Write a trace of the third and fourth step to `workdir/profile`.",
   "prompts.bad": "A record that cannot be read: `stop` with its line, or `skip` and count it.",
   "prompts.batch_size": "Prompts a step, over all devices.",
@@ -105,6 +115,7 @@ _TRAIN = {
   "prompts.overflow": "Longer prompts: `drop` them, or `cut` them to `<bos>` and the end.",
   "prompts.path": "Files, folders or a mixture of them ([data](data.md#files)).",
   "prompts.task": "What the files hold ([data](data.md#prompts)).",
+  "record_pairs": "Write the pairs that are trained on, in order, to `workdir/pairs.jsonl`.",
   "sampling.max_tokens": "The longest response.",
   "sampling.temperature": "The temperature of the distribution that is sampled from, and trained.",
   "sampling.tokens": "The only ids that may be sampled; `()` for every piece.",

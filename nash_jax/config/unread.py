@@ -99,6 +99,8 @@ def _train(config: ConfigDict) -> Iterator[tuple[str, str]]:
   reason = f"algorithm.name = {config.algorithm.name}"
   for name in sorted({*config.algorithm} - used - algorithms.ALWAYS_READ):
     yield f"algorithm.{name}", reason
+  online = ("algorithm.samples", "algorithm.behaviour_temperature", "record_pairs")
+  yield from ((name, reason) for name in (online if method.offline else ("pairs",)))
 
 
 def _fit(config: ConfigDict) -> Iterator[tuple[str, str]]:

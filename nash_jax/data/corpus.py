@@ -63,6 +63,7 @@ class Examples:
 
   Attributes:
     seed: determines the order.
+    window: so many consecutive examples are shuffled among themselves; 0 shuffles all.
     report: numbers of examples that were kept, dropped and cut, and of `equal` pairs and
       `duplicates` if there are any (see load_examples).
   """
@@ -71,6 +72,7 @@ class Examples:
   arrange: Arrange
   seed: int
   report: dict[str, int]
+  window: int = 0
 
   def __len__(self) -> int:
     return len(next(iter(self.columns.values())))
@@ -85,19 +87,25 @@ class Examples:
 
     Every example appears once per epoch; a batch may span two epochs.
     """
+    return self.all(self.places(step, size, rows))
+
+  def places(self, step: int, size: int, rows: slice = slice(None)) -> list[int]:
+    """Returns which examples `batch` returns."""
     length = len(self)
     if not length:
       raise ValueError("this part of the data is empty, so it has no batches: see `held_out`")
-    places = range(step * size, (step + 1) * size)[rows]
-    return self.all(_epoch(length, p // length, self.seed)[p % length] for p in places)
+    numbers = range(step * size, (step + 1) * size)[rows]
+    return [int(_epoch(length, n // length, self.seed, self.window)[n % length]) for n in numbers]
 
 
 Split = tuple[Examples, Examples]  # training, held out
 
 
 @functools.lru_cache(maxsize=8)
-def _epoch(length: int, epoch: int, seed: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(length)
+def _epoch(length: int, epoch: int, seed: int, window: int) -> np.ndarray:
+  rng, size = np.random.default_rng((seed, epoch)), window or length
+  starts = range(0, length, size)
+  return np.concatenate([start + rng.permutation(min(size, length - start)) for start in starts])
 
 
 def pad(sequences: Sequence, width: int, pad_id: int, left: bool = False) -> tuple[Any, Any]:
@@ -143,8 +151,7 @@ def load_examples(
     ValueError: an unknown overflow; nothing left to train on.
   """
   one_of("overflow", config.overflow, ("drop", "cut"))
-  duplicates = config.duplicates
-  one_of("duplicates", duplicates, ("keep", "drop"))
+  one_of("duplicates", config.duplicates, ("keep", "drop"))
   columns, held_out = dict(read(config.path)), config.held_out
   if config.held_out_path:
     more = read(config.held_out_path)
@@ -168,7 +175,7 @@ def load_examples(
     return _without(examples, _unequal(chosen), "equal") if "b" in chosen else examples
 
   train, held = part(range(count - held_out)), part(range(count - held_out, count))
-  train = _tell_duplicates(train, held, config, drop=duplicates == "drop")
+  train = without_duplicates(train, held, config)
   for examples, rows in ((train, range(count - held_out)), (held, range(count - held_out, count))):
     kept = examples.columns["index"]
     counts = {"kept": len(kept), "dropped": len(dropped & {*rows}), "cut": len(over & {*kept})}
@@ -199,10 +206,10 @@ def _tell_over(over: int, count: int, budgets: dict[str, int], config) -> None:
     logging.warning(message, over, count, share, most, fate)
 
 
-def _tell_duplicates(train: Examples, held: Examples, config, drop: bool) -> Examples:
+def without_duplicates(train: Examples, held: Examples, config) -> Examples:
   """Logs how many held-out prompts are also trained on, and returns the training part."""
   seen, evaluated = ({*map(_key, part.columns["inputs"])} for part in (train, held))
-  if drop:
+  if config.duplicates == "drop":
     different = [_key(ids) not in evaluated for ids in train.columns["inputs"]]
     return _without(train, different, "duplicates")
   if shared := sum(_key(ids) in seen for ids in held.columns["inputs"]):

@@ -4,14 +4,19 @@ docs/data.md documents the formats.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from nash_jax.data import corpus, forms
 from nash_jax.data.corpus import Texts
 from nash_jax.data.tokenizer import Tokenizer
+from nash_jax.types import Prompts, Responses
 from nash_jax.validation import one_of, require
 
 
@@ -70,6 +75,67 @@ def load_preferences(config, tokenizer: Tokenizer, seed: int) -> corpus.Split:
   arrange = pairs if len(responses) > 1 else sequences
   train, held_out = corpus.load_examples(config, read, budgets, arrange, seed, tokenizer)
   return (train, held_out) if responses else (_windows(train, width), _windows(held_out, width))
+
+
+def load_pairs(config, tokenizer: Tokenizer, length: int, seed: int) -> corpus.Split:
+  """Reads the pairs of an offline run: (train, held_out), with batches for update.Batch.of_pairs.
+
+  Args:
+    config: an online run's: `pairs` says what is read, `prompts` its width and what to do with what
+      is over it or cannot be read.
+    length: L.
+
+  Returns:
+    Examples whose batches are dictionaries: prompts, tokens [B 2 L], mask, stopped [B 2], p_win
+    [B], counted [B] and, where there is such a column, reference [B 2 L].
+
+  Raises:
+    ValueError: as load_preferences.
+  """
+  merged = {**config.prompts.to_dict(), **config.pairs.to_dict()}
+  merged |= {"held_out_path": "", "max_response_tokens": length}
+  parts = load_preferences(ConfigDict(merged), tokenizer, seed)
+
+  def arrange(columns: corpus.Columns, pairs: Callable) -> dict[str, Any]:
+    batch = pairs(columns)
+    tokens, mask = (
+      np.stack([batch[f"{side}_{name}"] for side in "ab"], axis=1) for name in ("tokens", "mask")
+    )
+    stopped = np.any(np.isin(tokens, tokenizer.stop_ids) & mask, axis=-1)
+    known = {name: np.stack(columns[name]) for name in ("reference",) if name in columns}
+    responses = {"tokens": tokens, "mask": mask, "stopped": stopped}
+    verdict = {"p_win": batch["p_win"], "counted": np.ones(len(tokens), bool)}
+    return {"prompts": batch["prompts"], **responses, **verdict, **known}
+
+  train, held_out = (
+    dataclasses.replace(part, arrange=functools.partial(arrange, pairs=part.arrange))
+    for part in parts
+  )
+  return dataclasses.replace(train, window=config.pairs.window), held_out
+
+
+def token_pairs(
+  prompts: Prompts, responses: Responses, opponents: Responses | None, p_win: np.ndarray
+) -> Iterator[dict[str, Any]]:
+  """Yields every compared pair of host arrays once, as a record of the task "tokens".
+
+  Args:
+    p_win: NaN where there is no verdict.
+  """
+  others = responses if opponents is None else opponents
+  for row, prompt in enumerate(prompts.tokens):
+    ours, theirs = (
+      [tokens[mask].tolist() for tokens, mask in zip(x.tokens[row], x.mask[row], strict=True)]
+      for x in (responses, others)
+    )
+    places = itertools.product(range(len(ours)), range(len(theirs)))
+    inputs = prompt[prompts.mask[row]].tolist()
+    for i, j in places if opponents is not None else itertools.combinations(range(len(ours)), 2):
+      p_a = float(p_win[row, i, j])
+      # Readers keep a pair of equals only as a tie; no loss learns from such a pair, whatever P is.
+      if ours[i] == theirs[j] and not math.isnan(p_a):
+        p_a = 0.5
+      yield {"inputs": inputs, "a": ours[i], "b": theirs[j], "p_a": p_a}
 
 
 def _windows(documents: corpus.Examples, width: int) -> corpus.Examples:

@@ -1,12 +1,10 @@
 """Makes preference data: policies draw responses, and a judge votes on pairs."""
 
-import itertools
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,11 +14,12 @@ from ml_collections import ConfigDict
 
 from nash_jax import judges, keys
 from nash_jax.config import resolve
+from nash_jax.data.preferences import token_pairs
 from nash_jax.data.prompts import load_prompts
 from nash_jax.policy import load_weights, make_policy, tokenizer_and_model
 from nash_jax.run import files, lock
 from nash_jax.run.metrics import progress_bar
-from nash_jax.types import Params, Prompts, Responses
+from nash_jax.types import Params
 from nash_jax.validation import require
 
 
@@ -63,7 +62,8 @@ def _run(config: ConfigDict, path: pathlib.Path) -> str:
       responses = sample(params, prompts, keys.key(config.seed, "collect", step))
       verdict = judge_fn(judge.params, prompts, responses, None)
       p_win = jnp.where(verdict.valid, verdict.p_win, jnp.nan)
-      for pair in _pairs(prompts, *jax.device_get((responses, p_win))):
+      arrays = jax.device_get((prompts, responses, None, p_win))
+      for pair in token_pairs(*arrays):
         if math.isnan(pair["p_a"]):
           unread += 1
           continue
@@ -81,14 +81,3 @@ def _run(config: ConfigDict, path: pathlib.Path) -> str:
     )
   logging.info("%d pairs in %s; mean |P − 1/2| = %.3f", len(strengths), path, np.mean(strengths))
   return str(path)
-
-
-def _pairs(prompts: Prompts, responses: Responses, p_win: np.ndarray) -> Iterator[dict[str, Any]]:
-  """Yields all pairs of each prompt's samples, in the form of the task "tokens"."""
-  for row, prompt in enumerate(prompts.tokens):
-    samples = zip(responses.tokens[row], responses.mask[row], strict=True)
-    texts = [tokens[mask].tolist() for tokens, mask in samples]
-    for i, j in itertools.combinations(range(len(texts)), 2):
-      p_a = float(p_win[row, i, j])
-      inputs = prompt[prompts.mask[row]].tolist()
-      yield {"inputs": inputs, "a": texts[i], "b": texts[j], "p_a": p_a}

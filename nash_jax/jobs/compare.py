@@ -9,7 +9,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -27,6 +27,7 @@ from nash_jax.validation import printable, require
 __all__ = ["label", "run", "run_config"]
 
 SUBOPT, KL_TO_EQUILIBRIUM = "exact/suboptimality", "exact/kl_to_equilibrium"
+EXACT_WIN, EXACT_KL = "exact/win_rate_vs_reference", "exact/kl_to_reference"
 GAP = "exact/gap"  # in the game without β
 WIN, KL = "eval/win_rate_vs_reference", "eval/kl_to_reference"
 
@@ -62,9 +63,10 @@ def _run(config: ConfigDict, folder: pathlib.Path, progress: bool) -> dict[str, 
   text = "\n\n".join(_tables(config, results))
   files.write_text(folder / "compare.md", text + "\n")
   for policy in config.kinds:
-    _figure(config, results[policy], folder / f"curves_{policy}.png")
+    for name, panels in FIGURES[config.base.evaluation.exact].items():
+      _figure(results[policy], panels, folder / f"{name}_{policy}.png")
   page.leave(functools.partial(_write_page, config, results), folder)
-  print(f"{text}\n\ntables: {folder}/compare.md, figures: {folder}/curves_*.png")
+  print(f"{text}\n\ntables: {folder}/compare.md, figures: {folder}/*.png")
   return files.without_nan(results)
 
 
@@ -118,7 +120,8 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
 
 def _record(config, folder: pathlib.Path) -> dict[str, Any]:
   """Returns {"steps": …, metric: values} of one run, None from where it was no longer finite."""
-  metrics = (SUBOPT, KL_TO_EQUILIBRIUM, GAP) if config.evaluation.exact else (WIN, KL)
+  exact = (SUBOPT, KL_TO_EQUILIBRIUM, GAP, EXACT_WIN, EXACT_KL)
+  metrics = exact if config.evaluation.exact else (WIN, KL)
   rows = {row["step"]: row for row in report.read_rows(folder)}
   steps = sorted({*range(0, config.steps, config.evaluation.every), config.steps})
   absent = [step for step in steps if not rows.get(step, {}).keys() & {*metrics}]
@@ -243,8 +246,10 @@ def _exact_table(results: dict[str, Result]) -> Table:
     kl, gap = (_median_and_range(result, metric)[0] for metric in (KL_TO_EQUILIBRIUM, GAP))
     # A reference at the equilibrium has no share, only rounding.
     share = report.number(subopt[0] / starts[name] if starts[name] > ROUNDING else math.nan)
-    cells[name] = [*map(_scientific, subopt), share, _scientific(kl), _scientific(gap)]
+    won, far = (report.number(_median_and_range(result, x)[0]) for x in (EXACT_WIN, EXACT_KL))
+    cells[name] = [*map(_scientific, subopt), share, *map(_scientific, (kl, gap)), won, far]
   columns = ["SubOpt, median", "least", "greatest", "of reference's", "KL(π*‖π)", "gap"]
+  columns += ["P(π≻π_ref)", "KL(π‖π_ref)"]
   return f"SubOpt_β of the last iterate; the reference's is {ends}", columns, cells
 
 
@@ -328,31 +333,54 @@ def _mean_cells(tables: list[report.Cells]) -> report.Cells:
   return {row: {column: mean(row, column) for column in line} for row, line in tables[0].items()}
 
 
-def _figure(config, results: dict[str, Result], path: pathlib.Path) -> None:
-  """Draws SubOpt_β against steps, or win rate against KL: a line per run, the median over seeds."""
+class Panel(NamedTuple):
+  """A part of a figure: a metric against another, or against steps where that is ""."""
+
+  metric: str
+  label: str
+  over: str = ""
+  over_label: str = "step"
+  scale: str = "linear"
+
+
+_NATS = "KL to the reference (nats a response)"
+# By whether metrics are exact: the figures of a kind of policies, by the name of their file.
+FIGURES = {
+  True: {
+    "curves": [Panel(SUBOPT, "SubOpt_β", scale="log")],
+    "over_kl": [
+      Panel(EXACT_WIN, "P(π≻π_ref)", EXACT_KL, _NATS),
+      Panel(SUBOPT, "SubOpt_β", EXACT_KL, _NATS, "log"),
+    ],
+  },
+  False: {"curves": [Panel(WIN, "win rate, training judge", KL, _NATS)]},
+}
+
+
+def _figure(results: dict[str, Result], panels: list[Panel], path: pathlib.Path) -> None:
+  """Draws a line a run, the median of its seeds."""
   import matplotlib
   from matplotlib.figure import Figure
 
-  exact = config.base.evaluation.exact
-  figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-  axes = figure.subplots()
+  figure = Figure(figsize=(2.5 + 5 * len(panels), 4.6), layout="constrained")
+  columns = np.atleast_1d(figure.subplots(ncols=len(panels)))
   colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(results)))
-  lines = []
-  for colour, (name, result) in zip(colours, results.items(), strict=True):
-    style: dict[str, Any] = {"color": colour, "linewidth": 2.5 if name == "nash_mp" else 1.2}
-    if exact:
-      steps, values = result["seeds"][0]["steps"], _values(result, SUBOPT)
-      axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
-      lines += axes.plot(steps, np.median(values, axis=0), **style)
-    else:
-      kl, win_rate = (np.median(_values(result, metric), axis=0) for metric in (KL, WIN))
-      lines += axes.plot(kl, win_rate, marker="o", markersize=3, **style)
-  if exact:
-    axes.set(yscale="log", xlabel="step", ylabel="SubOpt_β")
-  else:
-    axes.axhline(0.5, color="0.6", linewidth=1, linestyle="--")
-    axes.set(xlabel="KL to the reference (nats a response)", ylabel="win rate, training judge")
-  axes.spines[["top", "right"]].set_visible(False)
+  for axes, panel in zip(columns, panels, strict=True):
+    lines = []
+    for colour, (name, result) in zip(colours, results.items(), strict=True):
+      style: dict[str, Any] = {"color": colour, "linewidth": 2.5 if name == "nash_mp" else 1.2}
+      steps, values = result["seeds"][0]["steps"], _values(result, panel.metric)
+      if panel.over:
+        over, style = np.median(_values(result, panel.over), axis=0), style | {"marker": "o"}
+        lines += axes.plot(over, np.median(values, axis=0), markersize=3, **style)
+      else:
+        band: dict[str, Any] = {"color": colour, "alpha": 0.12, "linewidth": 0}
+        axes.fill_between(steps, values.min(0), values.max(0), **band)
+        lines += axes.plot(steps, np.median(values, axis=0), **style)
+    if panel.metric in (WIN, EXACT_WIN):
+      axes.axhline(0.5, color="0.6", linewidth=1, linestyle="--")
+    axes.set(yscale=panel.scale, xlabel=panel.over_label, ylabel=panel.label)
+    axes.spines[["top", "right"]].set_visible(False)
   labels = report.figure_labels(results)
   place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
   # Texts are set afterwards, because the legend omits labels that start with _ and reads $ as TeX.

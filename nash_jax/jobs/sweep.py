@@ -22,6 +22,8 @@ from ml_collections import ConfigDict
 
 from nash_jax import judges, keys, train
 from nash_jax.config import describe, resolve
+from nash_jax.data.corpus import Examples
+from nash_jax.data.preferences import load_pairs
 from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
@@ -61,6 +63,8 @@ def run(
   for config in (c for c in runs.values() if c.evaluation.exact):
     every, expected = config.evaluation.every, f"a divisor of steps = {config.steps}"
     require(config.steps % every == 0, "evaluation.every", expected, every, "Change either.")
+    expected, fix = "False where evaluation.exact makes one program of runs", "Record with train."
+    require(not config.record_pairs, "record_pairs", expected, True, fix)
   workdir = files.make_folder(workdir)
   folders = {name: workdir / _folder(name) for name in runs}
   twice = [str(path) for path, n in collections.Counter(folders.values()).items() if n > 1]
@@ -155,20 +159,21 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
   config = configs[0]
   tokenizer, model_config = tokenizer_and_model(config.model)
   train_prompts, held_out = load_prompts(config.prompts, tokenizer, config.seed)
-  contexts = train_prompts.all()
+  game = Game.from_config(config, held_out, train_prompts)
+  method, data = algorithms.get(config.algorithm.name), train_prompts
+  if method.offline:
+    data = _in_contexts(load_pairs(config, tokenizer, config.sampling.max_tokens, 0)[0], held_out)
+  rows = Batch.of_pairs(data.all()) if method.offline else data.all()
 
   @functools.cache
-  def prompt_indices(seed: int) -> np.ndarray:
-    """Returns the contexts of each step's prompts, i32[steps B]."""
-    prompts = dataclasses.replace(train_prompts, seed=seed)  # the same prompts in another order
-    batches = [prompts.batch(step, config.prompts.batch_size) for step in range(config.steps)]
-    order = np.stack([batch.index for batch in batches])
-    return np.searchsorted(contexts.index, order).astype(np.int32)
+  def places(seed: int) -> np.ndarray:
+    """Returns the places of each step's prompts, or pairs, among the rows, i32[steps B]."""
+    ordered = dataclasses.replace(data, seed=seed)  # the same ones in another order
+    size = config.prompts.batch_size
+    return np.array([ordered.places(step, size) for step in range(config.steps)], np.int32)
 
-  game = Game.from_config(config, held_out, train_prompts)
   policy = make_policy(config.model, config.sampling, tokenizer, model_config)
-  rewards = algorithms.get(config.algorithm.name).needs_rewards
-  judge = judges.make(config.judge, tokenizer, rewards=rewards)
+  judge = judges.make(config.judge, tokenizer, rewards=method.needs_rewards)
   start = read_start(config.model, model_config)
   params = load_weights(config.model.weights, model_config, config.seed)
   log_ref = jax.jit(functools.partial(game.log_policy, policy.logprobs))(params)
@@ -180,14 +185,26 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
   batched = {
     "values": {name: jnp.array([v[name] for v in values]) for name in BATCHED_FIELDS},
     "log_equilibrium": jnp.stack(equilibria),
-    "prompt_indices": jnp.stack([prompt_indices(c.seed) for c in configs]),
+    "places": jnp.stack([places(c.seed) for c in configs]),
   }
-  contexts = jax.tree.map(jnp.asarray, contexts)
-  fixed = (config, policy, params, start, judge, game, contexts, log_ref)
+  rows = jax.tree.map(jnp.asarray, rows)
+  fixed = (config, policy, params, start, judge, game, rows, log_ref)
   program = functools.partial(_single_run, *fixed)
   curves = jax.device_get(jax.jit(jax.vmap(program))(batched))
   for i, (folder, c) in enumerate(group.items()):
     _write_record(folder, c, {metric: values[i] for metric, values in curves.items()})
+
+
+def _in_contexts(pairs: Examples, held_out: Examples) -> Examples:
+  """Returns pairs whose prompts have the indices of the game's prompts, by which it tells them."""
+  inputs = (held_out.columns["inputs"], held_out.columns["index"])
+  index = {tuple(ids): i for ids, i in zip(*inputs, strict=True)}
+  asked = [tuple(ids) for ids in pairs.columns["inputs"]]
+  unknown = [list(map(int, ids)) for ids in asked if ids not in index]
+  fix = "Collect pairs on the game's prompts."
+  require(not unknown, "pairs.path", "prompts of the game", unknown[:1], fix)
+  columns = {**pairs.columns, "index": [index[ids] for ids in asked]}
+  return dataclasses.replace(pairs, columns=columns)
 
 
 def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -> None:
@@ -201,15 +218,7 @@ def _write_record(folder: pathlib.Path, config, curves: dict[str, np.ndarray]) -
 
 
 def _single_run(
-  config,
-  policy: Policy,
-  reference,
-  start,
-  judge: judges.Judge,
-  game: Game,
-  contexts,
-  log_ref,
-  batched,
+  config, policy: Policy, reference, start, judge: judges.Judge, game: Game, rows, log_ref, batched
 ) -> dict[str, jax.Array]:
   """Runs one config from start to end; returns the exact metrics of every evaluation."""
   config = config.copy_and_resolve_references().unlock()
@@ -221,15 +230,21 @@ def _single_run(
   distinct = sorted(set(due))
   branches = [lambda state, copies=copies: rule.apply_copies(state, copies) for copies in distinct]
 
-  def train_step(state, inputs):
-    step, branch, indices = inputs
-    prompts = jax.tree.map(lambda leaf: leaf[indices], contexts)
+  def compared(state, prompts, step) -> Batch:
     key = functools.partial(keys.key, config.seed, step=step)
     responses, opponents, _ = sample(state, reference, prompts, key("sample"))
     verdict = judges.labels(
       judge.fn, config.algorithm.labels, judge.params, prompts, responses, opponents, key("labels")
     )
-    state, _ = rule.train_step(state, reference, Batch.create(prompts, responses, verdict))
+    return Batch.create(prompts, responses, verdict)
+
+  offline = algorithms.get(config.algorithm.name).offline
+  make_batch = (lambda state, pairs, step: pairs) if offline else compared
+
+  def train_step(state, inputs):
+    step, branch, indices = inputs
+    batch = make_batch(state, jax.tree.map(lambda leaf: leaf[indices], rows), step)
+    state, _ = rule.train_step(state, reference, batch)
     return jax.lax.switch(branch, branches, state), None
 
   def evaluate(state):
@@ -244,7 +259,7 @@ def _single_run(
 
   state, every = rule.init(start(reference)), config.evaluation.every
   branch = jnp.array([distinct.index(copies) for copies in due])
-  inputs = (jnp.arange(config.steps), branch, batched["prompt_indices"])
+  inputs = (jnp.arange(config.steps), branch, batched["places"])
   inputs = jax.tree.map(lambda leaf: leaf.reshape(-1, every, *leaf.shape[1:]), inputs)
   first = evaluate(state)
   _, rest = jax.lax.scan(train_then_evaluate, state, inputs)

@@ -9,7 +9,16 @@ from ml_collections import ConfigDict
 
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges import bradley_terry, gemma, gpm, http, human, own, population, table, text
-from nash_jax.judges.base import MODELS, TIE, Judge, JudgeFn, compare_rewards, labels, pairwise
+from nash_jax.judges.base import (
+  MODELS,
+  TIE,
+  Comparison,
+  Judge,
+  JudgeFn,
+  compare_rewards,
+  labels,
+  pairwise,
+)
 from nash_jax.judges.own import from_texts
 from nash_jax.models.gemma import GemmaConfig
 from nash_jax.models.gemma import shapes as gemma_shapes
@@ -21,11 +30,22 @@ __all__ = [
   "from_texts", "labels", "make", "pairwise", "shapes", "with_head",
 ]  # fmt: skip
 
+
+def none(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) -> Judge:
+  """Builds the judge of a run without one: no comparison is valid."""
+
+  def compare(params, prompts, a, b) -> Comparison:
+    size = prompts.index.shape
+    return Comparison(jnp.full(size, 0.5), jnp.zeros(size, bool), {})
+
+  return Judge({}, pairwise(compare))
+
+
 # {name in a config: how to make the judge}; see `make`.
 JUDGES = {
   "gemma": gemma.make, "gemma_text": text.make, "bradley_terry": bradley_terry.make,
   "population": population.make, "table": table.make, "table_reward": table.make,
-  "http": http.make, "human": human.make, "gpm": gpm.make,
+  "http": http.make, "human": human.make, "none": none, "gpm": gpm.make,
 }  # fmt: skip
 SCALAR = ("bradley_terry", "table_reward")  # judges whose verdicts hold rewards
 # Judges that read a head: (a model's parameters, key, config) -> the same with a random head.

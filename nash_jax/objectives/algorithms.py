@@ -35,9 +35,10 @@ def _kl_to_reference(config: AlgorithmConfig) -> losses.Weights:
 class Algorithm:
   """One algorithm: an entry of the table ALGORITHMS.
 
-  The players are "policy", "reference", "target", "mixture" (of policy and reference, token-wise)
-  and the names in `copies`. A copy reads and writes the fields "params", "opt_state", "target" and
-  "reference" of the state, and those names. Every callable takes the algorithm's config.
+  The players are "policy", "reference", "target", "mixture" (of policy and reference, token-wise),
+  "data" (a file of pairs and who won) and the names in `copies`. A copy reads and writes the fields
+  "params", "opt_state", "target" and "reference" of the state, and those names. Every callable
+  takes the algorithm's config.
 
   Attributes:
     loss: returns the loss: a function of losses.py with its options set.
@@ -72,13 +73,18 @@ class Algorithm:
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   needs_rewards: bool = False
 
+  @property
+  def offline(self) -> bool:
+    """Whether responses and verdicts come from a file of pairs: nothing is sampled or judged."""
+    return self.player == "data"
+
   def keeps_target(self, config: AlgorithmConfig) -> bool:
     """Returns whether the state holds a target, because it plays or has a weight in the loss."""
     return "target" in (self.player, self.opponent, *self.role_weights(config))
 
   def uses(self, config: AlgorithmConfig) -> set[str]:
     """Returns the fields that this method reads, except ALWAYS_READ."""
-    used = {*self.fields, *(() if self.needs_rewards else ("labels",))}
+    used = {*self.fields, *(() if self.needs_rewards or self.offline else ("labels",))}
     if self.on_policy:
       used |= {"centre_log_ratios", "reward_to_go"}
     if "mixture" in (self.player, self.opponent):
@@ -110,6 +116,19 @@ def _reinforce(config) -> Loss:
 
 def _ipo(config) -> Loss:
   return functools.partial(losses.regression, scale=1 / config.beta)
+
+
+def _gpo(config) -> Loss:
+  """GPO's member f: squared is Online IPO's loss, logistic Online DPO's, all with their scale."""
+  if config.f in ("squared", "logistic"):
+    return _ipo(config) if config.f == "squared" else losses.logistic
+  scale = 0.5 / config.beta if config.f == "truncated_quadratic" else 1.0
+  return functools.partial(losses.convex, f=config.f, scale=scale)
+
+
+def _gpo_weights(config) -> losses.Weights:
+  """β, or 1 where β is in the label: the squares, whose z is 2β·(r(y) − r(y'))."""
+  return {"reference": 1.0 if config.f in ("squared", "truncated_quadratic") else config.beta}
 
 
 def _log_ratio(config) -> losses.Weights:
@@ -227,6 +246,15 @@ ALGORITHMS = {
     role_weights=lambda config: {"target": 1.0},
     player="target", copy_schedule=_copy_to_target, on_policy=False,
     fields=("step", "target_period"), paper="SPPO, Wu et al. 2405.00675",
+  ),
+  "gpo": Algorithm(
+    loss=_gpo, role_weights=_gpo_weights, player="data", on_policy=False, fields=("beta", "f"),
+    paper="Generalised preference optimisation, Tang et al. 2402.05749: DPO, IPO, SLiC and more",
+  ),
+  "best_of_two": Algorithm(
+    loss=lambda config: losses.likelihood, role_weights=lambda config: {},
+    player="data", on_policy=False, fields=(),
+    paper="Fine-tuning on the responses that won: Best-of-2 of Tang et al. 2405.08448",
   ),
 }  # fmt: skip
 

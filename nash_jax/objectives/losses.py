@@ -109,6 +109,38 @@ def logistic(logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weight
   return _over_pairs(cross_entropy, verdict.valid)
 
 
+# Convex losses of GPO (2402.05749), but for the logistic and the squared one, which are `logistic`
+# and `regression`. All have f'(0) < 0; savage is not convex.
+CONVEX = {
+  "hinge": lambda z: jax.nn.relu(1 - z),
+  "exponential": lambda z: jnp.exp(-z),
+  "truncated_quadratic": lambda z: jax.nn.relu(1 - z) ** 2,
+  "savage": lambda z: jax.nn.sigmoid(-z) ** 2,
+}
+
+
+def convex(
+  logp: Logp,
+  log_ratios: LogRatios,
+  verdict: Verdict,
+  *,
+  role_weights: Weights,
+  f: str,
+  scale: Number,
+) -> Mean:
+  """Mean of scale²·(P f(z) + (1 − P) f(−z)) over pairs, z = (h − h')/scale, f one of CONVEX."""
+  z, p = _differences(_weighted(log_ratios, role_weights)) / scale, verdict.p_win
+  return _over_pairs(scale**2 * (p * CONVEX[f](z) + (1 - p) * CONVEX[f](-z)), verdict.valid)
+
+
+def likelihood(
+  logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights
+) -> Mean:
+  """Mean of −P log π_θ(y) − (1 − P) log π_θ(y') over pairs: fits the responses that win."""
+  total, p = jnp.sum(logp, axis=-1), verdict.p_win
+  return _over_pairs(-p * total[:, :, None] - (1 - p) * total[:, None, :], verdict.valid)
+
+
 def win_rate_regression(
   logp: Logp, log_ratios: LogRatios, verdict: Verdict, *, role_weights: Weights, scale: Number
 ) -> Mean:

@@ -25,7 +25,7 @@ from nash_jax.plan import hlo_cost, memory
 from nash_jax.plan.topology import devices
 from nash_jax.policy import make_policy
 from nash_jax.run import files
-from nash_jax.types import Prompts
+from nash_jax.types import Prompts, Responses
 from nash_jax.validation import asset_path, require
 
 
@@ -66,6 +66,7 @@ def prepare(config: ConfigDict, count: int) -> tuple[ConfigDict, Tokenizer]:
       part.tokenizer = BUNDLED
   for field in ("path", "held_out_path"):  # never read
     config.prompts[field] = BUNDLED if config.prompts[field] else ""
+  config.pairs.path = BUNDLED if config.pairs.path else ""
   config = resolve(config, "train", devices=count)
   if missing:
     return config, StandInTokenizer(model_config.num_embed)
@@ -97,13 +98,15 @@ def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str,
   batched = functools.partial(_with_sharding, sharding=shardings.batch)
   prompts = batched(jax.eval_shape(empty))
   key = _with_sharding(jax.eval_shape(lambda: jax.random.key(0)), shardings.replicated)
-  responses, opponents, _ = jax.eval_shape(programs.sample, state, reference, prompts, key)
+  offline = algorithms.get(config.algorithm.name).offline
+  sampled = functools.partial(programs.sample, state, reference, prompts)
+  responses, opponents, _ = jax.eval_shape(_pairs(config) if offline else sampled, key)
   responses, opponents = batched((responses, opponents))
   verdict = jax.eval_shape(programs.judge, judge_params, prompts, responses, opponents, key)
   batch = update.Batch.create(prompts, responses, batched(verdict.replace(metrics={})))
   passes = _frozen_logprobs(config, tokenizer, model_config)
   frozen = sharding.jit(mesh, passes, out_shardings=shardings.batch)
-  return {
+  phases = {
     "held": {
       "parameters": state.params, "target and copies": (state.target, state.copies),
       "optimiser state": state.opt_state, "reference": reference,
@@ -114,6 +117,19 @@ def lowerings(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> dict[str,
     "log_probabilities": lambda: frozen.lower(state, reference, batch),
     "update": lambda: programs.train_step.lower(state, reference, batch),
   }  # fmt: skip
+  absent = ("sample", "judge") if offline else ()
+  return {name: phase for name, phase in phases.items() if name not in absent}
+
+
+def _pairs(config: ConfigDict) -> Callable:
+  """Returns a function with the results of `Programs.sample`, of a method that reads pairs."""
+
+  def pairs(key):
+    tokens = jnp.zeros((config.prompts.batch_size, 2, config.sampling.max_tokens), jnp.int32)
+    logp, mask = tokens.astype(jnp.float32), tokens.astype(bool)
+    return Responses(tokens, mask, logp, logp, mask[..., 0]), None, jnp.sum(mask)
+
+  return pairs
 
 
 def _frozen_logprobs(config: ConfigDict, tokenizer, model_config: gemma.GemmaConfig) -> Callable:

@@ -164,6 +164,8 @@ def estimate(
     return bytes_per_device(sharding.abstract(tree, sharding.shardings(tree, mesh)))
 
   rows = config.prompts.batch_size * config.algorithm.samples / (mesh["data"] * mesh["fsdp"])
+  # A method that reads pairs decodes where it is evaluated alone.
+  decoded = config.evaluation.prompts / (mesh["data"] * mesh["fsdp"]) if method.offline else rows
   length = config.sampling.max_tokens
   width = config.prompts.max_tokens + length
   num_models = 2 if "mixture" in (method.player, method.opponent) else 1
@@ -188,7 +190,7 @@ def estimate(
     **held, "reference": size(compute_shapes),
     "judge": size(judge) if judge and not own_judge else 0,
     "weights for decoding": num_models * size(compute_shapes, tensor_axis),
-    "cache for decoding": num_models * rows * width * column / heads,
+    "cache for decoding": num_models * decoded * width * column / heads,
     "gradient and update": 2 * size(state.params), "logits of a chunk": logits / mesh["tensor"],
     "activations": micro_batch * width * dtype.itemsize * inside,
     **(on_host if kind == CPU else {}),

@@ -12,6 +12,7 @@ from nash_jax.data.corpus import Examples
 from nash_jax.judges import own
 from nash_jax.judges.base import MODELS
 from nash_jax.models import gemma
+from nash_jax.objectives import algorithms
 from nash_jax.run import checkpoint
 from nash_jax.types import Params
 from nash_jax.validation import asset_path
@@ -37,7 +38,7 @@ def _data(config, path: str, parts: Iterable[Examples] = ()) -> Inputs:
         for x in map(np.asarray, column):
           content.update(f"{x.dtype}{x.shape}".encode() + x.tobytes())
     return {f"{path}.task": {config.task: f"sha256:{content.hexdigest()}"}}
-  fields = [field for field in ("path", "held_out_path") if config[field]]
+  fields = [field for field in ("path", "held_out_path") if config.get(field)]
   return {
     f"{path}.{field}": _files(file for file, _ in corpus.parse_paths(config[field]))
     for field in fields
@@ -83,6 +84,7 @@ def of_training(config, judge_params: Params, train: Examples, held_out: Example
   return {
     "model.tokenizer": _files([asset_path(config.model.tokenizer)]),
     **_data(config.prompts, "prompts", (train, held_out) if registered else ()),
+    **(_data(config.pairs, "pairs") if algorithms.get(config.algorithm.name).offline else {}),
     **_draw(config.model),
     **_judge(config.judge, judge_params),
   }

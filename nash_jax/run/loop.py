@@ -82,7 +82,7 @@ def run_loop[SetupT: Setup](
         record = metrics.Metrics(
           workdir, first_step=first_step, total_steps=config.steps, show=show, progress=progress,
           profile=config.profile, on_error=config.on_record_error,
-          kl_bound=kl_bound(config),
+          kl_bound=kl_bound(config), pairs=bool(config.get("record_pairs")),
           tracked=describe(config) if config.tracker == "wandb" else None,
         )  # fmt: skip
         with _closing(record):

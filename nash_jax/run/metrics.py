@@ -43,11 +43,13 @@ GLOSSARY = (
   "log_ratio_to_target", "entropy",
   "response_length", "stopped", "truncated", "flip_rate", "tie_mass", "valid",
   "judge_cut", "judge_cut_tokens",
+  "pair_accuracy", "delta", "logp_chosen", "logp_rejected",
   "logp_gap", "gradient_norm", "learning_rate", "kappa", "accuracy", "tokens",
   "eval/win_rate_vs_reference", "eval/kl_to_reference", "eval/log_ratio_to_reference",
   "eval/response_length",
-  "eval/loss", "eval/accuracy", "eval/bits_per_byte",
+  "eval/loss", "eval/accuracy", "eval/bits_per_byte", "eval/pair_accuracy", "eval/delta",
   "exact/suboptimality", "exact/kl_to_equilibrium", "exact/gap",
+  "exact/win_rate_vs_reference", "exact/kl_to_reference",
   *(f"{quantity}/{phase}" for quantity in ("seconds", "tokens_per_second") for phase in PHASES),
 )  # fmt: skip
 OWN = "judge/"  # prefix of metrics of a user's own judge
@@ -174,6 +176,7 @@ class Metrics:
     profile: write a trace of the run's third and fourth step to workdir/profile.
     on_error: when a part cannot be written, "stop" or "continue" without it.
     kl_bound: of kl_to_reference; see advice.recommend.
+    pairs: write pairs.jsonl, what `pairs` is given.
     tracked: the run's config if Weights & Biases shall follow the record.
 
   Raises:
@@ -191,6 +194,7 @@ class Metrics:
     profile: bool = False,
     on_error: str = "stop",
     kl_bound: float = math.inf,
+    pairs: bool = False,
     tracked: dict[str, Any] | None = None,
   ):
     _check_names(show)
@@ -198,7 +202,7 @@ class Metrics:
     self._first_step, self._show, self._profile = first_step, show, profile
     self._shown: dict[str, str] = {}
     self._pending: tuple[int, dict[str, Value]] | None = None
-    self._texts: list[tuple[int, str, Any, Decode]] = []
+    self._texts: list[tuple[int, str, str, Any, Decode]] = []
     self._clocks: dict[int, list[tuple[str, Value | None, futures.Future[float]]]] = {}
     self._started = time.perf_counter()
     self._clock, self._waiter = time.perf_counter(), futures.ThreadPoolExecutor(1, "clock")
@@ -214,7 +218,7 @@ class Metrics:
     self._tracker: tracker.Tracker | None = None
     if self._writes:
       self._record(".", lambda: folder.mkdir(parents=True, exist_ok=True))
-      for name in ("metrics.jsonl", "samples.jsonl"):
+      for name in ("metrics.jsonl", "samples.jsonl", *(("pairs.jsonl",) if pairs else ())):
         self._record(name, functools.partial(self._open, name))
       self._record("tensorboard", self._open_board)
       if tracked is not None:
@@ -373,13 +377,14 @@ class Metrics:
         raise FloatingPointError(f"metric {name!r} is {value} at step {step}")
     # After the check of the loss: samples of a policy that is not finite may not decode.
     while self._texts and self._texts[0][0] <= step and not self._failed:
-      number, name, arrays, decode = self._texts.pop(0)
+      number, file, name, arrays, decode = self._texts.pop(0)
       if self._writes:
         rows = [files.without_nan(row) for row in decode(jax.device_get(arrays))]
         for row in rows:
-          self._line("samples.jsonl", {"step": number, **row})
-        texts = (f"{row['prompt']} ▸{row['response']}" for row in rows)
-        self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
+          self._line(file, {"step": number, **row})
+        if name:
+          texts = (f"{row['prompt']} ▸{row['response']}" for row in rows)
+          self._events(number, [summary.text(name, "\n\n---\n\n".join(texts))])
 
   def _advise(self, step: int, finite: dict[str, float]) -> None:
     """Logs each recommendation once, from values that are on the host already."""
@@ -420,7 +425,11 @@ class Metrics:
       decode: arrays on the host -> the fields of each sample, including the texts "prompt" and
         "response".
     """
-    self._texts.append((step, name, arrays, decode))
+    self._texts.append((step, "samples.jsonl", name, arrays, decode))
+
+  def pairs(self, step: int, arrays: Any, decode: Decode) -> None:
+    """Records the pairs of a step with its line, in pairs.jsonl."""
+    self._texts.append((step, "pairs.jsonl", "", arrays, decode))
 
   def close(self) -> None:
     """Writes the last line; closes files and threads."""

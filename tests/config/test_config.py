@@ -5,6 +5,7 @@ import re
 import jax
 import pytest
 import tiny
+import tiny_runs
 from ml_collections import ConfigDict
 
 import nash_jax
@@ -51,14 +52,14 @@ def test_defaults_are_good_and_come_back_locked(kind):
     (
       "algorithm.name",
       "nash_pm",
-      "algorithm.name: got 'nash_pm', expected one of best_response, "
+      "algorithm.name: got 'nash_pm', expected one of best_of_two, best_response, "
       "egpo, .*sppo; did you mean 'nash_mp'",
     ),
     (
       "judge.name",
       "popular",
       "judge.name: got 'popular', expected one of bradley_terry, gemma, gemma_text, gpm, http,"
-      " human, module:function, population, table, table_reward; did you mean 'population'",
+      " human, module:function, none, population, table, table_reward; did you mean 'population'",
     ),
     ("model.dtype", "float64", "model.dtype: expected bfloat16 or float32, got 'float64'"),
     ("model.template", "chat", "model.template: got 'chat', expected one of gemma, plain"),
@@ -183,7 +184,7 @@ BAD = {
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_fields_that_a_method_does_not_use_are_unread_and_ask_nothing_of_others(name):
   """By what it reads: its functions and the update see no other field of the config."""
-  needs = {"judge.name": "table_reward"} if algorithms.get(name).needs_rewards else {}
+  needs = tiny_runs.needs(name)
   config = tiny.train({"algorithm.name": name, **needs})
   a = resolve(config).algorithm
   method, read = algorithms.get(name), set()
@@ -200,7 +201,7 @@ def test_fields_that_a_method_does_not_use_are_unread_and_ask_nothing_of_others(
     update.make_kappa(recorder)
   if "mixture" in (method.player, method.opponent):
     read.add("mixture")
-  labels = set() if method.needs_rewards else {"labels"}
+  labels = set() if method.needs_rewards or method.offline else {"labels"}
   assert method.uses(a) == read | labels
   unused = {field for field in BAD if field not in method.uses(a)}
   found = {field.rpartition(".")[2] for field in unread(config, "train") if "algorithm." in field}
@@ -219,11 +220,12 @@ def test_fields_that_a_method_does_not_use_are_unread_and_ask_nothing_of_others(
 @pytest.mark.parametrize("name", sorted({*algorithms.ALGORITHMS} - {"rlhf"}))
 @pytest.mark.parametrize("beta", [0.01, 0.1, 0.5, 3.0])
 def test_every_method_runs_by_its_name_alone(name, beta):
-  """Whatever the game: what a method needs is its default."""
-  a = resolve(tiny.train({"algorithm.name": name, "algorithm.beta": beta})).algorithm
+  """Whatever the game: what a method needs is its default, but for a file of pairs."""
+  changes = {"algorithm.name": name, "algorithm.beta": beta, **tiny_runs.needs(name)}
+  a = resolve(tiny.train(changes)).algorithm
   assert a.samples == (3 if name == "egpo" else 2)
   assert a.reference_period == (50 if name == "mpo" else 0)
-  bounded = name != "sppo" and 5.0 * beta > 1
+  bounded = "beta" in algorithms.get(name).fields and 5.0 * beta > 1
   assert a.step == (0.5 / beta if bounded else 5.0)
 
 

@@ -257,6 +257,11 @@ def small(job: str, folder: pathlib.Path, field: str) -> ConfigDict:
   c, weights = getattr(configs, job)(), game.model.weights
   if job == "train":
     c = game
+    if field.startswith("pairs."):
+      path, row = folder / "tokens.jsonl", {"inputs": [2, 11], "a": [7, 8, 9], "b": [8, 8, 8]}
+      path.write_text("".join(json.dumps({**row, "p_a": i / 8}) + "\n" for i in range(4)))
+      file = {"pairs.path": str(path), "pairs.task": "tokens"}
+      c.update_from_flattened_dict({"algorithm.name": "gpo", **file})
   elif job == "compare":
     c.base, c.runs, c.seeds = game, ({"algorithm.name": "nash_mp"},), 1
     if field.startswith("arena."):

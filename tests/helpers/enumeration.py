@@ -16,6 +16,7 @@ X, A = 3, 4  # contexts; responses: 4 tokens once, or 2 tokens twice
 
 CONFIG = types.SimpleNamespace(
   beta=0.2,
+  f="squared",
   eta=0.7,
   step=2.0,
   mixture=0.3,
@@ -54,7 +55,7 @@ def game(dtype=np.float64, length=1):
   table = scipy.special.expit(a - np.swapaxes(a, 1, 2))
   players = {
     name: rng.normal(size=(X, sum(LENGTHS[length]))).astype(dtype)
-    for name in ("policy", "reference", "target", "opponent")
+    for name in ("policy", "reference", "target", "opponent", "data")
   }
   return table.astype(dtype), rng.normal(size=(X, A)).astype(dtype), players
 
@@ -125,7 +126,8 @@ def squared(method, a, table, rewards, players, length):
   """The stated objective of the regressions: squares or DPO's cross-entropy, sampling fixed."""
   mu = jnp.exp(distribution(method.player, players, length, a.mixture))
   logp = whole(players["policy"], length)
-  h = sum(w * (logp - whole(players[role], length)) for role, w in method.role_weights(a).items())
+  weighted = method.role_weights(a).items()
+  h = sum((w * (logp - whole(players[role], length)) for role, w in weighted), 0 * logp)
   delta = h[:, :, None] - h[:, None, :]
   opponents = jnp.exp(distribution(method.opponent, players, length, 0)) if method.opponent else mu
   rates = jnp.einsum("xab,xb->xa", table, opponents)
@@ -133,7 +135,17 @@ def squared(method, a, table, rewards, players, length):
   def pairs(values):
     return jnp.mean(jnp.einsum("xa,xb,xab->x", mu, mu, values))
 
+  def gpo():
+    """As published: P f(z) + (1 − P) f(−z) with z = β_f Δ; squares over β_f², as (Δ − 1/(2β))²."""
+    f, squares = GPO[a.f], a.f in ("squared", "truncated_quadratic")
+    z = (2 * a.beta if squares else a.beta) * (logp - whole(players["reference"], length))
+    z = z[:, :, None] - z[:, None, :]
+    values = table * f(z) + (1 - table) * f(-z)
+    return pairs(values / (4 * a.beta**2) if squares else values)
+
   return {
+    "gpo": gpo,
+    "best_of_two": lambda: pairs(-table * logp[:, :, None] - (1 - table) * logp[:, None, :]),
     "online_ipo": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
     "ipo_md": lambda: pairs((delta - (table - 0.5) / a.beta) ** 2),
     "inpo": lambda: pairs((delta - (table - 0.5) * a.step) ** 2),
@@ -145,7 +157,16 @@ def squared(method, a, table, rewards, players, length):
   }[next(name for name, r in algorithms.ALGORITHMS.items() if r is method)]()
 
 
-REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo")
+REGRESSIONS = ("online_ipo", "ipo_md", "online_dpo", "inpo", "egpo", "sppo", "gpo", "best_of_two")
+# f(z) of GPO's members (Tang et al. 2402.05749).
+GPO = {
+  "logistic": lambda z: jnp.logaddexp(0, -z),
+  "squared": lambda z: (z - 1) ** 2,
+  "hinge": lambda z: jnp.maximum(0, 1 - z),
+  "exponential": lambda z: jnp.exp(-z),
+  "truncated_quadratic": lambda z: jnp.maximum(0, 1 - z) ** 2,
+  "savage": lambda z: 1 / (1 + jnp.exp(z)) ** 2,
+}
 
 
 def compare(name, a, length):

@@ -9,7 +9,16 @@ import numpy as np
 import nash_jax
 from nash_jax import update
 from nash_jax.config import resolve
+from nash_jax.objectives import algorithms
 from nash_jax.types import Responses, Verdict
+
+
+def needs(name):
+  """Returns the changes without which a method does not run in any config."""
+  method = algorithms.get(name)
+  judge = {"judge.name": "table_reward"} if method.needs_rewards else {}
+  # Of a file that nothing reads before the run starts, only that it is there is asked.
+  return judge | ({"pairs.path": "assets:stories/prompts.jsonl"} if method.offline else {})
 
 
 def no_logprobs(params, **responses):

@@ -46,7 +46,7 @@ def test_a_collection_on_a_full_disk_names_its_file_and_is_not_taken_for_whole(
   def full(*arrays):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr(collect, "_pairs", full)
+  monkeypatch.setattr(collect, "token_pairs", full)
   monkeypatch.setattr(collect, "load_weights", lambda *_: None)
   policy = types.SimpleNamespace(make_sampler=lambda samples: lambda *_: jnp.ones(1))
   monkeypatch.setattr(collect, "make_policy", lambda *_: policy)

@@ -177,10 +177,13 @@ def test_a_reference_without_a_suboptimality_has_no_share(start):
       compare.SUBOPT: [start, 1e-4],
       compare.KL_TO_EQUILIBRIUM: [0.0, 1.0],
       compare.GAP: [0.5, 0.25],
+      compare.EXACT_WIN: [0.5, 0.6],
+      compare.EXACT_KL: [0, 2],
     }
   ]
   _, _, cells = compare._exact_table({"nash_mp": {"seeds": seeds}})
-  assert cells["nash_mp"] == ["1.00e-04"] * 3 + ["—", "1.00e+00", "2.50e-01"]
+  expected = ["1.00e-04"] * 3 + ["—", "1.00e+00", "2.50e-01", ".600", "2.000"]
+  assert cells["nash_mp"] == expected
 
 
 def rows(page):

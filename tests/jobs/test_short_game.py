@@ -91,17 +91,23 @@ def test_tabular_mixtures_and_flatter_distributions_follow_their_definitions():
     np.testing.assert_allclose(np.sum(got, -1), expected, atol=1e-5)
 
 
+DISTANCES = ("exact/suboptimality", "exact/kl_to_equilibrium", "exact/gap")
+
+
 def test_the_exact_metrics_are_zero_at_the_equilibrium_and_positive_elsewhere():
   g, ref = game(), log_policies(1)
   equilibrium = g.log_equilibrium(ref, 0.1)
   exact = jax.jit(lambda logp: g.metrics(logp, ref, equilibrium, 0.1))
   at = lambda logp: {k: float(m.value()) for k, m in exact(logp).items()}  # noqa: E731
-  regularised = at(equilibrium)
+  regularised = {name: at(equilibrium)[name] for name in DISTANCES}
   assert 1e-3 < regularised.pop("exact/gap") < at(ref)["exact/gap"]
   assert max(regularised.values()) < 1e-6
-  assert min(at(ref).values()) > 1e-3
+  assert min(at(ref)[name] for name in DISTANCES) > 1e-3
   wins = np.einsum("xab,xb->xa", g.p_win, np.exp(ref))
   np.testing.assert_allclose(at(ref)["exact/gap"], np.mean(wins.max(-1) - 0.5), rtol=1e-5)
+  assert at(ref)["exact/win_rate_vs_reference"] == pytest.approx(0.5, abs=1e-6)
+  assert at(ref)["exact/kl_to_reference"] == 0
+  assert at(equilibrium)["exact/win_rate_vs_reference"] > 0.5
   np.testing.assert_allclose(
     at(ref)["exact/suboptimality"],
     jax.jit(preference.suboptimality)(g.p_win, np.exp(ref), np.exp(ref), 0.1),
@@ -150,7 +156,9 @@ def test_a_prompt_that_is_evaluated_in_another_context_than_it_is_played_in_is_r
   assert exact_game(config(**eight)).p_win.shape == (8, 64, 64)
 
 
-@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+@pytest.mark.parametrize(
+  "name", [name for name, method in algorithms.ALGORITHMS.items() if not method.offline]
+)
 def test_every_algorithm_has_its_players_and_their_shares_of_the_samples(name):
   a = config(algorithm__name=name, algorithm__samples=6).algorithm
   method, g = algorithms.get(name), game()
@@ -238,6 +246,7 @@ def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(
   assert all(len(r["seeds"]) == 2 and len(r["tuning"]) == 2 for r in result.values())
   assert "| nash_mp" in capsys.readouterr().out
   assert (tmp_path / "curves_tabular.png").stat().st_size > 10_000
+  assert (tmp_path / "over_kl_tabular.png").stat().st_size > 10_000
   record = tmp_path / "tabular" / "nash_mp" / "rate_1" / "seed_0" / "metrics.jsonl"
   before = record.stat().st_mtime_ns
   compare.run(c, tmp_path, progress=False)

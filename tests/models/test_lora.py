@@ -154,7 +154,7 @@ def test_every_algorithm_keeps_copies_of_adapters(name):
     method.player,
     method.opponent or method.player,
     *method.role_weights(config.algorithm),
-  } - {"reference"}:
+  } - {"reference", "data"}:
     trees = players[player][:1] if player == "mixture" else [players[player]]
     for tree in trees:
       assert "lora" in tree["layers"]["0"], player

@@ -17,6 +17,7 @@ PLAYERS = {
   "π": "policy",
   "π, flattened": "policy",
   "π_ref": "reference",
+  "file μ": "data",
   "target": "target",
   "mixture m": "mixture",
   "frozen π̂": "opponent",
@@ -56,7 +57,7 @@ def test_a_method_rests_where_the_page_says(name):
     if rests.endswith("without β"):  # a cycle of four: equal chances are its equilibrium
       cycle = jnp.array([[0, 1, 0, -1], [-1, 0, 1, 0], [0, -1, 0, 1], [1, 0, -1, 0]])
       table = jnp.broadcast_to(0.5 + 0.3 * cycle, table.shape)
-    ref = whole(players["reference"])
+    ref, mu = whole(players["reference"]), jnp.exp(whole(players["data"]))
     star = jnp.log(preference.equilibrium(table, jnp.exp(ref), a.beta))
 
     @jax.jit
@@ -77,6 +78,7 @@ def test_a_method_rests_where_the_page_says(name):
       "best": lambda: jax.lax.fori_loop(0, 200, lambda _, theta: answered(theta), star),
       "π_ref·exp(R/β)": lambda: ref + rewards / a.beta,
       "the": lambda: jnp.zeros_like(star),
+      "2μ·P(·≻μ)": lambda: jnp.log(2 * mu * preference.win_rates(table, mu)),
       "no": lambda: None,
     }[rests.split(" ")[0]]()
     if place is not None:

@@ -129,6 +129,17 @@ def test_a_batch_that_does_not_divide_proposes_one():
     plan.prepare(tiny.train({"prompts.batch_size": 24}), 16)
 
 
+def test_a_run_on_pairs_is_planned_without_sampling_and_judging():
+  file = {"algorithm.name": "gpo", "pairs.path": "not/there.jsonl", "judge.name": "none"}
+  config, tokenizer = plan.prepare(tiny.train(file), 1)
+  mesh = sharding.make_mesh(config.mesh)
+  phases = plan.lowerings(config, tokenizer, mesh)
+  assert [*phases] == ["held", "log_probabilities", "update"]
+  (batch,) = phases["update"]().args_info[0][2:]
+  assert batch.responses.tokens.shape == (8, 2, 12)
+  assert batch.verdict.p_win.shape == (8, 2, 2)
+
+
 def test_a_config_of_another_job_is_refused():
   with pytest.raises(ValueError, match="an online run's"):
     plan.run(nash_jax.config.fit(), topology.LOCAL)
