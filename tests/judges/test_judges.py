@@ -293,7 +293,7 @@ def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenize
 
   with pytest.raises(
     ValueError,
-    match=r"jury.*bradley_terry, gemma, gemma_text, gpm, http, human, module:function, pop",
+    match=r"jury.*bradley_terry, gemma, gemma_text, gpm, http, human, module:function, none, pop",
   ):
     judges.make(settings("jury"), tokenizer)
   with pytest.raises(ValueError, match=r"poems.*gemma, stories"):
