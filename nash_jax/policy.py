@@ -179,12 +179,12 @@ def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable
 
 
 def load_adapters(
-  spec: str, model_config: GemmaConfig, head: bool = False
+  spec: str, model_config: GemmaConfig, head: Params | None = None
 ) -> tuple[Params, float, int]:
   """Returns a LoRA run's adapters, their alpha, and their step, without reading the base.
 
   Args:
-    head: whether the run trained a reward model, whose head is returned as well.
+    head: shapes of the head that the run trained with them, if it trained one.
   """
   source = parse_weights(spec)
   adapted = _read_lora(source.path)
@@ -193,7 +193,7 @@ def load_adapters(
   assert adapted
   base = gemma.shapes(model_config)
   if head:
-    base |= {"head": {"w": jax.ShapeDtypeStruct((model_config.embed_dim,), jnp.float32)}}
+    base |= {"head": head}
   shapes = jax.eval_shape(lora.init_and_join(adapted)[0], base)
   trained, step = _restore(source, shapes)
   return trained, adapted.model.lora.alpha, step

@@ -41,6 +41,7 @@ LAYERS = (
   ("judges.base", "judges.chat", "policy"),
   ("judges.gemma", "judges.table", "judges.population", "judges.http", "judges.human"),
   ("judges.text", "judges.bradley_terry", "judges.own"),
+  ("judges.gpm",),
   ("judges", "exact", "run.inputs"),
   ("config.fields", "config.meanings"),
   ("config.comparison",),

@@ -21,7 +21,7 @@ from nash_jax.data import judge_template
 from nash_jax.data.answers import BENCHMARKS
 from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.preferences import TASKS
-from nash_jax.judges import JUDGES, SCALAR, chat, own, table
+from nash_jax.judges import JUDGES, MODELS, SCALAR, chat, own, table
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
@@ -224,7 +224,7 @@ def _check_judge(judge, path: str, sampling, remote: bool = False, training: boo
     least, got = table.action_tokens(judge), sampling.max_tokens
     expected = f"at least {least}, for an action of {path}.table"
     require(got >= least, "sampling.max_tokens", expected, got, "Raise it.")
-  if judge.name in ("gemma", "gemma_text", "bradley_terry"):
+  if judge.name in MODELS:
     _check_model(judge.model, f"{path}.model")
     expected, fix = "0, because judges are plain models", "A fit exports its judge merged."
     check("model.lora.rank", judge.model.lora.rank == 0, expected, fix)

@@ -29,7 +29,7 @@ JUDGES = {
   "gemma_text": (*_GEMMA, "model.template", *_QUESTION, "max_tokens", "micro_batches", "mesh"),
   "bradley_terry": (*_GEMMA, "mesh"), "population": ("mesh",),
   "table": (*_TABLE, "mesh"), "table_reward": (*_TABLE, "mesh"), "http": ("http", *_QUESTION),
-  "human": ("votes",), "none": (),
+  "human": ("votes",), "none": (), "gpm": (*_GEMMA, "gpm", "mesh"),
 }  # fmt: skip
 
 
@@ -226,12 +226,18 @@ def _judge(**defaults) -> ConfigDict:
       "backoff": number(1.0, "[0, 60]"),
       "workers": number(8, "[1, 1024]"),
     },
+    gpm=_gpm(),
     votes="",
     table="",
     first_token=number(6, "[0, 1e6]"),
     table_tokens=number(0, "[1, 1e6]", {0: "one token an action"}),
   )
   return _set(fields, **defaults)
+
+
+def _gpm() -> ConfigDict:
+  """The head of a general preference model."""
+  return _group(blocks=number(4, "[1, 4096]"), prompt_scale=False)
 
 
 def _train() -> ConfigDict:
@@ -285,7 +291,7 @@ def _fit() -> ConfigDict:
   return _run(
     "fit",
     model=_model(),
-    loss=_choice("sft", ("sft", "judge", "reward")),
+    loss=_choice("sft", ("sft", "judge", "reward", "gpm")),
     data={
       "task": "text",
       "path": "",
@@ -299,6 +305,7 @@ def _fit() -> ConfigDict:
       "bad": _choice("stop", ("stop", "skip")),
     },
     template="stories",
+    gpm=_gpm(),
     export="",
     export_dtype=_choice("float16", DTYPES),
     optimizer=_optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=100),

@@ -47,6 +47,8 @@ _TRAIN = {
   "judge.first_token": (
     "Table judges: the token of digit 0. A response's first tokens are the digits of its action."
   ),
+  "judge.gpm.blocks": "Judge `gpm`: half the length of a response's vector, as it was fitted.",
+  "judge.gpm.prompt_scale": "Judge `gpm`: whether the prompt weights the blocks, as it was fitted.",
   "judge.http.backoff": "Seconds before the first retry, doubled each time; or `Retry-After`.",
   "judge.http.model": "The server's name of the model.",
   "judge.http.retries": "How often to try a failed request again.",
@@ -137,7 +139,12 @@ _FIT = {
   "evaluation.batches": "The most held-out batches to evaluate on.",
   "export": "A `.safetensors` file for the best weights.",
   "export_dtype": "The type of that file.",
-  "loss": "`sft`: next token. `judge`: pairwise cross-entropy. `reward`: Bradley-Terry.",
+  "gpm.blocks": "Loss `gpm`: half the length of a response's vector. More blocks fit more cycles.",
+  "gpm.prompt_scale": "Loss `gpm`: the prompt weights the blocks.",
+  "loss": (
+    "`sft`: next token. `judge`: pairwise cross-entropy. `reward`: Bradley-Terry."
+    " `gpm`: general preference model ([judges](judges.md#a-general-preference-model))."
+  ),
   "template": "The pairwise judge's question, as `judge.template`.",
 }
 _JUDGES = {"judges.NAME": "The judges, each under a name of your choice."}

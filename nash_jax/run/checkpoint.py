@@ -313,7 +313,8 @@ ADDED = {
   "prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop",
   "prompts.bad": "stop", "data.bad": "stop", "model.lora.init": "", "outputs": "",
   "votes": "", "realign": traverse_util.empty_node, "algorithm.f": "squared",
-  "record_pairs": False, "pairs.task": "preferences", "pairs.path": "", "pairs.held_out": 0, "pairs.window": 0, "pairs.cache_reference": False,
+  "record_pairs": False, "pairs.task": "preferences", "pairs.path": "", "pairs.held_out": 0,
+  "pairs.window": 0, "pairs.cache_reference": False, "gpm.blocks": 4, "gpm.prompt_scale": False,
 }  # fmt: skip
 # Inputs that old runs did not record, with the values that those runs used.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
