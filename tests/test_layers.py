@@ -25,7 +25,7 @@ LAYERS = (
   ("games.solvers",),
   ("games.contextual",),
   ("games.convergence",),
-  ("games.comparison",),
+  ("games.comparison", "games.tree_study"),
   ("games.study", "data.files", "run.advice", "run.files", "run.signals", "run.tracker"),
   ("run.checkpoint", "run.lock", "run.metrics", "report"),
   ("run.page", "data.chat_template", "models.sharding"),

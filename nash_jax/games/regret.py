@@ -201,6 +201,41 @@ def rule(tree: Tree, method: str, eta: checks.Number, gamma: checks.Number | Non
   return Rule(rate * scale, explored * scale, base, row.power)
 
 
+def theory(tree: Tree, method: str, episodes: int, delta: float = 0.05) -> tuple[float, float]:
+  """Returns the rates (η, γ) with which a method's regret bound holds with probability 1 - δ.
+
+  They are those of the player with more actions and decisions. Balanced OMD's constants, and both
+  rates of Tweaked FTRL, which has no bound, are 1.
+
+  >>> from nash_jax.games import regret, trees
+  >>> eta, gamma = regret.theory(trees.load("kuhn_poker"), "ixomd", episodes=10_000)
+  >>> round(eta, 4), round(gamma, 4)
+  (0.0042, 0.0128)
+
+  Args:
+    episodes: T, for which the rates are chosen.
+
+  Raises:
+    ValueError: an unknown method, or no number of episodes.
+  """
+  one_of("method", method, METHODS)
+  t = checks.count("episodes", episodes)
+  sets = np.bincount(tree.owner).max()
+  a, total = int(tree.actions.max()), float(np.bincount(tree.owner, tree.actions).max())
+  h = int(tree.depth.max()) + 1
+  iota, later = np.log(3 * total / delta), np.log(3 * total * t / delta)
+  doublings = 1 + np.log2(1 + t)
+  rates = {
+    "ixomd": (np.log(a) / (t * h * a), np.log(3 * sets * a / delta) / (2 * t * a)),
+    "balanced_omd": (sets * a / (h**3 * t), sets * a / (h * t)),
+    "balanced_ftrl": (2 * h * np.log(total) / (total * t), h * iota / (2 * total * t)),
+    "adaptive_ftrl": tuple(4 * later * t * x / (doublings * total) for x in (1, h)),
+    "tweaked_ftrl": (1.0, 1.0),
+  }
+  eta, gamma = np.sqrt(rates[method])
+  return float(eta), float(gamma)
+
+
 def init(tree: Tree, rule: Rule, seed: int = 0) -> State:
   """Returns the state in which a method starts: at μ⁰, before the first episode.
 
@@ -248,7 +283,7 @@ def learn(tree: Tree, rule: Rule, state: State, episodes: int) -> State:
   loss = (tree.high - tree.returns) / (tree.high - tree.low)
   nodes = tree.player, tree.infoset, tree.first, tree.children, tree.chance, loss
   sets = tree.before, tree.choice, tree.actions
-  arrays = [np.array(field) for field in (state.logp, state.seen, state.most, state.total)]
+  arrays: list[Any] = [np.array(x) for x in (state.logp, state.seen, state.most, state.total)]
   steps = trees.longest(tree)
   bits = np.random.PCG64(state.seed)
   bits.advance(state.episodes * steps)  # each episode has as many draws as the longest needs
@@ -256,7 +291,7 @@ def learn(tree: Tree, rule: Rule, state: State, episodes: int) -> State:
   for start in range(0, count, _CHUNK):
     draws = generator.random((min(_CHUNK, count - start), steps))
     kernel(nodes + sets, tuple(rule), tuple(arrays), state.episodes + start, draws)
-  return State(*arrays, episodes=state.episodes + count, seed=state.seed)
+  return State(*arrays, state.episodes + count, state.seed)
 
 
 def _compiled() -> Callable[..., None]:

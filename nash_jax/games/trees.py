@@ -170,9 +170,9 @@ def build(
       that are all the same, or too many nodes.
   """
   checks.count("most_nodes", most_nodes)
-  sets, rows = _Sets(), []
+  sets, rows = _Sets(), list[tuple[Any, ...]]()
   # (what to expand, parent, slot, chance, cdf, each player's last (set, action))
-  queue = collections.deque([(root, -1, 0, 1.0, 1.0, ((-1, 0), (-1, 0)))])
+  queue = collections.deque[Any]([(root, -1, 0, 1.0, 1.0, ((-1, 0), (-1, 0)))])
   while queue:
     thing, parent, slot, chance, cdf, last = queue.popleft()
     node, found, index = expand(thing), -1, len(rows)
@@ -217,8 +217,8 @@ def _assemble(
   )
   labels = tuple(label for _, label in sets.index)
   return Tree(
-    name, player, found, first, children, parent, slot, chance, cdf, returns, owner, depth, before, choice, actions, labels,
-    tuple(sets.names), float(low), float(high),
+    name, player, found, first, children, parent, slot, chance, cdf, returns,
+    owner, depth, before, choice, actions, labels, tuple(sets.names), float(low), float(high),
   )  # fmt: skip
 
 
