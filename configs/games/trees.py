@@ -2,26 +2,28 @@
 
     nash-jax games --config=games/trees --workdir=runs/trees
 
-Needs the extra `games`: pip install 'nash_jax[games]'. Cost: seconds as games/trees:smoke; the full
-size was not run. Expected: straight lines of slope about -1/2 on logarithmic axes, with the methods
-close to each other at their tuned rates. It writes trees.csv, and every final average policy as
-policies/GAME_METHOD_SEED.json.
+Needs the extra `games`: pip install 'nash_jax[games]'. games/trees:kuhn_poker studies one game, and
+games/trees:smoke takes seconds; the full size was not run. Expected: straight lines of slope about
+-1/2 on logarithmic axes, with the methods close to each other at their tuned rates. It writes
+trees.csv, and every final average policy as policies/GAME_METHOD_SEED.json.
 """
 
 from ml_collections import config_dict
 
+EPISODES = {"kuhn_poker": 10_000_000, "leduc_poker": 1_000_000, "liars_dice": 1_000_000}
 METHODS = ("ixomd", "balanced_omd", "balanced_ftrl", "adaptive_ftrl", "tweaked_ftrl")
 
 
 def get_config(size="full"):
-  if size not in ("full", "smoke"):
-    raise ValueError(f"size must be full or smoke, got {size!r}.")
+  if size not in ("full", "smoke", *EPISODES):
+    raise ValueError(f"size must be full, smoke, or one of {', '.join(EPISODES)}, got {size!r}.")
+  games = (size,) if size in EPISODES else tuple(EPISODES)
   config = config_dict.ConfigDict(
     {
       "job": "games",
       "study": "trees",
-      "trees": ("kuhn_poker", "leduc_poker", "liars_dice"),  # as OpenSpiel names them
-      "episodes": (10_000_000, 1_000_000, 1_000_000),  # of each
+      "trees": games,  # as OpenSpiel names them
+      "episodes": tuple(EPISODES[game] for game in games),
       "methods": METHODS,
       "theory": METHODS[:4],  # drawn at the rates of their bounds, too
       "baselines": ("cfr_plus", "mccfr"),  # OpenSpiel's CFR+ and outcome-sampling MCCFR
@@ -56,7 +58,7 @@ def panels(config):
   solid = {name: f"C{i}-" for i, name in enumerate((*config.methods, *config.baselines))}
   dotted = {f"theory: {name}": f"C{config.methods.index(name)}:" for name in config.theory}
   styles = {name: (solid | dotted)[name] for name in names}
-  return tuple(
+  row = tuple(
     {
       "title": game,
       "xlabel": "episodes",
@@ -71,3 +73,4 @@ def panels(config):
     }
     for game in config.trees
   )
+  return row

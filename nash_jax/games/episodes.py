@@ -5,14 +5,19 @@ used: numba is of the extra `games`.
 """
 
 import typing
+from typing import Any
 
 import numba
 import numpy as np
+from jaxtyping import Float
+
+Vector = Float[np.ndarray, "X"]
+Table = Float[np.ndarray, "X A"]
 
 
 @numba.njit(cache=True, nogil=True)
 @typing.no_type_check
-def chance_slot(start, count, chance, draw):
+def chance_slot(start: int, count: int, chance: Float[np.ndarray, "N"], draw: float) -> int:
   """Returns which of the children at `start` a draw of [0, 1) falls on."""
   total = 0.0
   for b in range(count):
@@ -24,7 +29,7 @@ def chance_slot(start, count, chance, draw):
 
 @numba.njit(cache=True, nogil=True)
 @typing.no_type_check
-def visit(x, top, logp, total, count, draw):
+def visit(x: int, top: float, logp: Table, total: Table, count: int, draw: float) -> int:
   """Brings the average of set x up to date, and returns the action that a draw selects."""
   lag = top
   for b in range(count):
@@ -45,7 +50,17 @@ def visit(x, top, logp, total, count, draw):
 
 @numba.njit(cache=True, nogil=True)
 @typing.no_type_check
-def move(x, action, lost, value, change, eta, logp, base, count):
+def move(
+  x: int,
+  action: int,
+  lost: float,
+  value: float,
+  change: float,
+  eta: float,
+  logp: Table,
+  base: Table,
+  count: int,
+) -> float:
   """Moves the policy of set x, in place; returns the change of its value, negated.
 
   Args:
@@ -71,7 +86,13 @@ def move(x, action, lost, value, change, eta, logp, base, count):
 
 @numba.njit(cache=True, nogil=True)
 @typing.no_type_check
-def run(tree, rule, state, start, draws):
+def run(
+  tree: tuple[Any, ...],
+  rule: tuple[Vector, Vector, Table, float],
+  state: tuple[Table, Table, Vector, Table],
+  start: int,
+  draws: Float[np.ndarray, "T steps"],
+) -> None:
   """Runs an episode for each row of draws, in place.
 
   Args:

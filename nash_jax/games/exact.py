@@ -30,7 +30,7 @@ def value(tree: Tree, policy: Any) -> float:
 
   >>> from nash_jax.games import exact, trees
   >>> kuhn = trees.load("kuhn_poker")
-  >>> exact.value(kuhn, trees.uniform(kuhn))
+  >>> round(exact.value(kuhn, trees.uniform(kuhn)), 6)
   0.125
 
   Args:
@@ -99,7 +99,7 @@ def best_response(tree: Tree, policy: Any, player: int) -> Response:
   >>> from nash_jax.games import exact, trees
   >>> kuhn = trees.load("kuhn_poker")
   >>> best = exact.best_response(kuhn, trees.uniform(kuhn), 0)
-  >>> exact.value(kuhn, best.policy)
+  >>> round(exact.value(kuhn, best.policy), 6)
   0.5
 
   Args:

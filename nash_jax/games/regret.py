@@ -283,15 +283,16 @@ def learn(tree: Tree, rule: Rule, state: State, episodes: int) -> State:
   loss = (tree.high - tree.returns) / (tree.high - tree.low)
   nodes = tree.player, tree.infoset, tree.first, tree.children, tree.chance, loss
   sets = tree.before, tree.choice, tree.actions
-  arrays: list[Any] = [np.array(x) for x in (state.logp, state.seen, state.most, state.total)]
+  fields = state.logp, state.seen, state.most, state.total
+  logp, seen, most, total = (np.array(field) for field in fields)
   steps = trees.longest(tree)
   bits = np.random.PCG64(state.seed)
   bits.advance(state.episodes * steps)  # each episode has as many draws as the longest needs
   generator = np.random.Generator(bits)
   for start in range(0, count, _CHUNK):
     draws = generator.random((min(_CHUNK, count - start), steps))
-    kernel(nodes + sets, tuple(rule), tuple(arrays), state.episodes + start, draws)
-  return State(*arrays, state.episodes + count, state.seed)
+    kernel(nodes + sets, tuple(rule), (logp, seen, most, total), state.episodes + start, draws)
+  return State(logp, seen, most, total, state.episodes + count, state.seed)
 
 
 def _compiled() -> Callable[..., None]:

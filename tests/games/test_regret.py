@@ -205,3 +205,24 @@ def test_adaptive_rates_keep_policies_whose_probabilities_round_to_0(kuhn):
   assert np.isfinite(state.logp).all()
   assert state.logp.min() < -800
   assert np.isfinite(regret.average(kuhn, state)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("method", "multiplier"),  # of theory's η; the best of nine after 100,000 episodes
+  [
+    ("ixomd", 30.0),
+    ("balanced_omd", 10.0),
+    ("balanced_ftrl", 1.0),
+    ("adaptive_ftrl", 1.0),
+    ("tweaked_ftrl", 1.0),
+  ],
+)
+def test_200_000_episodes_come_close_to_the_equilibrium_of_kuhn_poker(kuhn, method, multiplier):
+  eta = multiplier * regret.theory(kuhn, method, 200_000)[0]
+  rule = regret.rule(kuhn, method, eta)
+  for seed in range(4):
+    state = regret.learn(kuhn, rule, regret.init(kuhn, rule, seed), 200_000)
+    policy = regret.average(kuhn, state)
+    assert exact.gap(kuhn, policy) < 0.03
+    assert exact.value(kuhn, policy) == pytest.approx(-1 / 18, abs=0.01)
