@@ -1,17 +1,23 @@
 """The bundled judge: the storyteller, fitted to the population's votes on pairs.
 
-Question: how much of a cyclic population can a small pairwise judge learn?
+Question: how much of a cyclic population can a small pairwise judge learn? And how much of it a
+          judge that reads each response once: a general preference model (:gpm), or a reward model
+          (:reward), which cannot cycle?
 Command:  nash-jax fit --config=judge --workdir=runs/judge
           --config.export=nash_jax/assets/stories/judge.safetensors
+          nash-jax fit --config=judge:gpm --workdir=runs/gpm --config.export=runs/gpm.safetensors
 Data:     runs/votes/pairs.jsonl, from configs/votes.py; the last 1,000 pairs are held out.
+Expected: docs/judges.md
 """
 
 from nash_jax import config
+from nash_jax.validation import one_of
 
 
-def get_config():
+def get_config(loss="judge"):
+  one_of("the config's loss, after the colon", loss, ("judge", "gpm", "reward"))
   c = config.fit()
-  c.loss = "judge"
+  c.loss = loss
   c.model.weights = "assets:stories/policy.safetensors"
   c.data.task = "tokens"
   c.data.path = "runs/votes/pairs.jsonl"

@@ -28,6 +28,8 @@ options
   --node            no queue: a node of your own, or an error if none is free. Give it to every command
   --spot            cheaper, but may be preempted
   --worker=N|all    worker whose log to follow [0]
+  --setup=COMMAND   install, resume: a shell command to run in the checkout of every worker after
+                    installing, such as the copy of weights and prompts from a bucket
   --dry-run         print every command instead of running it
 
 example
@@ -54,7 +56,7 @@ parse() {
   command=$1
   shift
   project=${TPU_PROJECT-} zone=${TPU_ZONE-} name=nash-jax type=v5litepod-16 runtime=""
-  queued=yes spot=() worker=0 dry_run="" job=()
+  queued=yes spot=() worker=0 setup="" dry_run="" job=()
   while (($#)); do
     case $1 in
       --project=*) project=${1#*=} ;;
@@ -65,6 +67,7 @@ parse() {
       --node) queued="" ;;
       --spot) spot=(--spot) ;;
       --worker=*) worker=${1#*=} ;;
+      --setup=*) setup=${1#*=} ;;
       --dry-run) dry_run=yes ;;
       --)
         shift
@@ -92,6 +95,7 @@ parse() {
       v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
       v5p-*) runtime=v2-alpha-tpuv5 ;;
       v6e-*) runtime=v2-alpha-tpuv6e ;;
+      v5e-*) fail "--type='$type' is the planner's name; Google's is v5litepod-${type#v5e-}" ;;
       *) fail "--type='$type': no runtime known for it; give --runtime=IMAGE" ;;
     esac
   fi
@@ -169,6 +173,7 @@ install() {
   run gcloud compute tpus tpu-vm scp "$packed" "$name:nash_jax.tar.gz" "${where[@]}" --worker=all
   run rm -f "$packed"
   on all "tar -xzf nash_jax.tar.gz && bash nash_jax/launch/worker.sh install"
+  [[ -z $setup ]] || on all "cd nash_jax && $setup"
 }
 
 start() {

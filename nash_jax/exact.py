@@ -5,7 +5,8 @@ are digits, the most significant first. The game is contextual: prompt i has con
 """
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from nash_jax.data.corpus import Examples
 from nash_jax.games import preference
 from nash_jax.judges import table
+from nash_jax.models import gemma
 from nash_jax.policy import Policy
 from nash_jax.types import Mean, Params, Prompts, Responses
 from nash_jax.validation import asset_path, require
@@ -99,6 +101,42 @@ class Game(NamedTuple):
       "kl_to_reference": preference.kl(logp, log_ref),
     }
     return {f"exact/{name}": Mean.from_values(x) for name, x in values.items()}
+
+
+def realigned(
+  log_ref: LogPolicy,
+  log_policies: Sequence[LogPolicy],
+  strengths: Float[Array, "M"],
+  num_tokens: int,
+) -> tuple[LogPolicy, LogPolicy]:
+  """Returns log π_ref·Π(π_i/π_ref)^λ_i, normalised: over whole responses, and token by token.
+
+  The theorem of decoding-time realignment (Liu et al. 2402.02992) is of the former law; samplers
+  draw from the latter.
+
+  Args:
+    strengths: λ_i of each policy.
+    num_tokens: how many tokens there are at each place of a response.
+  """
+  contexts, actions = log_ref.shape
+  length = round(math.log(actions, num_tokens))
+
+  def next_tokens(logp: LogPolicy) -> list[Array]:
+    """Returns log π(y_t | y_<t) by t, [X T … T 1 … 1]."""
+    tree = logp.reshape(contexts, *[num_tokens] * length)
+    begun = [
+      jax.nn.logsumexp(tree, axis=tuple(range(t + 1, length + 1)), keepdims=True)
+      for t in range(length + 1)
+    ]
+    return [whole - before for before, whole in itertools.pairwise(begun)]
+
+  models = [log_ref, *log_policies]
+  sequences = jax.nn.log_softmax(gemma.mixed(models, strengths), axis=-1)
+  by_place = zip(*map(next_tokens, models), strict=True)
+  tokens = sum(
+    jax.nn.log_softmax(gemma.mixed(at, strengths), axis=t) for t, at in enumerate(by_place, 1)
+  )
+  return sequences, jnp.reshape(tokens, log_ref.shape)
 
 
 def _check_contexts(train: Examples, held_out: Examples, count: int) -> None:

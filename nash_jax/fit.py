@@ -1,4 +1,4 @@
-"""One supervised loop: next-token fitting, pairwise judges, Bradley-Terry rewards."""
+"""One supervised loop: next-token fitting, and judges: pairwise, rewards, general preferences."""
 
 import functools
 import itertools
@@ -13,13 +13,13 @@ from absl import logging
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
-from nash_jax import keys, update, weights
+from nash_jax import judges, keys, update, weights
 from nash_jax.config import describe, resolve
 from nash_jax.data import judge_template
 from nash_jax.data.corpus import Examples
 from nash_jax.data.preferences import load_preferences
 from nash_jax.data.tokenizer import Tokenizer
-from nash_jax.judges import bradley_terry
+from nash_jax.judges import bradley_terry, gpm
 from nash_jax.judges.gemma import pairwise_loss
 from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.policy import load_weights, read_start, tokenizer_and_model
@@ -50,6 +50,8 @@ def _make_loss(config, model_config: gemma.GemmaConfig, tokenizer: Tokenizer) ->
     loss, options["chunk"] = sft_loss, config.model.logit_chunk
   elif config.loss == "reward":
     loss = bradley_terry.reward_loss
+  elif config.loss == "gpm":
+    loss = gpm.gpm_loss
   else:
     template = judge_template.layout(config.template, tokenizer)
     loss = functools.partial(pairwise_loss, template=template)
@@ -123,7 +125,7 @@ def set_up(config: ConfigDict) -> Setup:
   init, join, train_step = _make_step(config, loss)
   state_shapes, jit = jax.eval_shape(init, base_shapes), functools.partial(sharding.jit, mesh)
   shardings = sharding.shardings(state_shapes, mesh)
-  adapted, head = config.model.lora.rank > 0, config.loss == "reward"
+  adapted, head = config.model.lora.rank > 0, config.loss in judges.FITTED
   path, seed = config.model.weights, config.seed
   load = functools.partial(load_weights, path, model_config, seed, mesh=mesh, head=head)
   # All computation with the base is in this dtype, so storing it in this dtype loses nothing.
@@ -151,8 +153,8 @@ def _make_step(config, loss: Loss) -> tuple[Callable, Callable, Callable]:
   init_params, join = lora.init_and_join(config)
 
   def init(params):
-    if config.loss == "reward" and "head" not in params:
-      params = bradley_terry.add_head(params, key=keys.key(config.seed, "head"))
+    if judge := judges.FITTED.get(config.loss):
+      params = judges.with_head(judge, params, keys.key(config.seed, "head"), config)
     params = init_params(params)
     return TrainState(jnp.zeros((), jnp.int32), params, None, tx.init(params), {})
 

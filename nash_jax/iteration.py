@@ -103,10 +103,32 @@ def make_programs(
     logprobs=jit(_logprobs_of(policy), out_shardings=replicated),
     gather=jit(lambda tree: tree, out_shardings=replicated),
     copies_due=rule.copies_due,
-    apply_copies=rule.apply_copies,
+    apply_copies=functools.partial(rule.apply_copies, copy=_make_copy(mesh, state)),
     evaluate=jit(evaluate, out_shardings=replicated),
   )
   return programs, Shardings(state, reference, judge_shardings, batch, replicated)
+
+
+def _make_copy(mesh: jax.sharding.Mesh, shardings: TrainState) -> Callable:
+  """Returns (field, its old tree or None, source) -> a copy of the source, in the old buffers.
+
+  One copy is one program. A program that takes and returns the whole state would drop the field
+  that it overwrites, as unused, and every later field would move into its neighbour's buffer: XLA
+  on GPUs gets that order wrong, and the optimiser's moments are lost.
+  """
+  core = {"params": shardings.params, "target": shardings.target, "opt_state": shardings.opt_state}
+  fields = {**core, **shardings.copies}
+  programs = {
+    field: sharding.jit(
+      mesh,
+      lambda old, source: update.copy_tree(source),
+      donate_argnums=0,
+      keep_unused=True,
+      out_shardings=layout,
+    )
+    for field, layout in fields.items()
+  }
+  return lambda field, old, source: programs[field](old, source)
 
 
 def _logprobs_of(policy: Policy) -> Callable:

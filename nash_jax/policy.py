@@ -1,8 +1,10 @@
 """A policy from a run's config: tokenizer, architecture, weights, log-probabilities, samplers."""
 
 import functools
+import hashlib
 import os
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from nash_jax import keys, sampler, weights
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.models.gemma import GemmaConfig
-from nash_jax.run import checkpoint
+from nash_jax.run import checkpoint, files
 from nash_jax.types import Logprobs, Params
 from nash_jax.validation import asset_path, one_of, require
 from nash_jax.weights import adapters
@@ -128,6 +130,31 @@ def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
   return WeightsSource(path, field or "params", step)
 
 
+def check_vocabulary(specs: Iterable[str], tokenizer: Tokenizer, model_config: GemmaConfig) -> None:
+  """Raises ValueError unless models can be mixed token by token; reads no tensor.
+
+  A run says what its tokenizer was. Of other weights only names and shapes are known.
+  """
+  with open(tokenizer.path, "rb") as file:
+    digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+  fix = "Models that are mixed token by token share one vocabulary."
+  for spec in specs:
+    path = parse_weights(spec).path
+    if adapters.is_folder(path):
+      check_vocabulary([adapters.base_of(path)], tokenizer, model_config)
+    elif not os.path.isdir(path) or weights.kind(path):
+      weights.reader(path, model_config)
+    else:
+      inputs = files.read_json(pathlib.Path(path) / "inputs.json").get("model.tokenizer", {})
+      same, expected = not inputs or digest in inputs.values(), f"a run with {tokenizer.path!r}"
+      require(same, f"weights {spec}: model.tokenizer", expected, [*inputs], fix)
+      saved = checkpoint.read_config(path)
+      model = config_of_run(saved)["model"] if saved else {}
+      rows = gemma.preset(model["preset"], **model["changes"]).num_embed if model else None
+      same, expected = rows in (None, model_config.num_embed), f"{model_config.num_embed} rows"
+      require(same, f"weights {spec}: vocabulary", expected, rows, fix)
+
+
 def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable[[Params], Params]:
   """Returns base -> base joined with the adapters of `model.lora.init`, for `lora.init`.
 
@@ -152,12 +179,12 @@ def read_start(model, model_config: GemmaConfig, head: bool = False) -> Callable
 
 
 def load_adapters(
-  spec: str, model_config: GemmaConfig, head: bool = False
+  spec: str, model_config: GemmaConfig, head: Params | None = None
 ) -> tuple[Params, float, int]:
   """Returns a LoRA run's adapters, their alpha, and their step, without reading the base.
 
   Args:
-    head: whether the run trained a reward model, whose head is returned as well.
+    head: shapes of the head that the run trained with them, if it trained one.
   """
   source = parse_weights(spec)
   adapted = _read_lora(source.path)
@@ -166,7 +193,7 @@ def load_adapters(
   assert adapted
   base = gemma.shapes(model_config)
   if head:
-    base |= {"head": {"w": jax.ShapeDtypeStruct((model_config.embed_dim,), jnp.float32)}}
+    base |= {"head": head}
   shapes = jax.eval_shape(lora.init_and_join(adapted)[0], base)
   trained, step = _restore(source, shapes)
   return trained, adapted.model.lora.alpha, step

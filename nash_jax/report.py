@@ -180,6 +180,11 @@ def arena(result: dict[str, Any]) -> str:
   if shares:
     share = f"Share of responses cut at the token limit: {', '.join(shares)}. Their full length is"
     out.append(f"{share} unknown, so LC and similar length use the length at the cut.")
+  if any(statistics.get("realign") for statistics in result["policies"].values()):
+    rare = {name: statistics["outside_base"] for name, statistics in result["policies"].items()}
+    shares = [f"{escaped(name)} {number(share)}" for name, share in rare.items()]
+    share = "Share of tokens outside the most probable of the base that together have .99"
+    out.append(f"{share}: {', '.join(shares)}. Where it rises, λ is too large.")
   steps = {name: statistics.get("step") for name, statistics in result["policies"].items()}
   read = [f"{escaped(name)} {step}" for name, step in steps.items() if step is not None]
   out += [f"Checkpoint steps of the runs: {', '.join(read)}."] if read else []

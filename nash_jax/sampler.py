@@ -31,7 +31,7 @@ def make_sampler(
   top_k: int = 0,
   top_p: float = 1.0,
   dtype: DTypeLike = jnp.float32,
-  mixture: float | Float[Array, ""] | None = None,
+  mixture: float | Float[Array, ""] | Float[Array, "M"] | None = None,
   behaviour_temperature: float = 1.0,
 ) -> Sample:
   """Returns `sample(params, prompts, key) -> Responses`, pure and jittable.
@@ -39,7 +39,8 @@ def make_sampler(
   With `mixture` m, `params` is the pair (policy, reference), and each token is drawn from the
   token-wise geometric mixture: logits (1 - m)·policy + m·reference, after soft-cap and forbidden
   ids, before temperature, renormalised (Munos et al. 2312.00886, section 7). m < 0 extrapolates
-  from the reference: decoding-time realignment with λ = 1 - m.
+  from the reference: decoding-time realignment with λ = 1 - m. With M numbers, `params` are M + 1
+  models, and the logits (1 - Σm)·first + Σ m_i·the others: from a reference towards M policies.
 
   A row's tokens depend on the key, its position in the batch and its prompt. They do not depend on
   the batch size or on other rows.
@@ -54,7 +55,7 @@ def make_sampler(
     top_k: sample only among the k likeliest ids; 0 for all. Affects `logp_sampling`, not `logp`.
     top_p: then only among the fewest of these k that hold this share of their probability.
     dtype: of weights, activations and cache while decoding; logits are float32.
-    mixture: m, the weight of the reference; None for a single model.
+    mixture: m, the weight of the reference, or of M further models; None for a single model.
     behaviour_temperature: also divides the logits, but only to sample: a flatter distribution, for
       losses that need no samples of the trained one. Affects `logp_sampling`, not `logp`.
 
@@ -63,7 +64,6 @@ def make_sampler(
   """
   temperatures = (temperature, behaviour_temperature)
   _check(model_config.num_embed, max_tokens, samples, temperatures, top_k, top_p, forbidden)
-  weights = (1.0,) if mixture is None else (1.0 - mixture, mixture)
   # With a large vocabulary logits are [V, N]: on a CPU their product, half of the work, is a third
   # faster.
   ids_first = model_config.num_embed > MOST_AT_ONCE
@@ -75,8 +75,7 @@ def make_sampler(
       gemma.logits(p, model_config, x, forbidden, ids_first)
       for p, x in zip(policies, hidden, strict=True)
     ]
-    mixed = sum(w * logits for w, logits in zip(weights, outputs, strict=True))
-    return jnp.divide(mixed, temperature)
+    return jnp.divide(gemma.mixed(outputs, mixture), temperature)
 
   def draw(key, logits) -> tuple[Int[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
     """Returns a token per row, and its log-probability as trained and as sampled."""

@@ -165,8 +165,9 @@ class Update(NamedTuple):
     train_step: (state, reference, batch) -> (state, metrics).
     measure: (state, reference, batch) -> the metrics of train_step's loss, without a step.
     copies_due: number of completed steps -> the copies to make then, usually ().
-    apply_copies: (state, copies) -> state; all fields are read before any is overwritten, and the
-      overwritten buffers are donated.
+    apply_copies: (state, copies, copy) -> state; all fields are read before any is overwritten.
+      `copy` takes a field's name, its old tree (None if another copy still reads that) and the tree
+      to copy.
   """
 
   init: Callable[[Params], TrainState]
@@ -174,7 +175,7 @@ class Update(NamedTuple):
   train_step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Any]]]
   measure: Callable[[TrainState, Params, Batch], dict[str, Mean]]
   copies_due: Callable[[int], Copies]
-  apply_copies: Callable[[TrainState, Copies], TrainState]
+  apply_copies: Callable[..., TrainState]
 
 
 def make_update(config, logprobs: Logprobs) -> Update:
@@ -204,9 +205,11 @@ def make_update(config, logprobs: Logprobs) -> Update:
   def init(base):
     params = init_params(base)
     fields = {"params": params, "opt_state": optimizer.init(params), "target": params}
-    copies = {name: _copy(fields[source]) for name, source in copied_fields.items()}
-    target = _copy(params) if method.keeps_target(algorithm) else None
-    return TrainState(jnp.zeros((), jnp.int32), _copy(params), target, fields["opt_state"], copies)
+    copies = {name: copy_tree(fields[source]) for name, source in copied_fields.items()}
+    target = copy_tree(params) if method.keeps_target(algorithm) else None
+    return TrainState(
+      jnp.zeros((), jnp.int32), copy_tree(params), target, fields["opt_state"], copies
+    )
 
   def players(state, reference):
     trained = {"policy": state.params, "target": state.target, **state.copies}
@@ -278,31 +281,21 @@ def make_update(config, logprobs: Logprobs) -> Update:
     refresh = reference_copy if period and step % period == 0 else {}
     return tuple(sorted((method.copy_schedule(algorithm, step) | refresh).items()))
 
-  def apply_copies(state, copies):
+  def apply_copies(state, copies, copy=lambda field, old, source: copy_tree(source)):
     core = {"params": state.params, "target": state.target, "opt_state": state.opt_state}
     fields = {**state.copies, **core}
     read = {source for _, source in copies}
-    fields |= {
-      field: _copy(fields[source]) if field in read else _overwrite(fields[field], fields[source])
-      for field, source in copies
-    }
+    old = {field: None if field in read else fields[field] for field, _ in copies}
+    fields |= {field: copy(field, old[field], fields[source]) for field, source in copies}
     core = {name: fields.pop(name) for name in core}
     return TrainState(state.step, **core, copies=fields)
 
   return Update(init, players, train_step, measure, copies_due, apply_copies)
 
 
-@jax.jit
-def _copy(tree: Params) -> Params:
+def copy_tree(tree: Params) -> Params:
+  """Returns the same values in new buffers."""
   return jax.tree.map(jnp.copy, tree)
-
-
-# One copy a program, into the buffers that it replaces. A program that takes and returns the whole
-# state would drop the field that is overwritten, as unused, and every later field would move into
-# its neighbour's buffer: XLA on GPUs gets that order wrong, and the optimiser's moments are lost.
-@functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
-def _overwrite(old: Params, source: Params) -> Params:
-  return _copy(source)
 
 
 def _normaliser(found: tuple[jax.Array, ...]) -> dict[str, jax.Array]:

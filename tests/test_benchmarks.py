@@ -12,6 +12,10 @@ SMALL = ["--batch=2", "--prompt=4", "--tokens=4", "--repeats=1"]
 FIGURES = {
   "decode": (SMALL, r"[\d.]+ times gm\.text.*\n(.*\n)*.*costs [\d.]+ times plain"),
   "nash_md": (SMALL, r"NashMP step costs [\d.]+ times .*\n(.*\n)*.*costs [\d.]+ times plain"),
+  "judges": (
+    ["--batch=2", "--tokens=4", "--repeats=1"],
+    r"[\d.]+ times faster than the pairwise\n.*an iteration with it: [\d.]+ times",
+  ),
   "games": (["--iterations=20", "--turns=1"], r"[\d.]+ us an iteration of 10 games"),
   "true_size": (["--smoke", "--repeats=1"], r"\| iteration +\| [\d.]+ "),
 }

@@ -51,7 +51,8 @@ def test_the_page_for_users_of_trl_names_methods_and_metrics_that_exist(page):
 
 def test_the_arenas_page_has_a_config_whose_fields_exist_and_are_read():
   page = (ROOT / "docs" / "arena.md").read_text(encoding="utf-8")
-  (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  (code,) = (block for block in blocks if "alpaca_eval" in block)
   exec(code, names := {})
   arena = names["get_config"]()
   given = ["policies.gpt.outputs", "prompts.path", "judges.judge.http.model", "model.template"]

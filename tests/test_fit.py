@@ -162,7 +162,7 @@ def test_data_that_changed_are_named_at_a_resume(sft, start, tmp_path):
   assert set(found) == {"model.tokenizer", "data.path", "data.held_out_path", "template"}
 
 
-@pytest.mark.parametrize("loss", ["judge", "reward"])
+@pytest.mark.parametrize("loss", ["judge", "reward", "gpm"])
 def test_preferences_are_learned(loss, tmp_path):
   config = settings(tmp_path, loss)
   figures = fit.run(config, tmp_path / "run", progress=False)
@@ -238,7 +238,7 @@ def test_an_evaluation_of_nothing_is_null_and_never_the_best(sft, start, tmp_pat
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("loss", "dpo", "loss: got 'dpo', expected one of judge, reward, sft"),
+    ("loss", "dpo", "loss: got 'dpo', expected one of gpm, judge, reward, sft"),
     ("export_dtype", "int8", "export_dtype: got 'int8', expected one of bfloat16, float16"),
     ("data.task", "texts", "data.task: got 'texts', expected one of preferences, resp"),
     ("data.path", "", "`path` is empty"),

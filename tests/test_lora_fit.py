@@ -10,14 +10,15 @@ import pytest
 import workdirs
 from lora_trees import RANK, normal, size
 
-from nash_jax import fit, policy, weights
+from nash_jax import fit, judges, policy, weights
 from nash_jax.config import resolve
 from nash_jax.models import gemma
 from nash_jax.run import checkpoint
 
 
 @pytest.mark.parametrize(
-  "loss", ["sft", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("judge", "reward"))]
+  "loss",
+  ["sft", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("judge", "reward", "gpm"))],
 )
 def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeypatch):
   c = fits.settings(tmp_path, loss)
@@ -45,9 +46,9 @@ def test_a_fit_trains_adapters_and_exports_a_plain_model(loss, tmp_path, monkeyp
     tmp_path / "run", "params", setup.state_spec.params, best=True
   )
   assert fit._floats(setup.evaluate(setup.join(trained))) == pytest.approx(figures, rel=1e-3)
-  if loss == "reward":
-    head = setup.initial_state().params["head"]["w"]
-    assert np.all(np.not_equal(head, got["head"]["w"])), "the head is trained itself"
+  if loss in judges.FITTED:
+    (head,) = setup.initial_state().params["head"].values()
+    assert np.all(np.not_equal(head, *got["head"].values())), "the head is trained itself"
   else:
     from_run = policy.load_weights(f"{tmp_path / 'run'}@params:best", model)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), from_run, got)

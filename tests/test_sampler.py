@@ -255,6 +255,48 @@ def test_a_mixture_follows_its_definition(policy, reference, m):
     assert all(not np.array_equal(got.tokens, p.tokens) for p in plain)
 
 
+@jax.jit
+def scored(m, params, prompts, got):
+  """A mixture's log-probabilities, and the probability of what it finds likelier."""
+  return logprobs.response_logprobs(
+    params, TINY, prompts, got.tokens, got.mask, temperature=TEMPERATURE,
+    forbidden=jnp.array(FORBIDDEN), mixture=m, measure=logprobs.likelier,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("strengths", [(0.5, 0.7), (3.0, 0.0)])
+def test_several_policies_are_realigned_at_once_and_scored_as_they_are_sampled(
+  policy, reference, strengths
+):
+  """Logits h_ref + Σ λ_i (h_i − h_ref)."""
+  prompts, models = make_prompts(), (reference, policy, weights(3))
+  got = mixed(jnp.array(strengths), models, prompts, KEY)
+  start, *others = (raw_logits(p, prompts, got) for p in models)
+  logits = start + sum(s * (h - start) for s, h in zip(strengths, others, strict=True))
+  distribution = np.asarray(jax.nn.log_softmax(logits / TEMPERATURE))
+  expected = at_tokens(distribution, got)
+  np.testing.assert_allclose(got.logp, expected, atol=1e-4)
+  logp, likelier = scored(jnp.array(strengths), models, prompts, got)
+  np.testing.assert_allclose(logp, expected, atol=1e-4)
+  more = np.where(distribution > np.asarray(expected)[..., None] + 1e-5, np.exp(distribution), 0)
+  np.testing.assert_allclose(likelier, np.where(got.mask, more.sum(-1), 0), atol=1e-3)
+  assert np.ptp(likelier[got.mask]) > 0.5
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_a_mixture_of_one_model_has_that_models_logits_to_the_bit(
+  policy, reference, sampled, strength
+):
+  models, prompts = (reference, policy), make_prompts()
+  each = [raw_logits(p, prompts, sampled) for p in models]
+  for m in (strength, jnp.array([strength]), jnp.array([strength, 0.0])):
+    outputs = [*each, each[1]][: 1 + np.size(m)]
+    np.testing.assert_array_equal(gemma.mixed(outputs, m), each[int(strength)])
+  alone = scored(None, models[int(strength)], prompts, sampled)
+  for got, expected in zip(scored(strength, models, prompts, sampled), alone, strict=True):
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 def counted(monkeypatch, policy, stop_ids):
   """Responses with `stop_ids`, and how many decoding passes they took."""
   count, forward = [], decoding.forward

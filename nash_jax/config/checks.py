@@ -21,7 +21,7 @@ from nash_jax.data import judge_template
 from nash_jax.data.answers import BENCHMARKS
 from nash_jax.data.chat_template import TEMPLATES
 from nash_jax.data.preferences import TASKS
-from nash_jax.judges import JUDGES, SCALAR, chat, own, table
+from nash_jax.judges import JUDGES, MODELS, SCALAR, chat, own, table
 from nash_jax.models import gemma, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
@@ -81,6 +81,9 @@ def _check_fields(group: ConfigDict, declared: ConfigDict, prefix: str = "") -> 
       require(is_group, f"config field {path}", "a group of fields", value, advice)
       if name == "changes":
         _check_changes(value, path)
+      elif name == "realign":
+        for other in value:
+          value[other] = _checked(fields.STRENGTH, value[other], f"{path}.{printable(other)}")
       elif name in fields.ENTRIES:
         for entry in value:
           named = isinstance(entry, str) and entry != ""
@@ -221,7 +224,7 @@ def _check_judge(judge, path: str, sampling, remote: bool = False, training: boo
     least, got = table.action_tokens(judge), sampling.max_tokens
     expected = f"at least {least}, for an action of {path}.table"
     require(got >= least, "sampling.max_tokens", expected, got, "Raise it.")
-  if judge.name in ("gemma", "gemma_text", "bradley_terry"):
+  if judge.name in MODELS:
     _check_model(judge.model, f"{path}.model")
     expected, fix = "0, because judges are plain models", "A fit exports its judge merged."
     check("model.lora.rank", judge.model.lora.rank == 0, expected, fix)
@@ -280,6 +283,12 @@ def _check_arena(config) -> None:
   for name, policy in config.policies.items():
     if policy.outputs:
       _check_outputs(policy, f"policies.{printable(name)}", config.prompts.task)
+    alone = [n for n, p in config.policies.items() if not (p.outputs or p.realign)]
+    for other in policy.realign:
+      one_of(f"policies.{printable(name)}.realign, policies of weights alone", other, alone)
+      single = config.policies[other].best_of == 1
+      what, fix = f"policies.{printable(other)}.best_of", "Realign the policy that it picks from."
+      require(single, what, "1, to realign towards it", config.policies[other].best_of, fix)
   check.one_of("select_judge", config.judges)
   chosen = any(policy.best_of > 1 for policy in config.policies.values())
   good = not chosen or config.judges[config.select_judge].name != "human"
@@ -290,6 +299,7 @@ def _check_arena(config) -> None:
 def _check_outputs(policy, path: str, task: str) -> None:
   check, tasks = _Checker(policy, path), " or ".join(BENCHMARKS)
   check("best_of", policy.best_of == 1, "1 with outputs", "Leave it out.")
+  check("realign", not policy.realign, "nothing with outputs", "Leave it out.")
   expected = f"prompts.task = {tasks}, whose prompts have keys that answers match"
   fix = "docs/arena.md explains both."
   require(task in BENCHMARKS, f"{path}.outputs", expected, f"prompts.task = {task}", fix)

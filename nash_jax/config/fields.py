@@ -29,7 +29,7 @@ JUDGES = {
   "gemma_text": (*_GEMMA, "model.template", *_QUESTION, "max_tokens", "micro_batches", "mesh"),
   "bradley_terry": (*_GEMMA, "mesh"), "population": ("mesh",),
   "table": (*_TABLE, "mesh"), "table_reward": (*_TABLE, "mesh"), "http": ("http", *_QUESTION),
-  "human": ("votes",), "none": (),
+  "human": ("votes",), "none": (), "gpm": (*_GEMMA, "gpm", "mesh"),
 }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _model(weights: str = "") -> ConfigDict:
     weights=weights,
     tokenizer="assets:stories/tokenizer.model",
     template="plain",
-    dtype=_choice("float32", COMPUTE_DTYPES, "float16 is for files: Gemma leaves its range."),
+    dtype=_choice("float32", COMPUTE_DTYPES, "float16 is only for files: Gemma overflows it."),
     remat=False,
     lora={
       "rank": number(0, "[1, 4096]", {0: "all parameters are trained"}),
@@ -234,12 +234,18 @@ def _judge(**defaults) -> ConfigDict:
       "backoff": number(1.0, "[0, 60]"),
       "workers": number(8, "[1, 1024]"),
     },
+    gpm=_gpm(),
     votes="",
     table="",
     first_token=number(6, "[0, 1e6]"),
     table_tokens=number(0, "[1, 1e6]", {0: "one token an action"}),
   )
   return _set(fields, **defaults)
+
+
+def _gpm() -> ConfigDict:
+  """The head of a general preference model."""
+  return _group(blocks=number(4, "[1, 4096]"), prompt_scale=False)
 
 
 def _train() -> ConfigDict:
@@ -293,7 +299,7 @@ def _fit() -> ConfigDict:
   return _run(
     "fit",
     model=_model(),
-    loss=_choice("sft", ("sft", "judge", "reward")),
+    loss=_choice("sft", ("sft", "judge", "reward", "gpm")),
     data={
       "task": "text",
       "path": "",
@@ -307,6 +313,7 @@ def _fit() -> ConfigDict:
       "bad": _choice("stop", ("stop", "skip")),
     },
     template="stories",
+    gpm=_gpm(),
     export="",
     export_dtype=_choice("float16", DTYPES),
     optimizer=_optimizer(learning_rate=3e-3, schedule="cosine", warmup_steps=100),
@@ -334,17 +341,21 @@ def _arena() -> ConfigDict:
   )
 
 
+STRENGTH = number(1.0, "[0, 1000]")  # λ of decoding-time realignment
+
+
 def _policy(best_of: int = 1) -> ConfigDict:
   """An arena's policy: weights are a file, or a run's "runs/x", "runs/x@params:50", "…:best"."""
   weights = "assets:stories/policy.safetensors"
-  # In place of weights: any model's answers, in a file of AlpacaEval's or Arena-Hard's.
-  return _group(weights=weights, best_of=number(best_of, "[1, 1024]"), outputs="")
+  # outputs, in place of weights: any model's answers, in a file of AlpacaEval's or Arena-Hard's.
+  # realign: λ by the name of another policy, towards which these weights are realigned.
+  return _group(weights=weights, best_of=number(best_of, "[1, 1024]"), outputs="", realign={})
 
 
 def complete_policy(policy: ConfigDict) -> None:
-  """Fills in what an arena's policy may leave out: outputs, or all but outputs."""
+  """Fills in what an arena's policy may leave out: outputs and realign, or all but outputs."""
   for name, value in default(_policy()).items():
-    if name not in policy and (name == "outputs" or policy.get("outputs")):
+    if name not in policy and (name in ("outputs", "realign") or policy.get("outputs")):
       policy[name] = value
 
 
@@ -412,7 +423,7 @@ def _sample() -> ConfigDict:
     prompt="",
     file="",
     output="",
-    realign=number(1.0, "[0, 1000]"),
+    realign=STRENGTH,
     reference=online.model.weights,
   )
 

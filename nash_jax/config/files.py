@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from nash_jax.data import corpus, preferences, prompts
+from nash_jax.judges import MODELS
 from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, printable, require
 
-_MODELS = ("gemma", "gemma_text", "bradley_terry")  # judges that have a model
 _POLICY = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
 _OUTPUTS = "Give AlpacaEval's model_outputs.json or Arena-Hard's model_answer/x.jsonl."
 _LOCAL = "Give a local path, or assets:<file> for a bundled one; docs/weights.md: getting Gemma's."
@@ -35,7 +35,7 @@ def _missing(config: ConfigDict, job: str) -> Iterator[str]:
     yield from _of_policy(config.reference, "reference")
   judges = {f"judges.{printable(name)}": judge for name, judge in config.get("judges", {}).items()}
   for path, judge in judges.items() or [("judge", config.get("judge"))]:
-    if judge is not None and judge.name in _MODELS:
+    if judge is not None and judge.name in MODELS:
       yield from _of_model(judge.model, f"{path}.model")
   for group in ("policies", "sources"):
     for name, policy in config.get(group, {}).items():

@@ -60,6 +60,8 @@ _TRAIN = {
   "judge.first_token": (
     "Table judges: the token of digit 0. A response's first tokens are the digits of its action."
   ),
+  "judge.gpm.blocks": "Judge `gpm`: half the length of a response's vector, as it was fitted.",
+  "judge.gpm.prompt_scale": "Judge `gpm`: whether the prompt weights the blocks, as it was fitted.",
   "judge.http.backoff": "Seconds before the first retry, doubled each time; or `Retry-After`.",
   "judge.http.model": "The server's name of the model.",
   "judge.http.retries": "How often to try a failed request again.",
@@ -150,7 +152,12 @@ _FIT = {
   "evaluation.batches": "The most held-out batches to evaluate on.",
   "export": "A `.safetensors` file for the best weights.",
   "export_dtype": "The type of that file.",
-  "loss": "`sft`: next token. `judge`: pairwise cross-entropy. `reward`: Bradley-Terry.",
+  "gpm.blocks": "Loss `gpm`: half the length of a response's vector. More blocks fit more cycles.",
+  "gpm.prompt_scale": "Loss `gpm`: the prompt weights the blocks.",
+  "loss": (
+    "`sft`: next token. `judge`: pairwise cross-entropy. `reward`: Bradley-Terry."
+    " `gpm`: general preference model ([judges](judges.md#a-general-preference-model))."
+  ),
   "template": "The pairwise judge's question, as `judge.template`.",
 }
 _JUDGES = {"judges.NAME": "The judges, each under a name of your choice."}
@@ -164,6 +171,10 @@ MEANINGS = {
     "model.weights": "Not read: each policy names its own weights.",
     "policies.NAME.best_of": "The policy's response is the best of so many, by `select_judge`.",
     "policies.NAME.outputs": "Instead of weights: a file of another model's answers.",
+    "policies.NAME.realign": (
+      "λ of other policies, by name: the logits are `weights` + Σ λ·(policy − `weights`)"
+      " ([realignment](arena.md#realignment))."
+    ),
     "policies.NAME.weights": "A file or a run: `runs/x`, `runs/x@params:50`, `runs/x@params:best`.",
     "prompts.batch_size": "Prompts at a time.",
     "resamples": "Resamples of the bootstrap.",

@@ -26,6 +26,7 @@ TABLE = "| field | meaning | default; may be |\n|---|---|---|\n"
 # Groups that the page lists elsewhere.
 ELSEWHERE = {
   "changes": "fields of [`model.changes`](#modelchanges)",
+  "realign": "a number in [0, 1000] for each of them",
   "judges.NAME": "as `judge` of [`train`](#train)",
   "base": "the fields of [`train`](#train)", "arena": "the fields of [`arena`](#arena)",
 }  # fmt: skip

@@ -108,6 +108,8 @@ def _fit(config: ConfigDict) -> Iterator[tuple[str, str]]:
     yield "template", f"loss = {config.loss}"
   if config.loss != "sft":
     yield "model.logit_chunk", f"loss = {config.loss}"
+  if config.loss != "gpm":
+    yield "gpm", f"loss = {config.loss}"
   if config.data.task in TASKS and not TASKS[config.data.task][1]:
     yield "data.max_response_tokens", f"data.task = {config.data.task}"
   if not config.export:

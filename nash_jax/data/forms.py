@@ -154,6 +154,8 @@ def described(record: Any) -> tuple[str, str]:
   """Returns the task that a record is for ("" for none), and the name of its form."""
   if name := name_of(record):
     return "preferences", name
+  if document := _document(record):
+    return "responses" if has(record, "summary") else "prompts", _DOCUMENTS[document]
   if has(record, "completions") and has(record, "labels"):
     return "", "labelled steps (TRL, stepwise), which are not supported"
   if has(record, "response") or has(record, "completion"):
@@ -177,12 +179,14 @@ def described(record: Any) -> tuple[str, str]:
 def demonstration(record: Any) -> Any:
   """Returns a demonstration with the text to learn in "response".
 
-  It may be a prompt with its completion, a conversation, or an instruction with its output as in
-  Alpaca.
+  It may be a prompt with its completion, a conversation, an instruction with its output as in
+  Alpaca, or a document with its summary.
 
   Raises:
     ValueError: a completion that is labelled as bad; a prompt that is not the conversation's.
   """
+  if _document(record) and has(record, "summary"):
+    return {"prompt": _to_summarise(record), "response": _summary(record, "summary")}
   if has(record, "response"):
     return _our_names(record)
   if has(record, "completion"):
@@ -213,7 +217,7 @@ def with_prompt(record: Any) -> Any:
   """Returns a record with its prompt in "prompt" or "messages"; unchanged if it has none.
 
   Besides comparisons, this covers RLHFlow's "context_messages", instructions of self-instruct
-  (taking the first of "instances") and Alpaca, and a mere text.
+  (taking the first of "instances") and Alpaca, documents to summarise, and a mere text.
 
   Raises:
     ValueError: as for `comparison`.
@@ -224,6 +228,8 @@ def with_prompt(record: Any) -> Any:
     return record
   if context := record.get("context_messages"):
     record = {"prompt": context}
+  if _document(record):
+    return {"prompt": _to_summarise(record)}
   if not has(record, "prompt") and not has(record, "messages"):
     record = comparison(record)
   if not has(record, "prompt") and not has(record, "messages"):
@@ -395,6 +401,45 @@ def _annotated(record: Record) -> Record:
   return {"prompt": prompt, **sides, **counts}
 
 
+# {field with a document to summarise: form}; docs/tldr.md says where the files come from.
+_DOCUMENTS = {"post": "Reddit posts (TL;DR)", "document": "articles (XSum)"}
+
+
+def _document(record: Any) -> str:
+  """Returns the field with a record's document to summarise, or ""."""
+  known = {"post": has(record, "subreddit"), "document": has(record, "summary")}
+  own = has(record, "prompt") or has(record, "messages")
+  return next((x for x in _DOCUMENTS if has(record, x) and known[x] and not own), "")
+
+
+def _to_summarise(record: Record) -> str:
+  """Returns the prompt for a summary, in the form of Stiennon et al. (2009.01325)."""
+  document = field(record, _document(record)).strip()
+  heads = (("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"))
+  parts = [f"{head}{field(record, name)}" for head, name in heads if has(record, name)]
+  return "\n\n".join([*parts, f"POST: {document}", "TL;DR:"])
+
+
+def _summary(record: Record, name: str) -> str:
+  """Returns a summary as it continues "TL;DR:", after a space."""
+  return f" {field(record, name).strip()}".rstrip()
+
+
+def _summaries(record: Record) -> Record:
+  """OpenAI's summarize_from_feedback: a post, two summaries, and the number of the better one."""
+  post, texts, choice = (
+    field(record, "info", dict),
+    field(record, "summaries", list),
+    record["choice"],
+  )
+  if not _document(post):
+    raise ValueError("field 'info' has no post of a subreddit, as articles of CNN/DM have none")
+  if len(texts) != 2 or choice not in (0, 1):
+    raise ValueError(f"choice is {shorten(choice)} of {len(texts)} summaries: expected 0 or 1 of 2")
+  a, b = (_summary(text, "text") for text in texts)
+  return {"prompt": _to_summarise(post), "response_a": a, "response_b": b, "p_a": 1.0 - choice}
+
+
 def _labelled(record: Record) -> tuple[Record, Any, float]:
   asked, completion = _asked(record, "prompt"), field(record, "completion", (str, list))
   if (label := record.get("label")) not in (False, True):
@@ -512,6 +557,7 @@ FORMS = {
     _strength("response_1", "response_2", "preference_strength"),
   ),
   "PandaLM": Form(("instruction", "response1", "response2", "annotator1"), _annotated),
+  "summaries (OpenAI, TL;DR)": Form(("info", "summaries", "choice"), _summaries),
   "ours": Form(("response_a", "response_b"), _our_names),
 }
 RATED = {

@@ -28,6 +28,14 @@ TEMPLATES = {
     "Which reply is better? Answer with a single letter, A or B.<end_of_turn>\n"
     "<start_of_turn>model\n"
   ),
+  "summaries": (
+    "<start_of_turn>user\n"
+    "You are an expert summary rater. Given a piece of text and two of its possible summaries,"
+    " output A or B to indicate which summary is better.\n\n"
+    "Text:\n{prompt}\n\nSummary A:\n{a}\n\nSummary B:\n{b}\n\n"
+    "Preferred summary:<end_of_turn>\n"
+    "<start_of_turn>model\n"
+  ),
   "stories": "{prompt}<start_of_turn>{a}<start_of_turn>{b}<end_of_turn>",
 }
 # Templates that keep a response's stop token, so that a judge fitted to them sees whether the

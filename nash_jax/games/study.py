@@ -5,6 +5,7 @@ is written in the config: see `charts.draw`.
 """
 
 import csv
+import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nash_jax.games import charts, checks, comparison, convergence
+from nash_jax.games import charts, checks, comparison, convergence, tree_study
 from nash_jax.games.charts import Rows, Tables
 from nash_jax.games.convergence import StudyConfig
 from nash_jax.validation import file_name, require
@@ -25,13 +26,17 @@ STUDIES: dict[str, Callable[[StudyConfig], Tables]] = {
   "map": comparison.prox_map,
   "approximation": convergence.approximation,
   "bradley_terry": comparison.bradley_terry,
+  "trees": tree_study.learn,
 }
 _COUNTS = {  # fields of the studies whose values are whole numbers
   "actions",
   "actions_steps",
+  "baseline_episodes",
   "batches",
   "contexts",
   "csv_every",
+  "episodes",
+  "first_point",
   "games",
   "horizons",
   "inner_sampled",
@@ -46,6 +51,8 @@ _COUNTS = {  # fields of the studies whose values are whole numbers
   "seed",
   "seeds",
   "step_iterations",
+  "tuning_episodes",
+  "tuning_seed",
   "tuning_seeds",
   "warmup",
 }
@@ -57,6 +64,7 @@ _POSITIVE = {  # fields of which they are positive numbers
   "etas",
   "kappas",
   "law_weights",
+  "multipliers",
   "payoffs",
   "step",
   "step_sampled",
@@ -66,7 +74,7 @@ _POSITIVE = {  # fields of which they are positive numbers
   "targets",
   "votes",
 }
-_LEAST = dict.fromkeys(("batches", "seed", "seeds", "tuning_seeds", "warmup"), 0)
+_LEAST = dict.fromkeys(("batches", "seed", "seeds", "tuning_seed", "tuning_seeds", "warmup"), 0)
 _LEAST |= {"actions": 2, "actions_steps": 2}  # one action is no game
 
 
@@ -93,6 +101,8 @@ def check(config: StudyConfig) -> None:
   if config.study == "figure":
     many, expected = len(config.seeds) > 1, "at least two, for an interval"
     require(many, "seeds", expected, config.seeds, "Give more seeds.")
+  if config.study == "trees":
+    tree_study.check(config)
 
 
 def run(config: StudyConfig, workdir: str | os.PathLike[str]) -> None:
@@ -129,6 +139,10 @@ def run(config: StudyConfig, workdir: str | os.PathLike[str]) -> None:
 
 
 def _write_all(config: StudyConfig, tables: Tables, folder: pathlib.Path) -> None:
+  for row in tables.pop("policies", []):
+    (folder / "policies").mkdir(exist_ok=True)
+    path = folder / "policies" / f"{file_name('{game}_{method}_{seed}'.format(**row))}.json"
+    path.write_text(json.dumps(row["policy"], indent=1) + "\n", encoding="utf-8")
   for name, rows in tables.items():
     _write(folder / f"{file_name(name)}.csv", rows)
   for name, settings in config.figures.items():

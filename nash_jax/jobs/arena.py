@@ -29,12 +29,21 @@ from nash_jax.data.prompts import load_prompts
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.jobs import outputs
 from nash_jax.jobs.rates import length_controlled, length_matched, win_rates
-from nash_jax.policy import Policy, load_weights_and_step, make_policy, tokenizer_and_model
+from nash_jax.models import logprobs
+from nash_jax.policy import (
+  Policy,
+  check_vocabulary,
+  load_weights_and_step,
+  make_policy,
+  tokenizer_and_model,
+)
 from nash_jax.run import files, lock, page
 from nash_jax.run.checkpoint import differences
 from nash_jax.run.metrics import progress_bar
-from nash_jax.types import Mean, Prompts, Responses, Verdict
+from nash_jax.types import Mean, Params, Prompts, Responses, Verdict
 from nash_jax.validation import file_name, printable, require
+
+NUCLEUS = 0.99  # outside of which a reference's tokens are rare
 
 
 def distinct_bigrams(tokens: Int[np.ndarray, "N L"], lengths: Int[np.ndarray, "N"]) -> float:
@@ -61,7 +70,11 @@ def _make_best_of(policy: Policy, samples: int, best_of: int, judge: judges.Judg
 
   Jitted, except for the calls of a judge that is a server.
   """
-  sample = jax.jit(policy.make_sampler(samples=samples * best_of))
+
+  @jax.jit
+  def sample(params, prompts, key):
+    models, mixture = _parts(params)
+    return policy.make_sampler(samples=samples * best_of, **mixture)(models, prompts, key)
 
   def sample_best(params, judge_params, prompts, key):
     responses = sample(params, prompts, key)
@@ -77,6 +90,33 @@ def _make_best_of(policy: Policy, samples: int, best_of: int, judge: judges.Judg
   return sample_best if judge.server else jax.jit(sample_best)
 
 
+class Realigned(NamedTuple):
+  """The parameters of a reference and of M policies, towards which it is realigned by λ."""
+
+  models: tuple[Params, ...]
+  strengths: Float[Array, "M"]
+
+
+def _parts(params: Params | Realigned) -> tuple[Params, dict[str, Array]]:
+  """Returns what samplers and log-probabilities take: parameters, and the option of a mixture."""
+  if isinstance(params, Realigned):
+    return params.models, {"mixture": params.strengths}
+  return params, {}
+
+
+def _realign(config, params_by_name: dict[str, Params]) -> dict[str, Params | Realigned]:
+  """Returns the parameters of all policies, where those that are realigned have several models'."""
+  realigned = {
+    name: Realigned(
+      (params_by_name[name], *(params_by_name[other] for other in entry.realign)),
+      jnp.array([*entry.realign.values()], jnp.float32),
+    )
+    for name, entry in config.policies.items()
+    if entry.realign
+  }
+  return params_by_name | realigned
+
+
 class Judged(NamedTuple):
   """The judged responses of P policies to N prompts, on the host.
 
@@ -84,12 +124,14 @@ class Judged(NamedTuple):
     responses: [N P*S L].
     verdicts: {judge: verdict [N P*S P*S]}.
     log_ratios: {policy with log-probabilities: log π(y) − log π_base(y) in nats}.
+    outside: {the same policy: how many of its tokens lie outside of the base's top-p of NUCLEUS}.
   """
 
   prompts: Prompts
   responses: Responses
   verdicts: dict[str, Verdict]
   log_ratios: dict[str, Float[np.ndarray, "N S"]]
+  outside: dict[str, Int[np.ndarray, "N S"]] | None = None
 
 
 def _sample_and_judge(
@@ -119,19 +161,21 @@ def _sample_and_judge(
   compare = {name: make_compare(judge) for name, judge in judges_by_name.items()}
 
   @jax.jit
-  def log_ratio(params, base, prompts, responses):
-    logp, base_logp = (
-      policy.logprobs(p, prompts=prompts, tokens=responses.tokens, mask=responses.mask)[0]
-      for p in (params, base)
-    )
-    return jnp.sum(logp - base_logp, axis=-1)
+  def compare_with_base(params, base, prompts, responses):
+    y = {"prompts": prompts, "tokens": responses.tokens, "mask": responses.mask}
+    (models, mixture), (base_models, base_mixture) = map(_parts, (params, base))
+    logp, _ = policy.logprobs(models, **y, **mixture)
+    measure = logprobs.likelier
+    base_logp, likelier = policy.logprobs(base_models, **y, **base_mixture, measure=measure)
+    outside = jnp.sum(responses.mask & (likelier >= NUCLEUS), axis=-1)
+    return jnp.sum(logp - base_logp, axis=-1), outside
 
   num_batches = _num_batches(count, config.prompts.batch_size)
   size = -(-count // num_batches)
   batches, base = [], params_by_name.get(config.base)
   for batch in progress_bar(range(num_batches), "arena", unit="batch"):
     rows = range(batch * size, min((batch + 1) * size, count))
-    prompts, by_policy, log_ratios = held_out.all(rows), {}, {}
+    prompts, by_policy, log_ratios, outside = held_out.all(rows), {}, {}, {}
     for name in config.policies:
       if name in given:
         by_policy[name] = jax.tree.map(lambda x, rows=rows: x[rows.start : rows.stop], given[name])
@@ -140,10 +184,11 @@ def _sample_and_judge(
       key, best_of = keys.key(config.seed, f"arena/{name}", batch), config.policies[name].best_of
       by_policy[name] = samplers[best_of](params, selector.params, prompts, key)
       if best_of == 1 and base is not None:
-        log_ratios[name] = log_ratio(params, base, prompts, by_policy[name])
+        found = compare_with_base(params, base, prompts, by_policy[name])
+        log_ratios[name], outside[name] = found
     responses = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *by_policy.values())
     verdicts = {name: judge(prompts, responses) for name, judge in compare.items()}
-    batches.append(jax.device_get((responses, verdicts, log_ratios)))
+    batches.append(jax.device_get((responses, verdicts, log_ratios, outside)))
   for judge in judges_by_name.values():
     if judge.server:
       judge.server.finish()
@@ -172,7 +217,8 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
   `log_ratio_to_reference` instead. Best-of-n has no such log-probability; `best_of_kl_bound` is
   log n − (n−1)/n, an upper bound of its KL to the policy it picks from. `kl_sigma3` of either mean
   needs report.FEW prompts. `no_kl` says why there is no KL. Lengths are in tokens and include the
-  stop token; bigrams exclude it. `truncated` is the share cut at sampling.max_tokens.
+  stop token; bigrams exclude it. `truncated` is the share cut at sampling.max_tokens, and
+  `outside_base` the share of tokens that the base would not draw under top-p of NUCLEUS.
   """
   out, truncated = {}, sampler.truncates(config.sampling)
   for i, (name, policy) in enumerate(config.policies.items()):
@@ -180,6 +226,7 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
     samples = jax.tree.map(lambda x, part=part: np.concatenate(x[:, part]), judged.responses)
     lengths, n, source = samples.mask.sum(axis=-1), policy.best_of, policy.get("outputs") or None
     log_ratio = sigma3 = bound = no_kl = None
+    outside = (judged.outside or {}).get(name)
     if n > 1:
       bound = math.log(n) - (n - 1) / n
     elif name in judged.log_ratios:
@@ -198,6 +245,8 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
       "no_kl": no_kl, "best_of_kl_bound": bound, "length": lengths.mean(),
       "distinct2": distinct_bigrams(samples.tokens, lengths - samples.stopped)
       if comparable else math.nan,
+      "realign": policy.get("realign", ConfigDict()).to_dict() or None,
+      "outside_base": None if outside is None else outside.sum() / lengths.sum(),
       "stopped": samples.stopped.mean(), "truncated": 1 - samples.stopped.mean(),
     }  # fmt: skip
   for statistics in out.values():
@@ -325,10 +374,17 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
   fix = "Set prompts.held_out, or prompts.held_out_path."
   require(count > 1, "held-out prompts", "at least two, for an interval", count, fix)
   given = outputs.read(config, held_out, count, tokenizer)
+  mixed = {
+    config.policies[x].weights
+    for n, e in config.policies.items()
+    if e.realign
+    for x in (n, *e.realign)
+  }
+  check_vocabulary(sorted(mixed), tokenizer, model_config)
   judges_by_name = {name: judges.make(judge, tokenizer) for name, judge in config.judges.items()}
   sources = {name: e.weights for name, e in config.policies.items() if name not in given}
   loaded = {spec: load_weights_and_step(spec, model_config) for spec in {*sources.values()}}
-  params_by_name = {name: loaded[spec][0] for name, spec in sources.items()}
+  params_by_name = _realign(config, {name: loaded[spec][0] for name, spec in sources.items()})
   for judge in judges_by_name.values():
     if judge.server:
       judge.server.keep_answers(folder)

@@ -23,7 +23,7 @@ import numpy as np
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
-from nash_jax import weights
+from nash_jax import judges, weights
 from nash_jax.config import describe
 from nash_jax.config.fields import DECLARED, DTYPES, default
 from nash_jax.data.corpus import pad
@@ -110,8 +110,9 @@ def _plain_model(config: ConfigDict, source: Source, model: card.Model) -> Writt
   fix = (
     "Use the .safetensors file that `fit` exported; --adapter writes the adapters of a LoRA run."
   )
-  is_reward = source.config.get("loss") == "reward"
-  require(not is_reward, "run", "a language model", "a reward model", fix)
+  loss = source.config.get("loss")
+  got = f"a judge, fitted with loss = {loss}"
+  require(loss not in judges.FITTED, "run", "a language model", got, fix)
   pieces, model_config = tokenizer_and_model(source.config.model)
   logp = _make_logprobs(model_config, *_texts(source, pieces))
   before = _base_logprobs(source, model_config, logp)
@@ -129,8 +130,9 @@ def _adapters(config: ConfigDict, source: Source, model: card.Model) -> Written:
   """Loads a run's adapters without their base."""
   where, start = source.config.model, source.config.model.weights
   model_config = gemma.preset(where.preset, **where.changes)
-  is_reward = source.config.get("loss") == "reward"
-  trained, alpha, step = load_adapters(config.run, model_config, head=is_reward)
+  judge = judges.FITTED.get(source.config.get("loss"))
+  head = judges.shapes(judge, source.config, model_config)["head"] if judge else None
+  trained, alpha, step = load_adapters(config.run, model_config, head)
   is_multimodal = _is_multimodal(asset_path(start), model_config)
   advice = (
     f"PEFT needs the base as a Hugging Face folder, which {start or 'a random model'} is not:"

@@ -27,7 +27,13 @@ from nash_jax.data.corpus import Texts, pad
 from nash_jax.data.files import SUFFIXES, read_records
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma
-from nash_jax.policy import load_weights, make_policy, parse_weights, tokenizer_and_model
+from nash_jax.policy import (
+  check_vocabulary,
+  load_weights,
+  make_policy,
+  parse_weights,
+  tokenizer_and_model,
+)
 from nash_jax.run import checkpoint
 from nash_jax.run.files import replacing
 from nash_jax.types import Prompts
@@ -59,6 +65,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str] = "") -> None:
   config = resolve(as_its_run(config), "sample")
   tokenizer, model_config = tokenizer_and_model(config.model)
   prompts = _prompts(config, tokenizer)
+  if config.realign != 1:
+    mixed = [spec for spec in (config.model.weights, config.reference) if spec]
+    check_vocabulary(mixed, tokenizer, model_config)
   with _writer(config.output) as write:
     dtype = jnp.dtype(config.model.dtype)  # sampling computes in it
     params = load_weights(config.model.weights, model_config, config.seed, dtype)

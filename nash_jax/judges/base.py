@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from nash_jax.types import Answers, Mean, Params, Prompts, Verdict, is_probability
 
+MODELS = ("gemma", "gemma_text", "bradley_terry", "gpm")  # judges that have a model
 TIE = 0.05  # a pair with |p - 1/2| below this counts as a tie, only in metrics
 
 JudgeFn = Callable[..., Verdict]  # (params, prompts, responses, opponents=None)

@@ -15,6 +15,7 @@ import functools
 import importlib.machinery
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -362,6 +363,23 @@ def logits(
     others = range(1, out.ndim) if ids_first else range(out.ndim - 1)
     out = jnp.where(jnp.expand_dims(forbidden, others), -1e30, out)
   return out
+
+
+def mixed(
+  outputs: Sequence[Float[Array, "..."]],
+  mixture: float | Float[Array, ""] | Float[Array, "M"] | None,
+) -> Float[Array, "..."]:
+  """Returns (1 - Σm)·first + Σ m_i·the further ones: logits of a geometric mixture of models.
+
+  Args:
+    mixture: m of one further model, or of M of them; None where there is none.
+  """
+  if mixture is None:
+    return outputs[0]
+  first, *others = outputs
+  further = [mixture] if jnp.ndim(mixture) == 0 else [*jnp.asarray(mixture)]
+  terms = (m * x for m, x in zip(further, others, strict=True))
+  return sum(terms, (1.0 - sum(further)) * first)
 
 
 def positions_of(mask: Bool[Array, "N T"]) -> Int[Array, "N T"]:

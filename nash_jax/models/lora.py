@@ -55,9 +55,9 @@ def init_and_join(
 def init(key: Array, base: Params, rank: int) -> Params:
   """Returns float32 adapters of a stacked base with B = 0; A is drawn as in gemma.peft.
 
-  The result includes a reward model's head, which is trained directly. If the base is already
-  joined with adapters of this rank, returns those. Only columns that are 0 in both A and B, which
-  would get no gradient, are drawn in A.
+  The result includes a judge's head, which is trained directly. If the base is already joined with
+  adapters of this rank, returns those. Only columns that are 0 in both A and B, which would get no
+  gradient, are drawn in A.
 
   Raises:
     ValueError: the base has no projections, such as that of a tabular policy.
@@ -80,8 +80,8 @@ def init(key: Array, base: Params, rank: int) -> Params:
     adapters[(*path, "b")] = jnp.zeros(b_shape) if start["b"] is None else start["b"]
   expected, fix = "a Gemma's projections to adapt", "Set model.lora.rank=0."
   require(bool(adapters), "model.lora", expected, sorted(base), fix)
-  if "head" in base:
-    adapters["head", "w"] = base["head"]["w"].astype(jnp.float32)
+  for name, head in base.get("head", {}).items():
+    adapters["head", name] = head.astype(jnp.float32)
   return traverse_util.unflatten_dict(adapters)
 
 

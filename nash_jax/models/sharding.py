@@ -35,7 +35,7 @@ RULES = (
   (r"mlp/linear/a$", ("tensor", None)),
   (r"(attn/attn_vec_einsum/w|mlp/linear)/b$", (None, "fsdp")),
   (r"norm/scale$", ()),
-  (r"head/w$", ()),
+  (r"head/(w|v|scale)$", ()),
   (r"^(counts|cap|finish|per_token)?$", ()),  # judges that are not models
 )
 AnyMesh = Mesh | AbstractMesh

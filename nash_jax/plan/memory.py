@@ -10,9 +10,8 @@ from jax.sharding import AbstractMesh
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from nash_jax import report, update
+from nash_jax import judges, report, update
 from nash_jax.config.checks import judged_by_reference
-from nash_jax.judges import bradley_terry
 from nash_jax.models import gemma, logprobs, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.types import Params
@@ -307,12 +306,10 @@ def table(config: ConfigDict, device: Device | str) -> str:
 
 def judge_shapes(config: ConfigDict) -> Params | None:
   """Returns the shapes of a judge's parameters; None if the judge is not a model."""
-  if config.name not in ("gemma", "gemma_text", "bradley_terry"):
+  if config.name not in judges.MODELS:
     return None
-  shapes = gemma.shapes(gemma.preset(config.model.preset, **config.model.changes))
-  if config.name == "bradley_terry":
-    shapes = jax.eval_shape(bradley_terry.add_head, shapes, jax.random.key(0))
-  return as_type(shapes, config.model.dtype)
+  model_config = gemma.preset(config.model.preset, **config.model.changes)
+  return as_type(judges.shapes(config.name, config, model_config), config.model.dtype)
 
 
 def as_type(shapes: Params, dtype: DTypeLike) -> Params:

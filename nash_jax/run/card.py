@@ -84,7 +84,7 @@ def _front_matter(model: Model) -> str:
     fields["base_model"] = model.base
     fields["base_model_relation"] = "adapter" if model.adapter else "finetune"
   fields["library_name"] = "peft" if model.adapter else "transformers"
-  scores = model.config.get("loss") == "reward"
+  scores = model.config.get("loss") in ("reward", "gpm")
   fields["pipeline_tag"] = "text-classification" if scores else "text-generation"
   if model.config["model"]["preset"].startswith("gemma"):
     fields["license"] = "gemma"
@@ -133,6 +133,7 @@ def _facts(model: Model, run: str) -> Iterator[tuple[str, str]]:
     yield "method", {
       "sft": "supervised, next token", "judge": "supervised, pairwise judge",
       "reward": "supervised, Bradley–Terry reward model",
+      "gpm": "supervised, general preference model",
     }[config["loss"]]  # fmt: skip
     yield "data", escaped(config["data"]["path"])
     yield "steps", f"{config['steps']}, of {config['data']['batch_size']} examples"
@@ -154,7 +155,7 @@ def _online(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if field in used and algorithm.get(field):
       yield meaning, f"{algorithm[field]:g}"
   named = judge["http"]["model"] if judge["name"] == "http" else judge["model"]["weights"]
-  with_model = judge["name"] in ("gemma", "gemma_text", "bradley_terry", "http")
+  with_model = judge["name"] in ("gemma", "gemma_text", "bradley_terry", "gpm", "http")
   yield "judge", escaped(judge["name"]) + (f", {escaped(named)}" if with_model else "")
   prompts = config["prompts"]
   yield "data", f"{escaped(prompts['path'] or prompts['task'])} (prompts)"
@@ -197,9 +198,10 @@ def _measured(model: Model, workdir: pathlib.Path | None) -> Iterator[str]:
 
 def _files(model: Model) -> str:
   if model.adapter:
-    scores = model.config.get("loss") == "reward"
-    auto = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
-    options = ", num_labels=1" if scores else ""
+    loss = str(model.config.get("loss"))
+    labels = {"reward": 1, "gpm": 2 * model.config.get("gpm", {}).get("blocks", 0)}.get(loss)
+    auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
+    options = f", num_labels={labels}" if labels else ""
     return (
       "`adapter_model.safetensors` and `adapter_config.json` are PEFT's, in float32:\n\n"
       f"```python\nfrom peft import PeftModel\nfrom transformers import {auto}\n\n"

@@ -312,11 +312,12 @@ def _permission(fields: Collection[str]) -> str:
 ADDED = {
   "prompts.duplicates": "keep", "data.duplicates": "keep", "on_record_error": "stop",
   "prompts.bad": "stop", "data.bad": "stop", "model.lora.init": "", "outputs": "",
-  "votes": "", "algorithm.f": "squared", "algorithm.advantage": "wins",
-  "algorithm.normalise": "none", "algorithm.kl": "score", "algorithm.updates": 1,
-  "algorithm.clip_low": 0.2, "algorithm.clip_high": 0.2, "algorithm.history": 0.5,
-  "record_pairs": False, "pairs.task": "preferences",
-  "pairs.path": "", "pairs.held_out": 0, "pairs.window": 0, "pairs.cache_reference": False,
+  "votes": "", "realign": traverse_util.empty_node, "algorithm.f": "squared",
+  "record_pairs": False, "pairs.task": "preferences", "pairs.path": "", "pairs.held_out": 0,
+  "pairs.window": 0, "pairs.cache_reference": False, "gpm.blocks": 4, "gpm.prompt_scale": False,
+  "algorithm.advantage": "wins", "algorithm.normalise": "none", "algorithm.kl": "score",
+  "algorithm.updates": 1, "algorithm.clip_low": 0.2, "algorithm.clip_high": 0.2,
+  "algorithm.history": 0.5,
 }  # fmt: skip
 # Inputs that old runs did not record, with the values that those runs used.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}

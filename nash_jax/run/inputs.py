@@ -10,6 +10,7 @@ from nash_jax import sampler
 from nash_jax.data import corpus, judge_template, prompts
 from nash_jax.data.corpus import Examples
 from nash_jax.judges import own
+from nash_jax.judges.base import MODELS
 from nash_jax.models import gemma
 from nash_jax.objectives import algorithms
 from nash_jax.run import checkpoint
@@ -60,7 +61,7 @@ def _judge(config, params: Params) -> Inputs:
       found["judge.name"]["its parameters"] = f"sum:{checkpoint.checksum(params)[1]}"
   if config.name in ("table", "table_reward"):
     found["judge.table"] = _files([asset_path(config.table)])
-  if config.name in ("gemma", "gemma_text", "bradley_terry") and weights:
+  if config.name in MODELS and weights:
     found["judge.model.weights"] = {weights: "{}:{}".format(*checkpoint.checksum(params))}
   if config.name in ("gemma", "gemma_text", "http"):
     found |= _template(config.template, "judge.template")

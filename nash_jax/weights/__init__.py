@@ -57,12 +57,6 @@ def load(
     ValueError: no such weights, a damaged file, a missing shard, an output layer other than the
       embedding; or names the first leaf that is missing, unknown, of another shape or not finite.
   """
-  file_format = kind(path)
-  if not file_format and pathlib.Path(path).is_dir():
-    expected = "expected .safetensors files or one of Gemma's Orbax checkpoints in this folder"
-    found = files.others(pathlib.Path(path))
-    raise ValueError(f"weights {path}: {expected}, got neither{found}")
-  reader = orbax.reader if file_format == "orbax" else safetensors.reader
   places, read = reader(path, model_config)
   by_name, sizes = _shardings(shardings, places), names.sizes(model_config)
   leaves = {}
@@ -71,6 +65,16 @@ def load(
   params = traverse_util.unflatten_dict(leaves, sep="/")
   check_finite(f"weights {path}", params, dtype)
   return params
+
+
+def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
+  """Returns ({path: place} of the tree, read); names and shapes are checked, no tensor is read."""
+  file_format = kind(path)
+  if not file_format and pathlib.Path(path).is_dir():
+    expected = "expected .safetensors files or one of Gemma's Orbax checkpoints in this folder"
+    found = files.others(pathlib.Path(path))
+    raise ValueError(f"weights {path}: {expected}, got neither{found}")
+  return (orbax.reader if file_format == "orbax" else safetensors.reader)(path, model_config)
 
 
 def check_finite(source: str, params: Params, dtype: DTypeLike) -> None:
@@ -94,16 +98,14 @@ def _finite(leaves: dict[str, jax.Array], dtype) -> dict[str, jax.Array]:
 
 
 def _shardings(shardings: Any, places: dict[str, names.Place]) -> dict[str, Sharding]:
-  """Returns the sharding of each leaf; a head, which gemma.shapes lacks, is replicated."""
+  """Returns the sharding of each leaf; heads, which gemma.shapes lacks, are replicated."""
   if shardings is None:
     shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   if isinstance(shardings, Sharding):
     return dict.fromkeys(places, shardings)
   by_name = traverse_util.flatten_dict(shardings, sep="/")
-  if names.HEAD.name in places.keys() - by_name.keys():
-    mesh = by_name[names.EMBEDDING.name].mesh
-    by_name[names.HEAD.name] = NamedSharding(mesh, PartitionSpec())
-  return by_name
+  replicated = NamedSharding(by_name[names.EMBEDDING.name].mesh, PartitionSpec())
+  return {head.name: replicated for head in names.HEADS} | by_name
 
 
 def save(
@@ -111,8 +113,8 @@ def save(
 ) -> None:
   """Writes a `.safetensors` file with the library's names in `dtype`, and `card` as its metadata.
 
-  The file includes a reward model's head, `params["head"]`. It replaces an existing file
-  atomically. Every process must call this; process 0 writes.
+  The file includes a judge's head, `params["head"]`. It replaces an existing file atomically. Every
+  process must call this; process 0 writes.
 
   Raises:
     ValueError: parameters of another architecture, or not finite in `dtype`.
@@ -123,8 +125,8 @@ def save(
   _check_params(path, params, model_config, dtype)
   rows = model_config.num_embed
   leaves = dict(safetensors.tensors(params, model_config, names.library, dtype, rows))
-  if "head" in params:
-    leaves[names.HEAD.name] = np.asarray(jnp.asarray(params["head"]["w"], dtype))
+  for name, head in params.get("head", {}).items():
+    leaves[f"head/{name}"] = np.asarray(jnp.asarray(head, dtype))
   if jax.process_index() == 0:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _whole(target) as part:
@@ -212,11 +214,10 @@ def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
 def _check_params(path: str, params: Params, model_config: gemma.GemmaConfig, dtype) -> None:
   """Raises ValueError unless these are parameters of a plain model, finite in `dtype`."""
   places, sizes = names.places(model_config), names.sizes(model_config)
-  if "head" in params:
-    places[names.HEAD.name] = names.Place(names.HEAD)
+  shapes = {name: x.shape for name, x in traverse_util.flatten_dict(params, sep="/").items()}
+  places |= names.heads(shapes)
   expected = {name: place.shape(sizes) for name, place in places.items()}
-  leaves = traverse_util.flatten_dict(params, sep="/")
-  names.check(f"for {path}", {name: x.shape for name, x in leaves.items()}, expected)
+  names.check(f"for {path}", shapes, expected)
   check_finite(f"weights for {path}", params, dtype)
 
 

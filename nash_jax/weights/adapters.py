@@ -23,7 +23,7 @@ from nash_jax.validation import printable, require
 from nash_jax.weights import files, names, safetensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_SCORE = "base_model.model.score.weight"  # our head of a reward model
+_SCORE = "base_model.model.score.weight"  # our head of a judge: its reward or vector
 _NAME = re.compile(
   r"(?:base_model\.model\.)?(?:model\.|language_model\.)*layers\.(\d+)\.(\w+\.\w+)"
   r"\.lora_([AB])(?:\.default)?\.weight"
@@ -121,7 +121,10 @@ def _tensors(
         yield f"{name}.lora_A.weight", np.array(layer_a.reshape(-1, rank).T, order="C")
         yield f"{name}.lora_B.weight", np.array(outputs[:, c].T, order="C")
   if "head" in adapters:
-    yield _SCORE, np.asarray(leaves["head/w"], np.float32)[None]
+    fix = "Set gpm.prompt_scale=False, or export the whole model."
+    require("head/scale" not in leaves, "adapters", "a head of one tensor", "head/scale too", fix)
+    head = leaves["head/w"][None] if "head/w" in leaves else leaves["head/v"].T
+    yield _SCORE, np.array(head, np.float32, order="C")
 
 
 def base_of(folder: str) -> str:
@@ -203,15 +206,12 @@ def _parts(
   for name, tensor in found.items():
     match, shape = _NAME.fullmatch(name), list(tensor.get_shape())
     if name == _SCORE:
-      expected: Any = [1, model_config.embed_dim]
-      require(
-        shape == expected,
-        f"{folder}: {name}",
-        f"shape {expected}",
-        shape,
-        "Is it of another model?",
-      )
-      head["head/w"] = np.asarray(tensor[:], np.float32)[0]
+      width = model_config.embed_dim
+      good = len(shape) == 2 and shape[1] == width and (shape[0] == 1 or shape[0] % 2 == 0)
+      expected: Any = f"shape [1, {width}], or an even number of rows"
+      require(good, f"{folder}: {name}", expected, shape, "Is it of another model?")
+      x = np.asarray(tensor[:], np.float32)
+      head |= {"head/w": x[0]} if len(x) == 1 else {"head/v": x.T}
       continue
     fix = "Embeddings, heads, norms and a vision model cannot have adapters here."
     known = match is not None and (int(match[1]), match[2]) in widths

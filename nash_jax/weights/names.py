@@ -45,10 +45,13 @@ class Place:
   tensor: Tensor
   layers: tuple[int, ...] = ()
   stacked: bool = False
+  columns: int = 0  # the axis G of a head, which no architecture names
 
   def shape(self, sizes: Mapping[str, int]) -> Shape:
     """Returns the shape of the leaf."""
-    return (len(self.layers),) * self.stacked + shape(self.tensor.axes, sizes)
+    return (len(self.layers),) * self.stacked + shape(
+      self.tensor.axes, {**sizes, "G": self.columns}
+    )
 
 
 # (place, shape, dtype, sharding) -> the array of one leaf.
@@ -56,7 +59,11 @@ Read = Callable[[Place, Shape, Any, Sharding], jax.Array]
 Scheme = Callable[[GemmaConfig, Tensor, int | None], Names]  # `library` or `hugging_face`
 
 EMBEDDING = Tensor("embedder/input_embedding", "V D", ("embed_tokens.weight",), "V D")
-HEAD = Tensor("head/w", "D", (), "")  # a reward model's; Hugging Face has no such tensor
+# Heads of a reward model and of a general preference model; Hugging Face has no such tensors.
+HEADS = tuple(
+  Tensor(f"head/{name}", axes, (), "")
+  for name, axes in (("w", "D"), ("v", "D G"), ("scale", "D G"))
+)
 _NORM = Tensor("final_norm/scale", "D", ("norm.weight",), "D")
 _Q, _K, _V = (f"self_attn.{x}_proj.weight" for x in "qkv")
 _GROUPED = (
@@ -108,6 +115,11 @@ def places(model_config: GemmaConfig) -> dict[str, Place]:
     for i in range(rest):
       leaves[f"tail/{i}/{tensor.name}"] = Place(tensor, (scanned + i,))
   return leaves
+
+
+def heads(got: Mapping[str, Shape]) -> dict[str, Place]:
+  """Returns the heads among leaves of these shapes by name, each with as many columns as it has."""
+  return {x.name: Place(x, columns=(*got[x.name], 0)[1]) for x in HEADS if got.get(x.name)}
 
 
 def library(model_config: GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:

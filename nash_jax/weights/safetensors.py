@@ -97,7 +97,7 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
 def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.Place], names.Read]:
   """Returns ({path: place} of the stacked tree, read), with every name and shape checked.
 
-  The leaves include the head of a reward model's file.
+  The leaves include the head of a judge's file.
   """
   slices = _without_vision(open_all(path))
   places, sizes = names.places(model_config), names.sizes(model_config)
@@ -112,9 +112,10 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
     for *_, parts, axes in names.sources(model_config, scheme)
     for part in parts
   }
-  if scheme is names.library and names.HEAD.name in slices:
-    places[names.HEAD.name] = names.Place(names.HEAD)
-    expected[names.HEAD.name] = names.shape(names.HEAD.axes, sizes)
+  if scheme is names.library:
+    heads = names.heads({name: tuple(tensor.get_shape()) for name, tensor in slices.items()})
+    places |= heads
+    expected |= {name: place.shape(sizes) for name, place in heads.items()}
   _check(path, slices, expected, prefix, model_config)
 
   def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:

@@ -58,8 +58,8 @@ def test_defaults_are_good_and_come_back_locked(kind):
     (
       "judge.name",
       "popular",
-      "judge.name: got 'popular', expected one of bradley_terry, gemma, gemma_text, http, human,"
-      " module:function, none, population, table, table_reward; did you mean 'population'",
+      "judge.name: got 'popular', expected one of bradley_terry, gemma, gemma_text, gpm, http,"
+      " human, module:function, none, population, table, table_reward; did you mean 'population'",
     ),
     ("model.dtype", "float64", "model.dtype: expected bfloat16 or float32, got 'float64'"),
     ("model.template", "chat", "model.template: got 'chat', expected one of gemma, plain"),

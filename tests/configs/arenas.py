@@ -31,7 +31,7 @@ def without_models(count, batch_size, **changes):
 
     return sample
 
-  def logprobs(params, *, prompts, tokens, mask):
+  def logprobs(params, *, prompts, tokens, mask, measure=None):
     logp = jnp.where(mask, params * tokens, 0.0)
     return logp, logp
 

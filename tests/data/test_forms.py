@@ -16,6 +16,7 @@ from form_records import (
   labelled,
   say,
   settings,
+  summaries,
   written,
 )
 
@@ -61,6 +62,10 @@ BAD = {
     {"instruction": "Hi", "response1": "x", "response2": "y", "annotator1": 3},
     "an annotator says 3: expected 1, 2, or 0",
   ),
+  "a summarised article": (summaries(0, {"title": "Hi", "article": "Ho", "site": "x"}), "no post"),
+  "a third choice": (summaries(2), "choice is 2 of 2 summaries: expected 0 or 1 of 2"),
+  "three summaries": (summaries(1, texts=("x", "y", "z")), "choice is 1 of 3 summaries"),
+  "a summary that is no text": (summaries(1, texts=("x", 3)), "field 'text' is 3, expected str"),
 }  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 import csv
 import importlib
+import json
 import math
 import resource
 
 import pytest
 
-from nash_jax.games import study
+from nash_jax.games import study, trees
 
 
 def _config(name, size="smoke"):
@@ -33,7 +34,9 @@ def ran(tmp_path_factory):
 def test_an_unknown_study_lists_the_choices(tmp_path):
   config = _config("theorem")
   config.study = "theorems"
-  with pytest.raises(ValueError, match="theorem, rates, figure, map, approximation, bradley_terry"):
+  with pytest.raises(
+    ValueError, match="theorem, rates, figure, map, approximation, bradley_terry, trees"
+  ):
     study.run(config, tmp_path)
 
 
@@ -141,3 +144,60 @@ def test_a_reward_is_pure_brittle_and_bound_to_its_sampling_law(ran):
   even, skewed = [r for r in rows if r["study"] == "law"]
   assert abs(float(skewed["reward_0"]) - float(even["reward_0"])) > 0.5
   assert skewed["equilibrium_0"] == even["equilibrium_0"]
+
+
+def test_five_methods_learn_kuhn_poker_from_episodes(ran):
+  tables = ran("trees")
+  assert set(tables) == {"trees", "trees_curves", "trees_tuned", "trees_grid"}
+  gaps = {}
+  for row in tables["trees"]:
+    assert row["game"] == "kuhn_poker"
+    gaps.setdefault(row["method"], {})[row["seed"], int(row["episodes"])] = float(row["gap"])
+  methods = {"ixomd", "balanced_omd", "balanced_ftrl", "adaptive_ftrl", "tweaked_ftrl"}
+  assert set(gaps) == methods | {"cfr_plus", "mccfr", "theory: balanced_ftrl"}
+  for method in methods:
+    for seed in ("0", "1"):
+      assert gaps[method][seed, 20_000] < 0.229 / 3  # a third of the uniform policies' gap
+  assert min(gaps["cfr_plus"].values()) < 0.01
+  tuned = {row["method"]: float(row["multiplier"]) for row in tables["trees_tuned"]}
+  for method in methods:
+    tried = {
+      float(row["multiplier"]): float(row["gap"])
+      for row in tables["trees_grid"]
+      if row["method"] == method
+    }
+    assert tuned[method] == min(tried, key=tried.get)
+
+
+def test_the_last_average_policies_are_written_as_openspiel_reads_them(tmp_path):
+  config = _config("trees")
+  config.update(methods=("ixomd",), theory=(), baselines=(), seeds=(3,), multipliers=(10.0,))
+  study.run(config.lock(), tmp_path)
+  (path,) = (tmp_path / "policies").iterdir()
+  assert path.name == "kuhn_poker_ixomd_3.json"
+  policy, game = json.loads(path.read_text()), trees.openspiel().load_game("kuhn_poker")
+  theirs = trees.openspiel().TabularPolicy(
+    {label: list(enumerate(row)) for label, row in policy.items()}
+  )
+  scaled = trees.openspiel().nash_conv(game, theirs) / 4
+  last = list(csv.DictReader((tmp_path / "trees.csv").open()))[-1]
+  assert scaled == pytest.approx(float(last["gap"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("methods", ("ixmd",), "did you mean 'ixomd'"),
+    ("theory", ("ixmd",), "did you mean 'ixomd'"),
+    ("baselines", ("cfr",), "did you mean 'mccfr'|expected one of cfr_plus, mccfr"),
+    ("episodes", (10, 20), "episodes: expected 1 numbers"),
+    ("multipliers", (0.0,), "multipliers: expected a number"),
+    ("seeds", (), "seeds: expected at least one value"),
+    ("trees", ("kuhn_pokr",), "did you mean 'kuhn_poker'"),
+  ],
+)
+def test_a_study_of_trees_refuses_what_it_does_not_know(tmp_path, field, value, message):
+  config = _config("trees")
+  config.update({field: value})
+  with pytest.raises(ValueError, match=message):
+    study.run(config, tmp_path)

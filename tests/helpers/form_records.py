@@ -105,6 +105,27 @@ READ = {
 }  # fmt: skip
 
 
+# As in the README of openai/summarize-from-feedback.
+POST = {"id": "t3_2vwp1w", "subreddit": "cats", "title": "Hi", "post": "Ho \n\nHo\n"}
+TL_DR = "SUBREDDIT: r/cats\n\nTITLE: Hi\n\nPOST: Ho \n\nHo\n\nTL;DR:"
+
+
+def summaries(choice, info=POST, texts=(" Hello.", "No.\n"), confidence=8):
+  """Returns a comparison of summaries in OpenAI's form."""
+  return {
+    **{"info": info, "choice": choice, "worker": "x", "batch": "batch9", "split": "train"},
+    "summaries": [{"text": text, "policy": "ref", "note": None} for text in texts],
+    "extra": {"confidence": confidence},
+  }
+
+
+for choice, better in enumerate(("first", "second")):
+  READ[f"summaries, the {better} better"] = (
+    summaries(choice),
+    {"prompt": TL_DR, "response_a": " Hello.", "response_b": " No.", "p_a": 1.0 - choice},
+  )
+
+
 TOKENIZER = Tokenizer(BUNDLED, "plain")
 
 

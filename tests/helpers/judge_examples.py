@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 from gemma import gm
-from jax import numpy as jnp
 
 import nash_jax
 from nash_jax import judges
@@ -68,12 +67,10 @@ def make_judge(name, **changes):
   """Returns one judge a name, so that tests of equal shapes share its compiled function."""
   # Random numbers of numpy: compiling the initialiser would cost more than the tests.
   rng, model = np.random.default_rng(0), gemma.preset("tiny", **SMALL)
-  params = jax.tree.map(
-    lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype),
-    {**gemma.shapes(model), "head": {"w": jax.ShapeDtypeStruct((16,), jnp.float32)}},
-  )
-  params = jax.device_put(params)
-  return judges.make(settings(name, **changes), Tokenizer(BUNDLED, "plain"), params)
+  config = settings(name, **changes)
+  shapes = judges.shapes("gpm" if name == "gpm" else "bradley_terry", config, model)
+  params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
+  return judges.make(config, Tokenizer(BUNDLED, "plain"), jax.device_put(params))
 
 
 def verdict_of(judge, *args):

@@ -254,7 +254,7 @@ def test_bad_parts_fields_and_workdirs_are_named(files, tmp_path):
   config.policies.base = {"weights": config.policies.base.weights, "best": 1}
   with pytest.raises(
     ValueError,
-    match=r"policies.base.best is unknown; fields here: best_of, outputs, weights; did you mean",
+    match=r"policies.base.best is unknown; fields here: best_of, outputs, realign, weights; did",
   ):
     resolve(config)
   (tmp_path / "file").write_text("")

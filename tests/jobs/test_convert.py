@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 import pytest
 from commands import command
-from form_records import GATHERED, READ, answer, say, settings, written
+from form_records import GATHERED, POST, READ, TL_DR, answer, say, settings, written
 from pyarrow import parquet
 
 from nash_jax.data.preferences import load_preferences
@@ -79,6 +79,12 @@ def test_what_is_written_reads_as_what_was_read(name, tmp_path):
       {"messages": say("Hi"), "response": "Hello."},
     ),
     ({"instruction": "Add.", "input": "1", "output": "1"}, {"prompt": "Add.\n\n1"}),
+    ({**POST, "summary": "Hello.\n"}, {"prompt": TL_DR, "response": " Hello."}),
+    (POST, {"prompt": TL_DR}),
+    (
+      {"document": "Ho", "summary": "Hello.", "id": "1"},
+      {"prompt": "POST: Ho\n\nTL;DR:", "response": " Hello."},
+    ),
   ],
 )
 def test_responses_prompts_and_texts_are_written_for_their_tasks(row, ours, tmp_path):
@@ -90,7 +96,7 @@ def test_responses_prompts_and_texts_are_written_for_their_tasks(row, ours, tmp_
 def test_the_prompts_of_comparisons_alone_may_be_written(tmp_path):
   _, ours = converted(tmp_path, [{"prompt": "Hi", "messages": say("Hi", "x")}], task="prompts")
   assert ours == [{"messages": say("Hi")}]
-  for name in ("a transcript", "OpenAssistant's trees", "ours"):
+  for name in ("a transcript", "OpenAssistant's trees", "ours", "summaries, the first better"):
     rows = [READ[name][0]] if name in READ else GATHERED[name][0]
     _, ours = converted(tmp_path, rows, task="prompts")
     read = examples(tmp_path / "in.jsonl", "json_lines")["inputs"]

@@ -113,6 +113,7 @@ def drawn(monkeypatch):
 
   policy = types.SimpleNamespace(make_sampler=lambda **options: draw)
   monkeypatch.setattr(sample, "make_policy", lambda *args: policy)
+  monkeypatch.setattr(sample, "check_vocabulary", lambda *args: None)
   loaded = []
   monkeypatch.setattr(sample, "load_weights", lambda *args: loaded.append(args) or {})
   return loaded

@@ -36,7 +36,7 @@ def tokenizer():
   return Tokenizer(BUNDLED, "plain")
 
 
-@pytest.mark.parametrize("name", ["gemma", "bradley_terry", "population"])
+@pytest.mark.parametrize("name", ["gemma", "bradley_terry", "gpm", "population"])
 def test_responses_compared_with_each_other_get_the_verdicts_of_a_copy(name):
   prompts, rows = examples()
   prompts, y = prompts_of(prompts, 8), responses_of(rows, 8)
@@ -64,7 +64,7 @@ def test_a_single_response_cannot_be_compared_with_itself():
     verdict_of(judge, prompts_of(prompts, 8), responses_of(rows, 8), None)
 
 
-@pytest.mark.parametrize("name", ["gemma", "bradley_terry"])
+@pytest.mark.parametrize("name", ["gemma", "bradley_terry", "gpm"])
 def test_padding_changes_nothing(name):
   prompts, rows = examples()
   judge = make_judge(name)
@@ -292,7 +292,8 @@ def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenize
   jax.tree.map(np.testing.assert_array_equal, judge.params, params)
 
   with pytest.raises(
-    ValueError, match=r"jury.*bradley_terry, gemma, gemma_text, http, human, module:function, pop"
+    ValueError,
+    match=r"jury.*bradley_terry, gemma, gemma_text, gpm, http, human, module:function, none, pop",
   ):
     judges.make(settings("jury"), tokenizer)
   with pytest.raises(ValueError, match=r"poems.*gemma, stories"):

@@ -284,6 +284,29 @@ def test_resume_does_what_is_needed(cloud, node, queue, made):
   assert cloud("stop", *AT).returncode == 0
 
 
+def test_a_new_slice_has_what_the_setup_copies_before_the_program_starts(cloud):
+  """A shell's own command, run in the checkout of every worker; a failed one starts nothing."""
+  setup = "--setup=mkdir -p data && echo '{}' >data/prompts.jsonl"
+  done = cloud("resume", *AT, setup, *JOB)
+  assert done.returncode == 0, done.stderr
+  for number in (0, 1):
+    assert (cloud.folder / str(number) / "nash_jax/data/prompts.jsonl").read_text() == "{}\n"
+    until(lambda number=number: "<auto>\n" in worker(cloud, number, "log"))
+  commands = [call[-1] for call in cloud.calls if call[2:4] == ["tpu-vm", "ssh"]]
+  order = [("install" in c, "mkdir" in c, "start" in c) for c in commands[-3:]]
+  assert order == [(True, False, False), (False, True, False), (False, False, True)]
+  assert cloud("stop", *AT).returncode == 0
+  (cloud.answers / "node").write_text("PREEMPTED")
+  assert cloud("resume", *AT, "--setup=false", *JOB).returncode != 0
+  assert not [call for call in cloud.calls if "worker.sh start" in call[-1]]
+
+
+def test_the_planners_name_of_a_slice_is_told_googles(cloud):
+  done = cloud("create", *AT, "--type=v5e-4")
+  assert done.returncode == 2
+  assert "v5litepod-4" in done.stderr
+
+
 def test_wait_ends_with_an_error_where_a_slice_has_failed(cloud):
   (cloud.answers / "queue").write_text("FAILED")
   done = cloud("wait", *AT)

@@ -116,6 +116,17 @@ def test_a_head_comes_along(tmp_path):
   np.testing.assert_array_equal(got["head"]["w"], head)
 
 
+def test_a_head_of_vectors_comes_along_and_one_of_two_tensors_is_refused(tmp_path):
+  head = {"v": np.arange(32 * 6, dtype=np.float32).reshape(32, 6)}
+  write(tmp_path, "hf_gemma2", tree={**drawn("hf_gemma2"), "head": head})
+  assert load_file(tmp_path / adapters.WEIGHTS)["base_model.model.score.weight"].shape == (6, 32)
+  got = adapters.read(str(tmp_path), MODELS["hf_gemma2"], RANK, ALPHA / RANK)
+  np.testing.assert_array_equal(got["head"]["v"], head["v"])
+  head["scale"] = np.zeros((32, 3), np.float32)
+  with pytest.raises(ValueError, match=r"head of one tensor, got 'head/scale too'. Set gpm.prompt"):
+    write(tmp_path, "hf_gemma2", tree={**drawn("hf_gemma2"), "head": head})
+
+
 def of_two_ranks(tensors):
   tensors = redrawn(tensors)
   for name in tensors:

@@ -166,5 +166,7 @@ def test_a_reward_models_adapters_and_head_score_as_here(tmp_path):
   print(f"rewards {got}, largest difference {np.abs(np.subtract(got, ours)).max():.1e}")
   assert np.ptp(got) > 0.01
   np.testing.assert_allclose(got, ours, rtol=0, atol=1e-4)
-  with pytest.raises(ValueError, match="run: expected a language model, got 'a reward model'"):
+  with pytest.raises(
+    ValueError, match="run: expected a language model, got 'a judge, fitted with loss = reward'"
+  ):
     exported_runs.write(str(tmp_path / "run"), str(tmp_path / "whole"))

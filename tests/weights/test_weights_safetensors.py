@@ -54,12 +54,12 @@ def test_the_table_of_names_is_the_models_own_tree(name):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("head", [{}, {"w": 16}, {"v": (16, 6)}, {"v": (16, 4), "scale": (16, 2)}])
 def test_saved_parameters_come_back(tmp_path, layout, dtype, head):
   config = gemma.preset("tiny", **LAYOUTS[layout])
   params = random(config)
   if head:
-    params["head"] = {"w": np.arange(16, dtype=np.float32)}
+    params["head"] = {name: np.full(shape, 1.5, np.float32) for name, shape in head.items()}
   path = tmp_path / "w.safetensors"
   weights.save(str(path), params, config, dtype, {"seed": 7})
   same(

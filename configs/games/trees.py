@@ -1,0 +1,76 @@
+"""How fast do methods that learn from episodes alone solve games of imperfect information?
+
+    nash-jax games --config=games/trees --workdir=runs/trees
+
+Needs the extra `games`: pip install 'nash_jax[games]'. games/trees:kuhn_poker studies one game, and
+games/trees:smoke takes seconds; the full size was not run. Expected: straight lines of slope about
+-1/2 on logarithmic axes, with the methods close to each other at their tuned rates. It writes
+trees.csv, and every final average policy as policies/GAME_METHOD_SEED.json.
+"""
+
+from ml_collections import config_dict
+
+EPISODES = {"kuhn_poker": 10_000_000, "leduc_poker": 1_000_000, "liars_dice": 1_000_000}
+METHODS = ("ixomd", "balanced_omd", "balanced_ftrl", "adaptive_ftrl", "tweaked_ftrl")
+
+
+def get_config(size="full"):
+  if size not in ("full", "smoke", *EPISODES):
+    raise ValueError(f"size must be full, smoke, or one of {', '.join(EPISODES)}, got {size!r}.")
+  games = (size,) if size in EPISODES else tuple(EPISODES)
+  config = config_dict.ConfigDict(
+    {
+      "job": "games",
+      "study": "trees",
+      "trees": games,  # as OpenSpiel names them
+      "episodes": tuple(EPISODES[game] for game in games),
+      "methods": METHODS,
+      "theory": METHODS[:4],  # drawn at the rates of their bounds, too
+      "baselines": ("cfr_plus", "mccfr"),  # OpenSpiel's CFR+ and outcome-sampling MCCFR
+      "baseline_episodes": 1_000_000,  # at most
+      # of the rates of theory; η is tuned, and γ = η/20
+      "multipliers": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+      "tuning_episodes": 100_000,
+      "tuning_seed": 1000,
+      "seeds": (0, 1, 2, 3),
+      "points": 50,
+      "first_point": 1000,
+    }
+  )
+  if size == "smoke":
+    config.update(
+      trees=("kuhn_poker",),
+      episodes=(20_000,),
+      tuning_episodes=5_000,
+      multipliers=(0.1, 1.0, 10.0),
+      theory=("balanced_ftrl",),
+      baseline_episodes=5_000,
+      seeds=(0, 1),
+      points=6,
+    )
+  config.figures = {"trees": {"size": (4, 3.2), "panels": (panels(config),)}}
+  return config
+
+
+def panels(config):
+  curves = {"table": "trees_curves", "x": "episodes", "y": "mean", "by": "method"}
+  names = (*config.methods, *config.baselines, *(f"theory: {name}" for name in config.theory))
+  solid = {name: f"C{i}-" for i, name in enumerate((*config.methods, *config.baselines))}
+  dotted = {f"theory: {name}": f"C{config.methods.index(name)}:" for name in config.theory}
+  styles = {name: (solid | dotted)[name] for name in names}
+  row = tuple(
+    {
+      "title": game,
+      "xlabel": "episodes",
+      "ylabel": "gap of the average policies",
+      "xscale": "log",
+      "yscale": "log",
+      "legend": {"fontsize": 6},
+      "layers": (
+        curves
+        | {"where": {"game": game}, "styles": styles, "label": "{method}", "band": ("low", "high")},
+      ),
+    }
+    for game in config.trees
+  )
+  return row

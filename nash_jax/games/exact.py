@@ -1,0 +1,209 @@
+"""What policies of a game of imperfect information are worth, exactly, without OpenSpiel.
+
+Losses are scaled to [0, 1]: (high - return)/(high - low) for the first player, and one minus that
+for the second. Axes as in `trees`.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+from jaxtyping import Float
+
+from nash_jax.games import trees
+from nash_jax.games.trees import TERMINAL, Tree
+from nash_jax.validation import one_of
+
+
+def _edges(tree: Tree, policy: Float[np.ndarray, "X A"], player: int) -> Float[np.ndarray, "N"]:
+  """Returns a player's probability of the step into each node; 1 where others decide."""
+  edge = np.ones(len(tree.player))
+  own = np.flatnonzero(tree.player[tree.parent] == player)
+  own = own[own > 0]
+  edge[own] = policy[tree.infoset[tree.parent[own]], tree.slot[own]]
+  return edge
+
+
+def value(tree: Tree, policy: Any) -> float:
+  """Returns what the first player wins in expectation.
+
+  >>> from nash_jax.games import exact, trees
+  >>> kuhn = trees.load("kuhn_poker")
+  >>> round(exact.value(kuhn, trees.uniform(kuhn)), 6)
+  0.125
+
+  Args:
+    policy: of both players, [X A].
+
+  Raises:
+    ValueError: not policies of this game.
+  """
+  probabilities = trees.policy(tree, policy)
+  edges = (_edges(tree, probabilities, player) for player in (0, 1))
+  return float(trees.reached(tree, tree.chance * np.prod([*edges], 0)) @ tree.returns)
+
+
+def losses(tree: Tree, policy: Any, player: int) -> tuple[Float[np.ndarray, "X A"], float]:
+  """Returns a player's expected losses ℓ^ν [X A], and the loss where they never decide.
+
+  ℓ^ν(x, a) is the loss of the leaves of which (x, a) is the player's last decision, times the
+  probability that chance and the opponent lead there. A plan's loss is linear in it.
+
+  >>> from nash_jax.games import exact, trees
+  >>> kuhn = trees.load("kuhn_poker")
+  >>> loss, constant = exact.losses(kuhn, trees.uniform(kuhn), 0)
+  >>> loss.shape, constant
+  ((12, 2), 0.0)
+
+  Args:
+    policy: of both players; the player's own is not read.
+    player: 0 or 1.
+
+  Raises:
+    ValueError: not policies of this game, or another player.
+  """
+  probabilities = trees.policy(tree, policy)
+  one_of("player", str(player), ("0", "1"))
+  reach = trees.reached(tree, tree.chance * _edges(tree, probabilities, 1 - player))
+  loss = (tree.high - tree.returns) / (tree.high - tree.low)
+  weight = reach * (loss if player == 0 else 1 - loss)
+  leaves = np.flatnonzero(tree.player == TERMINAL)
+  last = trees.last_decisions(tree, player)[leaves]
+  decided = last >= 0
+  shape = probabilities.shape
+  sums = np.bincount(last[decided], weight[leaves][decided], minlength=shape[0] * shape[1])
+  return sums.reshape(shape), float(weight[leaves][~decided].sum())
+
+
+class Response(NamedTuple):
+  """A best response, and its loss.
+
+  >>> from nash_jax.games import exact, trees
+  >>> kuhn = trees.load("kuhn_poker")
+  >>> round(exact.best_response(kuhn, trees.uniform(kuhn), 0).loss, 4)
+  0.375
+
+  Attributes:
+    policy: a row for each set; those of the opponent are as they were.
+    loss: the least scaled loss.
+  """
+
+  policy: Float[np.ndarray, "X A"]
+  loss: float
+
+
+def best_response(tree: Tree, policy: Any, player: int) -> Response:
+  """Returns a player's best response to the other's policy.
+
+  >>> from nash_jax.games import exact, trees
+  >>> kuhn = trees.load("kuhn_poker")
+  >>> best = exact.best_response(kuhn, trees.uniform(kuhn), 0)
+  >>> round(exact.value(kuhn, best.policy), 6)
+  0.5
+
+  Args:
+    policy: of both players; the player's own is not read.
+    player: 0 or 1.
+
+  Raises:
+    ValueError: not policies of this game, or another player.
+  """
+  costs, least = losses(tree, policy, player)
+  costs[~trees.legal(tree)] = np.inf
+  response = np.array(trees.policy(tree, policy))
+  own = tree.owner == player
+  for sets in reversed(trees.levels(tree.depth)):
+    sets = sets[own[sets]]
+    chosen = costs[sets].argmin(1)
+    response[sets] = np.arange(costs.shape[1]) == chosen[:, None]
+    best, inner = costs[sets, chosen], tree.before[sets] >= 0
+    parents = sets[inner]
+    np.add.at(costs, (tree.before[parents], tree.choice[parents]), best[inner])
+    least += float(best[~inner].sum())
+  return Response(response, least)
+
+
+def gap(tree: Tree, policy: Any) -> float:
+  """Returns the exploitability gap: what both players' best responses win together, scaled.
+
+  It is max_μ V(μ, ν) - min_ν V(μ, ν) with returns scaled to [0, 1]: nash_conv/(high - low).
+
+  >>> from nash_jax.games import exact, trees
+  >>> kuhn = trees.load("kuhn_poker")
+  >>> round(exact.gap(kuhn, trees.uniform(kuhn)), 4)
+  0.2292
+
+  Args:
+    policy: of both players, [X A].
+
+  Raises:
+    ValueError: not policies of this game.
+  """
+  return 1 - sum(best_response(tree, policy, player).loss for player in (0, 1))
+
+
+class Equilibrium(NamedTuple):
+  """An equilibrium of a game.
+
+  >>> from nash_jax.games import exact, trees
+  >>> round(exact.solve(trees.load("kuhn_poker")).value * -18, 7)
+  1.0
+
+  Attributes:
+    policy: of both players.
+    value: what the first player wins with it.
+  """
+
+  policy: Float[np.ndarray, "X A"]
+  value: float
+
+
+def solve(tree: Tree) -> Equilibrium:
+  """Returns an equilibrium by linear programming over plans (HiGHS).
+
+  >>> from nash_jax.games import exact, trees
+  >>> kuhn = trees.load("kuhn_poker")
+  >>> abs(exact.gap(kuhn, exact.solve(kuhn).policy)) < 1e-9
+  True
+
+  Raises:
+    RuntimeError: the solver fails.
+  """
+  width = int(tree.actions.max())
+  leaves = np.flatnonzero(tree.player == TERMINAL)
+  chances = trees.reached(tree, tree.chance)[leaves]
+  ends = [trees.last_decisions(tree, player)[leaves] + 1 for player in (0, 1)]
+  size = len(tree.actions) * width + 1  # plans of both players' (set, action), after an empty one
+  payoff = scipy.sparse.coo_array((chances * tree.returns[leaves], ends), shape=(size, size))
+  # A plan's probabilities at a set sum to the plan of what led there: E x = e.
+  flows, firsts = [], []
+  for player in (0, 1):
+    sets = np.flatnonzero(tree.owner == player)
+    rows, slots = np.nonzero(trees.legal(tree)[sets])
+    before = np.where(tree.before[sets] < 0, 0, tree.before[sets] * width + tree.choice[sets] + 1)
+    columns = np.concatenate([[0], before, sets[rows] * width + slots + 1])
+    at = np.concatenate([[0], np.arange(len(sets)) + 1, rows + 1])
+    signs = np.concatenate([[1.0], -np.ones(len(sets)), np.ones(len(rows))])
+    flows.append(scipy.sparse.coo_array((signs, (at, columns)), shape=(len(sets) + 1, size)))
+    firsts.append(np.eye(1, len(sets) + 1).ravel())
+  # max q₀ over plans x ≥ 0 and q with E x = e and Fᵀ q ≤ Uᵀ x; y is the multiplier of the latter.
+  answers = scipy.optimize.linprog(
+    np.concatenate([np.zeros(size), -firsts[1]]),
+    A_ub=scipy.sparse.hstack([-payoff.T, flows[1].T]).tocsr(),
+    b_ub=np.zeros(size),
+    A_eq=scipy.sparse.hstack(
+      [flows[0], scipy.sparse.coo_array((len(firsts[0]), len(firsts[1])))]
+    ).tocsr(),
+    b_eq=firsts[0],
+    bounds=[(0, None)] * size + [(None, None)] * len(firsts[1]),
+    method="highs",
+  )
+  if answers.status != 0:
+    raise RuntimeError(f"{tree.name}: the linear program has no solution: {answers.message}")
+  plans = [answers.x[1:size], -answers.ineqlin.marginals[1:]]
+  mixed = np.where(tree.owner[:, None] == 0, *(plan.reshape(-1, width) for plan in plans))
+  mixed = np.maximum(mixed, 0) * trees.legal(tree)
+  sums = mixed.sum(1, keepdims=True)
+  policy = np.where(sums > 0, mixed / np.where(sums > 0, sums, 1), trees.uniform(tree))
+  return Equilibrium(policy, float(-answers.fun))
