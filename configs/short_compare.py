@@ -3,9 +3,9 @@
 Question: whose last iterate is nearest the equilibrium, with mild and with strong cycles?
 Command:  nash-jax compare --config=short_compare:mild --workdir=runs/short_mild
           (:strong; :mild,network and :strong,network for Gemma policies, with tabular ones under
-          the same optimiser and rate; :smoke in half a minute, without the methods that learn from
-          a file of pairs: nash-jax collect --config=online_offline:reference
-          --workdir=runs/online_offline/reference makes it; for the strong game use
+          the same optimiser and rate; :smoke in half a minute; :mild,offline adds the methods that
+          learn from a file of pairs: nash-jax collect --config=online_offline:reference
+          --workdir=runs/online_offline/reference makes it; for :strong,offline use
           :strong,reference and runs/online_offline_strong/reference)
 Cost:     about half an hour of one CPU core, less with networks.
 Expected: docs/short_game.md
@@ -41,7 +41,7 @@ def _offline(strength):
 def get_config(kind="mild"):
   strength, *rest = kind.split(",")
   offline = {name for name, method in algorithms.ALGORITHMS.items() if method.offline}
-  names = [x for x in algorithms.ALGORITHMS if strength != "smoke" or x not in offline]
+  names = [x for x in algorithms.ALGORITHMS if "offline" in rest or x not in offline]
   needs = {**NEEDS, **dict.fromkeys(offline, _offline(strength))}
   b = short_game.get_config("mild" if strength == "smoke" else strength)
   runs = [{"algorithm.name": name, **needs.get(name, {})} for name in names]

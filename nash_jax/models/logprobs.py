@@ -49,16 +49,14 @@ def token_logprobs(
 ) -> tuple[Float[Array, "N S"], ...]:
   """Returns log-probability and entropy (nats) of tokens[:, first:], each given those before it.
 
-  With `mixture`, `params` are several models and the distribution is the one that the sampler of
-  that `mixture` draws from.
-
   Args:
+    params: of the model, or with `mixture` of several.
     mask: False on padding, which is never attended to and gets 0.
     first: column of the first evaluated token, at least 1; S = T - first.
     forbidden: ids of probability 0.
     temperature: divides the logits.
     chunk: number of columns whose logits exist at the same time.
-    mixture: as in sampler.make_sampler.
+    mixture: as in sampler.make_sampler, whose distribution this is.
     measure: (log-probabilities of all ids, the tokens) -> what is returned in place of entropy.
     normaliser: return the log of the sum of the exponentiated logits as well.
   """
