@@ -92,11 +92,8 @@ def token_logprobs(
   tables = [sharding.constrain(p["embedder"]["input_embedding"], _VOCABULARY) for p in models]
   embedders = [{"input_embedding": table} for table in tables]
   # With a scan, only one chunk's logits exist at a time.
-  _, out = jax.lax.scan(
-    lambda none, xs: (none, chunk_logprobs(embedders, *xs)),
-    None,
-    ([split(x) for x in hidden], split(labels)),
-  )
+  chunks = ([split(x) for x in hidden], split(labels))
+  _, out = jax.lax.scan(lambda none, xs: (none, chunk_logprobs(embedders, *xs)), None, chunks)
   return tuple(
     jnp.where(mask[:, first:], jnp.moveaxis(a, 0, 1).reshape(len(tokens), -1)[:, :num_labels], 0.0)
     for a in out  # [chunks, N, size] -> [N, S]

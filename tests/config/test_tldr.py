@@ -39,7 +39,9 @@ def test_the_runs_are_those_of_the_published_table():
     c = tldr.get_config(name)
     assert c.steps == 10_000
     assert c.algorithm.beta == (0.05 if name == "rlhf" else 0.008)
-    assert (c.judge.name == "bradley_terry") == algorithms.get(c.algorithm.name).needs_rewards
+    assert (c.judge.name == "bradley_terry") == algorithms.get(c.algorithm.name).needs_rewards(
+      c.algorithm
+    )
   averages = [1 - tldr.get_config(name).algorithm.kappa for name in ("ema1", "ema2")]
   np.testing.assert_allclose(averages, [0.999, 0.9995])
   for name in tldr.XSUM:
