@@ -348,10 +348,7 @@ def test_a_judge_without_its_file_is_refused(refuse, name):
     ({"micro_batches": 0}, "judge.micro_batches: expected a whole number in .*, got 0"),
     ({"micro_batches": 3}, "judge.micro_batches: expected a divisor of prompts.batch_size"),
     ({"name": "http"}, "judge.name: expected a judge on this machine's devices, got 'http'"),
-    (
-      {"template": "story"},
-      "got 'story', expected one of .*stories, .*; did you mean 'stories'",
-    ),
+    ({"template": "story"}, "got 'story', expected one of .*stories, .*; did you mean 'stories'"),
   ],
 )
 def test_a_judge_that_cannot_be_used_is_refused(refuse, changes, message):
