@@ -53,7 +53,7 @@ class Digits:
 
     return sample
 
-  def logprobs(self, params, prompts, tokens, mask):
+  def logprobs(self, params, prompts, tokens, mask, **_):
     return jnp.zeros(tokens.shape), jnp.zeros(tokens.shape)
 
 

@@ -50,7 +50,7 @@ def held(tmp_path, monkeypatch):
 
     return sample
 
-  def logprobs(params, *, prompts, tokens, mask):
+  def logprobs(params, *, prompts, tokens, mask, **_):
     logp = jnp.where(mask, params * tokens, 0.0)
     return logp, logp
 
