@@ -225,6 +225,11 @@ GPO = {
 }
 
 
+def off(rows=2):
+  """Returns which comparisons of two responses are valid: not those with themselves."""
+  return np.tile(~np.eye(2, dtype=bool), (rows, 1, 1))
+
+
 def compare(name, a, length):
   with jax.enable_x64(True):
     table, rewards, players = game(length=length)

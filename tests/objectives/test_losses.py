@@ -14,6 +14,7 @@ from enumeration import (
   config,
   enumerated,
   game,
+  off,
   regularised,
   squared,
   whole,

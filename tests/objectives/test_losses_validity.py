@@ -3,14 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from enumeration import CONFIG, config, read
+from enumeration import CONFIG, config, off, read
 
 from nash_jax.objectives import algorithms, losses
 from nash_jax.types import Verdict
-
-
-def off(rows=2):
-  return np.tile(~np.eye(2, dtype=bool), (rows, 1, 1))
 
 
 @pytest.mark.parametrize(
