@@ -28,10 +28,11 @@ def _edges(tree: Tree, policy: Float[np.ndarray, "X A"], player: int) -> Float[n
 def value(tree: Tree, policy: Any) -> float:
   """Returns what the first player wins in expectation.
 
-  >>> from nash_jax.games import exact, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> round(exact.value(kuhn, trees.uniform(kuhn)), 6)
-  0.125
+  Examples:
+    >>> from nash_jax.games import exact, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> round(exact.value(kuhn, trees.uniform(kuhn)), 6)
+    0.125
 
   Args:
     policy: of both players, [X A].
@@ -50,11 +51,12 @@ def losses(tree: Tree, policy: Any, player: int) -> tuple[Float[np.ndarray, "X A
   ℓ^ν(x, a) is the loss of the leaves of which (x, a) is the player's last decision, times the
   probability that chance and the opponent lead there. A plan's loss is linear in it.
 
-  >>> from nash_jax.games import exact, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> loss, constant = exact.losses(kuhn, trees.uniform(kuhn), 0)
-  >>> loss.shape, constant
-  ((12, 2), 0.0)
+  Examples:
+    >>> from nash_jax.games import exact, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> loss, constant = exact.losses(kuhn, trees.uniform(kuhn), 0)
+    >>> loss.shape, constant
+    ((12, 2), 0.0)
 
   Args:
     policy: of both players; the player's own is not read.
@@ -79,10 +81,11 @@ def losses(tree: Tree, policy: Any, player: int) -> tuple[Float[np.ndarray, "X A
 class Response(NamedTuple):
   """A best response, and its loss.
 
-  >>> from nash_jax.games import exact, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> round(exact.best_response(kuhn, trees.uniform(kuhn), 0).loss, 4)
-  0.375
+  Examples:
+    >>> from nash_jax.games import exact, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> round(exact.best_response(kuhn, trees.uniform(kuhn), 0).loss, 4)
+    0.375
 
   Attributes:
     policy: a row for each set; those of the opponent are as they were.
@@ -96,11 +99,12 @@ class Response(NamedTuple):
 def best_response(tree: Tree, policy: Any, player: int) -> Response:
   """Returns a player's best response to the other's policy.
 
-  >>> from nash_jax.games import exact, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> best = exact.best_response(kuhn, trees.uniform(kuhn), 0)
-  >>> round(exact.value(kuhn, best.policy), 6)
-  0.5
+  Examples:
+    >>> from nash_jax.games import exact, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> best = exact.best_response(kuhn, trees.uniform(kuhn), 0)
+    >>> round(exact.value(kuhn, best.policy), 6)
+    0.5
 
   Args:
     policy: of both players; the player's own is not read.
@@ -129,10 +133,11 @@ def gap(tree: Tree, policy: Any) -> float:
 
   It is max_μ V(μ, ν) - min_ν V(μ, ν) with returns scaled to [0, 1]: nash_conv/(high - low).
 
-  >>> from nash_jax.games import exact, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> round(exact.gap(kuhn, trees.uniform(kuhn)), 4)
-  0.2292
+  Examples:
+    >>> from nash_jax.games import exact, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> round(exact.gap(kuhn, trees.uniform(kuhn)), 4)
+    0.2292
 
   Args:
     policy: of both players, [X A].
@@ -146,9 +151,10 @@ def gap(tree: Tree, policy: Any) -> float:
 class Equilibrium(NamedTuple):
   """An equilibrium of a game.
 
-  >>> from nash_jax.games import exact, trees
-  >>> round(exact.solve(trees.load("kuhn_poker")).value * -18, 7)
-  1.0
+  Examples:
+    >>> from nash_jax.games import exact, trees
+    >>> round(exact.solve(trees.load("kuhn_poker")).value * -18, 7)
+    1.0
 
   Attributes:
     policy: of both players.
@@ -162,10 +168,11 @@ class Equilibrium(NamedTuple):
 def solve(tree: Tree) -> Equilibrium:
   """Returns an equilibrium by linear programming over plans (HiGHS).
 
-  >>> from nash_jax.games import exact, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> abs(exact.gap(kuhn, exact.solve(kuhn).policy)) < 1e-9
-  True
+  Examples:
+    >>> from nash_jax.games import exact, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> abs(exact.gap(kuhn, exact.solve(kuhn).policy)) < 1e-9
+    True
 
   Raises:
     RuntimeError: the solver fails.

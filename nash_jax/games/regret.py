@@ -30,9 +30,10 @@ _FORMAT = 1  # of saved states
 class Rule(NamedTuple):
   """A method in a game, at given rates.
 
-  >>> from nash_jax.games import regret, trees
-  >>> regret.rule(trees.load("kuhn_poker"), "ixomd", eta=0.02).power
-  0.0
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> regret.rule(trees.load("kuhn_poker"), "ixomd", eta=0.02).power
+    0.0
 
   Attributes:
     eta: η of each set before its first visit.
@@ -50,10 +51,11 @@ class Rule(NamedTuple):
 class State(NamedTuple):
   """Where learning is.
 
-  >>> from nash_jax.games import regret, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> regret.init(kuhn, regret.rule(kuhn, "ixomd", eta=0.02), seed=1).episodes
-  0
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> regret.init(kuhn, regret.rule(kuhn, "ixomd", eta=0.02), seed=1).episodes
+    0
 
   Attributes:
     logp: log-probabilities of the current policies; -inf beyond a set's own actions.
@@ -75,9 +77,10 @@ class State(NamedTuple):
 class Method(NamedTuple):
   """A row of the table of methods.
 
-  >>> from nash_jax.games import regret
-  >>> regret.METHODS["tweaked_ftrl"].power
-  0.5
+  Examples:
+    >>> from nash_jax.games import regret
+    >>> regret.METHODS["tweaked_ftrl"].power
+    0.5
 
   Attributes:
     scale: from a game to what multiplies η and γ at each set.
@@ -93,9 +96,10 @@ class Method(NamedTuple):
 def below(tree: Tree) -> Float[np.ndarray, "X"]:
   """Returns S_x, the number of actions in each set and all sets below it.
 
-  >>> from nash_jax.games import regret, trees
-  >>> regret.below(trees.load("kuhn_poker"))[:2].tolist()
-  [4.0, 4.0]
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> regret.below(trees.load("kuhn_poker"))[:2].tolist()
+    [4.0, 4.0]
   """
   count = tree.actions.astype(float)
   for x in range(len(count) - 1, -1, -1):
@@ -115,9 +119,10 @@ def _below_actions(tree: Tree, count: Float[np.ndarray, "X"]) -> Float[np.ndarra
 def balanced_transition(tree: Tree) -> Float[np.ndarray, "X"]:
   """Returns p*(x): chances that favour sets in proportion to the actions below them.
 
-  >>> from nash_jax.games import regret, trees
-  >>> regret.balanced_transition(trees.load("kuhn_poker"))[:3].round(3).tolist()
-  [0.333, 0.333, 0.333]
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> regret.balanced_transition(trees.load("kuhn_poker"))[:3].round(3).tolist()
+    [0.333, 0.333, 0.333]
   """
   count = below(tree)
   later = _below_actions(tree, count)
@@ -131,9 +136,10 @@ def balanced_transition(tree: Tree) -> Float[np.ndarray, "X"]:
 def balanced_plan(tree: Tree) -> Float[np.ndarray, "X"]:
   """Returns b(x): the plan that favours actions in proportion to those of x's depth below them.
 
-  >>> from nash_jax.games import regret, trees
-  >>> regret.balanced_plan(trees.load("kuhn_poker"))[:3].tolist()
-  [0.5, 0.5, 0.5]
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> regret.balanced_plan(trees.load("kuhn_poker"))[:3].tolist()
+    [0.5, 0.5, 0.5]
   """
   plan = np.ones(len(tree.actions))
   for depth in range(int(tree.depth.max()) + 1):
@@ -154,9 +160,10 @@ def balanced_plan(tree: Tree) -> Float[np.ndarray, "X"]:
 def shares(tree: Tree) -> Float[np.ndarray, "X A"]:
   """Returns the policies that choose in proportion to an action and all those below it.
 
-  >>> from nash_jax.games import regret, trees
-  >>> regret.shares(trees.load("kuhn_poker"))[0].tolist()
-  [0.75, 0.25]
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> regret.shares(trees.load("kuhn_poker"))[0].tolist()
+    [0.75, 0.25]
   """
   count = below(tree)
   inside = trees.legal(tree) * (1 + _below_actions(tree, count))
@@ -179,9 +186,10 @@ METHODS = {
 def rule(tree: Tree, method: str, eta: checks.Number, gamma: checks.Number | None = None) -> Rule:
   """Returns a method in a game, at the rates η and γ of both players.
 
-  >>> from nash_jax.games import regret, trees
-  >>> regret.rule(trees.load("kuhn_poker"), "balanced_ftrl", eta=0.1).eta[:3].round(3).tolist()
-  [0.3, 0.3, 0.3]
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> regret.rule(trees.load("kuhn_poker"), "balanced_ftrl", eta=0.1).eta[:3].round(3).tolist()
+    [0.3, 0.3, 0.3]
 
   Args:
     method: a name of METHODS.
@@ -207,10 +215,11 @@ def theory(tree: Tree, method: str, episodes: int, delta: float = 0.05) -> tuple
   They are those of the player with more actions and decisions. Balanced OMD's constants, and both
   rates of Tweaked FTRL, which has no bound, are 1.
 
-  >>> from nash_jax.games import regret, trees
-  >>> eta, gamma = regret.theory(trees.load("kuhn_poker"), "ixomd", episodes=10_000)
-  >>> round(eta, 4), round(gamma, 4)
-  (0.0042, 0.0128)
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> eta, gamma = regret.theory(trees.load("kuhn_poker"), "ixomd", episodes=10_000)
+    >>> round(eta, 4), round(gamma, 4)
+    (0.0042, 0.0128)
 
   Args:
     episodes: T, for which the rates are chosen.
@@ -239,12 +248,13 @@ def theory(tree: Tree, method: str, episodes: int, delta: float = 0.05) -> tuple
 def init(tree: Tree, rule: Rule, seed: int = 0) -> State:
   """Returns the state in which a method starts: at μ⁰, before the first episode.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import regret, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> state = regret.init(kuhn, regret.rule(kuhn, "ixomd", eta=0.02))
-  >>> np.exp(state.logp[0]).round(3).tolist()
-  [0.5, 0.5]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import regret, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> state = regret.init(kuhn, regret.rule(kuhn, "ixomd", eta=0.02))
+    >>> np.exp(state.logp[0]).round(3).tolist()
+    [0.5, 0.5]
 
   Args:
     seed: of the draws of all episodes.
@@ -262,12 +272,13 @@ def learn(tree: Tree, rule: Rule, state: State, episodes: int) -> State:
 
   An episode costs as many operations as its length times the actions, whatever the game's size.
 
-  >>> from nash_jax.games import exact, regret, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> rule = regret.rule(kuhn, "ixomd", eta=0.02)
-  >>> state = regret.learn(kuhn, rule, regret.init(kuhn, rule), 20_000)
-  >>> exact.gap(kuhn, regret.average(kuhn, state)) < 0.1
-  True
+  Examples:
+    >>> from nash_jax.games import exact, regret, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> rule = regret.rule(kuhn, "ixomd", eta=0.02)
+    >>> state = regret.learn(kuhn, rule, regret.init(kuhn, rule), 20_000)
+    >>> exact.gap(kuhn, regret.average(kuhn, state)) < 0.1
+    True
 
   Args:
     episodes: ≥ 1.
@@ -307,11 +318,12 @@ def _compiled() -> Callable[..., None]:
 def current(state: State) -> Float[np.ndarray, "X A"]:
   """Returns the policies that the next episode is played with.
 
-  >>> from nash_jax.games import regret, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> state = regret.init(kuhn, regret.rule(kuhn, "ixomd", eta=0.02))
-  >>> regret.current(state).shape
-  (12, 2)
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> state = regret.init(kuhn, regret.rule(kuhn, "ixomd", eta=0.02))
+    >>> regret.current(state).shape
+    (12, 2)
   """
   return np.exp(state.logp)
 
@@ -322,12 +334,13 @@ def average(tree: Tree, state: State) -> Float[np.ndarray, "X A"]:
   These are the policies that the guarantees speak of. A set that no plan has reached has the
   current policy. The state stays as it is.
 
-  >>> from nash_jax.games import regret, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> rule = regret.rule(kuhn, "ixomd", eta=0.02)
-  >>> state = regret.learn(kuhn, rule, regret.init(kuhn, rule), 100)
-  >>> regret.average(kuhn, state).sum(1).round(12).tolist() == [1.0] * 12
-  True
+  Examples:
+    >>> from nash_jax.games import regret, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> rule = regret.rule(kuhn, "ixomd", eta=0.02)
+    >>> state = regret.learn(kuhn, rule, regret.init(kuhn, rule), 100)
+    >>> regret.average(kuhn, state).sum(1).round(12).tolist() == [1.0] * 12
+    True
   """
   policy, total = current(state), state.total.copy()
   for sets in trees.levels(tree.depth):  # parents first
@@ -342,15 +355,16 @@ def average(tree: Tree, state: State) -> Float[np.ndarray, "X A"]:
 def save(path: str | os.PathLike[str], tree: Tree, state: State) -> None:
   """Writes a state as a NumPy archive (.npz), from which learning goes on bit for bit.
 
-  >>> import pathlib, tempfile
-  >>> from nash_jax.games import regret, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> state = regret.init(kuhn, regret.rule(kuhn, "ixomd", eta=0.02), seed=3)
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   path = pathlib.Path(folder) / "state.npz"
-  ...   regret.save(path, kuhn, state)
-  ...   regret.load(path, kuhn).seed
-  3
+  Examples:
+    >>> import pathlib, tempfile
+    >>> from nash_jax.games import regret, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> state = regret.init(kuhn, regret.rule(kuhn, "ixomd", eta=0.02), seed=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "state.npz"
+    ...   regret.save(path, kuhn, state)
+    ...   regret.load(path, kuhn).seed
+    3
   """
   with open(path, "wb") as file:
     np.savez(file, format=_FORMAT, game=tree.name, **state._asdict())
@@ -359,15 +373,16 @@ def save(path: str | os.PathLike[str], tree: Tree, state: State) -> None:
 def load(path: str | os.PathLike[str], tree: Tree) -> State:
   """Reads a state of `save`.
 
-  >>> import pathlib, tempfile
-  >>> from nash_jax.games import regret, trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   path = pathlib.Path(folder) / "state.npz"
-  ...   rule = regret.rule(kuhn, "ixomd", eta=0.02)
-  ...   regret.save(path, kuhn, regret.learn(kuhn, rule, regret.init(kuhn, rule), 10))
-  ...   regret.load(path, kuhn).episodes
-  10
+  Examples:
+    >>> import pathlib, tempfile
+    >>> from nash_jax.games import regret, trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "state.npz"
+    ...   rule = regret.rule(kuhn, "ixomd", eta=0.02)
+    ...   regret.save(path, kuhn, regret.learn(kuhn, rule, regret.init(kuhn, rule), 10))
+    ...   regret.load(path, kuhn).episodes
+    10
 
   Raises:
     ValueError: the file is no such state, or one of another game.

@@ -26,9 +26,10 @@ BASELINES = ("cfr_plus", "mccfr")
 def check(config: StudyConfig) -> None:
   """Checks the names of a study's games, methods and baselines.
 
-  >>> from nash_jax.configs.games import trees as config
-  >>> from nash_jax.games import tree_study
-  >>> tree_study.check(config.get_config())
+  Examples:
+    >>> from nash_jax.configs.games import trees as config
+    >>> from nash_jax.games import tree_study
+    >>> tree_study.check(config.get_config())
 
   Raises:
     ValueError: an unknown name, or not one number of episodes for each game.
@@ -46,13 +47,14 @@ def check(config: StudyConfig) -> None:
 def learn(config: StudyConfig) -> Tables:
   """Measures every method in every game, each at the best of its tuned rates.
 
-  >>> from nash_jax.configs.games import trees as config
-  >>> from nash_jax.games import tree_study
-  >>> small = config.get_config("smoke")
-  >>> small.update(methods=("ixomd",), multipliers=(3.0, 10.0), seeds=(0,), baselines=())
-  >>> tables = tree_study.learn(small)
-  >>> tables["trees"][-1]["gap"] < tables["trees"][0]["gap"]
-  True
+  Examples:
+    >>> from nash_jax.configs.games import trees as config
+    >>> from nash_jax.games import tree_study
+    >>> small = config.get_config("smoke")
+    >>> small.update(methods=("ixomd",), multipliers=(3.0, 10.0), seeds=(0,), baselines=())
+    >>> tables = tree_study.learn(small)
+    >>> tables["trees"][-1]["gap"] < tables["trees"][0]["gap"]
+    True
 
   Args:
     config: as configs/games/trees.py.

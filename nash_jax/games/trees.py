@@ -29,10 +29,11 @@ MOST_NODES = 5_000_000  # the walk of so many takes a minute or two, and 2 GB
 class Tree(NamedTuple):
   """A game as arrays.
 
-  >>> from nash_jax.games import trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> len(kuhn.player), len(kuhn.labels), int(kuhn.actions.sum())
-  (58, 12, 24)
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> len(kuhn.player), len(kuhn.labels), int(kuhn.actions.sum())
+    (58, 12, 24)
 
   Attributes:
     name: as OpenSpiel has it, or as the file does.
@@ -80,9 +81,10 @@ class Tree(NamedTuple):
 class Node(NamedTuple):
   """A node as a walk finds it.
 
-  >>> from nash_jax.games import trees
-  >>> trees.Node(trees.TERMINAL, returns=1.0).children
-  ()
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> trees.Node(trees.TERMINAL, returns=1.0).children
+    ()
 
   Attributes:
     player: 0, 1, CHANCE or TERMINAL.
@@ -146,16 +148,17 @@ def build(
 ) -> Tree:
   """Returns the game that a walk from its root finds.
 
-  >>> from nash_jax.games import trees
-  >>> leaves = {"heads": 1.0, "tails": -1.0}
-  >>> def expand(node):
-  ...   if node in leaves:
-  ...     return trees.Node(trees.TERMINAL, returns=leaves[node])
-  ...   player = 0 if node == "root" else 1
-  ...   children = ("left", "right") if node == "root" else ("heads", "tails")
-  ...   return trees.Node(player, label=node, names=("a", "b"), children=children)
-  >>> trees.build("coins", "root", expand).labels
-  ('root', 'left', 'right')
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> leaves = {"heads": 1.0, "tails": -1.0}
+    >>> def expand(node):
+    ...   if node in leaves:
+    ...     return trees.Node(trees.TERMINAL, returns=leaves[node])
+    ...   player = 0 if node == "root" else 1
+    ...   children = ("left", "right") if node == "root" else ("heads", "tails")
+    ...   return trees.Node(player, label=node, names=("a", "b"), children=children)
+    >>> trees.build("coins", "root", expand).labels
+    ('root', 'left', 'right')
 
   Args:
     name: what tables and files call the game.
@@ -225,9 +228,10 @@ def _assemble(
 def openspiel() -> Any:
   """Returns OpenSpiel's module `pyspiel`.
 
-  >>> from nash_jax.games import trees
-  >>> trees.openspiel().load_game("kuhn_poker").num_players()
-  2
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> trees.openspiel().load_game("kuhn_poker").num_players()
+    2
 
   Raises:
     ValueError: it is not installed.
@@ -243,12 +247,13 @@ def openspiel() -> Any:
 def load(name: str, most_nodes: int = MOST_NODES) -> Tree:
   """Returns a game of OpenSpiel by its name, with parameters if it has any.
 
-  >>> from nash_jax.games import trees
-  >>> leduc = trees.load("leduc_poker")
-  >>> len(leduc.player), len(leduc.labels)
-  (9457, 936)
-  >>> trees.load("liars_dice(dice_sides=2)").high
-  1.0
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> leduc = trees.load("leduc_poker")
+    >>> len(leduc.player), len(leduc.labels)
+    (9457, 936)
+    >>> trees.load("liars_dice(dice_sides=2)").high
+    1.0
 
   Args:
     name: such as "kuhn_poker".
@@ -302,16 +307,17 @@ def load_json(path: str | os.PathLike[str], most_nodes: int = MOST_NODES) -> Tre
   {"player": 1 or 2, "sees": text, "actions": {name: tree, ...}}. Nodes of one player with the same
   "sees" are one information set.
 
-  >>> import json, pathlib, tempfile
-  >>> from nash_jax.games import trees
-  >>> guess = {"player": 2, "sees": "nothing", "actions": {"heads": -1, "tails": 1}}
-  >>> other = guess | {"actions": {"heads": 1, "tails": -1}}
-  >>> tree = {"player": 1, "sees": "", "actions": {"heads": guess, "tails": other}}
-  >>> with tempfile.TemporaryDirectory() as folder:
-  ...   path = pathlib.Path(folder) / "pennies.json"
-  ...   _ = path.write_text(json.dumps({"name": "pennies", "tree": tree}))
-  ...   trees.load_json(path).labels
-  ('', 'nothing')
+  Examples:
+    >>> import json, pathlib, tempfile
+    >>> from nash_jax.games import trees
+    >>> guess = {"player": 2, "sees": "nothing", "actions": {"heads": -1, "tails": 1}}
+    >>> other = guess | {"actions": {"heads": 1, "tails": -1}}
+    >>> tree = {"player": 1, "sees": "", "actions": {"heads": guess, "tails": other}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "pennies.json"
+    ...   _ = path.write_text(json.dumps({"name": "pennies", "tree": tree}))
+    ...   trees.load_json(path).labels
+    ('', 'nothing')
 
   Args:
     most_nodes: more are refused.
@@ -371,9 +377,10 @@ def _expand_chance(outcomes: Any) -> Node:
 def legal(tree: Tree) -> Bool[np.ndarray, "X A"]:
   """Returns which slots of each information set are actions.
 
-  >>> from nash_jax.games import trees
-  >>> trees.legal(trees.load("kuhn_poker")).shape
-  (12, 2)
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> trees.legal(trees.load("kuhn_poker")).shape
+    (12, 2)
   """
   return np.arange(tree.actions.max()) < tree.actions[:, None]
 
@@ -381,9 +388,10 @@ def legal(tree: Tree) -> Bool[np.ndarray, "X A"]:
 def uniform(tree: Tree) -> Float[np.ndarray, "X A"]:
   """Returns the policies with which both players choose every action equally often.
 
-  >>> from nash_jax.games import trees
-  >>> trees.uniform(trees.load("kuhn_poker"))[0].tolist()
-  [0.5, 0.5]
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> trees.uniform(trees.load("kuhn_poker"))[0].tolist()
+    [0.5, 0.5]
   """
   return np.where(legal(tree), 1 / tree.actions[:, None], 0)
 
@@ -391,10 +399,11 @@ def uniform(tree: Tree) -> Float[np.ndarray, "X A"]:
 def policy(tree: Tree, probabilities: Any) -> Float[np.ndarray, "X A"]:
   """Returns probabilities as a float64 array, if they are policies of both players.
 
-  >>> from nash_jax.games import trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> trees.policy(kuhn, trees.uniform(kuhn)).shape
-  (12, 2)
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> trees.policy(kuhn, trees.uniform(kuhn)).shape
+    (12, 2)
 
   Args:
     probabilities: [X A], zero beyond a set's own actions.
@@ -415,10 +424,11 @@ def policy(tree: Tree, probabilities: Any) -> Float[np.ndarray, "X A"]:
 def by_label(tree: Tree, probabilities: Any) -> dict[str, list[float]]:
   """Returns a policy as {information state: [probability of each legal action]}.
 
-  >>> from nash_jax.games import trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> trees.by_label(kuhn, trees.uniform(kuhn))["0pb"]
-  [0.5, 0.5]
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> trees.by_label(kuhn, trees.uniform(kuhn))["0pb"]
+    [0.5, 0.5]
 
   Args:
     probabilities: [X A].
@@ -436,10 +446,11 @@ def by_label(tree: Tree, probabilities: Any) -> dict[str, list[float]]:
 def levels(values: Int[np.ndarray, "n"]) -> list[Int[np.ndarray, "m"]]:
   """Returns the indices where values are 0, those where they are 1, and so on.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import trees
-  >>> [level.tolist() for level in trees.levels(np.array([0, 1, 0]))]
-  [[0, 2], [1]]
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import trees
+    >>> [level.tolist() for level in trees.levels(np.array([0, 1, 0]))]
+    [[0, 2], [1]]
   """
   order = np.argsort(values, kind="stable")
   return np.split(order, np.searchsorted(values[order], np.arange(1, values.max(initial=0) + 1)))
@@ -448,11 +459,12 @@ def levels(values: Int[np.ndarray, "n"]) -> list[Int[np.ndarray, "m"]]:
 def reached(tree: Tree, edge: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
   """Returns the product of `edge` along the path from the root to each node.
 
-  >>> import numpy as np
-  >>> from nash_jax.games import trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> round(float(trees.reached(kuhn, kuhn.chance)[-1]), 4)  # both cards are dealt
-  0.1667
+  Examples:
+    >>> import numpy as np
+    >>> from nash_jax.games import trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> round(float(trees.reached(kuhn, kuhn.chance)[-1]), 4)  # both cards are dealt
+    0.1667
 
   Args:
     edge: a number for the step into each node.
@@ -468,10 +480,11 @@ def reached(tree: Tree, edge: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
 def last_decisions(tree: Tree, player: int) -> Int[np.ndarray, "N"]:
   """Returns a player's last (set, action) before each node as set·A + action; -1 without one.
 
-  >>> from nash_jax.games import trees
-  >>> kuhn = trees.load("kuhn_poker")
-  >>> int(trees.last_decisions(kuhn, 0)[0])
-  -1
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> int(trees.last_decisions(kuhn, 0)[0])
+    -1
 
   Args:
     player: 0 or 1.
@@ -491,9 +504,10 @@ def last_decisions(tree: Tree, player: int) -> Int[np.ndarray, "N"]:
 def longest(tree: Tree) -> int:
   """Returns the most steps of an episode, those of chance included.
 
-  >>> from nash_jax.games import trees
-  >>> trees.longest(trees.load("kuhn_poker"))
-  5
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> trees.longest(trees.load("kuhn_poker"))
+    5
   """
   count, start, stop = 0, 0, 1
   while stop < len(tree.player):
