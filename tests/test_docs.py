@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 
 from nash_jax import config, main
-from nash_jax.config import fields, files
+from nash_jax.config import checks, fields, files
 from nash_jax.objectives import algorithms
 from nash_jax.plan import topology
 from nash_jax.run.metrics import GLOSSARY
@@ -108,7 +108,7 @@ config_files = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWar
 
 
 def resolve(command, monkeypatch):
-  """Parses a command and resolves its config, as if every file were there."""
+  """Parses a command and resolves its config, as if every file and package were there."""
   job, c, given, values = doc_pages.parse(command)
   expected = main.CONFIG_OF.get(job, job)
   assert c.get("job", expected) == expected, f"the config is of the job {c.job}"
@@ -119,6 +119,7 @@ def resolve(command, monkeypatch):
   if expected in fields.DECLARED:  # other jobs check their configs themselves
     config.refuse_unread(c, expected, given)
     monkeypatch.setattr(files, "require_present", lambda *_: None)
+    monkeypatch.setattr(checks, "_is_installed", lambda _: True)
     config.resolve(c, expected, devices)
 
 

@@ -36,6 +36,7 @@ def third(files):
   weights.save(str(files / "third.safetensors"), params, model, "float32", {})
 
 
+@pytest.mark.slow
 def test_an_arena_scores_a_mixture_as_it_was_sampled(files, third, tmp_path, monkeypatch):
   """At λ = 0 it is the reference; KL and the share of tokens outside the base's grow with λ."""
   found, evaluate = [], arena.evaluate
