@@ -499,7 +499,7 @@ def _message(record: Record, name: Any, parent: Any) -> _Message | None:
   """Returns a message; None if it is deleted."""
   role, text = _ROLES.get(field(record, "role"), record["role"]), field(record, "text")
   if role not in ("user", "assistant"):
-    raise ValueError(f"field 'role' is {role!r}, expected 'prompter' or 'assistant'")
+    raise ValueError(f"field 'role' is {shorten(role)}, expected 'prompter' or 'assistant'")
   rank = number(record, "rank") if has(record, "rank") else math.nan
   message = _Message(name, parent, role, text, None if math.isnan(rank) else rank)
   return None if record.get("deleted") else message
