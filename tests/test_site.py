@@ -85,7 +85,8 @@ def repository(tmp_path, monkeypatch):
   nav = 'nav = ["index.md", "api/index.md"]\n'
   config = re.sub(r"^nav = \[.*?^\]\n", nav, config, flags=re.DOTALL | re.MULTILINE)
   (tmp_path / "zensical.toml").write_text(config, encoding="utf-8")
-  shutil.copytree(ROOT / "docs" / "stylesheets", tmp_path / "docs" / "stylesheets")
+  for name in ("stylesheets", "javascripts"):
+    shutil.copytree(ROOT / "docs" / name, tmp_path / "docs" / name)
   (tmp_path / "nash_jax" / "__init__.py").touch()
   (tmp_path / "nash_jax" / "m.py").write_text('def f(x: int) -> int:\n  """Returns x."""\n')
   (tmp_path / "docs" / "api" / "index.md").write_text("# API\n\n::: nash_jax.m\n")
