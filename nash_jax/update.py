@@ -97,13 +97,15 @@ def _in_parts(function: Callable, batch: Any, parts: int) -> Any:
 def _repeat(update: Callable, start: Any, times: int) -> tuple[Any, dict[str, Any]]:
   """Returns the end of so many updates on one batch, and the first one's metrics.
 
-  Those of ρ are the last one's: how far the policy has moved from the one that responded.
+  Those of ρ are the last one's: how far the policy has moved from the one that responded. So is the
+  gradient's norm, which is not finite if any update before it went wrong.
   """
   if times == 1:
     return update(start, None)
   end, metrics = jax.lax.scan(update, start, length=times)
   first, last = (jax.tree.map(lambda x, i=i: x[i], metrics) for i in (0, -1))
-  return end, first | {name: last[name] for name in ("clipped_low", "clipped_high", "ratio")}
+  of_last = ("clipped_low", "clipped_high", "ratio", "gradient_norm")
+  return end, first | {name: last[name] for name in of_last}
 
 
 def apply_gradients(
