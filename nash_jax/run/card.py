@@ -84,7 +84,7 @@ def _front_matter(model: Model) -> str:
     fields["base_model"] = model.base
     fields["base_model_relation"] = "adapter" if model.adapter else "finetune"
   fields["library_name"] = "peft" if model.adapter else "transformers"
-  scores = model.config.get("loss") in ("reward", "gpm")
+  scores = _head_size(model.config) > 0
   fields["pipeline_tag"] = "text-classification" if scores else "text-generation"
   if model.config["model"]["preset"].startswith("gemma"):
     fields["license"] = "gemma"
@@ -107,17 +107,18 @@ def _what(model: Model, run: str) -> str:
     return said
   if model.field != "target":
     return f"{said} It is the policy as trained, not an average."
-  algorithm = model.config["algorithm"]
-  if algorithm["name"] == "nash_ema" or (
-    algorithm["name"] == "nash_mp" and algorithm["target_update"] == "ema"
-  ):
+  algorithm = ConfigDict(model.config["algorithm"])
+  method = algorithms.get(algorithm.name)
+  if method.target_ema(algorithm):
     how = "an exponential average of the policy over training steps, at rate κ"
   else:
-    how = f"a copy of the policy, renewed every {algorithm['target_period']} steps"
+    periods = (algorithm.target_period, 2 * algorithm.target_period)  # the latter in two halves
+    period = next(n for n in periods if "target" in method.copy_schedule(algorithm, n))
+    how = f"a copy of the policy, renewed every {period} steps"
   of_adapters = ", taken over the adapters" if model.config["model"]["lora"]["rank"] else ""
-  return (
-    f"{said} `@target` is {how}{of_adapters}: the centre that the method pulls the policy towards."
-  )
+  pulls = "target" in method.role_weights(algorithm)
+  role = "centre that the method pulls the policy towards" if pulls else "policy's opponent"
+  return f"{said} `@target` is {how}{of_adapters}: the {role}."
 
 
 def _facts(model: Model, run: str) -> Iterator[tuple[str, str]]:
@@ -158,6 +159,10 @@ def _online(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
   with_model = judge["name"] in ("gemma", "gemma_text", "bradley_terry", "gpm", "http")
   yield "judge", escaped(judge["name"]) + (f", {escaped(named)}" if with_model else "")
   prompts = config["prompts"]
+  if method.offline:
+    yield "data", f"{escaped(config['pairs']['path'])} (pairs)"
+    yield "steps", f"{config['steps']}, of {prompts['batch_size']} pairs"
+    return
   yield "data", f"{escaped(prompts['path'] or prompts['task'])} (prompts)"
   per_step = f"{prompts['batch_size']} prompts, {algorithm['samples']} responses to each"
   yield "steps", f"{config['steps']}, of {per_step}"
@@ -198,8 +203,7 @@ def _measured(model: Model, workdir: pathlib.Path | None) -> Iterator[str]:
 
 def _files(model: Model) -> str:
   if model.adapter:
-    loss = str(model.config.get("loss"))
-    labels = {"reward": 1, "gpm": 2 * model.config.get("gpm", {}).get("blocks", 0)}.get(loss)
+    labels = _head_size(model.config)
     auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
     options = f", num_labels={labels}" if labels else ""
     return (
@@ -211,6 +215,13 @@ def _files(model: Model) -> str:
     )
   stops = "`generation_config.json` names the ids that end a text, but no sampling settings."
   return f"Weights are {model.dtype}. {model.note}".strip() + f" {stops}"
+
+
+def _head_size(config: dict[str, Any]) -> int:
+  """Returns how many numbers the head of a fitted judge reads; 0 for a language model."""
+  if "loss" not in config:  # of an online run
+    return 0
+  return {"sft": 0, "judge": 0, "reward": 1, "gpm": 2 * config["gpm"]["blocks"]}[config["loss"]]
 
 
 def _again(run: str) -> str:
