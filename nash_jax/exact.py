@@ -21,10 +21,9 @@ from nash_jax.games import preference
 from nash_jax.judges import table
 from nash_jax.models import gemma
 from nash_jax.policy import Policy
-from nash_jax.types import Mean, Params, Prompts, Responses
+from nash_jax.types import Logprobs, Mean, Params, Prompts, Responses
 from nash_jax.validation import asset_path, require
 
-Logprobs = Callable[..., tuple[Array, ...]]  # as policy.Policy.logprobs
 LogPolicy = Float[Array, "X A"]  # log-probability of every response in every context, in nats
 
 

@@ -116,7 +116,8 @@ def _load_pairs(config, tokenizer: Tokenizer, model_config, held_out: Examples) 
   expected = "responses that the policy may give: of sampling.tokens, without markers"
   for part in (pairs, held_out_pairs):
     for ids in itertools.chain(part.columns["a"], part.columns["b"]):
-      wrong = [i for i in map(int, ids) if never[i]]
+      ids = np.asarray(ids, int)
+      wrong = ids[never[ids]].tolist()
       require(not wrong, "pairs.path", expected, f"token {wrong[:1]}", "Leave such pairs out.")
   return corpus.without_duplicates(pairs, held_out, config.prompts), held_out_pairs
 

@@ -73,10 +73,8 @@ def reinforce(
   gradient of −E[R] + Σ_role role_weights[role]·KL. A response that the judge could not read counts
   neither in the loss nor in the mean of the others. Source: RLOO, Ahmadian et al. 2402.14740.
   """
-  assert verdict.rewards is not None, "algorithms.needs_rewards holds only judges with rewards"
-  counted = _mean_wins(verdict)[1] & jnp.isfinite(verdict.rewards)
+  rewards, counted = _utilities(verdict, "scores")
   counted &= jnp.sum(counted, axis=1, keepdims=True) > 1  # one response has no others
-  rewards = jnp.where(counted, verdict.rewards, 0.0)
   advantage = rewards - _mean_of_others(rewards, counted)
   penalty = _penalty(log_ratios, role_weights, counted, centre, to_go)
   return _surrogate(logp, penalty - advantage[..., None], counted, arms=2)
