@@ -81,7 +81,7 @@ def set_up(config: ConfigDict) -> Setup:
   fix = "Lower it, or raise prompts.held_out."
   require(size <= len(held_out), "evaluation.prompts", expected, size, fix)
   method = algorithms.get(config.algorithm.name)
-  pairs = _load_pairs(config, tokenizer, model_config, held_out) if method.offline else None
+  pairs = read_pairs(config, tokenizer, model_config, held_out) if method.offline else None
   mesh, start = sharding.make_mesh(config.mesh), read_start(config.model, model_config)
   # A judge that is the reference shares its weights: here as shapes, until they are loaded.
   is_own = judged_by_reference(config, dict(mesh.shape))
@@ -109,7 +109,7 @@ def set_up(config: ConfigDict) -> Setup:
   return _offline(setup, *pairs) if pairs else setup
 
 
-def _load_pairs(config, tokenizer: Tokenizer, model_config, held_out: Examples) -> corpus.Split:
+def read_pairs(config, tokenizer: Tokenizer, model_config, held_out: Examples) -> corpus.Split:
   """Returns the pairs to learn from and those that are evaluated alone; see load_pairs."""
   pairs, held_out_pairs = load_pairs(config, tokenizer, config.sampling.max_tokens, config.seed)
   never = np.asarray(forbidden(config.sampling, tokenizer, model_config))

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from nash_jax import judges, keys, train
 from nash_jax.config import describe, resolve
 from nash_jax.data.corpus import Examples
-from nash_jax.data.preferences import load_pairs
 from nash_jax.data.prompts import load_prompts
 from nash_jax.exact import Game, tabular_policy
 from nash_jax.iteration import make_sample
@@ -162,7 +161,8 @@ def _run_batched(group: dict[pathlib.Path, ConfigDict], policy_name: str) -> Non
   game = Game.from_config(config, held_out, train_prompts)
   method, data = algorithms.get(config.algorithm.name), train_prompts
   if method.offline:
-    data = _in_contexts(load_pairs(config, tokenizer, config.sampling.max_tokens, 0)[0], held_out)
+    pairs, _ = train.read_pairs(config, tokenizer, model_config, held_out)
+    data = _in_contexts(pairs, held_out)
   rows = Batch.of_pairs(data.all()) if method.offline else data.all()
 
   @functools.cache

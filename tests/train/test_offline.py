@@ -178,8 +178,11 @@ def test_responses_that_the_policy_may_not_give_are_refused(recorded, tmp_path):
   row = lines(recorded[0], "pairs.jsonl")[0]
   (tmp_path / "bad.jsonl").write_text(json.dumps({**row, "a": [12, *row["a"][1:]]}) + "\n")
   message = r"pairs.path: expected responses that the policy may give.*got 'token \[12\]'"
+  c = resolve(offline(tmp_path / "bad.jsonl"))
   with pytest.raises(ValueError, match=message):
-    train.set_up(resolve(offline(tmp_path / "bad.jsonl")))
+    train.set_up(c)
+  with pytest.raises(ValueError, match=message):  # nor in one program of runs
+    sweep.run({"run": c}, tmp_path, "network", progress=False)
 
 
 @pytest.mark.slow
