@@ -21,10 +21,9 @@ BETA = stories.get_config().algorithm.beta
 
 
 def get_config(kind=""):
-  kind, smoke = kind.removesuffix(",smoke"), kind.endswith("smoke")
-  if kind == "retrain":
-    return _retrain(smoke)
-  return _arena("" if kind == "smoke" else kind, smoke)
+  smoke = f",{kind}".endswith(",smoke")  # a run's folder may end so too
+  kind = f",{kind}".removesuffix(",smoke").removeprefix(",")
+  return _retrain(smoke) if kind == "retrain" else _arena(kind, smoke)
 
 
 def _beta(strength):

@@ -11,6 +11,7 @@ from commands import command
 import nash_jax
 from nash_jax import policy, report, weights
 from nash_jax.config import describe, resolve
+from nash_jax.configs import realign
 from nash_jax.jobs import arena, sample
 from nash_jax.models import gemma
 from nash_jax.run.checkpoint import differences
@@ -148,3 +149,11 @@ def test_the_configs_smoke_trains_again_and_realigns(tmp_path):
   assert done.returncode == 0, done.stderr[-3000:]
   policies = json.loads((tmp_path / "arena" / "arena.json").read_text())["policies"]
   assert {"base", "trained", "realigned 4", "retrained 1/2"} <= {*policies}
+
+
+@pytest.mark.parametrize("run", ["runs/smoke", "runs/my_smoke"])
+def test_a_run_whose_folder_is_called_smoke_is_compared_in_full(run):
+  whole, small = realign.get_config(run), realign.get_config(f"{run},smoke")
+  assert whole.policies.trained.weights == small.policies.trained.weights == run
+  assert (whole.max_prompts, small.max_prompts) == (0, 12)
+  assert realign.get_config("smoke").policies.trained.weights.startswith("runs/realign_smoke/")
