@@ -280,10 +280,10 @@ def _check_arena(config) -> None:
   check.one_of("base", config.policies)
   single = config.policies[config.base].best_of == 1
   check("base", single, "a policy with best_of = 1", "Best-of-n has no log-probabilities for KL.")
+  alone = [n for n, p in config.policies.items() if not (p.outputs or p.realign)]
   for name, policy in config.policies.items():
     if policy.outputs:
       _check_outputs(policy, f"policies.{printable(name)}", config.prompts.task)
-    alone = [n for n, p in config.policies.items() if not (p.outputs or p.realign)]
     for other in policy.realign:
       one_of(f"policies.{printable(name)}.realign, policies of weights alone", other, alone)
       single = config.policies[other].best_of == 1

@@ -224,7 +224,7 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
   for i, (name, policy) in enumerate(config.policies.items()):
     part = slice(i * config.samples, (i + 1) * config.samples)
     samples = jax.tree.map(lambda x, part=part: np.concatenate(x[:, part]), judged.responses)
-    lengths, n, source = samples.mask.sum(axis=-1), policy.best_of, policy.get("outputs") or None
+    lengths, n, source = samples.mask.sum(axis=-1), policy.best_of, policy.outputs or None
     log_ratio = sigma3 = bound = no_kl = None
     outside = (judged.outside or {}).get(name)
     if n > 1:
@@ -245,7 +245,7 @@ def response_statistics(config: ConfigDict, judged: Judged) -> dict[str, dict[st
       "no_kl": no_kl, "best_of_kl_bound": bound, "length": lengths.mean(),
       "distinct2": distinct_bigrams(samples.tokens, lengths - samples.stopped)
       if comparable else math.nan,
-      "realign": policy.get("realign", ConfigDict()).to_dict() or None,
+      "realign": policy.realign.to_dict() or None,
       "outside_base": None if outside is None else outside.sum() / lengths.sum(),
       "stopped": samples.stopped.mean(), "truncated": 1 - samples.stopped.mean(),
     }  # fmt: skip

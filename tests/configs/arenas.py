@@ -15,7 +15,8 @@ SMALL = {"num_embed": 1024, "attention_types": (gm.nn.AttentionType.GLOBAL,)}
 def without_models(count, batch_size, **changes):
   """An arena's config, its held-out part, and policies that draw without a model."""
   config = nash_jax.config.arena()
-  config.policies = {"base": {"weights": "", "best_of": 1}, "other": {"weights": "", "best_of": 1}}
+  alone = {"weights": "", "best_of": 1, "outputs": "", "realign": {}}
+  config.policies = {"base": alone, "other": alone}
   config.judges, config.select_judge = {"judge": config.judges.population}, "judge"
   config.prompts.batch_size, config.resamples, config.texts = batch_size, 20, 0
   config.update_from_flattened_dict(changes)
