@@ -40,7 +40,6 @@ class Tree(NamedTuple):
     parent: a node's parent; -1 at the root.
     slot: which of its parent's children a node is, from 0.
     chance: the probability with which chance chooses a node; 1 where a player does.
-    cdf: that of the node and its earlier siblings together.
     returns: what the first player wins at a terminal node; 0 elsewhere.
     owner: the player of an information set, 0 or 1.
     depth: the player's own decisions before it.
@@ -61,7 +60,6 @@ class Tree(NamedTuple):
   parent: Int[np.ndarray, "N"]
   slot: Int[np.ndarray, "N"]
   chance: Float[np.ndarray, "N"]
-  cdf: Float[np.ndarray, "N"]
   returns: Float[np.ndarray, "N"]
   owner: Int[np.ndarray, "X"]
   depth: Int[np.ndarray, "X"]
@@ -170,10 +168,10 @@ def build(
   """
   checks.count("most_nodes", most_nodes)
   sets, rows = _Sets(), list[tuple[Any, ...]]()
-  # (what to expand, parent, slot, chance, cdf, each player's last (set, action))
-  queue = collections.deque[Any]([(root, -1, 0, 1.0, 1.0, ((-1, 0), (-1, 0)))])
+  # (what to expand, parent, slot, chance, each player's last (set, action))
+  queue = collections.deque[Any]([(root, -1, 0, 1.0, ((-1, 0), (-1, 0)))])
   while queue:
-    thing, parent, slot, chance, cdf, last = queue.popleft()
+    thing, parent, slot, chance, last = queue.popleft()
     node, found, index = expand(thing), -1, len(rows)
     first = index + len(queue) + 1
     expected = f"at most {most_nodes:,} nodes, for memory"
@@ -181,16 +179,17 @@ def build(
     require(first + len(node.children) <= most_nodes + 1, name, expected, "more", fix)
     if node.player < CHANCE:
       found = sets.add(node, last[node.player])
-    rows.append(
-      (node.player, found, first, len(node.children), parent, slot, chance, cdf, node.returns)
-    )
+    if node.player == CHANCE:
+      good = min(node.chances, default=-1.0) >= 0 and abs(math.fsum(node.chances) - 1) < 1e-9
+      expected, fix = "probabilities that sum to 1", "Give one for each child."
+      require(good, f"{name}: chances", expected, node.chances, fix)
+    rows.append((node.player, found, first, len(node.children), parent, slot, chance, node.returns))
     chances = node.chances or (1.0,) * len(node.children)
     for s, (child, p) in enumerate(zip(node.children, chances, strict=True)):
       after = list(last)
       if found >= 0:
         after[node.player] = (found, s)
-      total = math.fsum(chances[: s + 1]) if node.chances else 1.0
-      queue.append((child, index, s, p, total, tuple(after)))
+      queue.append((child, index, s, p, tuple(after)))
   return _assemble(name, rows, sets, bounds)
 
 
@@ -200,7 +199,7 @@ def _assemble(
   """Returns the arrays of a walk's rows, once the game as a whole is right."""
   columns = [np.array(column) for column in zip(*rows, strict=True)]
   player, found, first, children, parent, slot = (column.astype(np.int32) for column in columns[:6])
-  chance, cdf, returns = (column.astype(np.float64) for column in columns[6:])
+  chance, returns = (column.astype(np.float64) for column in columns[6:])
   owners = {row[0] for row in sets.rows}
   for mover in (0, 1):
     fix = "Give both players a decision; one action is enough."
@@ -216,6 +215,6 @@ def _assemble(
   )
   labels = tuple(label for _, label in sets.index)
   return Tree(
-    name, player, found, first, children, parent, slot, chance, cdf, returns,
+    name, player, found, first, children, parent, slot, chance, returns,
     owner, depth, before, choice, actions, labels, tuple(sets.names), float(low), float(high),
   )  # fmt: skip

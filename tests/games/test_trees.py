@@ -62,7 +62,7 @@ def test_children_follow_their_first_and_parents_lie_before_them(leduc):
     assert (leduc.parent[children] == node).all()
     np.testing.assert_array_equal(leduc.slot[children], np.arange(len(children)))
     if leduc.player[node] == trees.CHANCE:
-      assert leduc.cdf[children[-1]] == pytest.approx(1, abs=1e-15)
+      assert leduc.chance[children].sum() == pytest.approx(1, abs=1e-14)
   assert (leduc.before < np.arange(len(leduc.before))).all()
 
 
@@ -176,6 +176,13 @@ def test_a_file_that_is_no_such_game_says_why(tree, message, tmp_path):
   with pytest.raises(ValueError, match=message) as error:
     trees.load_json(path)
   assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("chances", [(0.5, 0.4), (1.5, -0.5), ()])
+def test_a_walk_refuses_chances_that_are_no_probabilities(chances):
+  node = trees.Node(trees.CHANCE, chances=chances, children=("left", "right"))
+  with pytest.raises(ValueError, match="game: chances: expected probabilities that sum to 1"):
+    trees.build("game", "root", lambda _: node)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"name": 3, "tree": 1}', "[" * 100_000])
