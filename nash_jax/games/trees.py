@@ -4,18 +4,16 @@
 has the axes). A policy is [X A], with zeros beyond a set's own actions.
 """
 
-import json
 import math
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from nash_jax.games import checks
+from nash_jax.games import checks, files
 from nash_jax.games.walk import CHANCE, MOST_NODES, TERMINAL, Node, Tree, build
-from nash_jax.validation import decode, did_you_mean, require
+from nash_jax.validation import did_you_mean, require
 
 __all__ = [
   "CHANCE",
@@ -138,19 +136,14 @@ def load_json(path: str | os.PathLike[str], most_nodes: int = MOST_NODES) -> Tre
   Raises:
     ValueError: the file, and what in it is no such game; see `build`.
   """
-  text = decode(str(path), pathlib.Path(path).read_bytes()).removeprefix("\ufeff")
-  try:
-    data = json.loads(text)
+
+  def make(data: Any) -> Tree:
     expected, fix = 'an object with "name" and "tree"', "See docs/trees.md for an example."
     good = isinstance(data, dict) and isinstance(data.get("name"), str) and "tree" in data
     require(good, "the file", expected, type(data).__name__, fix)
     return build(data["name"], data["tree"], _expand_json, most_nodes=most_nodes)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path}:{error.lineno}: no JSON: {error.msg}.") from error
-  except RecursionError as error:
-    raise ValueError(f"{path}: nested too deeply for a game.") from error
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+
+  return files.read_json(path, make)
 
 
 def _expand_json(tree: Any) -> Node:

@@ -167,7 +167,8 @@ LEAF = {"player": 2, "sees": "y", "actions": {"l": 1, "r": -1}}
     ({"player": 1, "sees": 2, "actions": {"l": 1}}, "sees: expected a string, got 2"),
     ({"player": 1, "actions": {"l": 1}}, "a tree: expected a number"),
     (True, "a tree: expected a number"),
-    (float("nan"), "a leaf: expected a finite number"),
+    (float("nan"), "NaN is no number of JSON"),
+    (10**400, "too large"),
   ],
 )  # fmt: skip
 def test_a_file_that_is_no_such_game_says_why(tree, message, tmp_path):
@@ -185,11 +186,20 @@ def test_a_walk_refuses_chances_that_are_no_probabilities(chances):
     trees.build("game", "root", lambda _: node)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"name": 3, "tree": 1}', "[" * 100_000])
-def test_a_file_that_is_no_json_object_names_the_file(text, tmp_path):
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("{", "1: no JSON"),
+    ("[1]", 'expected an object with "name" and "tree"'),
+    ('{"name": 3, "tree": 1}', 'expected an object with "name" and "tree"'),
+    ('{"name": "game", "tree": 1e999}', "a leaf: expected a finite number, got inf"),
+    ("[" * 100_000, "nested too deeply"),
+  ],
+)
+def test_a_file_that_is_no_json_object_names_the_file(text, message, tmp_path):
   path = tmp_path / "game.json"
   path.write_text(text)
-  with pytest.raises(ValueError, match=str(path)):
+  with pytest.raises(ValueError, match=f"{path}:.*{message}"):
     trees.load_json(path)
 
 
