@@ -1,6 +1,7 @@
 """Games of imperfect information as arrays, and what their policies are worth."""
 
 import json
+import subprocess
 import sys
 
 import kuhn as rules
@@ -135,6 +136,13 @@ def test_a_history_without_a_decision_counts_as_well():
   assert exact.solve(tree).value == pytest.approx(0, abs=1e-12)
   assert exact.gap(tree, exact.solve(tree).policy) == pytest.approx(0, abs=1e-12)
   assert exact.value(tree, trees.uniform(tree)) == 0.5 * 0.5 - 0.5
+
+
+def test_what_the_extra_brings_is_imported_where_it_is_used():
+  code = "import sys; from nash_jax.games import regret, solvers, study, trees\n"
+  code += "print({'pyspiel', 'numba', 'matplotlib'} & {*sys.modules})"
+  done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+  assert done.stdout == "set()\n"
 
 
 LEAF = {"player": 2, "sees": "y", "actions": {"l": 1, "r": -1}}
