@@ -16,11 +16,11 @@ PACKAGE = ROOT / "nash_jax"
 # From bottom to top. A module imports only modules of the layers below its own.
 LAYERS = (
   ("validation", "types", "keys"),
-  ("games.checks", "games.charts", "games.episodes"),
-  ("games.base", "games.equilibria", "games.rewards", "games.trees"),
-  ("games.preference", "games.files", "games.regret", "games.exact"),
-  ("games.zoo", "games.proximal"),
-  ("games.gradients",),
+  ("games.checks", "games.charts"),
+  ("games.base", "games.equilibria", "games.rewards", "games.walk"),
+  ("games.preference", "games.files", "games.episodes"),
+  ("games.zoo", "games.proximal", "games.trees"),
+  ("games.gradients", "games.regret", "games.exact"),
   ("games.methods",),
   ("games.solvers",),
   ("games.contextual",),

@@ -54,11 +54,9 @@ def get_config(size="full"):
 
 def panels(config):
   curves = {"table": "trees_curves", "x": "episodes", "y": "mean", "by": "method"}
-  names = (*config.methods, *config.baselines, *(f"theory: {name}" for name in config.theory))
   solid = {name: f"C{i}-" for i, name in enumerate((*config.methods, *config.baselines))}
   dotted = {f"theory: {name}": f"C{config.methods.index(name)}:" for name in config.theory}
-  styles = {name: (solid | dotted)[name] for name in names}
-  row = tuple(
+  return tuple(
     {
       "title": game,
       "xlabel": "episodes",
@@ -68,9 +66,13 @@ def panels(config):
       "legend": {"fontsize": 6},
       "layers": (
         curves
-        | {"where": {"game": game}, "styles": styles, "label": "{method}", "band": ("low", "high")},
+        | {
+          "where": {"game": game},
+          "styles": solid | dotted,
+          "label": "{method}",
+          "band": ("low", "high"),
+        },
       ),
     }
     for game in config.trees
   )
-  return row

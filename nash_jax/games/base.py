@@ -191,10 +191,9 @@ def check(game: Game, knobs: Knobs | None = None, state: State | None = None) ->
     ValueError: not a game, a reference without full support, β < 0, a knob outside its range, or a
       state that holds no policies of this game.
   """
-  p_win = checks.numbers("p_win", game.p_win)
-  checks.validate(p_win if p_win.ndim < 4 else p_win.reshape(-1, *p_win.shape[-2:]))
+  checks.actions_and_policies(game.p_win)
   checks.number("beta", game.beta, zero=True, array=True)
-  policy = p_win.shape[:-1]
+  policy = np.shape(game.p_win)[:-1]
   checks.log_distribution("log_ref", game.log_ref, policy, full_support=True)
   if state is not None:
     checks.log_distribution("logp", state.logp, policy)

@@ -11,6 +11,8 @@ import numba
 import numpy as np
 from jaxtyping import Float
 
+from nash_jax.games.walk import CHANCE, TERMINAL
+
 Vector = Float[np.ndarray, "X"]
 Table = Float[np.ndarray, "X A"]
 
@@ -115,10 +117,10 @@ def run(
     node = 0
     step = 0
     lengths[:] = 0
-    while player[node] < 3:
+    while player[node] != TERMINAL:
       count = children[node]
       p = player[node]
-      if p == 2:
+      if p == CHANCE:
         slot = chance_slot(first[node], count, chance, draws[e, step])
       else:
         x = infoset[node]

@@ -1,10 +1,11 @@
-"""Measured games from files: a payoff in JSON, or votes in CSV."""
+"""Measured games from files: a payoff in JSON, or votes in CSV; and how games in JSON are read."""
 
 import csv
 import io
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,39 @@ _Path = str | os.PathLike[str]
 def _read(path: _Path) -> str:
   """Returns the text of a file without its byte-order mark; its lines end as they do."""
   return decode(str(path), pathlib.Path(path).read_bytes()).removeprefix("\ufeff")
+
+
+def read_json[T](path: _Path, make: Callable[[Any], T]) -> T:
+  """Returns what `make` makes of the value in a JSON file.
+
+  Examples:
+    >>> import pathlib, tempfile
+    >>> from nash_jax.games import files
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "sizes.json"
+    ...   _ = path.write_text("[2, 3]")
+    ...   files.read_json(path, sum)
+    5
+
+  Args:
+    make: raises a ValueError for what is no such game.
+
+  Raises:
+    ValueError: the file, and what in it is no JSON or none that `make` takes.
+  """
+
+  def no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+  text = _read(path)
+  try:
+    return make(json.loads(text, parse_constant=no_number))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path}:{error.lineno}: no JSON: {error.msg}.") from error
+  except RecursionError as error:
+    raise ValueError(f"{path}: nested too deeply for a game.") from error
+  except (ValueError, OverflowError) as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def load_json(path: _Path) -> ZooGame:
@@ -41,19 +75,7 @@ def load_json(path: _Path) -> ZooGame:
   Raises:
     ValueError: the file, and what in it is no such game.
   """
-
-  def no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-  text = _read(path)
-  try:
-    return _from_json(json.loads(text, parse_constant=no_number))
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path}:{error.lineno}: no JSON: {error.msg}.") from error
-  except RecursionError as error:
-    raise ValueError(f"{path}: nested too deeply for a game.") from error
-  except (ValueError, OverflowError) as error:
-    raise ValueError(f"{path}: {error}") from error
+  return read_json(path, _from_json)
 
 
 def _from_json(data: Any) -> ZooGame:
@@ -96,8 +118,8 @@ def _known_equilibrium(given: Any, p_win: np.ndarray) -> np.ndarray:
   require(good, "nash_example", f"{len(p_win)} probabilities", got, fix)
   nash = nash / nash.sum()
   gain = (p_win @ nash).max() - 0.5
-  expected, fix = "an equilibrium, against which nobody gains", "nash_equilibrium finds one."
-  got, fix = f"a gain of {gain:.3g}", f"Leave it out: {fix}"
+  expected, got = "an equilibrium, against which nobody gains", f"a gain of {gain:.3g}"
+  fix = "Leave it out: nash_equilibrium finds one."
   require(bool(gain < 1e-3), "nash_example", expected, got, fix)
   return nash
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from nash_jax.games import checks, trees
 from nash_jax.games.trees import Tree
@@ -101,11 +101,16 @@ def below(tree: Tree) -> Float[np.ndarray, "X"]:
     >>> regret.below(trees.load("kuhn_poker"))[:2].tolist()
     [4.0, 4.0]
   """
-  count = tree.actions.astype(float)
-  for x in range(len(count) - 1, -1, -1):
+  return _with_below(tree, tree.actions)
+
+
+def _with_below(tree: Tree, count: Int[np.ndarray, "X"]) -> Float[np.ndarray, "X"]:
+  """Returns the sum of `count` over each set and all sets below it."""
+  total = count.astype(float)
+  for x in range(len(total) - 1, -1, -1):
     if tree.before[x] >= 0:
-      count[tree.before[x]] += count[x]
-  return count
+      total[tree.before[x]] += total[x]
+  return total
 
 
 def _below_actions(tree: Tree, count: Float[np.ndarray, "X"]) -> Float[np.ndarray, "X A"]:
@@ -143,16 +148,12 @@ def balanced_plan(tree: Tree) -> Float[np.ndarray, "X"]:
   """
   plan = np.ones(len(tree.actions))
   for depth in range(int(tree.depth.max()) + 1):
-    count = np.where(tree.depth == depth, tree.actions, 0).astype(float)
-    for x in range(len(count) - 1, -1, -1):
-      if tree.before[x] >= 0:
-        count[tree.before[x]] += count[x]
-    later = _below_actions(tree, count)
+    here = tree.depth == depth
+    later = _below_actions(tree, _with_below(tree, np.where(here, tree.actions, 0)))
     share = later / np.maximum(later.sum(1, keepdims=True), 1)
     reach = np.ones(len(plan))
     for x in map(int, np.flatnonzero(tree.before >= 0)):
       reach[x] = reach[tree.before[x]] * share[tree.before[x], tree.choice[x]]
-    here = tree.depth == depth
     plan[here] = reach[here] / tree.actions[here]
   return plan
 
@@ -390,7 +391,7 @@ def load(path: str | os.PathLike[str], tree: Tree) -> State:
   try:
     with np.load(pathlib.Path(path), allow_pickle=False) as file:
       data: dict[str, Any] = {name: file[name] for name in file.files}
-  except (ValueError, EOFError, zipfile.BadZipFile) as error:
+  except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path}: expected a state that regret.save wrote: {error}") from error
   names = {*State._fields, "format", "game"}
   fix = "Save it by regret.save."

@@ -203,12 +203,14 @@ def blotto(soldiers: int = 5, fields: int = 3) -> ZooGame:
   """
   checks.count("soldiers", soldiers)
   checks.count("fields", fields)
-  size = math.comb(soldiers + fields - 1, fields - 1)
+  places = soldiers + fields - 1
+  size = math.comb(places, fields - 1)
   most, fix = "at most 10,000 allocations", "Give fewer of them."
   require(size <= 10_000, "soldiers and fields", most, size, fix)
-  every = itertools.product(range(soldiers + 1), repeat=fields)
-  plans = np.array([plan for plan in every if sum(plan) == soldiers])
-  held = np.sign(plans[:, None] - plans[None]).sum(-1)
+  # soldiers in a row, and bars that part them into fields
+  bars = np.array(list(itertools.combinations(range(places), fields - 1)), int)
+  plans = np.diff(bars, prepend=-1, append=places) - 1
+  held = sum(np.sign(np.subtract.outer(field, field)) for field in plans.T)
   labels = tuple(tuple(plan) for plan in plans.tolist())
   note = "value 1/2; some equilibrium is invariant under permutations of the fields"
   return ZooGame(f"blotto_{soldiers}_{fields}", 0.5 + np.sign(held) / 2, labels, None, note)

@@ -181,9 +181,11 @@ def test_a_file_that_is_no_state_is_refused(kuhn, tmp_path):
   regret.save(path, kuhn, regret.init(kuhn, rule))
   with pytest.raises(ValueError, match=f"{path}: game: expected leduc_poker, got 'kuhn_poker'"):
     regret.load(path, kuhn._replace(name="leduc_poker"))
+  np.save(tmp_path / "array.npy", rule.base)
   path.write_bytes(path.read_bytes()[:100])
-  with pytest.raises(ValueError, match=r"expected a state that regret\.save wrote"):
-    regret.load(path, kuhn)
+  for wrong in (path, tmp_path / "array.npy"):
+    with pytest.raises(ValueError, match=r"expected a state that regret\.save wrote"):
+      regret.load(wrong, kuhn)
 
 
 @pytest.mark.parametrize(

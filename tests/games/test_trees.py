@@ -1,6 +1,7 @@
 """Games of imperfect information as arrays, and what their policies are worth."""
 
 import json
+import subprocess
 import sys
 
 import kuhn as rules
@@ -62,7 +63,7 @@ def test_children_follow_their_first_and_parents_lie_before_them(leduc):
     assert (leduc.parent[children] == node).all()
     np.testing.assert_array_equal(leduc.slot[children], np.arange(len(children)))
     if leduc.player[node] == trees.CHANCE:
-      assert leduc.cdf[children[-1]] == pytest.approx(1, abs=1e-15)
+      assert leduc.chance[children].sum() == pytest.approx(1, abs=1e-14)
   assert (leduc.before < np.arange(len(leduc.before))).all()
 
 
@@ -137,6 +138,13 @@ def test_a_history_without_a_decision_counts_as_well():
   assert exact.value(tree, trees.uniform(tree)) == 0.5 * 0.5 - 0.5
 
 
+def test_what_the_extra_brings_is_imported_where_it_is_used():
+  code = "import sys; from nash_jax.games import regret, solvers, study, trees\n"
+  code += "print({'pyspiel', 'numba', 'matplotlib'} & {*sys.modules})"
+  done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+  assert done.stdout == "set()\n"
+
+
 LEAF = {"player": 2, "sees": "y", "actions": {"l": 1, "r": -1}}
 
 
@@ -167,7 +175,8 @@ LEAF = {"player": 2, "sees": "y", "actions": {"l": 1, "r": -1}}
     ({"player": 1, "sees": 2, "actions": {"l": 1}}, "sees: expected a string, got 2"),
     ({"player": 1, "actions": {"l": 1}}, "a tree: expected a number"),
     (True, "a tree: expected a number"),
-    (float("nan"), "a leaf: expected a finite number"),
+    (float("nan"), "NaN is no number of JSON"),
+    (10**400, "too large"),
   ],
 )  # fmt: skip
 def test_a_file_that_is_no_such_game_says_why(tree, message, tmp_path):
@@ -178,11 +187,27 @@ def test_a_file_that_is_no_such_game_says_why(tree, message, tmp_path):
   assert str(error.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"name": 3, "tree": 1}', "[" * 100_000])
-def test_a_file_that_is_no_json_object_names_the_file(text, tmp_path):
+@pytest.mark.parametrize("chances", [(0.5, 0.4), (1.5, -0.5), ()])
+def test_a_walk_refuses_chances_that_are_no_probabilities(chances):
+  node = trees.Node(trees.CHANCE, chances=chances, children=("left", "right"))
+  with pytest.raises(ValueError, match="game: chances: expected probabilities that sum to 1"):
+    trees.build("game", "root", lambda _: node)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("{", "1: no JSON"),
+    ("[1]", 'expected an object with "name" and "tree"'),
+    ('{"name": 3, "tree": 1}', 'expected an object with "name" and "tree"'),
+    ('{"name": "game", "tree": 1e999}', "a leaf: expected a finite number, got inf"),
+    ("[" * 100_000, "nested too deeply"),
+  ],
+)
+def test_a_file_that_is_no_json_object_names_the_file(text, message, tmp_path):
   path = tmp_path / "game.json"
   path.write_text(text)
-  with pytest.raises(ValueError, match=str(path)):
+  with pytest.raises(ValueError, match=f"{path}:.*{message}"):
     trees.load_json(path)
 
 

@@ -52,6 +52,13 @@ def test_blotto_by_its_rules_and_symmetric_in_its_fields():
   assert abs(float(exploitability(game.p_win, mean / len(orders)))) < 1e-9
 
 
+def test_blotto_of_many_fields_makes_no_more_than_its_allocations():
+  game = zoo.blotto(soldiers=2, fields=30)  # of 3³⁰ rows of 0, 1 and 2
+  assert len(game.p_win) == len(set(game.labels)) == 465
+  assert {sum(plan) for plan in game.labels} == {2}
+  assert game.labels == tuple(sorted(game.labels))
+
+
 def test_random_games_have_the_rank_and_cyclicity_asked_for():
   game = zoo.random_game(0, 30, rank=2, cyclicity=1.0)
   logits = np.log(game.p_win / (1 - game.p_win))
