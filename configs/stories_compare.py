@@ -4,7 +4,7 @@ Question: whom does a population with cyclic tastes prefer, if every method is t
           judge fitted to its votes, each at its best learning rate?
 Command:  nash-jax compare --config=stories_compare --workdir=runs/stories_compare
           (:paper for only the five methods of NashMP's table, :smoke for a minute)
-Cost:     on two CPU cores 80 s a run; 5 x 6 runs for :paper, 15 x 6 for all.
+Cost:     on two CPU cores 80 s a run; 5 x 6 runs for :paper, 22 x 6 for all.
           For all, gpo and best_of_two need the votes: nash-jax collect --config=votes
           --workdir=runs/votes. rlhf needs a Bradley-Terry reward fitted to them:
           nash-jax fit --config=judge --config.loss=reward --workdir=runs/reward

@@ -1,6 +1,7 @@
 """AlpacaEval's and Arena-Hard's files: prompts read, answers written and read."""
 
 import json
+import sys
 
 import pytest
 from answer_files import (
@@ -128,11 +129,11 @@ def test_token_len_is_tiktokens_where_it_is_installed(monkeypatch, caplog):
       assert name == "gpt-4o"
       return Encoding()
 
-  monkeypatch.setitem(__import__("sys").modules, "tiktoken", Tiktoken)
+  monkeypatch.setitem(sys.modules, "tiktoken", Tiktoken)
   assert answers.token_counter("arena_hard", len)("a-b-c") == 3
   assert answers.token_counter("alpaca_eval", len)("a-b-c") == 5
   assert not caplog.text
-  monkeypatch.setitem(__import__("sys").modules, "tiktoken", None)  # as where it is not there
+  monkeypatch.setitem(sys.modules, "tiktoken", None)  # as where it is not there
   assert answers.token_counter("arena_hard", len)("a-b-c") == 5
   assert "leave length out of Arena-Hard's style control, or install tiktoken" in caplog.text
 

@@ -43,6 +43,13 @@ class Block:
   needs: str = ""
   slow: str = ""
 
+  @property
+  def runs(self) -> str:
+    """Which tests run it: "always", "slow" or "" for none."""
+    if self.language not in RUN or self.needs:
+      return ""
+    return "slow" if self.slow or self.language == "bash" else "always"
+
   def __str__(self) -> str:
     return f"{self.page.relative_to(ROOT)}:{self.line}"
 
@@ -80,8 +87,8 @@ def _short(config: ConfigDict, workdir: str, run=train.run) -> object:
 
 
 @mock.patch.object(train, "run", _short)
-def run_blocks(page: pathlib.Path, folder: pathlib.Path, slow: bool) -> int:
-  """Runs the blocks of a page in a folder; returns how many. Those of Python share their names.
+def run_blocks(page: pathlib.Path, folder: pathlib.Path, slow: bool) -> None:
+  """Runs the blocks of a page in a folder. Those of Python share their names.
 
   A block of Python whose first line is a comment with a file's name is that file as well. Of a
   training run two steps are made.
@@ -89,15 +96,13 @@ def run_blocks(page: pathlib.Path, folder: pathlib.Path, slow: bool) -> int:
   Args:
     slow: all that can be run here; else Python's that are not slow.
   """
-  names, count = {"__name__": "page"}, 0
+  names = {"__name__": "page"}
   programs = folder / ".venv" / "bin"
   programs.mkdir(parents=True)
   (programs / "nash-jax").write_text(_SHORT)
   (programs / "nash-jax").chmod(0o755)
   for block in blocks(page):
-    if block.language not in RUN or block.needs:
-      continue
-    if not slow and (block.slow or block.language == "bash"):
+    if not block.runs or (block.runs == "slow" and not slow):
       continue
     if block.language == "python":
       if file := FILE.match(block.code):
@@ -110,8 +115,6 @@ def run_blocks(page: pathlib.Path, folder: pathlib.Path, slow: bool) -> int:
         text=True, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
       )  # fmt: skip
       assert done.returncode == 0, f"{block}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
-    count += 1
-  return count
 
 
 # Has bash expand a block, with a program that writes its arguments down in the place of each that

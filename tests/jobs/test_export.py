@@ -12,6 +12,7 @@ import pytest
 import transformers_values
 from commands import command
 from exported_runs import MODEL, STEP, make_run, write
+from other_python import python_with
 from real_gemma_texts import TEXTS, TURNS
 from weight_files import random, same
 
@@ -228,9 +229,7 @@ def test_the_command_takes_flags_and_says_what_is_wrong_in_a_line(written):
 
 @pytest.mark.slow
 def test_transformers_loads_an_export_and_stops(written, tmp_path):
-  python = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
-  if not python:
-    pytest.skip("set NASH_JAX_TEST_TRANSFORMERS to a Python with torch, transformers, protobuf")
+  python = python_with()
   workdir, _, _ = written
   write(f"{workdir}@target", str(tmp_path / "out"))
   got = json.loads(transformers_values.run(python, "--reread", tmp_path / "out"))

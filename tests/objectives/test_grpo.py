@@ -13,6 +13,7 @@ from enumeration import X, config, enumerated, game, logps, whole
 from jax import numpy as jnp
 from one_row_policy import batch, logits, make
 
+from nash_jax.config import resolve
 from nash_jax.games import preference
 from nash_jax.objectives import algorithms, losses
 from nash_jax.types import Verdict
@@ -241,8 +242,6 @@ def test_an_update_after_the_first_that_is_not_finite_shows_in_the_steps_gradien
 
 
 def test_advantages_of_scores_want_a_judge_that_has_them():
-  from nash_jax.config import resolve
-
   changes = {"algorithm.name": "grpo", "algorithm.advantage": "scores"}
   with pytest.raises(ValueError, match=r"judge.name: expected a judge with scalar rewards"):
     resolve(tiny.train(changes))
@@ -260,16 +259,13 @@ def slope(name, **changes):
   return jax.jit(lambda theta: expected({**roles, "policy": theta}))
 
 
-@pytest.fixture(autouse=True)
-def exact(request):
-  """Float64 in the tests of resting points."""
-  if "rests" not in request.node.name:
-    yield
-    return
+@pytest.fixture
+def exact():
   with jax.enable_x64(True):
     yield
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("name", GAMES)
 def test_it_rests_at_the_regularised_equilibrium(name):
   star = given_games.equilibrium(name)
@@ -277,6 +273,7 @@ def test_it_rests_at_the_regularised_equilibrium(name):
   assert np.max(np.abs(slope(name)(given_games.reference(name)))) > 1e-3
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("name", "suboptimality"), [("rps", None), ("r6", 0.0022)])
 def test_with_k3_it_rests_at_the_equilibrium_of_the_other_kl(name, suboptimality):
   """π = π_ref/(1 − (P(·≻π) − 1/2)/β), found by Newton's method on what the gradient is."""
@@ -300,6 +297,7 @@ def test_with_k3_it_rests_at_the_equilibrium_of_the_other_kl(name, suboptimality
     )
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("name", "suboptimality"), [("rps", 0.0110), ("r6", 0.0756)])
 def test_normalised_pairs_rests_in_the_game_of_majorities(name, suboptimality):
   """A is ±1/√2: the place is π* of 1{P > 1/2} at β/√2, twice the reference's SubOpt_β away."""
@@ -313,6 +311,7 @@ def test_normalised_pairs_rests_in_the_game_of_majorities(name, suboptimality):
   assert found > 1.8 * ref
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("name", "suboptimality"), [("rps", 7.96e-5), ("r6", 0.0297)])
 def test_a_normalised_group_of_four_rests_elsewhere_too(name, suboptimality):
   expected = slope(name, normalise="group", samples=4)

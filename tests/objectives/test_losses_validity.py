@@ -31,45 +31,33 @@ def test_prompts_without_a_valid_verdict_weigh_nothing(name):
   np.testing.assert_allclose(grad[0], slope(logp[:1], 1, off(1))[0], rtol=1e-6)
 
 
+def coefficients(ratios, verdict, weight, **options):
+  """Returns what a policy gradient multiplies every token's log-probability with."""
+
+  @jax.jit
+  @jax.grad
+  def slope(logp):
+    roles = {"reference": ratios}, verdict
+    return losses.policy_gradient(logp, *roles, role_weights={"reference": weight}, **options).total
+
+  return np.asarray(slope(np.zeros_like(ratios)))
+
+
 def test_centring_changes_no_expectation_but_the_variance():
   """At a large KL the centred coefficients vary less."""
   ratios = np.random.default_rng(1).normal(18, 3, (512, 2, 1)).astype(np.float32)
   p_win = np.tile(np.array([[0.5, 0.6], [0.4, 0.5]], np.float32), (512, 1, 1))
 
-  def coefficients(centre):
-    return np.asarray(
-      jax.jit(
-        jax.grad(
-          lambda logp: (
-            losses.policy_gradient(
-              logp,
-              {"reference": ratios},
-              Verdict(p_win, off(512)),
-              role_weights={"reference": 0.1},
-              arms=2,
-              centre=centre,
-            ).total
-          )
-        )
-      )(np.zeros((512, 2, 1), np.float32))
-    )
-
-  assert np.mean(coefficients(True) ** 2) < 0.2 * np.mean(coefficients(False) ** 2)
+  verdict = Verdict(p_win, off(512))
+  centred, plain = (coefficients(ratios, verdict, 0.1, arms=2, centre=x) for x in (True, False))
+  assert np.mean(centred**2) < 0.2 * np.mean(plain**2)
 
 
 def test_reward_to_go_drops_the_ratios_of_earlier_tokens_alone():
   """By hand: the second token's coefficient holds its own log-ratio, the first token's both."""
-  ratios = {"reference": np.array([[[2.0, 3.0], [5.0, 7.0]]], np.float32)}
+  ratios = np.array([[[2.0, 3.0], [5.0, 7.0]]], np.float32)
   verdict = Verdict(np.full((1, 2, 2), 0.5, np.float32), off(1))
-  grad = jax.jit(
-    jax.grad(
-      lambda logp: (
-        losses.policy_gradient(
-          logp, ratios, verdict, role_weights={"reference": 1.0}, arms=2, to_go=True
-        ).total
-      )
-    )
-  )(np.zeros((1, 2, 2), np.float32))
+  grad = coefficients(ratios, verdict, 1.0, arms=2, to_go=True)
   np.testing.assert_allclose(grad, [[[5.0, 3.0], [12.0, 7.0]]])
 
 
@@ -105,17 +93,9 @@ def test_the_mean_of_the_other_rewards_leaves_out_what_could_not_be_read(missing
 
 def test_centring_takes_the_mean_of_the_others_that_have_a_verdict():
   """By hand: log-ratios 2, 4 and an unreadable response's 100."""
-  ratios = {"reference": np.array([[[2.0], [4.0], [100.0]]], np.float32)}
+  ratios = np.array([[[2.0], [4.0], [100.0]]], np.float32)
   verdict = Verdict(np.full((1, 3, 3), 0.5, np.float32), only((0, 1)))
-  grad = jax.jit(
-    jax.grad(
-      lambda logp: (
-        losses.policy_gradient(
-          logp, ratios, verdict, role_weights={"reference": 1.0}, arms=1, centre=True
-        ).total
-      )
-    )
-  )(np.zeros((1, 3, 1), np.float32))
+  grad = coefficients(ratios, verdict, 1.0, arms=1, centre=True)
   np.testing.assert_allclose(grad[0, :, 0], [(2 - 4) / 3, (4 - 2) / 3, 0], rtol=1e-6)
 
 

@@ -79,7 +79,7 @@ def test_without_a_good_checkpoint_the_run_does_not_start_over(tmp_path):
 
 def unreadable(monkeypatch, part, times):
   """Lets the first so many reads of files with `part` in their path fail; returns those."""
-  monkeypatch.setattr(checkpoint, "READ_AGAIN", (0.0,), raising=False)
+  monkeypatch.setattr(checkpoint, "READ_AGAIN", (0.0,))
   reads, path_type = [], epath.gpath.PosixGPath
 
   def patched(function):

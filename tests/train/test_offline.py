@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from metric_files import lines
 
 from nash_jax import policy, train
 from nash_jax.config import resolve
@@ -38,10 +39,6 @@ def offline(path, **changes):
 def difference(a, b):
   """Returns the largest difference of two trees of parameters."""
   return max(jax.tree.leaves(jax.tree.map(lambda x, y: np.max(np.abs(x - y)), a, b)))
-
-
-def lines(workdir, name="metrics.jsonl"):
-  return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +131,6 @@ def test_a_window_shuffles_its_own_pairs_alone():
 def test_pairs_are_recorded_once_each_with_equals_as_ties():
   def responses(*texts):
     tokens = np.array([[[ord(c) for c in text] for text in texts]])
-    return train_responses(tokens)
-
-  def train_responses(tokens):
     ones = np.ones(tokens.shape, bool)
     zeros = np.zeros(tokens.shape, np.float32)
     return preferences.Responses(tokens, ones, zeros, zeros, ones[..., 0])

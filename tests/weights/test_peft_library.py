@@ -9,6 +9,7 @@ import fits
 import jax
 import numpy as np
 import pytest
+from other_python import python_with
 from peft_folders import ALPHA, RANK, drawn, write
 from weight_files import MODELS, random
 from weight_files import logits as hf_logits
@@ -22,9 +23,7 @@ from nash_jax.weights import adapters
 
 def run_peft(program, *arguments):
   """Runs a program in an environment that has PEFT; returns what it prints."""
-  python = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
-  if not python:
-    pytest.skip("set NASH_JAX_TEST_TRANSFORMERS to a Python with torch, transformers and peft")
+  python = python_with("torch, transformers and peft")
   done = subprocess.run(
     [python, "-c", program, *map(str, arguments)],
     capture_output=True,

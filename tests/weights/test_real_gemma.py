@@ -18,6 +18,7 @@ import pytest
 import sentencepiece
 import transformers_values
 from jax import numpy as jnp
+from other_python import python_with
 from paths import FIXTURES
 from real_gemma_texts import LONG, NEW_TOKENS, PROMPTS, SHORT, TEXTS, TURNS
 
@@ -63,15 +64,7 @@ def model_config(folder):
 @pytest.fixture(scope="module")
 def run_transformers():
   """(what for, arguments) -> what transformers_values.py prints."""
-  python = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
-
-  def run(purpose, *args):
-    if not python:
-      packages = "torch, transformers, sentencepiece and protobuf"
-      pytest.skip(f"set NASH_JAX_TEST_TRANSFORMERS to a Python with {packages}: {purpose}")
-    return transformers_values.run(python, *args)
-
-  return run
+  return lambda purpose, *args: transformers_values.run(python_with(purpose=purpose), *args)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +290,7 @@ def test_an_export_is_read_by_transformers_and_stops(
   """Its own tokenizer and template too, in a folder that nothing else was put into."""
   chat, out = _tokenizer(folder, "gemma"), tmp_path / "out"
   purpose = "to read an export"
-  run_transformers(purpose, "--help")  # skips before half a gigabyte is written
+  python_with(purpose=purpose)  # skips before half a gigabyte is written
   weights.export(str(out), merged, model_config, "bfloat16", tokenizer=chat)
   got = json.loads(run_transformers(purpose, "--reread", out))
   tokens, mask = padded([expected["english/ids"]])
@@ -324,7 +317,7 @@ def workdir(folder, model_config, adapters, tmp_path_factory):
 def test_the_export_of_a_run_is_the_run_in_transformers_and_says_what_types_lose(
   workdir, merged, logp, expected, run_transformers, tmp_path, capsys
 ):
-  run_transformers("to read an export", "--help")
+  python_with(purpose="to read an export")
   job = get_config()
   job.run, job.to = f"{workdir}@target", str(tmp_path / "out")
   export.run(job)
@@ -344,7 +337,7 @@ def test_the_export_of_a_run_is_the_run_in_transformers_and_says_what_types_lose
 def test_adapters_that_peft_applies_or_merges_are_ours(
   workdir, folder, params, adapters, logp, expected, run_transformers, tmp_path
 ):
-  run_transformers("to apply adapters", "--help")
+  python_with(purpose="to apply adapters")
   job = get_config()
   job.run, job.to, job.adapter = str(workdir), str(tmp_path / "out"), True
   export.run(job)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import transformers_values
 from jax import numpy as jnp
+from other_python import python_with
 from paths import ROOT
 from real_gemma_texts import TEXTS, TURNS
 from safetensors.numpy import load_file
@@ -82,12 +83,7 @@ def _like_gemma3_27b():
 
 @pytest.fixture
 def python():
-  """An interpreter that has transformers."""
-  named = os.environ.get("NASH_JAX_TEST_TRANSFORMERS")
-  if not named:
-    packages = "torch, transformers, sentencepiece and protobuf"
-    pytest.skip(f"set NASH_JAX_TEST_TRANSFORMERS to a Python with {packages}")
-  return named
+  return python_with()
 
 
 def test_transformers_reads_an_exports_tokenizer_and_stops(python, tmp_path):
