@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from paths import FIXTURES, PYTHONPATH
 from weight_files import MODELS, checkpoint, same
 
@@ -55,6 +56,7 @@ multihost_utils.sync_global_devices("written")
 """
 
 
+@pytest.mark.slow
 def test_hosts_read_their_own_parts_and_write_one_file(tmp_path):
   config, source = MODELS["hf_gemma2"], FIXTURES / "hf_gemma2"
   params = weights.load(str(source), config)
