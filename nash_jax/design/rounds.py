@@ -9,7 +9,7 @@ from nash_jax.validation import one_of, require
 
 DESIGNS = ("uniform", "odpo", "greedy", "active")
 FIRST = 16  # labels of the first round of `active`; each round doubles them
-TOLERANCE = 0.02  # of Frank-Wolfe; rounding to whole labels loses more
+TOLERANCE = 0.05  # of Frank-Wolfe; rounding to whole labels loses more
 
 
 def fit(
@@ -63,7 +63,8 @@ def choose(
   Only `active` has more than one round. Arms are `scaled`.
 
   Args:
-    chosen: the pairs of earlier rounds, whose labels are p_win.
+    chosen: the pairs of earlier rounds.
+    p_win: their labels, NaN where there is none.
 
   Raises:
     ValueError: an unknown design, or more labels than pairs where none comes twice.
@@ -83,6 +84,7 @@ def choose(
   if name == "active":
     left = min(left, max(FIRST, len(chosen)))
     if len(chosen):
-      p = special.expit(arms @ fit(arms[chosen], p_win, penalty(arms)))
+      read = ~np.isnan(p_win)
+      p = special.expit(arms @ fit(arms[chosen[read]], p_win[read], penalty(arms)))
   # A label's information is p(1 − p) b bᵀ, and the fit's prior adds its penalty.
   return optimal.greedy(arms * np.sqrt(p * (1 - p))[:, None], left, penalty(arms), chosen)

@@ -70,7 +70,7 @@ def buy(
   return rounds.fit(arms[chosen], p_win, rounds.penalty(arms))
 
 
-def drawn(p_win: Float[np.ndarray, "N"], seed: int) -> Labels:
+def sampled(p_win: Float[np.ndarray, "N"], seed: int) -> Labels:
   """Returns labels that are 1 with the pair's probability, and 0 else."""
   rng = np.random.default_rng((seed, 1))
   return lambda pairs: rng.binomial(1, p_win[pairs]).astype(np.float64)
@@ -96,7 +96,7 @@ def simulate(
       arms, p_win = rounds.scaled(pairs), special.expit(pairs @ truth.theta)
       for name in designs:
         for budget in budgets:
-          regrets = truth.regrets(buy(name, arms, budget, drawn(p_win, seed), seed))
+          regrets = truth.regrets(buy(name, arms, budget, sampled(p_win, seed), seed))
           found = {"worst": float(regrets.max()), "mean": float(regrets.mean())}
           rows.append({"prompts": kind, "design": name, "labels": budget, "seed": seed, **found})
   return rows

@@ -61,7 +61,7 @@ def test_the_largest_error_of_the_log_odds_falls_with_the_root_of_the_labels():
       arms = rounds.scaled(world.pairs())
       truth = world.theta * np.linalg.norm(world.pairs(), axis=1).max()
       p_win = 1 / (1 + np.exp(-arms @ truth))
-      theta = simulation.buy("odpo", arms, budget, simulation.drawn(p_win, seed), seed)
+      theta = simulation.buy("odpo", arms, budget, simulation.sampled(p_win, seed), seed)
       found.append(np.abs(arms @ (theta - truth)).max())
     errors.append(np.sqrt(np.mean(np.square(found))))
   assert errors[0] / errors[1] == pytest.approx(4, rel=0.35)
