@@ -231,7 +231,8 @@ def _check_judge(judge, path: str, sampling, remote: bool = False, training: boo
   if judge.name == "http":
     _check_http(judge, check, remote)
   if judge.name == "human":
-    fix = "Use human in the arena; elsewhere, use a judge fitted to votes (docs/votes.md)."
+    fix = "Use human in the arena, or in collect with a budget; elsewhere, use a judge fitted to"
+    fix += " votes (docs/votes.md)."
     check("name", remote, "a judge that answers at once", fix)
     check("votes", judge.votes != "", "a workdir of `nash-jax vote`", "Set it.")
   if judge.name in ("gemma", "gemma_text", "http"):
@@ -254,7 +255,7 @@ def _check_judge(judge, path: str, sampling, remote: bool = False, training: boo
 
 
 def _check_http(judge, check: _Checker, remote: bool) -> None:
-  fix = "Use http in the arena: training would send too many requests."
+  fix = "Use http in the arena, or in collect with a budget: training would send too many requests."
   check("name", remote, "a judge on this machine's devices", fix)
   in_words = judge.template != "stories"
   check("template", in_words, "a template that asks in words", "Set gemma, or your own text file.")
@@ -378,9 +379,20 @@ def _check_fit(config) -> None:
 
 def _check_collect(config) -> None:
   require(len(config.sources) > 0, "sources", "at least one", [], "Set --config.sources.<name>.")
+  check = _Checker(config)
+  fix = "Set budget, how many labels to buy."
+  check("design", config.design == "uniform" or config.budget > 0, "uniform if budget = 0", fix)
+  prompts, pairs = config.steps * config.prompts.batch_size, math.comb(config.sampling.samples, 2)
+  enough, most = config.design == "odpo", prompts * pairs
+  fix = "Raise steps or sampling.samples, or choose odpo, which labels pairs several times."
+  expected = f"at most {most}, the pairs of {prompts} prompts"
+  check("budget", enough or config.budget <= most, expected, fix)
   _check_model(config.model, "model")
   _check_sampling(config)
-  _check_judge(config.judge, "judge", config.sampling)
+  _check_judge(config.judge, "judge", config.sampling, remote=config.budget > 0)
+  if config.design != "uniform":
+    _check_model(config.features.model, "features.model")
+    judge_template.read(config.features.template)
 
 
 def _check_agreement(config) -> None:

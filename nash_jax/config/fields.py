@@ -21,7 +21,8 @@ OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sg
 SCHEDULES = {"constant": (), "linear": ("final_fraction",), "cosine": ("final_fraction",)}
 # The losses of the method gpo: IPO, DPO and SLiC are the first three.
 GPO = ("squared", "logistic", "hinge", "exponential", "truncated_quadratic", "savage")
-_GEMMA = tuple(f"model.{name}" for name in ("preset", "changes", "weights", "tokenizer", "dtype"))
+STATES = ("preset", "changes", "weights", "tokenizer", "dtype")  # of `model`, of what reads states
+_GEMMA = tuple(f"model.{name}" for name in STATES)
 _QUESTION = ("template", "answers")
 _TABLE = ("table", "first_token", "table_tokens")
 JUDGES = {
@@ -31,6 +32,8 @@ JUDGES = {
   "table": (*_TABLE, "mesh"), "table_reward": (*_TABLE, "mesh"), "http": ("http", *_QUESTION),
   "human": ("votes",), "none": (), "gpm": (*_GEMMA, "gpm", "mesh"),
 }  # fmt: skip
+DESIGNS = ("uniform", "odpo", "greedy", "active")
+FEATURES = ("bradley_terry", "gemma")  # judges whose states are features of pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,6 +377,22 @@ def _collect() -> ConfigDict:
     },
     sources={"base": _source()},
     judge=_judge(name="population"),
+    # Which pairs to have judged, of all that are drawn.
+    design=_choice("uniform", DESIGNS),
+    budget=number(0, "[1, 1e9]", {0: "every pair"}),
+    labels=_choice("soft", ("soft", "sampled")),
+    features=_features(),
+  )
+
+
+def _features() -> ConfigDict:
+  """Features of pairs that a design reads: a model's states; see judges.features."""
+  return _group(
+    name=_choice("bradley_terry", FEATURES),
+    model=_model("assets:stories/policy.safetensors"),
+    template="stories",
+    max_tokens=number(0, "[1, 1e6]", {0: "wide enough for the longest"}),
+    dimension=number(256, "[1, 256]"),
   )
 
 

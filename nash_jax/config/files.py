@@ -37,6 +37,8 @@ def _missing(config: ConfigDict, job: str) -> Iterator[str]:
   for path, judge in judges.items() or [("judge", config.get("judge"))]:
     if judge is not None and judge.name in MODELS:
       yield from _of_model(judge.model, f"{path}.model")
+  if job == "collect" and config.design != "uniform":
+    yield from _of_model(config.features.model, "features.model")
   for group in ("policies", "sources"):
     for name, policy in config.get(group, {}).items():
       path, optional = f"{group}.{printable(name)}", group == "sources"

@@ -183,7 +183,24 @@ MEANINGS = {
     "texts": "Prompts shown in `arena.md` with every policy's response.",
   },
   "collect": {
-    "sampling.samples": "Responses to a prompt; all pairs of them are judged.",
+    "budget": "How many labels to buy, for pairs that `design` chooses ([designs](design.md)).",
+    "design": (
+      "Which pairs are judged: random ones (`uniform`), or `odpo`, `greedy` or `active`"
+      " ([designs](design.md))."
+    ),
+    "features.dimension": "Models with more features are projected to so many, at random.",
+    "features.max_tokens": "As `judge.max_tokens`, of the features `gemma`.",
+    "features.model": "The model whose states they are; only its files and its dtype are read.",
+    "features.name": (
+      "The states that a design reads: of a reward model (`bradley_terry`) or a pairwise judge"
+      " (`gemma`)."
+    ),
+    "features.template": "The question, of the features `gemma`.",
+    "judge.votes": (
+      "Judge `human`, with a `budget`: a workdir of `nash-jax vote` ([designs](design.md#people))."
+    ),
+    "labels": "`soft`: a label is P. `sampled`: 1 with probability P, else 0.",
+    "sampling.samples": "Responses to a prompt; all pairs of them are judged, or a `budget`.",
     "sources.NAME.temperature": "The temperature of its responses.",
     "sources.NAME.weights": "The policies that respond in turn: a file or a run.",
     "steps": "Batches of prompts.",
