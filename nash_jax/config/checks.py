@@ -210,6 +210,8 @@ def _check_sampling(config) -> None:
   tokens = sampling.tokens
   check("tokens", len({*tokens}) == len(tokens), "different ids", "Remove duplicates.")
   check("tokens", len(tokens) != 1, "two ids or more to choose from", "() allows every piece.")
+  texts = all(isinstance(piece, str) for piece in sampling.markers)
+  check("markers", texts, "pieces of the tokenizer", "Try ('<|channel>', '<channel|>').")
 
 
 def _check_judge(judge, path: str, sampling, remote: bool = False, training: bool = False) -> None:
