@@ -166,7 +166,7 @@ class _Checker:
 
 def _check_model(model, path: str) -> None:
   check, layers = _Checker(model, path), model.changes.get("num_layers", 1)
-  check.one_of("preset", gemma.PRESETS)
+  gemma.check_preset(model.preset, f"{path}.preset")
   full = gemma.preset(model.preset)
   check("changes", layers <= full.num_layers, f"at most {full.num_layers} layers", "Lower it.")
   config = gemma.preset(model.preset, **model.changes)
