@@ -166,7 +166,7 @@ class _Checker:
 
 def _check_model(model, path: str) -> None:
   check, layers = _Checker(model, path), model.changes.get("num_layers", 1)
-  check.one_of("preset", gemma.PRESETS)
+  gemma.check_preset(model.preset, f"{path}.preset")
   full = gemma.preset(model.preset)
   check("changes", layers <= full.num_layers, f"at most {full.num_layers} layers", "Lower it.")
   config = gemma.preset(model.preset, **model.changes)
@@ -210,6 +210,8 @@ def _check_sampling(config) -> None:
   tokens = sampling.tokens
   check("tokens", len({*tokens}) == len(tokens), "different ids", "Remove duplicates.")
   check("tokens", len(tokens) != 1, "two ids or more to choose from", "() allows every piece.")
+  texts = all(isinstance(piece, str) for piece in sampling.markers)
+  check("markers", texts, "pieces of the tokenizer", "Try ('<|channel>', '<channel|>').")
 
 
 def _check_judge(judge, path: str, sampling, remote: bool = False, training: bool = False) -> None:

@@ -281,6 +281,7 @@ def _train() -> ConfigDict:
       "top_k": number(0, "[1, 1e6]", {0: "off"}),
       "top_p": number(1.0, "[1e-6, 1]"),
       "tokens": _numbers(int, "[0, 1e6]"),
+      "markers": (),
     },
     algorithm=_algorithm(),
     optimizer=_optimizer(),
@@ -369,7 +370,10 @@ def _collect() -> ConfigDict:
     model=online.model,
     prompts=online.prompts,
     sampling={
-      **{name: online.sampling[name] for name in ("max_tokens", "top_k", "top_p", "tokens")},
+      **{
+        name: online.sampling[name]
+        for name in ("max_tokens", "top_k", "top_p", "tokens", "markers")
+      },
       "samples": number(4, "[2, 1024]"),
     },
     sources={"base": _source()},

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from nash_jax import judges, weights
 from nash_jax.config import describe
 from nash_jax.config.fields import DECLARED, DTYPES, default
+from nash_jax.data.chat_template import TURN
 from nash_jax.data.corpus import pad
 from nash_jax.data.files import read_records
 from nash_jax.data.tokenizer import Tokenizer
@@ -49,7 +50,9 @@ RECORD = "nash_jax.json"
 PROMPTS = "assets:stories/prompts.jsonl"  # texts for a run that recorded none
 TEXTS, LENGTH = 8, 128  # number of texts that rounding is measured on, and tokens of each
 FAITHFUL = 0.1  # the largest share of a run's change that a good dtype may lose or add
-_MARKUP = re.compile(r"<start_of_turn>(?:user|model)\n|<(?:bos|eos|start_of_turn|end_of_turn)>")
+_MARKUP = re.compile(
+  rf"{TURN.pattern}|<(?:bos|eos|start_of_turn|end_of_turn|\|turn|turn\||\|channel|channel\|)>"
+)
 
 
 class Source(NamedTuple):

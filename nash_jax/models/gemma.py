@@ -204,12 +204,22 @@ PRESETS = {  # positional: from num_embed to sliding_window_size
 }
 
 
+NO_EXPERTS = "mixtures of experts are not supported yet: use gemma4_31b or a smaller Gemma 4"
+
+
+def check_preset(name: str, what: str = "model.preset") -> None:
+  """Raises ValueError unless there is a preset of this name; `what` names the field in errors."""
+  if name.startswith("gemma4_26b"):
+    raise ValueError(f"{what}: got {name!r}, which is a mixture of experts: {NO_EXPERTS}")
+  one_of(what, name, PRESETS)
+
+
 def preset(name: str, **changes: Any) -> GemmaConfig:
   """Returns the architecture called `name`, with fields replaced by `changes`.
 
   A change of `num_layers` keeps only the first layers.
   """
-  one_of("model.preset", name, PRESETS)
+  check_preset(name)
   fields = [field.name for field in dataclasses.fields(GemmaConfig)]
   for change in changes:
     one_of("model.changes", change, [*fields, "num_layers"])

@@ -96,12 +96,11 @@ def _whole(number: float) -> float:
 
 def _weights(model_config: gemma.GemmaConfig) -> Iterator[tuple[str, names.Place, _Weight]]:
   """Yields (path, place, PEFT's modules) of every weight that has adapters."""
-  sizes = names.sizes(model_config)
   for path, place in names.places(model_config).items():
     if place.tensor.name in lora.FACTORS:
       a, b, _ = lora.FACTORS[place.tensor.name]
       modules = tuple(name.removesuffix(".weight") for name in place.tensor.hf_names)
-      inputs, outputs = (tuple(sizes[x] for x in axes if x in sizes) for axes in (a, b))
+      inputs, outputs = (tuple(place.sizes[x] for x in axes if x in place.sizes) for axes in (a, b))
       yield path, place, _Weight(modules, inputs, outputs)
 
 
