@@ -129,6 +129,24 @@ def merge(params: Params) -> Params:
   return traverse_util.unflatten_dict(layer, sep="/")
 
 
+def split(params: Params) -> tuple[Params, Params]:
+  """Returns the parameters without the table of inputs by layer, and that table, which is frozen.
+
+  It is half of a small Gemma 4. A step reads a few of its rows; the optimiser would hold and move
+  all of them.
+  """
+  frozen = {n: x for n, x in params.get("embedder", {}).items() if n == "per_layer_embeddings"}
+  if not frozen:
+    return params, {}
+  embedder = {name: x for name, x in params["embedder"].items() if name not in frozen}
+  return {**params, "embedder": embedder}, frozen
+
+
+def rejoin(trained: Params, frozen: Params) -> Params:
+  """Returns the tree of which `split` made these parts."""
+  return {**trained, "embedder": {**trained["embedder"], **frozen}} if frozen else trained
+
+
 def apply(block: nn.Module, layer: Params, *args) -> Any:
   """Returns block.apply's outputs for one layer, joined or plain.
 
