@@ -242,6 +242,14 @@ MEANINGS = {
     "query_pre_attn_scalar": "Queries are divided by its root.",
     "use_qk_norm": "Normalise queries and keys.",
     "transpose_gating_einsum": "Layout of the gating weights in published checkpoints.",
+    "value_norm": "The blocks are Gemma 4's, which normalise values too.",
+    "global_key_size": "Width of a head in global layers.",
+    "num_global_kv_heads": "Heads of keys and values in global layers.",
+    "k_eq_v_global": "Values of global layers are their keys, normalised.",
+    "global_rope_proportion": "Share of a global layer's head that rope turns.",
+    "per_layer_input_dim": "Columns of each layer's own embedding.",
+    "num_kv_shared_layers": "Last layers that read keys and values of the last ones before them.",
+    "override_kv_shared_ffw_hidden": "Width of the MLP in those layers.",
   },
 }
 

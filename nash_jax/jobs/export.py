@@ -156,7 +156,8 @@ def _is_multimodal(path: str, model_config: gemma.GemmaConfig) -> bool:
   file = pathlib.Path(path) / "config.json"
   if file.is_file():
     return "vision_config" in read_json(file)
-  return model_config.global_scale_factor > 1  # Gemma 3 4B and larger
+  # Gemma 3 4B and larger, and all of Gemma 4.
+  return model_config.global_scale_factor > 1 or model_config.value_norm
 
 
 def _read_source(spec: str, tokenizer: str) -> Source:

@@ -204,6 +204,8 @@ PRESETS = {  # positional: from num_embed to sliding_window_size
 }
 
 
+# {beginning of a preset's name: licence of the published weights, as model cards spell it}
+LICENCES = {"gemma4": "apache-2.0", "gemma": "gemma"}
 NO_EXPERTS = "mixtures of experts are not supported yet: use gemma4_31b or a smaller Gemma 4"
 
 
@@ -212,6 +214,11 @@ def check_preset(name: str, what: str = "model.preset") -> None:
   if name.startswith("gemma4_26b"):
     raise ValueError(f"{what}: got {name!r}, which is a mixture of experts: {NO_EXPERTS}")
   one_of(what, name, PRESETS)
+
+
+def licence(name: str) -> str:
+  """Returns the licence of the weights published for a preset; "" if none are."""
+  return next((licence for start, licence in LICENCES.items() if name.startswith(start)), "")
 
 
 def preset(name: str, **changes: Any) -> GemmaConfig:
@@ -232,7 +239,7 @@ def pattern(model_config: GemmaConfig) -> tuple[int, int, int]:
   """Returns (period of the layer pattern, full repeats, remaining layers).
 
   Repeats and remaining layers are of those with keys and values of their own; the layers that share
-  them are whole patterns (`check`).
+  them are whole patterns (config/checks.py).
   """
   layers, length, period = tuple(model_config.attention_types), model_config.num_layers, 1
   while not model_config.one_rope and (layers[:period] * length)[:length] != layers:

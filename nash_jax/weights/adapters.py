@@ -25,7 +25,7 @@ from nash_jax.weights import files, names, safetensors
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _SCORE = "base_model.model.score.weight"  # our head of a judge: its reward or vector
 _NAME = re.compile(
-  r"(?:base_model\.model\.)?(?:model\.|language_model\.)*layers\.(\d+)\.(\w+\.\w+)"
+  r"(?:base_model\.model\.)?(?:model\.|language_model\.)*layers\.(\d+)\.(\w+(?:\.\w+)?)"
   r"\.lora_([AB])(?:\.default)?\.weight"
 )
 _SAVED: tuple[set[str], ...] = (
@@ -72,7 +72,7 @@ def write(
     adapters: the trained parameters of a run, including a reward model's head.
     alpha: B is scaled by alpha / rank.
     base: the adapted model's name at Hugging Face, or its path.
-    multimodal: whether the base is a Gemma 3 with vision, whose text model has another name.
+    multimodal: whether the base is a Gemma 3 or 4 with encoders, whose text model has another name.
   """
   tensors = dict(_tensors(adapters, model_config, multimodal))
   rank = next(len(x) for name, x in tensors.items() if name.endswith("lora_A.weight"))

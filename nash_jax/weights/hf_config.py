@@ -154,15 +154,16 @@ def _gemma4_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
     "partial_rotary_factor": model_config.global_rope_proportion,
   }  # fmt: skip
   local_rope = {"rope_type": "default", "rope_theta": float(model_config.local_base_frequency)}
-  return _shared_json(model_config, dtype, "Gemma4") | {
+  columns = model_config.per_layer_input_dim
+  table = {"vocab_size_per_layer_input": rows(model_config)} if columns else {}
+  return _shared_json(model_config, dtype, "Gemma4") | table | {
     "model_type": "gemma4_text", "enable_moe_block": False,
     "global_head_dim": model_config.kv_shape(gemma.GLOBAL)[1],
     "num_global_key_value_heads": model_config.num_global_kv_heads,
     "attention_k_eq_v": model_config.k_eq_v_global,
     "num_kv_shared_layers": model_config.num_kv_shared_layers,
     "use_double_wide_mlp": wide == 2 * width,
-    "hidden_size_per_layer_input": model_config.per_layer_input_dim,
-    "vocab_size_per_layer_input": rows(model_config),
+    "hidden_size_per_layer_input": columns,
     "rope_parameters": {"full_attention": full_rope, "sliding_attention": local_rope},
   }  # fmt: skip
 
