@@ -80,13 +80,13 @@ def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig
 
 def forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Bool[Array, "V"]:
   """Returns a mask of the ids that no policy may sample."""
-  forbidden = tokenizer.forbidden(model_config.num_embed)
+  forbidden = tokenizer.forbidden(model_config.num_embed, sampling.markers)
   allowed = np.asarray(sampling.tokens, int)
   if not len(allowed):
     return jnp.asarray(forbidden)
-  expected = f"ids below the tokenizer's {tokenizer.size} pieces, without markers and padding"
+  expected = f"ids below the tokenizer's {tokenizer.size} pieces, without padding and markers"
   unknown = allowed[~np.isin(allowed, np.flatnonzero(~forbidden))].tolist()
-  fix = "Leave it empty to allow every piece."
+  fix = "Leave it empty to allow every piece; sampling.markers allows markers."
   require(not unknown, "sampling.tokens", expected, unknown, fix)
   return jnp.asarray(~np.isin(np.arange(model_config.num_embed), allowed))
 

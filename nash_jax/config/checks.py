@@ -166,16 +166,40 @@ class _Checker:
 
 def _check_model(model, path: str) -> None:
   check, layers = _Checker(model, path), model.changes.get("num_layers", 1)
-  check.one_of("preset", gemma.PRESETS)
+  gemma.check_preset(model.preset, f"{path}.preset")
   full = gemma.preset(model.preset)
   check("changes", layers <= full.num_layers, f"at most {full.num_layers} layers", "Lower it.")
   config = gemma.preset(model.preset, **model.changes)
   heads, expected = config.num_heads % config.num_kv_heads == 0, "num_kv_heads to divide num_heads"
   check("changes", heads, expected, "Change either.")
   check("changes", config.head_dim % 2 == 0, "an even head_dim", "Change it.")
+  _check_kinds(config, check)
   check.one_of("template", TEMPLATES)
   has_rank, fix = model.lora.rank > 0, "Set lora.rank to that of the adapters, or more."
   check("lora.init", has_rank or not model.lora.init, "none if lora.rank = 0", fix)
+
+
+# Fields that only blocks with value_norm have.
+_OF_VALUE_NORM = (
+  "global_key_size", "num_global_kv_heads", "k_eq_v_global", "per_layer_input_dim",
+  "num_kv_shared_layers", "override_kv_shared_ffw_hidden",
+)  # fmt: skip
+
+
+def _check_kinds(config: gemma.GemmaConfig, check: _Checker) -> None:
+  """Checks what differs between kinds of layers."""
+  own = [name for name in _OF_VALUE_NORM if getattr(config, name)]
+  named = f"value_norm with {', '.join(own)}"
+  check("changes", config.value_norm or not own, named, "Start from a preset of Gemma 4.")
+  heads, size = config.kv_shape(gemma.GLOBAL)
+  divides, expected = config.num_heads % heads == 0, "num_global_kv_heads to divide num_heads"
+  check("changes", divides, expected, "Change either.")
+  check("changes", size % 2 == 0, "an even global_key_size", "Change it.")
+  if config.num_kv_shared_layers:
+    period, repeats, rest = gemma.pattern(config)
+    whole = repeats > 0 and rest == 0 and config.num_kv_shared_layers % period == 0
+    expected = f"whole patterns of {period} layers before and among num_kv_shared_layers"
+    check("changes", whole, expected, "Set num_layers and num_kv_shared_layers together.")
 
 
 def _is_installed(package: str) -> bool:
@@ -210,6 +234,8 @@ def _check_sampling(config) -> None:
   tokens = sampling.tokens
   check("tokens", len({*tokens}) == len(tokens), "different ids", "Remove duplicates.")
   check("tokens", len(tokens) != 1, "two ids or more to choose from", "() allows every piece.")
+  texts = all(isinstance(piece, str) for piece in sampling.markers)
+  check("markers", texts, "pieces of the tokenizer", "Try ('<|channel>', '<channel|>').")
 
 
 def _check_judge(judge, path: str, sampling, remote: bool = False, training: bool = False) -> None:

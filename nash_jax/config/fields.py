@@ -125,7 +125,14 @@ CHANGES = {
   **{name: number(1, _FREQUENCY) for name in ("local_base_frequency", "global_base_frequency")},
   **{name: number(1.0, "[1, 1e6]") for name in ("local_scale_factor", "global_scale_factor")},
   "query_pre_attn_scalar": number(1, _SIZE, {None: "head_dim"}),
-  "use_qk_norm": False, "transpose_gating_einsum": False,
+  "use_qk_norm": False, "transpose_gating_einsum": False, "value_norm": False,
+  # Fields of blocks with value_norm.
+  "global_key_size": number(2, _SIZE, {None: "head_dim"}),
+  "num_global_kv_heads": number(1, _SIZE, {None: "num_kv_heads"}),
+  "k_eq_v_global": False, "global_rope_proportion": number(1.0, "[0, 1]"),
+  "per_layer_input_dim": number(1, _SIZE, {0: "none"}),
+  "num_kv_shared_layers": number(1, _SIZE, {0: "none"}),
+  "override_kv_shared_ffw_hidden": number(1, _SIZE, {None: "hidden_dim"}),
 }  # fmt: skip
 
 
@@ -284,6 +291,7 @@ def _train() -> ConfigDict:
       "top_k": number(0, "[1, 1e6]", {0: "off"}),
       "top_p": number(1.0, "[1e-6, 1]"),
       "tokens": _numbers(int, "[0, 1e6]"),
+      "markers": (),
     },
     algorithm=_algorithm(),
     optimizer=_optimizer(),
@@ -372,7 +380,10 @@ def _collect() -> ConfigDict:
     model=online.model,
     prompts=online.prompts,
     sampling={
-      **{name: online.sampling[name] for name in ("max_tokens", "top_k", "top_p", "tokens")},
+      **{
+        name: online.sampling[name]
+        for name in ("max_tokens", "top_k", "top_p", "tokens", "markers")
+      },
       "samples": number(4, "[2, 1024]"),
     },
     sources={"base": _source()},

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from nash_jax.data import corpus, preferences, prompts
 from nash_jax.judges import MODELS
+from nash_jax.models import gemma
 from nash_jax.objectives import algorithms
 from nash_jax.policy import parse_weights
 from nash_jax.validation import asset_path, printable, require
@@ -87,9 +88,12 @@ def _download(spec: str, preset: str) -> str:
   """Returns how to download a folder that is named like a published Gemma; "" for any other."""
   path = pathlib.PurePath(spec)
   folder = path.parent if path.suffix in (".model", ".safetensors") else path
-  if not (preset.startswith("gemma") and folder.name.startswith("gemma-")):
+  licence = gemma.licence(preset)
+  if not (licence and folder.name.startswith("gemma-")):
     return ""
   download = f"hf download google/{folder.name} --local-dir {folder}"
+  if licence != "gemma":
+    return f"Download it: {download} (docs/gemma4.md has the tokenizer's address)."
   return f"Accept Gemma's terms, then: {download} (docs/weights.md: getting Gemma's)."
 
 

@@ -89,7 +89,7 @@ _TRAIN = {
   "model.lora.rank": "The rank of the adapters that `train` and `fit` train ([LoRA](lora.md)).",
   "model.preset": "The architecture, such as `gemma3_1b`.",
   "model.remat": "Recompute activations in the backward pass: less memory, more time.",
-  "model.template": "The chat template: `plain` or `gemma` ([data](data.md)).",
+  "model.template": "The chat template ([data](data.md#chat-templates)).",
   "model.tokenizer": "A SentencePiece file, `tokenizer.model`.",
   "model.weights": (
     "A file or folder, a run (`runs/x`, `runs/x@target`), or `''` for random weights"
@@ -129,6 +129,7 @@ _TRAIN = {
   "prompts.path": "Files, folders or a mixture of them ([data](data.md#files)).",
   "prompts.task": "What the files hold ([data](data.md#prompts)).",
   "record_pairs": "Write the pairs that are trained on, in order, to `workdir/pairs.jsonl`.",
+  "sampling.markers": "Markers that may be sampled too ([data](data.md#chat-templates)).",
   "sampling.max_tokens": "The longest response.",
   "sampling.temperature": "The temperature of the distribution that is sampled from, and trained.",
   "sampling.tokens": "The only ids that may be sampled; `()` for every piece.",
@@ -258,6 +259,14 @@ MEANINGS = {
     "query_pre_attn_scalar": "Queries are divided by its root.",
     "use_qk_norm": "Normalise queries and keys.",
     "transpose_gating_einsum": "Layout of the gating weights in published checkpoints.",
+    "value_norm": "The blocks are Gemma 4's, which normalise values too.",
+    "global_key_size": "Width of a head in global layers.",
+    "num_global_kv_heads": "Heads of keys and values in global layers.",
+    "k_eq_v_global": "Values of global layers are their keys, normalised.",
+    "global_rope_proportion": "Share of a global layer's head that rope turns.",
+    "per_layer_input_dim": "Columns of each layer's own embedding.",
+    "num_kv_shared_layers": "Last layers that read keys and values of the last ones before them.",
+    "override_kv_shared_ffw_hidden": "Width of the MLP in those layers.",
   },
 }
 

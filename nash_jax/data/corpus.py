@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from nash_jax.data import files
-from nash_jax.data.chat_template import TEMPLATES, check_untemplated, text_of, turns
+from nash_jax.data.chat_template import TEMPLATES, check_untemplated, text_of, turns, with_system
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.types import Prompts
 from nash_jax.validation import asset_path, one_of, require
@@ -295,7 +295,7 @@ def prompt_of(record: Any) -> str | list[dict[str, Any]]:
 
 def _texts(prompt: str | list[dict[str, Any]]) -> list[str]:
   """Returns the texts of a prompt; raises ValueError if its messages do not wait for an answer."""
-  return [prompt] if isinstance(prompt, str) else [t.system + t.text for t in turns(prompt)]
+  return [prompt] if isinstance(prompt, str) else [with_system(t) for t in turns(prompt)]
 
 
 def response_of(record: Any, name: str) -> str:

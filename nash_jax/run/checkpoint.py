@@ -317,7 +317,7 @@ ADDED = {
   "pairs.window": 0, "pairs.cache_reference": False, "gpm.blocks": 4, "gpm.prompt_scale": False,
   "algorithm.advantage": "wins", "algorithm.normalise": "none", "algorithm.kl": "score",
   "algorithm.updates": 1, "algorithm.clip_low": 0.2, "algorithm.clip_high": 0.2,
-  "algorithm.history": 0.5,
+  "algorithm.history": 0.5, "sampling.markers": [],
 }  # fmt: skip
 # Inputs that old runs did not record, with the values that those runs used.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
