@@ -130,6 +130,20 @@ def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
   return WeightsSource(path, field or "params", step)
 
 
+def _is_run(path: str) -> bool:
+  return os.path.isdir(path) and not weights.kind(path) and not adapters.is_folder(path)
+
+
+def check_saved(spec: str, what: str = "weights") -> None:
+  """Raises ValueError if a spec of `load_weights` is a run without that checkpoint; reads none."""
+  source = parse_weights(spec, what)
+  if _is_run(source.path):
+    try:
+      checkpoint.check_saved(source.path, *_step_and_best(source))
+    except ValueError as error:
+      raise ValueError(f"{what} {spec!r}: {error}") from error
+
+
 def check_vocabulary(specs: Iterable[str], tokenizer: Tokenizer, model_config: GemmaConfig) -> None:
   """Raises ValueError unless models can be mixed token by token; reads no tensor.
 
@@ -201,9 +215,12 @@ def load_adapters(
 
 def _restore(source: WeightsSource, shapes: Params) -> tuple[Params, int]:
   """Returns a field of a run's state, and its step."""
-  step = int(source.step) if source.step.isdigit() else None
-  field, best = source.field or "params", source.step == "best"
-  return checkpoint.restore_part(source.path, field, shapes, step, best)
+  field = source.field or "params"
+  return checkpoint.restore_part(source.path, field, shapes, *_step_and_best(source))
+
+
+def _step_and_best(source: WeightsSource) -> tuple[int | None, bool]:
+  return int(source.step) if source.step.isdigit() else None, source.step == "best"
 
 
 def load_weights(spec: str, model_config: GemmaConfig, *args: Any, **options: Any) -> Params:
@@ -244,7 +261,7 @@ def load_weights_and_step(
   path = source.path
   if adapters.is_folder(path):
     return _load_adapted(path, model_config, seed, dtype, mesh, shardings), None
-  if os.path.isdir(path) and not weights.kind(path):
+  if _is_run(path):
     return _load_from_run(source, model_config, dtype, mesh, shardings)
   params = weights.load(path, model_config, dtype, shardings)
   return params if head else {n: leaf for n, leaf in params.items() if n != "head"}, None

@@ -10,10 +10,11 @@ from nash_jax.data import corpus, preferences, prompts
 from nash_jax.judges import MODELS
 from nash_jax.models import gemma
 from nash_jax.objectives import algorithms
-from nash_jax.policy import parse_weights
+from nash_jax.policy import check_saved, parse_weights
 from nash_jax.validation import asset_path, printable, require
 
 _POLICY = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
+_ARENA = f"{_POLICY} --config=arena:mine=runs/x names the policies that meet the base."
 _OUTPUTS = "Give AlpacaEval's model_outputs.json or Arena-Hard's model_answer/x.jsonl."
 _LOCAL = "Give a local path, or assets:<file> for a bundled one; docs/weights.md: getting Gemma's."
 _SELF = " With only one model, its own start can judge: docs/true_size.md."
@@ -46,7 +47,8 @@ def _missing(config: ConfigDict, job: str) -> Iterator[str]:
       if outputs := policy.get("outputs"):
         yield from _text(f"{path}.outputs", "a file", outputs, _OUTPUTS, os.path.isfile(outputs))
       else:
-        yield from _of_policy(policy.weights, f"{path}.weights", optional)
+        fix = _POLICY if optional else _ARENA
+        yield from _of_policy(policy.weights, f"{path}.weights", optional, fix)
   tasks_of = {"prompts": prompts.TASKS, "data": preferences.TASKS}
   if job == "train" and algorithms.get(config.algorithm.name).offline:
     tasks_of["pairs"] = preferences.TASKS
@@ -97,10 +99,14 @@ def _download(spec: str, preset: str) -> str:
   return f"Accept Gemma's terms, then: {download} (docs/weights.md: getting Gemma's)."
 
 
-def _of_policy(spec: str, what: str, optional: bool = False) -> Iterator[str]:
+def _of_policy(spec: str, what: str, optional: bool = False, fix: str = _POLICY) -> Iterator[str]:
   path = parse_weights(spec, what).path
   present = os.path.exists(path) or (optional and not path)
-  yield from _text(what, "a weights file or a run's workdir", spec, _POLICY, present)
+  yield from _text(what, "a weights file or a run's workdir", spec, fix, present)
+  try:
+    check_saved(spec, what)
+  except ValueError as error:
+    yield str(error)
 
 
 def _of_data(data: ConfigDict, group: str) -> Iterator[str]:

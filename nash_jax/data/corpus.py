@@ -245,10 +245,13 @@ def _without(examples: Examples, kept: list[bool], reason: str) -> Examples:
   return examples
 
 
-def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
+def parse_paths(path: str | Sequence[str], flag: str = "`path`") -> list[tuple[str, float | None]]:
   """Splits "a.jsonl:3, b.jsonl:1", or a tuple, into pairs of file and rate (None without one).
 
   A folder is replaced by its files of records, sorted by name.
+
+  Args:
+    flag: what errors call the argument in which the user gave `path`.
   """
   pairs: list[tuple[str, float | None]] = []
   for entry in filter(None, map(str.strip, path.split(",") if isinstance(path, str) else path)):
@@ -256,7 +259,7 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
     rated = None if os.path.isfile(entry) else rated  # the colon is part of the name
     file = asset_path(rated[1] if rated else entry)
     if not os.path.exists(file):
-      raise ValueError(f"no data file {file!r}: give `path` the file(s) to read")
+      raise ValueError(f"no data file {file!r}: give {flag} the file(s) to read")
     rate = float(rated[2]) if rated else None
     shards = files.in_folder(file) if os.path.isdir(file) else [file]
     good = rate is None or 0 < rate < math.inf
@@ -267,7 +270,7 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
     require(whole, f"files in {file!r}", "one, as the folder has a rate", len(shards), fix)
     pairs += [(shard, rate) for shard in shards]
   if not pairs:
-    raise ValueError("`path` is empty: give it the file(s) to read, separated by commas")
+    raise ValueError(f"{flag} is empty: give it the file(s) to read, separated by commas")
   if len({rate is None for _, rate in pairs}) > 1:
     raise ValueError(f"either every file of a mixture has a :rate or none has, got {path!r}")
   return pairs

@@ -32,6 +32,7 @@ from nash_jax.data.files import read_records
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, logprobs
 from nash_jax.policy import (
+  check_saved,
   config_of_run,
   load_adapters,
   load_weights,
@@ -174,6 +175,7 @@ def _read_source(spec: str, tokenizer: str) -> Source:
   fix = "For other weights, call weights.export from Python (docs/weights.md)."
   saved = saved if isinstance(saved, dict) else {}
   require(isinstance(saved.get("model"), dict), "run", expected, spec, fix)
+  check_saved(spec, "run")
   config = _as_its_job_has_it(path, saved)
   if tokenizer:
     config.model.tokenizer = tokenizer
