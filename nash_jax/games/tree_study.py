@@ -159,7 +159,7 @@ def _slopes(curves: Rows) -> Rows:
   rows = []
   for (game, method), points in groups.items():
     last = np.log([(t, gap) for t, gap in points if t >= points[-1][0] / 100])
-    slope = np.polyfit(*last.T, 1)[0] if len(last) > 1 else np.nan
+    slope = np.polyfit(last[:, 0], last[:, 1], 1)[0] if len(last) > 1 else np.nan
     rows.append({"game": game, "method": method, "points": len(last), "slope": slope})
   return rows
 
