@@ -10,7 +10,7 @@ trees.csv, and every final average policy as policies/GAME_METHOD_SEED.json.
 
 from ml_collections import config_dict
 
-EPISODES = {"kuhn_poker": 10_000_000, "leduc_poker": 1_000_000, "liars_dice": 1_000_000}
+EPISODES = {"kuhn_poker": 10_000_000, "leduc_poker": 10_000_000, "liars_dice": 10_000_000}
 METHODS = ("ixomd", "balanced_omd", "balanced_ftrl", "adaptive_ftrl", "tweaked_ftrl")
 
 
@@ -27,9 +27,9 @@ def get_config(size="full"):
       "methods": METHODS,
       "theory": METHODS[:4],  # drawn at the rates of their bounds, too
       "baselines": ("cfr_plus", "mccfr"),  # OpenSpiel's CFR+ and outcome-sampling MCCFR
-      "baseline_episodes": 1_000_000,  # at most
+      "baseline_episodes": 10_000_000,  # at most
       # of the rates of theory; η is tuned, and γ = η/20
-      "multipliers": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+      "multipliers": tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-12, 17)),
       "tuning_episodes": 100_000,
       "tuning_seed": 1000,
       "seeds": (0, 1, 2, 3),
@@ -53,9 +53,10 @@ def get_config(size="full"):
 
 
 def panels(config):
-  curves = {"table": "trees_curves", "x": "episodes", "y": "mean", "by": "method"}
-  solid = {name: f"C{i}-" for i, name in enumerate((*config.methods, *config.baselines))}
-  dotted = {f"theory: {name}": f"C{config.methods.index(name)}:" for name in config.theory}
+  """Returns a panel a game: a line a method, and one at the rates of theory."""
+  drawn = (*config.methods, *config.baselines)
+  styles = {name: f"C{i}-" for i, name in enumerate(drawn)}
+  styles |= {f"theory: {name}": "k:" for name in config.theory[:1]}
   return tuple(
     {
       "title": game,
@@ -64,14 +65,17 @@ def panels(config):
       "xscale": "log",
       "yscale": "log",
       "legend": {"fontsize": 6},
-      "layers": (
-        curves
-        | {
-          "where": {"game": game},
-          "styles": solid | dotted,
+      "layers": tuple(
+        {
+          "table": "trees_curves",
+          "where": {"game": game, "method": method},
+          "x": "episodes",
+          "y": "mean",
+          "style": style,
           "label": "{method}",
           "band": ("low", "high"),
-        },
+        }
+        for method, style in styles.items()
       ),
     }
     for game in config.trees

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from nash_jax.games import checks, trees
+from nash_jax.games import balance, checks, trees
 from nash_jax.games.trees import Tree
 from nash_jax.validation import one_of, require
 
@@ -93,98 +93,26 @@ class Method(NamedTuple):
   power: float
 
 
-def below(tree: Tree) -> Float[np.ndarray, "X"]:
-  """Returns S_x, the number of actions in each set and all sets below it.
-
-  Examples:
-    >>> from nash_jax.games import regret, trees
-    >>> regret.below(trees.load("kuhn_poker"))[:2].tolist()
-    [4.0, 4.0]
-  """
-  return _with_below(tree, tree.actions)
-
-
-def _with_below(tree: Tree, count: Int[np.ndarray, "X"]) -> Float[np.ndarray, "X"]:
-  """Returns the sum of `count` over each set and all sets below it."""
-  total = count.astype(float)
-  for x in range(len(total) - 1, -1, -1):
-    if tree.before[x] >= 0:
-      total[tree.before[x]] += total[x]
-  return total
-
-
-def _below_actions(tree: Tree, count: Float[np.ndarray, "X"]) -> Float[np.ndarray, "X A"]:
-  """Returns the sum of `count` over the sets that each action may lead to next."""
-  later = np.zeros(trees.legal(tree).shape)
-  inner = tree.before >= 0
-  np.add.at(later, (tree.before[inner], tree.choice[inner]), count[inner])
-  return later
-
-
-def balanced_transition(tree: Tree) -> Float[np.ndarray, "X"]:
-  """Returns p*(x): chances that favour sets in proportion to the actions below them.
-
-  Examples:
-    >>> from nash_jax.games import regret, trees
-    >>> regret.balanced_transition(trees.load("kuhn_poker"))[:3].round(3).tolist()
-    [0.333, 0.333, 0.333]
-  """
-  count = below(tree)
-  later = _below_actions(tree, count)
-  whole = np.bincount(tree.owner, tree.actions)
-  chances = count / whole[tree.owner]
-  for x in map(int, np.flatnonzero(tree.before >= 0)):  # parents first
-    chances[x] = chances[tree.before[x]] * count[x] / later[tree.before[x], tree.choice[x]]
-  return chances
-
-
-def balanced_plan(tree: Tree) -> Float[np.ndarray, "X"]:
-  """Returns b(x): the plan that favours actions in proportion to those of x's depth below them.
-
-  Examples:
-    >>> from nash_jax.games import regret, trees
-    >>> regret.balanced_plan(trees.load("kuhn_poker"))[:3].tolist()
-    [0.5, 0.5, 0.5]
-  """
-  plan = np.ones(len(tree.actions))
-  for depth in range(int(tree.depth.max()) + 1):
-    here = tree.depth == depth
-    later = _below_actions(tree, _with_below(tree, np.where(here, tree.actions, 0)))
-    share = later / np.maximum(later.sum(1, keepdims=True), 1)
-    reach = np.ones(len(plan))
-    for x in map(int, np.flatnonzero(tree.before >= 0)):
-      reach[x] = reach[tree.before[x]] * share[tree.before[x], tree.choice[x]]
-    plan[here] = reach[here] / tree.actions[here]
-  return plan
-
-
-def shares(tree: Tree) -> Float[np.ndarray, "X A"]:
-  """Returns the policies that choose in proportion to an action and all those below it.
-
-  Examples:
-    >>> from nash_jax.games import regret, trees
-    >>> regret.shares(trees.load("kuhn_poker"))[0].tolist()
-    [0.75, 0.25]
-  """
-  count = below(tree)
-  inside = trees.legal(tree) * (1 + _below_actions(tree, count))
-  return inside / count[:, None]
-
-
 def _ones(tree: Tree) -> Float[np.ndarray, "X"]:
   return np.ones(len(tree.actions))
 
 
 METHODS = {
   "ixomd": Method(_ones, trees.uniform, 0.0),
-  "balanced_omd": Method(balanced_plan, trees.uniform, 0.0),
-  "balanced_ftrl": Method(lambda tree: 1 / balanced_transition(tree), shares, 0.0),
+  "balanced_omd": Method(balance.plan, trees.uniform, 0.0),
+  "balanced_ftrl": Method(lambda tree: 1 / balance.transition(tree), balance.shares, 0.0),
   "adaptive_ftrl": Method(_ones, trees.uniform, 1.0),
   "tweaked_ftrl": Method(_ones, trees.uniform, 0.5),
 }
 
 
-def rule(tree: Tree, method: str, eta: checks.Number, gamma: checks.Number | None = None) -> Rule:
+def rule(
+  tree: Tree,
+  method: str,
+  eta: checks.Number,
+  gamma: checks.Number | None = None,
+  exact_base: bool = False,
+) -> Rule:
   """Returns a method in a game, at the rates η and γ of both players.
 
   Examples:
@@ -196,18 +124,24 @@ def rule(tree: Tree, method: str, eta: checks.Number, gamma: checks.Number | Non
     method: a name of METHODS.
     eta: > 0.
     gamma: ≥ 0; η/20 without, as in the published experiment.
+    exact_base: of `balanced_ftrl`: η and μ⁰ with which, where all histories are equally long, its
+      update has the entropy Σ q log q of q(x, a) = p*(x) μ(x, a). Else those of the authors' code.
 
   Raises:
-    ValueError: an unknown method, or a rate out of its range.
+    ValueError: an unknown method, a rate out of its range, or an exact base of another method.
   """
   one_of("method", method, METHODS)
   row, rate = METHODS[method], float(checks.number("eta", eta))
   chosen = rate / 20 if gamma is None else gamma
-  scale = row.scale(tree)
-  with np.errstate(divide="ignore"):  # slots beyond a set's own actions
-    base = np.log(row.base(tree))
   explored = float(checks.number("gamma", chosen, zero=True))
-  return Rule(rate * scale, explored * scale, base, row.power)
+  scale, base = row.scale(tree), row.base(tree)
+  etas = rate * scale
+  if exact_base:
+    fix = "Leave it False."
+    require(method == "balanced_ftrl", "exact_base", "the method balanced_ftrl", method, fix)
+    etas, base = etas / balance.decisions_left(tree), balance.entropy_base(tree)
+  with np.errstate(divide="ignore"):  # slots beyond a set's own actions
+    return Rule(etas, explored * scale, np.log(base), row.power)
 
 
 def theory(tree: Tree, method: str, episodes: int, delta: float = 0.05) -> tuple[float, float]:

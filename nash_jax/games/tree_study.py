@@ -62,6 +62,7 @@ def learn(config: StudyConfig) -> Tables:
   Returns:
     trees: the gap by game, method, seed and episodes;
     trees_curves: its mean and range over seeds;
+    trees_slopes: of that mean in its last two decades of episodes, on logarithmic axes;
     trees_tuned: the chosen multiplier of each method's rate;
     trees_grid: all that were tried;
     policies: the average policies at the end, which `study.run` writes as JSON.
@@ -85,6 +86,7 @@ def learn(config: StudyConfig) -> Tables:
         tables["policies"].append(case | {"policy": trees.by_label(tree, policy)})
     tables["trees"] += [row for b in config.baselines for row in _baseline(config, tree, b, points)]
   tables["trees_curves"] = _bands(tables["trees"])
+  tables["trees_slopes"] = _slopes(tables["trees_curves"])
   return tables
 
 
@@ -147,6 +149,19 @@ def _bands(rows: Rows) -> Rows:
     dict(zip(names, key, strict=True)) | {"mean": np.mean(x), "low": min(x), "high": max(x)}
     for key, x in groups.items()
   ]
+
+
+def _slopes(curves: Rows) -> Rows:
+  """Returns the slope of log(mean gap) against log(episodes) over the last two decades."""
+  groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
+  for row in curves:
+    groups.setdefault((row["game"], row["method"]), []).append((row["episodes"], row["mean"]))
+  rows = []
+  for (game, method), points in groups.items():
+    last = np.log([(t, gap) for t, gap in points if t >= points[-1][0] / 100])
+    slope = np.polyfit(last[:, 0], last[:, 1], 1)[0] if len(last) > 1 else np.nan
+    rows.append({"game": game, "method": method, "points": len(last), "slope": slope})
+  return rows
 
 
 def _baseline(

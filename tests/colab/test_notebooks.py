@@ -34,6 +34,7 @@ SMALL = {
     '"seeds": SEEDS': '"seeds": SEEDS, "base.prompts.batch_size": 16',
   },
   "labels": {"SEEDS = 10": "SEEDS = 3", '"runs/labels"': '"run"'},
+  "poker": {"EPISODES = 1_000_000": "EPISODES = 50_000", '"runs/poker"': '"run"'},
 }
 
 
@@ -178,3 +179,25 @@ def test_the_labels_notebook_finds_the_design_and_compares_four(executed):
   assert "first round" in own
   assert pictures(cells) == 1
   assert (folder / "run" / "design.csv").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("executed", ["poker"], indirect=True)
+def test_the_poker_notebook_learns_and_openspiel_agrees_with_its_gap(executed):
+  cells, folder = executed
+  kuhn, learned, bets, _, _, leduc, own = (printed for printed, _ in cells[2:])
+  assert "= -1/18" in kuhn
+  average, value, last = (float(line.rsplit(" ", 1)[1]) for line in learned.splitlines())
+  assert average < 0.03
+  assert value == pytest.approx(-1 / 18, abs=0.02)
+  assert average < last
+  rates = {label: float(rate) for label, rate in (line.split() for line in bets.splitlines())}
+  assert min(rates["2b"], rates["2pb"]) > 0.9  # with the highest card, both call
+  assert max(rates["0b"], rates["0pb"]) < 0.1
+  random, (ours, theirs) = leduc.splitlines()[0], leduc.splitlines()[1].split("by OpenSpiel:")
+  assert float(ours.split()[1]) == float(theirs) < float(random.rsplit(" ", 1)[1])
+  sets = ast.literal_eval(own.splitlines()[0].partition(":")[2].strip())
+  assert sets["two fists"][1] == pytest.approx(1 / 3, abs=0.05)  # the value is -1/3
+  assert (folder / "run" / "policies" / "kuhn_poker_ixomd_0.json").exists()
+  assert pictures(cells) == 1

@@ -156,7 +156,7 @@ def test_a_reward_is_pure_brittle_and_bound_to_its_sampling_law(ran):
 
 def test_five_methods_learn_kuhn_poker_from_episodes(ran):
   tables = ran("trees")
-  assert set(tables) == {"trees", "trees_curves", "trees_tuned", "trees_grid"}
+  assert set(tables) == {f"trees{x}" for x in ("", "_curves", "_slopes", "_tuned", "_grid")}
   gaps = {}
   for row in tables["trees"]:
     assert row["game"] == "kuhn_poker"
@@ -167,6 +167,12 @@ def test_five_methods_learn_kuhn_poker_from_episodes(ran):
     for seed in ("0", "1"):
       assert gaps[method][seed, 20_000] < 0.229 / 3  # a third of the uniform policies' gap
   assert min(gaps["cfr_plus"].values()) < 0.01
+  for row in tables["trees_slopes"]:
+    curve = [r for r in tables["trees_curves"] if r["method"] == row["method"]]
+    t, gap = np.log([(float(r["episodes"]), float(r["mean"])) for r in curve]).T
+    assert int(row["points"]) == len(t)  # all lie in the last two decades
+    expected = np.cov(t, gap)[0, 1] / np.var(t, ddof=1)
+    assert float(row["slope"]) == pytest.approx(expected, rel=1e-4)
   tuned = {row["method"]: float(row["multiplier"]) for row in tables["trees_tuned"]}
   for method in methods:
     tried = {

@@ -68,12 +68,11 @@ def test_children_follow_their_first_and_parents_lie_before_them(leduc):
 
 
 @pytest.mark.parametrize("name", ["kuhn_poker", "leduc_poker"])
-def test_the_gap_and_the_value_are_those_of_openspiel(name, request):
+def test_the_gap_and_the_value_are_those_of_openspiel(name):
   from open_spiel.python.algorithms import best_response, expected_game_score, exploitability
 
-  tree = request.getfixturevalue(name.removesuffix("_poker"))
-  some = [_random(tree, 1)] if name == "leduc_poker" else [_random(tree, 1), trees.uniform(tree)]
-  for policy in some:
+  tree = trees.load(name)
+  for policy in [_random(tree, 1)] + [trees.uniform(tree)] * (name == "kuhn_poker"):
     game, tabular = _tabular(tree, policy)
     scale = tree.high - tree.low
     theirs = exploitability.nash_conv(game, tabular, use_cpp_br=True) / scale
@@ -86,6 +85,17 @@ def test_the_gap_and_the_value_are_those_of_openspiel(name, request):
         theirs = response.value(game.new_initial_state())
         ours = exact.value(tree, exact.best_response(tree, policy, player).policy)
         assert ours * (1, -1)[player] == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_the_gap_in_liars_dice_is_that_of_openspiel():
+  tree, spiel = trees.load("liars_dice"), trees.openspiel()
+  assert exact.gap(tree, trees.uniform(tree)) == pytest.approx(0.7807, abs=1e-4)
+  policy = _random(tree, 1)
+  rows, labelled = trees.by_label(tree, policy), zip(tree.labels, tree.names, strict=True)
+  theirs = {s: list(zip(names, rows[s], strict=True)) for s, names in labelled}
+  gap = spiel.nash_conv(spiel.load_game(tree.name), spiel.TabularPolicy(theirs)) / 2
+  assert exact.gap(tree, policy) == pytest.approx(gap, abs=1e-12)
 
 
 @pytest.mark.parametrize(("name", "gap"), [("kuhn", 0.2292), ("leduc", 0.1826)])
