@@ -30,7 +30,16 @@ NEEDS = {
   "agro": {"judge.name": "table_reward"},
   "shiq": {"judge.name": "table_reward"},
 }
-NORMALISED = {"label": "grpo, normalised", "algorithm.name": "grpo", "algorithm.normalise": "group"}
+# Two that read the same groups: 28 judged pairs to a prompt in place of one.
+GROUPS = (
+  {"label": "nash_mp, groups", "algorithm.name": "nash_mp", **NEEDS["grpo"]},
+  {
+    "label": "grpo, normalised",
+    "algorithm.name": "grpo",
+    "algorithm.normalise": "group",
+    **NEEDS["grpo"],
+  },
+)
 # Settings that solve the regularised game a few times, each time from the last solution.
 REFRESHED = (
   {"label": "Nash-PG", "algorithm.name": "reg_self_play", "algorithm.reference_period": 1000},
@@ -54,7 +63,7 @@ def get_config(kind="mild"):
   needs = {**NEEDS, **dict.fromkeys(offline, _offline(strength))}
   b = short_game.get_config("mild" if strength == "smoke" else strength)
   runs = [{"algorithm.name": name, **needs.get(name, {})} for name in names]
-  runs += [*REFRESHED] if "gap" in rest else [{**NORMALISED, **NEEDS["grpo"]}, *REFRESHED]
+  runs += [*REFRESHED] if "gap" in rest else [*GROUPS, *REFRESHED]
   c = config.compare(b, runs, kinds=("tabular",))
   c.tuning_metric = "gap" if "gap" in rest else "regularised"
   # Plain gradient descent, as in the games, because Adam's division would hide what the losses do.
