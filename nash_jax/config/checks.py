@@ -457,6 +457,8 @@ def _check_rates(config) -> None:
   for rate in rates:
     for steps in {0, config.tuning_steps}:
       resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed, steps), "train")
+  exact = config.tuning_metric != "gap" or config.base.evaluation.exact
+  check("tuning_metric", exact, "regularised, unless base.evaluation.exact", "Change either.")
   own = len(rates) < 2 or config.tuning_seed not in range(config.seeds)
   expected = f"a seed outside 0 to {config.seeds - 1}, because its runs choose the rate"
   check("tuning_seed", own, expected, "Set 100.")

@@ -421,6 +421,7 @@ def _compare() -> ConfigDict:
     base=_train(),
     runs=(),
     learning_rates=_numbers(float, _optimizer().learning_rate.interval),
+    tuning_metric=_choice("regularised", ("regularised", "gap")),
     tuning_seed=number(100, "[0, 2147483647]"),
     tuning_steps=number(0, "[1, 1e9]", {0: "as many as the run's"}),
     seeds=number(3, "[1, 10000]"),

@@ -213,6 +213,8 @@ MEANINGS = {
     "learning_rates": "Rates to try, of which each run takes the best; `()` for the base's.",
     "runs": "What each run changes ([jobs](jobs.md#comparisons)).",
     "seeds": "Seeds of each run.",
+    "tuning_metric": "What the best rate has least of: distance in the game with β (`regularised`:"
+    " SubOpt_β, on texts the win rate − β·KL), or in that without β (`gap`: `exact/gap`).",
     "tuning_seed": "The seed with which learning rates are tried.",
     "tuning_steps": "Steps of each try.",
   },

@@ -179,7 +179,7 @@ def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
   if config.learning_rates:
     found["base.optimizer.learning_rate"] = "learning_rates"
   if len(config.learning_rates) < 2:
-    for field in ("tuning_seed", "tuning_steps"):
+    for field in ("tuning_metric", "tuning_seed", "tuning_steps"):
       found[field] = "learning_rates (with nothing to choose from)"
   arena = _flat(config.arena)
   if not config.arena.judges:
