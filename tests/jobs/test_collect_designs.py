@@ -100,9 +100,9 @@ def vote_on_all(workdir):
 
 def test_people_judge_round_after_round_and_the_same_command_goes_on(config, tmp_path):
   people, folder, asked = tmp_path / "people", tmp_path / "votes", []
-  changes = {"judge.name": "human", "judge.votes": str(people), "design": "active", "budget": 40}
+  changes = {"judge.name": "human", "judge.votes": str(people), "design": "active", "budget": 24}
   config.update_from_flattened_dict(changes)
-  for waiting in (16, 16, 8):
+  for waiting in (16, 8):
     if not asked:  # with no vote at all the command fails
       with pytest.raises(ValueError, match="judge human: 16 of 16 pairs have no vote yet"):
         collect.run(config, folder)
@@ -116,7 +116,7 @@ def test_people_judge_round_after_round_and_the_same_command_goes_on(config, tmp
     asked = saved["pairs"]
     assert vote_on_all(people) == waiting
   found = collected(config, folder)
-  assert len(found) == 40
+  assert len(found) == 24
   assert chosen(folder)["pairs"] == asked
   assert {pair["p_a"] for pair in found} == {0.0, 1.0}
 
