@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from judge_server import says
 from preference_files import TOKENIZER
 
 import nash_jax
@@ -123,6 +124,14 @@ def test_people_judge_round_after_round_and_the_same_command_goes_on(config, tmp
   assert len(found) == 24
   assert chosen(folder)["pairs"] == saved["pairs"]
   assert {pair["p_a"] for pair in found} == {0.0, 1.0}
+
+
+def test_a_server_is_asked_about_the_chosen_pairs_alone_in_both_orders(config, tmp_path, serve):
+  server, config.judge = serve(lambda text, times: (200, says("A" if len(text) % 2 else "B")))
+  found = collected(config, tmp_path, design="uniform", budget=6)
+  assert server.asked.total() == 2 * 6
+  assert {*server.asked.values()} == {1}
+  assert len(found) == 6
 
 
 def test_a_workdir_with_another_design_s_pairs_is_refused(config, tmp_path, monkeypatch):
