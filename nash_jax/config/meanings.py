@@ -197,6 +197,9 @@ MEANINGS = {
       " (`gemma`)."
     ),
     "features.template": "The question, of the features `gemma`.",
+    "judge.http.url": (
+      "With a `budget`: the address of an OpenAI-compatible server's chat completions."
+    ),
     "judge.votes": (
       "Judge `human`, with a `budget`: a workdir of `nash-jax vote` ([designs](design.md#people))."
     ),

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 import tomllib
 from unittest import mock
 
@@ -170,9 +171,8 @@ def test_the_labels_notebook_finds_the_design_and_compares_four(executed):
   cells, folder = executed
   world, best, regrets, table, _, own = (printed for printed, _ in cells[2:])
   assert world.split() == "3000 pairs, 150 of them of rare prompts".split()
-  uniform, optimal = (float(word) for word in best.split("uniform,")[0].split()[1:2] + [
-    best.split("uniform, ")[1].split()[0]])  # fmt: skip
-  assert 12 <= optimal <= 1.01 * 12 + 0.005 < uniform
+  uniform, optimal = re.findall(r"g: (\S+) uniform, (\S+) optimal", best)[0]
+  assert 12 <= float(optimal) <= 1.01 * 12 < float(uniform)
   worst = {line.split()[0]: float(line.split()[2]) for line in regrets.splitlines()}
   assert worst["odpo"] < worst["uniform"] / 2
   assert table.count("| isotropic") == 8

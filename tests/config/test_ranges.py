@@ -220,6 +220,7 @@ READ_WITH = {
   "judge.mesh": {"judge.name": "gemma"},
   "judges.judge.max_tokens": {"judges.judge.name": "gemma"},
   "realign": {"realign": 0.5},
+  "features": {"design": "greedy", "budget": 2},
   "tuning_seed": {"learning_rates": (0.1, 0.2)},
   "tuning_steps": {"learning_rates": (0.1, 0.2)},
 }
@@ -290,6 +291,7 @@ def small(job: str, folder: pathlib.Path, field: str) -> ConfigDict:
   elif job == "collect":
     c.judge, c.steps = game.judge, 2
     c.sources = {"base": {"weights": weights, "temperature": 1.0}}
+    c.features.model = game.model
   elif job == "sample":
     c.prompt, c.reference = "e", weights
   for start, changes in READ_WITH.items():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from judge_server import says
 from preference_files import TOKENIZER
 
 import nash_jax
@@ -86,11 +87,11 @@ def test_odpo_buys_several_labels_of_a_pair_and_sampled_ones_are_of_one_annotato
   assert abs(drawn[split].sum() - p[split].sum()) < 4 * error
 
 
-def vote_on_all(workdir):
-  """Has somebody judge every pair that waits: by length of the text, then by the alphabet."""
+def vote(workdir, most=None):
+  """Has somebody judge the pairs that wait, or so many of them: the longer text wins."""
   store = votes.Store(workdir / votes.FILE)
   me, count = store.sign_in("ann"), 0
-  while question := store.question(me):
+  while count != most and (question := store.question(me)):
     left = (len(question.left), question.left) > (len(question.right), question.right)
     store.vote(me, question.pair, question.left_id, "left" if left else "right")
     count += 1
@@ -99,42 +100,38 @@ def vote_on_all(workdir):
 
 
 def test_people_judge_round_after_round_and_the_same_command_goes_on(config, tmp_path):
-  people, folder, asked = tmp_path / "people", tmp_path / "votes", []
-  changes = {"judge.name": "human", "judge.votes": str(people), "design": "active", "budget": 40}
+  people, folder = tmp_path / "people", tmp_path / "votes"
+  changes = {"judge.name": "human", "judge.votes": str(people), "design": "active", "budget": 24}
   config.update_from_flattened_dict(changes)
-  for waiting in (16, 16, 8):
-    if not asked:  # with no vote at all the command fails
-      with pytest.raises(ValueError, match="judge human: 16 of 16 pairs have no vote yet"):
-        collect.run(config, folder)
-    else:
-      assert collect.run(config, folder) == str(folder / "chosen.json")
-    assert not (folder / "pairs.jsonl").exists()
-    saved = chosen(folder)
-    assert saved["pairs"][: len(asked)] == asked
-    assert saved["p_win"][: len(asked)].count(None) == 0
-    assert saved["p_win"][len(asked) :] == [None] * waiting
-    asked = saved["pairs"]
-    assert vote_on_all(people) == waiting
+  with pytest.raises(ValueError, match="judge human: 16 of 16 pairs have no vote yet"):
+    collect.run(config, folder)
+  first = chosen(folder)["pairs"]
+  assert len(first) == vote(people, 1) + 15
+  # A round that is judged in part waits, with the same pairs.
+  assert collect.run(config, folder) == str(folder / "chosen.json")
+  saved = chosen(folder)
+  assert saved["pairs"] == first
+  assert saved["p_win"].count(None) == 15
+  assert vote(people) == 15
+  assert collect.run(config, folder) == str(folder / "chosen.json")
+  saved = chosen(folder)
+  assert saved["pairs"][:16] == first
+  assert saved["p_win"][16:] == [None] * 8
+  assert None not in saved["p_win"][:16]
+  assert not (folder / "pairs.jsonl").exists()
+  assert vote(people) == 8
   found = collected(config, folder)
-  assert len(found) == 40
-  assert chosen(folder)["pairs"] == asked
+  assert len(found) == 24
+  assert chosen(folder)["pairs"] == saved["pairs"]
   assert {pair["p_a"] for pair in found} == {0.0, 1.0}
 
 
-def test_a_round_that_people_judged_in_part_waits(config, tmp_path):
-  people, folder = tmp_path / "people", tmp_path / "votes"
-  changes = {"judge.name": "human", "judge.votes": str(people), "design": "greedy", "budget": 6}
-  config.update_from_flattened_dict(changes)
-  with pytest.raises(ValueError, match="6 of 6 pairs have no vote yet"):
-    collect.run(config, folder)
-  store = votes.Store(people / votes.FILE)
-  me = store.sign_in("ann")
-  question = store.question(me)
-  store.vote(me, question.pair, question.left_id, "left")
-  store.close()
-  assert collect.run(config, folder) == str(folder / "chosen.json")
-  assert chosen(folder)["p_win"].count(None) == 5
-  assert not (folder / "pairs.jsonl").exists()
+def test_a_server_is_asked_about_the_chosen_pairs_alone_in_both_orders(config, tmp_path, serve):
+  server, config.judge = serve(lambda text, times: (200, says("A" if len(text) % 2 else "B")))
+  found = collected(config, tmp_path, design="uniform", budget=6)
+  assert server.asked.total() == 2 * 6
+  assert {*server.asked.values()} == {1}
+  assert len(found) == 6
 
 
 def test_a_workdir_with_another_design_s_pairs_is_refused(config, tmp_path, monkeypatch):

@@ -94,7 +94,8 @@ def test_a_comparison_is_checked_before_it_starts(changes, message, tmp_path, mo
     design.run(config, tmp_path)
 
 
-def test_people_are_no_judge_of_a_comparison(tmp_path):
+def test_people_are_no_judge_of_a_comparison(tmp_path, monkeypatch):
+  monkeypatch.setattr(design, "load_prompts", lambda *args: ([0], [0]))
   config = configs.get_config("stories,smoke")
   config.collection.judge.update(name="human", votes=str(tmp_path / "votes"))
   with pytest.raises(ValueError, match=r"collection.judge.name: expected a judge that answers at"):

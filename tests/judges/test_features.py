@@ -30,9 +30,9 @@ def case():
   return prompts_of(prompts, 8), responses_of(rows, 8)
 
 
-def features_of(config, params, responses=None):
+def features_of(config, params, responses=None, seed=0):
   prompts, given = case()
-  made = features.make(config, TOKENIZER, seed=0)
+  made = features.make(config, TOKENIZER, seed)
   return np.asarray(jax.jit(made.fn)(params, prompts, given if responses is None else responses))
 
 
@@ -88,8 +88,7 @@ def test_more_features_than_the_dimension_are_projected_by_the_seed():
   full = features_of(settings("bradley_terry"), params).reshape(-1, 16)
   few = features_of(settings("bradley_terry", dimension=3), params)
   assert few.shape == (2, 3, 3)
-  made = features.make(settings("bradley_terry", dimension=3), TOKENIZER, seed=1)
-  other = np.asarray(made.fn(params, *case()))
+  other = features_of(settings("bradley_terry", dimension=3), params, seed=1)
   assert np.abs(other - few).max() > 0.1
   # Linear: features that are twice another's stay so.
   few = few.reshape(-1, 3)
