@@ -150,8 +150,9 @@ def _length_controlled(cells: Cells) -> list[str]:
 
 def arena(result: dict[str, Any]) -> str:
   """Returns the tables of a result of `nash_jax.arena`, as Markdown."""
+  samples = f"{result['samples']} response{'s' * (result['samples'] > 1)}"
   out = [
-    f"# Arena\n\n{result['prompts']} held-out prompts, {result['samples']} responses a policy to "
+    f"# Arena\n\n{result['prompts']} held-out prompts, {samples} a policy to "
     "each, judged in both orders.\nMean ± 3σ over prompts, **bold** where the 99.7% interval "
     "excludes one half."
   ]

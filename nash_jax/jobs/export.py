@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
@@ -117,6 +118,7 @@ def _plain_model(config: ConfigDict, source: Source, model: card.Model) -> Writt
   loss = source.config.get("loss")
   got = f"a judge, fitted with loss = {loss}"
   require(loss not in judges.FITTED, "run", "a language model", got, fix)
+  logging.info("measuring what %s keeps of the run", config.dtype)
   pieces, model_config = tokenizer_and_model(source.config.model)
   logp = _make_logprobs(model_config, *_texts(source, pieces))
   before = _base_logprobs(source, model_config, logp)

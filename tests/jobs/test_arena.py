@@ -34,7 +34,9 @@ def test_one_response_each_is_enough_for_two_policies_but_none_meets_itself():
   cells = result["judges"]["judge"]["win_rate"]
   assert (cells["base"]["other"]["mean"], cells["other"]["base"]["mean"]) == (0.75, 0.25)
   assert cells["base"]["base"]["mean"] is cells["other"]["other"]["mean"] is None
-  assert "| base | — |" in re.sub(" +", " ", report.arena(result))
+  page = report.arena(result)
+  assert "12 held-out prompts, 1 response a policy to each" in page
+  assert "| base | — |" in re.sub(" +", " ", page)
   alone = nash_jax.config.arena()
   alone.samples, alone.policies = 1, {"base": alone.policies.base}
   with pytest.raises(ValueError, match="samples: expected at least 2 with a single policy"):
@@ -90,6 +92,7 @@ def test_an_arena_under_top_k_calls_its_mean_log_ratio_no_kl():
   page = report.arena(result)
   assert "(log-ratio)" in page
   assert "tie mass —; valid .000" in page
+  assert f"{config.samples} responses a policy to each" in page
 
 
 def test_an_error_of_kl_takes_more_than_a_few_prompts():

@@ -236,6 +236,7 @@ def test_the_command_takes_flags_and_says_what_is_wrong_in_a_line(written):
   to = out.with_name("by command")
   done = command("export", f"--run={workdir}", f"--to={to}")
   assert f"wrote {to}: {workdir}, step {STEP}, float32" in done.stdout, done.stderr
+  assert "measuring what float32 keeps of the run\n" in done.stderr
   same(weights.load(str(to), MODEL), state["params"])
   done = command("export", "--run=runs/none", f"--to={to}")
   assert done.returncode == 2
