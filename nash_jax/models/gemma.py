@@ -4,7 +4,8 @@ Two layouts of one parameter tree:
 
 * stacked, for training, judging and prefill: `layers/<i>` holds all blocks at position i of the
   pattern, with a leading repeat axis that is scanned over; `tail/<i>` holds the remaining layers.
-  If local and global layers differ only in their window (Gemma 2), the pattern is one layer.
+  If local and global layers differ only in their window (Gemma 2), the pattern is one layer. With
+  `value_norm` (Gemma 4), i counts the pattern's runs of layers of one kind (`runs`).
   `shared/<i>` holds the layers that read another layer's keys and values (Gemma 4 E2B and E4B): a
   second scan, over whole patterns, that reads those of the first scan's last pattern;
 * unstacked, for decoding and checkpoints: `layer_<n>` as in the library.
@@ -15,12 +16,14 @@ Both gating layouts of the published checkpoints become [2, features, hidden] wh
 import dataclasses
 import functools
 import importlib.machinery
+import itertools
 import sys
 import types
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from gemma import gm
 from gemma.gm.nn.gemma4 import _layers as gemma4_layers
@@ -92,10 +95,9 @@ class GemmaConfig:
 
     The compiler then sees one layer instead of a pattern, which halves its time for Gemma 2.
     """
-    local = (self.local_base_frequency, self.local_scale_factor, 1.0, self.kv_shape(LOCAL))
-    frequency, scale = self.global_base_frequency, self.global_scale_factor
-    own = (frequency, scale, self.global_rope_proportion, self.kv_shape(GLOBAL))
-    return local == own and not (self.k_eq_v_global or self.num_kv_shared_layers)
+    local = (self.local_base_frequency, self.local_scale_factor)
+    same = local == (self.global_base_frequency, self.global_scale_factor)
+    return same and not self.value_norm
 
   def kv_shape(self, attn_type: gm.nn.AttentionType) -> tuple[int, int]:
     """Returns (key-value heads, head size) of a layer of this kind."""
@@ -247,14 +249,35 @@ def pattern(model_config: GemmaConfig) -> tuple[int, int, int]:
   return period, model_config.num_kv_layers // period, model_config.num_kv_layers % period
 
 
+def runs(model_config: GemmaConfig) -> list[tuple[int, int]]:
+  """Returns (first place in the pattern, length) of the runs of layers that are one stack.
+
+  Neighbours of one kind are, so that the compiler sees each kind once: half of Gemma 4's time.
+  Without value_norm each place is, as saved trees have it.
+  """
+  period, *_ = pattern(model_config)
+  kinds = model_config.attention_types
+  starts = [
+    place
+    for place in range(period)
+    if place == 0 or kinds[place] != kinds[place - 1] or not model_config.value_norm
+  ]
+  return [(start, end - start) for start, end in itertools.pairwise([*starts, period])]
+
+
 def place_of(model_config: GemmaConfig, layer: int) -> tuple[str, str, int | None]:
-  """Returns where a layer is in the stacked tree: (stack, place, repeat; None in "tail")."""
+  """Returns where a layer is in the stacked tree: (stack, place, row; None in "tail")."""
   period, repeats, _ = pattern(model_config)
+  stack, first = "layers", 0
   if layer >= model_config.num_kv_layers:
-    repeat, place = divmod(layer - model_config.num_kv_layers, period)
-    return "shared", str(place), repeat
-  repeat, place = divmod(layer, period)
-  return ("layers", str(place), repeat) if repeat < repeats else ("tail", str(place), None)
+    stack, first = "shared", model_config.num_kv_layers
+  repeat, place = divmod(layer - first, period)
+  if stack == "layers" and repeat >= repeats:
+    return "tail", str(place), None
+  for i, (start, length) in enumerate(runs(model_config)):
+    if place < start + length:
+      return stack, str(i), repeat * length + place - start
+  raise AssertionError(layer)
 
 
 @functools.cache
@@ -361,11 +384,12 @@ def init(key: Array, model_config: GemmaConfig) -> Params:
   last = [stacked(period * repeats + i, 1) for i in range(rest)]
   tail = {str(i): jax.tree.map(lambda leaf: leaf[0], layer) for i, layer in enumerate(last)}
   count = model_config.num_kv_shared_layers // period
-  shared = {str(i): stacked(owners + i, count) for i in range(period if count else 0)}
+  stacks = list(enumerate(runs(model_config)))
+  shared = {str(i): stacked(owners + n, count * size) for i, (n, size) in stacks if count}
   return {
     "embedder": _init_embedder(jax.random.fold_in(key, model_config.num_layers), model_config),
     "final_norm": _norm(model_config).init(key, x)["params"],
-    "layers": {str(i): stacked(i, repeats) for i in range(period)},
+    "layers": {str(i): stacked(n, repeats * size) for i, (n, size) in stacks},
     **({"tail": tail} if tail else {}),
     **({"shared": shared} if shared else {}),
   }
@@ -479,10 +503,12 @@ def forward(
     with jax.numpy_rank_promotion("allow"):  # gm.nn.gemma4 multiplies by a scalar of shape [1]
       return lora.apply(module, layer, *args, inputs, donor)
 
-  if "layers" in params:
+  if "layers" in params and model_config.value_norm:
+    x, new_cache = _stacked_runs(params, model_config, x, inputs, cache, run_layer, dtype, remat)
+  elif "layers" in params:
     in_window = _within_window(model_config, positions, cache)
     x, new_cache = _stacked_layers(
-      params, model_config, x, inputs, attn_mask, in_window, cache, run_layer, dtype, remat
+      params, model_config, x, attn_mask, in_window, cache, run_layer, dtype, remat
     )
   else:
     new_cache = []
@@ -531,68 +557,101 @@ def _per_layer_inputs(
 
 
 def _stacked_layers(
-  params, model_config, x, inputs, attn_mask, in_window, cache, run_layer, dtype, remat
+  params, model_config, x, attn_mask, in_window, cache, run_layer, dtype, remat
 ) -> tuple[Float[Array, "N T D"], list]:
-  """Scans the stacked layers, then runs the remaining ones; see `forward`."""
+  """Scans the stacked layers, each pattern a step, then runs the remaining ones; see `forward`."""
   attention_types = tuple(model_config.attention_types)
   period, repeats, _ = pattern(model_config)
-  num_scanned, owners = period * repeats, model_config.num_kv_layers
-  donors = {model_config.donor(n) for n in range(owners, model_config.num_layers)}
-  again = jax.checkpoint if remat else lambda fn: fn
+  num_scanned = period * repeats
 
   def gathered(layer):
     return sharding.gather_weights(cast(layer, dtype))
 
   def run_group(x, scanned):
-    layers, local, caches, inputs = scanned
-    kept = []
+    layers, local, caches = scanned
+    new_caches = []
     for place in range(period):
       attn_type, visible = attention_types[place], attn_mask
       if model_config.one_rope:
         attn_type, visible = GLOBAL, attn_mask & (in_window | ~local)
-      own = inputs if inputs is None else inputs[place]
-      layer_cache, x = run_layer(
-        gathered(layers[str(place)]), attn_type, x, caches and caches[place], visible, own
-      )
-      is_donor = num_scanned - period + place in donors
-      kept.append(layer_cache if caches or is_donor else None)
-    return x, tuple(kept)
-
-  def run_sharing(x, scanned):
-    layers, inputs = scanned
-    for place in range(period):
-      own, donor = inputs if inputs is None else inputs[place], last[attention_types[place]]
       layer = gathered(layers[str(place)])
-      _, x = run_layer(layer, attention_types[place], x, None, inputs=own, donor=donor)
-    return x, None
+      layer_cache, x = run_layer(layer, attn_type, x, caches and caches[place], visible)
+      new_caches.append(layer_cache)
+    return x, tuple(new_caches)
 
   def stacked(caches):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
 
-  def grouped(first, last):
-    """Returns the inputs of these layers with an axis of patterns in front."""
-    return inputs if inputs is None else inputs[first:last].reshape(-1, period, *inputs.shape[1:])
-
   local = jnp.array([attn_type == LOCAL for attn_type in attention_types[:num_scanned:period]])
   caches = cache and tuple(stacked(cache[i:num_scanned:period]) for i in range(period))
-  scanned = (params["layers"], local, caches, grouped(0, num_scanned))
-  x, kept = jax.lax.scan(again(run_group), x, scanned)
+  scanned = (params["layers"], local, caches)
+  x, caches = jax.lax.scan(jax.checkpoint(run_group) if remat else run_group, x, scanned)
   new_cache = [
-    cache and jax.tree.map(lambda leaf, r=n // period: leaf[r], kept[n % period])
+    cache and jax.tree.map(lambda leaf, r=n // period: leaf[r], caches[n % period])
     for n in range(num_scanned)
   ]
+  for n in range(num_scanned, len(attention_types)):
+    layer = gathered(params["tail"][str(n - num_scanned)])
+    layer_cache, x = run_layer(layer, attention_types[n], x, cache and cache[n])
+    new_cache.append(layer_cache)
+  return x, new_cache
+
+
+def _stacked_runs(
+  params, model_config, x, inputs, cache, run_layer, dtype, remat
+) -> tuple[Float[Array, "N T D"], list]:
+  """The same for blocks with `value_norm`: within a pattern, each run of one kind is scanned."""
+  attention_types, owners = tuple(model_config.attention_types), model_config.num_kv_layers
+  period, repeats, _ = pattern(model_config)
+  num_scanned = period * repeats
+  again = jax.checkpoint if remat else lambda fn: fn
+
+  def step(x, scanned, kind, donor=None):
+    layer, layer_cache, own = scanned
+    layer = sharding.gather_weights(cast(layer, dtype))
+    layer_cache, x = run_layer(layer, kind, x, layer_cache, inputs=own, donor=donor)
+    return x, layer_cache if donor is None else None
+
+  def run_group(x, scanned, donors=None):
+    kept = []
+    for (place, _), stack in zip(runs(model_config), scanned, strict=True):
+      kind = attention_types[place]
+      one = functools.partial(step, kind=kind, donor=donors and donors[kind])
+      x, found = jax.lax.scan(again(one), x, stack)
+      # Without a cache, only the last layer's keys and values may be read again.
+      kept.append(found if cache else jax.tree.map(lambda leaf: leaf[-1:], found))
+    return x, tuple(kept)
+
+  def scanned(name, first, count):
+    """Returns ([patterns, layers of a run, ...] of parameters, caches and inputs) of each run."""
+    out = []
+    for i, (place, size) in enumerate(runs(model_config)):
+      rows = [n for n in range(first, first + count) if 0 <= (n - first) % period - place < size]
+      caches = name == "layers" and cache and [cache[n] for n in rows]
+      stack = (
+        params[name][str(i)],
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches) if caches else None,
+        None if inputs is None else inputs[np.array(rows)],
+      )
+      split = lambda leaf, size=size: leaf.reshape(-1, size, *leaf.shape[1:])  # noqa: E731
+      out.append(jax.tree.map(split, stack))
+    return out
+
+  x, kept = jax.lax.scan(run_group, x, scanned("layers", 0, num_scanned))
+  new_cache = []
+  for n in range(num_scanned if cache else 0):
+    place = int(place_of(model_config, n)[1])
+    at = n // period, n % period - runs(model_config)[place][0]
+    new_cache.append(jax.tree.map(lambda leaf, at=at: leaf[at], kept[place]))
   for n in range(num_scanned, owners):
-    layer, own = params["tail"][str(n - num_scanned)], inputs if inputs is None else inputs[n]
-    layer_cache, x = run_layer(
-      gathered(layer), attention_types[n], x, cache and cache[n], inputs=own
-    )
+    layer, own = params["tail"][str(n - num_scanned)], None if inputs is None else inputs[n]
+    x, layer_cache = step(x, (layer, cache and cache[n], own), attention_types[n])
     new_cache.append(layer_cache)
   if "shared" in params:
-    last = {
-      attention_types[n]: jax.tree.map(lambda leaf: leaf[-1], kept[n % period]) for n in donors
-    }
-    theirs = grouped(owners, model_config.num_layers)
-    x, _ = jax.lax.scan(again(run_sharing), x, (params["shared"], theirs))
+    kinds = [attention_types[place] for place, _ in runs(model_config)]
+    last = [jax.tree.map(lambda leaf: leaf[-1, -1], found) for found in kept]
+    sharing = functools.partial(run_group, donors=dict(zip(kinds, last, strict=True)))
+    x, _ = jax.lax.scan(sharing, x, scanned("shared", owners, model_config.num_layers - owners))
   return x, new_cache
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from nash_jax import judges, report, update
 from nash_jax.config.checks import judged_by_reference
-from nash_jax.models import gemma, logprobs, sharding
+from nash_jax.models import gemma, logprobs, lora, sharding
 from nash_jax.objectives import algorithms
 from nash_jax.types import Params
 from nash_jax.validation import one_of
@@ -159,6 +159,9 @@ def estimate(
   all_axes = AbstractMesh(tuple(mesh.values()), tuple(mesh))
   tensor_axis = AbstractMesh((1, 1, mesh["tensor"]), tuple(mesh))
   compute_shapes, judge = as_type(shapes, dtype), judge_shapes(config.judge)
+  # A table of inputs by layer has no gradient, and is read where it lies.
+  trained, _ = lora.split(state.params)
+  decoding_shapes, _ = lora.split(compute_shapes)
 
   def size(tree, mesh=all_axes):
     return bytes_per_device(sharding.abstract(tree, sharding.shardings(tree, mesh)))
@@ -189,9 +192,9 @@ def estimate(
   return {
     **held, "reference": size(compute_shapes),
     "judge": size(judge) if judge and not own_judge else 0,
-    "weights for decoding": num_models * size(compute_shapes, tensor_axis),
+    "weights for decoding": num_models * size(decoding_shapes, tensor_axis),
     "cache for decoding": num_models * decoded * width * column / heads,
-    "gradient and update": 2 * size(state.params), "logits of a chunk": logits / mesh["tensor"],
+    "gradient and update": 2 * size(trained), "logits of a chunk": logits / mesh["tensor"],
     "activations": micro_batch * width * dtype.itemsize * inside,
     **(on_host if kind == CPU else {}),
   }  # fmt: skip
@@ -205,13 +208,16 @@ def peak(parts: dict[str, int | float]) -> float:
 
 def _activations(model_config: gemma.GemmaConfig, remat: bool, width: int) -> int:
   """Returns the number of activations per token: inputs of layers and values inside them."""
-  heads = model_config.num_heads + 2 * model_config.num_kv_heads
-  inside = 8 * model_config.embed_dim + 4 * model_config.hidden_dim
-  inside += 2 * heads * model_config.head_dim + 3 * model_config.num_heads * width
+  kv_heads, head_dim = map(max, *map(model_config.kv_shape, (gemma.LOCAL, gemma.GLOBAL)))
+  heads = model_config.num_heads + 2 * kv_heads
+  hidden_dim = max(model_config.hidden_dim, model_config.override_kv_shared_ffw_hidden or 0)
+  inside = 8 * model_config.embed_dim + 4 * hidden_dim
+  inside += 2 * heads * head_dim + 3 * model_config.num_heads * width
+  columns = model_config.num_layers * model_config.per_layer_input_dim
   if not remat:
-    return model_config.num_layers * inside
+    return model_config.num_layers * inside + 2 * columns
   period, _, _ = gemma.pattern(model_config)
-  return model_config.num_layers * model_config.embed_dim + period * inside
+  return model_config.num_layers * model_config.embed_dim + period * inside + 2 * columns
 
 
 def advice(

@@ -1,7 +1,7 @@
 """Reads and writes parameters, directly into their shardings and one tensor at a time.
 
-Reads our own .safetensors files (with the gemma library's names), Hugging Face's Gemma 2 and
-Gemma 3 text models, and the library's Orbax checkpoints. Writes our own files and Hugging Face's.
+Reads our own .safetensors files (with the gemma library's names), Hugging Face's text models of
+Gemma 2, 3 and 4, and the library's Orbax checkpoints. Writes our own files and Hugging Face's.
 """
 
 import contextlib
@@ -153,8 +153,8 @@ def export(
       and rows, without files.
 
   Raises:
-    ValueError: the folder has weights already; the model has a head, is neither a Gemma 2 nor a
-      Gemma 3, does not fit its architecture, or is not finite.
+    ValueError: the folder has weights already; the model has a head, is no Gemma
+      2, 3 or 4, does not fit its architecture, or is not finite.
   """
   folder = pathlib.Path(path)
   if folder.is_file() or any(folder.glob("*.safetensors*")):

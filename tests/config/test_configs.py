@@ -152,6 +152,7 @@ TRUE_SIZE = {
   "gemma3_1b": ("gemma-3-1b-it", "gemma-3-4b-it"),
   "gemma3_4b": ("gemma-3-4b-it", None),
   "gemma2_2b": ("gemma-2-2b-it", "gemma-2-9b-it"),
+  "gemma4_e2b": ("gemma-4-E2B-it", "gemma-4-E4B-it"),
 }
 
 

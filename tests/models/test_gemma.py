@@ -104,7 +104,12 @@ def library_config(config):
   )
 
 
-@pytest.fixture(scope="module", params=GENERATIONS)
+@pytest.fixture(
+  scope="module",
+  params=[  # in test_gemma4.py, Gemma 4 is compared with transformers
+    pytest.param(name, marks=pytest.mark.slow if "gemma4" in name else ()) for name in GENERATIONS
+  ],
+)
 def model(request):
   fields = dict(GENERATIONS[request.param])
   config = gemma.preset(fields.pop("preset"), **fields)
@@ -219,8 +224,8 @@ def test_remat_and_bfloat16_change_no_structure(model):
     ("gemma3_12b", "Gemma3_12B"),
     ("gemma3_27b", "Gemma3_27B"),
     ("gemma4_e2b", "Gemma4_E2B"),
-    ("gemma4_e4b", "Gemma4_E4B"),
-    ("gemma4_31b", "Gemma4_31B"),
+    pytest.param("gemma4_e4b", "Gemma4_E4B", marks=pytest.mark.slow),
+    pytest.param("gemma4_31b", "Gemma4_31B", marks=pytest.mark.slow),
   ],
 )
 def test_full_size_presets_have_the_gemma_librarys_names_and_shapes(name, library):

@@ -8,6 +8,12 @@ from weight_files import MODELS
 from nash_jax.models import gemma
 from nash_jax.weights import hf_config
 
+GEMMA4_ROPE = {
+  "full_attention": {
+    "partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"
+  },
+  "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+}  # fmt: skip
 # As published: sparse where a multimodal model wraps the text model, and without layer_types.
 PUBLISHED = {
   "gemma2_2b": {
@@ -75,6 +81,49 @@ PUBLISHED = {
       "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     },
   },
+  "gemma4_e2b": {
+    "model_type": "gemma4",
+    "audio_config": {"model_type": "gemma4_audio", "hidden_size": 1024},
+    "vision_config": {"model_type": "gemma4_vision", "hidden_size": 768},
+    "text_config": {
+      "model_type": "gemma4_text",
+      "attention_k_eq_v": False,
+      "enable_moe_block": False,
+      "global_head_dim": 512,
+      "head_dim": 256,
+      "hidden_size": 1536,
+      "hidden_size_per_layer_input": 256,
+      "intermediate_size": 6144,
+      "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
+      "num_attention_heads": 8,
+      "num_hidden_layers": 35,
+      "num_key_value_heads": 1,
+      "num_kv_shared_layers": 20,
+      "rope_parameters": GEMMA4_ROPE,
+      "sliding_window": 512,
+      "use_bidirectional_attention": None,
+      "use_double_wide_mlp": True,
+    },
+  },
+  "gemma4_12b": {
+    "model_type": "gemma4_unified",
+    "text_config": {
+      "model_type": "gemma4_unified_text",
+      "attention_k_eq_v": True,
+      "final_logit_softcapping": 30.0,
+      "global_head_dim": 512,
+      "hidden_size": 3840,
+      "intermediate_size": 15360,
+      "num_attention_heads": 16,
+      "num_global_key_value_heads": 1,
+      "num_hidden_layers": 48,
+      "num_key_value_heads": 8,
+      "num_kv_shared_layers": 0,
+      "rope_parameters": GEMMA4_ROPE,
+      "sliding_window": 1024,
+      "use_bidirectional_attention": "vision",
+    },
+  },
 }
 
 
@@ -86,8 +135,28 @@ def test_presets_are_what_published_configs_say(tmp_path, preset):
     with pytest.raises(ValueError, match=r"config.json: \w+ is .* but model.preset"):
       hf_config.check_config(str(tmp_path), gemma.preset(other))
   changed = gemma.preset(preset, global_scale_factor=2.0, local_scale_factor=2.0)
-  with pytest.raises(ValueError, match="expected an architecture of Gemma 2"):
+  with pytest.raises(ValueError, match=r"expected an architecture of Gemma [24]"):
     hf_config.check_config(str(tmp_path), changed)
+
+
+@pytest.mark.parametrize(
+  ("layers", "message"),
+  [
+    ({"04": {"head_dim": 512}}, "expected the same for all global layers"),
+    ({f"{i:02}": {"head_dim": 256} for i in range(4, 35, 5)}, "global_head_dim is 256"),
+    ({f"{i:02}": {"head_dim": 512} for i in range(4, 35, 5)}, ""),
+    ({f"{i:02}": {"head_dim": 512 + i} for i in range(4, 35, 5)}, "expected the same for all"),
+    ([512], "per_layer_config is .512., expected fields in braces"),
+  ],
+)
+def test_what_differs_in_global_layers_is_read_in_the_newer_form_too(tmp_path, layers, message):
+  text = {**PUBLISHED["gemma4_e2b"]["text_config"], "per_layer_config": layers}
+  del text["global_head_dim"]
+  (tmp_path / "config.json").write_text(json.dumps({"text_config": text}))
+  if not message:
+    return hf_config.check_config(str(tmp_path), gemma.preset("gemma4_e2b"))
+  with pytest.raises(ValueError, match=rf"config.json: .*{message}"):
+    hf_config.check_config(str(tmp_path), gemma.preset("gemma4_e2b"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from weight_files import EMBEDDING, MODELS, L, hugging_face_model, logits, rando
 
 from nash_jax import weights
 from nash_jax.models import gemma
-from nash_jax.weights import hf_config, safetensors
+from nash_jax.weights import hf_config, names, safetensors
 
 
 def test_logits_are_those_of_transformers(from_transformers):
@@ -54,6 +54,12 @@ def test_the_text_model_is_found_in_a_multimodal_one(from_transformers, tmp_path
     found |= {vision: np.ones(3, np.float32)}
     head = f"{'language_model.' * (prefix[0] == 'l')}lm_head.weight"
     found[head] = found[f"{prefix}embed_tokens.weight"].copy()
+    encoders = ("audio_tower.x", "embed_audio.x", "embed_vision.x", "vision_embedder.x")
+    found |= {f"model.{name}": np.ones(3, np.float32) for name in encoders}
+  # Keys of layers that read another's are in published files; nobody reads them.
+  unread = names.unread(config, names.hugging_face)
+  assert bool(unread) == (config.num_kv_shared_layers > 0)
+  found |= {prefix + name: np.ones(3, np.float32) for name in unread}
   path = tmp_path / "w.safetensors"
   save_file(found, str(path))
   same(weights.load(str(path), config), params)
