@@ -27,10 +27,11 @@ def get_config(kind=""):
   return experiment("gemma2_2b", "gemma-2-2b-it", "gemma2_9b", "gemma-2-9b-it", kind)
 
 
-def experiment(policy, weights, judge, judge_weights, kind):
+def experiment(policy, weights, judge, judge_weights, kind, template="gemma"):
   """Returns the experiment for two models by preset and folder.
 
   Args:
+    template: the chat template and the judge's question, which have the same names.
     kind: one of KINDS, or several such as "lora,self". "" is the experiment itself; "lora" trains
       adapters; "self" has the policy's own start as judge, which needs no second model; "smoke" has
       tiny random models.
@@ -45,8 +46,8 @@ def experiment(policy, weights, judge, judge_weights, kind):
   follow(c, "tokenizer")
   if "self" in kinds:
     judge_by_own_start(c)
-  c.model.update(template="gemma", remat=True, logit_chunk=16)
-  c.judge.template = "gemma"
+  c.model.update(template=template, remat=True, logit_chunk=16)
+  c.judge.template = template
   c.prompts.update(
     task="rlhflow", path="data/rlhflow.jsonl", held_out=512, max_tokens=256, batch_size=32
   )

@@ -6,7 +6,8 @@ Command:  nash-jax compare --config=short_compare:mild --workdir=runs/short_mild
           the same optimiser and rate; :smoke in half a minute; :mild,offline adds the methods that
           learn from a file of pairs: nash-jax collect --config=online_offline:reference
           --workdir=runs/online_offline/reference makes it; for :strong,offline use
-          :strong,reference and runs/online_offline_strong/reference)
+          :strong,reference and runs/online_offline_strong/reference; :mild,gap has the methods
+          that aim at the game without β, each at the rate that is best there)
 Cost:     about half an hour of one CPU core, less with networks.
 Expected: docs/short_game.md
 """
@@ -29,7 +30,23 @@ NEEDS = {
   "agro": {"judge.name": "table_reward"},
   "shiq": {"judge.name": "table_reward"},
 }
-NORMALISED = {"label": "grpo, normalised", "algorithm.name": "grpo", "algorithm.normalise": "group"}
+# Two that read the same groups: 28 judged pairs to a prompt in place of one.
+GROUPS = (
+  {"label": "nash_mp, groups", "algorithm.name": "nash_mp", **NEEDS["grpo"]},
+  {
+    "label": "grpo, normalised",
+    "algorithm.name": "grpo",
+    "algorithm.normalise": "group",
+    **NEEDS["grpo"],
+  },
+)
+# Settings that solve the regularised game a few times, each time from the last solution.
+REFRESHED = (
+  {"label": "Nash-PG", "algorithm.name": "reg_self_play", "algorithm.reference_period": 1000},
+  {"label": "COMAL", "algorithm.name": "inpo", "algorithm.reference_period": 1000},
+)
+# What aims at an equilibrium of the game without β.
+UNREGULARISED = ("mpo", "sppo", "emagnet")
 
 
 def _offline(strength):
@@ -42,11 +59,13 @@ def get_config(kind="mild"):
   strength, *rest = kind.split(",")
   offline = {name for name, method in algorithms.ALGORITHMS.items() if method.offline}
   names = [x for x in algorithms.ALGORITHMS if "offline" in rest or x not in offline]
+  names = UNREGULARISED if "gap" in rest else names
   needs = {**NEEDS, **dict.fromkeys(offline, _offline(strength))}
   b = short_game.get_config("mild" if strength == "smoke" else strength)
   runs = [{"algorithm.name": name, **needs.get(name, {})} for name in names]
-  runs.append({**NORMALISED, **NEEDS["grpo"]})
+  runs += [*REFRESHED] if "gap" in rest else [*GROUPS, *REFRESHED]
   c = config.compare(b, runs, kinds=("tabular",))
+  c.tuning_metric = "gap" if "gap" in rest else "regularised"
   # Plain gradient descent, as in the games, because Adam's division would hide what the losses do.
   b.optimizer = config.optimizer(name="sgd", clip_norm=1e9)
   c.learning_rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)

@@ -15,12 +15,14 @@ Expected: the published table is in docs/tldr.md (Munos et al. 2312.00886, Table
 
 Published: the order of the stages, the data, 10,000 steps for each run, beta = .05 for RLHF and
 .008 for all others, the mixtures, the rates of EMA, the judge's question, and 2,000 comparisons a
-cell. Of the second paper: XSum's prompts, 30,000 steps, beta, the mixture, Adafactor without
-warm-up, batches of 32, the rates 1e-4 and, for Nash-MD, 3e-5.
+cell. Of the second paper: XSum's prompts, 30,000 steps, beta (DPO's 5, SLiC's 10), the mixture,
+Adafactor without warm-up, batches of 32, the rates 1e-4 and, for Nash-MD, 3e-5.
 
 Our choices: Gemma 3 in place of T5X and PaLM 2 (decoder-only, one tokenizer); both orders of a
 pair, and the answers A and B for 1 and 2; in the first experiment the optimiser, its rate and the
-batch, for which the second paper's stand in; in the second one RLHF's rate; clipping at norm 1;
+batch, for which the second paper's stand in; in the second one RLHF's rate, DPO's and SLiC's, and
+that these two take as many steps, on the comparisons of TL;DR but the last 512, evaluated on XSum
+with the judge; SLiC as the hinge alone, without its term of likelihood; clipping at norm 1;
 temperature 1; 512 + 64 tokens (1,024 + 64 on XSum), longer examples are left out; AdamW, its rate
 and one epoch in the three fits; high confidence as a confidence of at most 2 or at least 8; for
 RLHF the leave-one-out baseline.
@@ -48,6 +50,8 @@ TLDR = {
 XSUM = {
   "ipo": ("online_ipo", {"beta": 1.0}),
   "ipo_md": ("ipo_md", {"beta": 1.0, "mixture": 0.125}),
+  "dpo": ("gpo", {"beta": 5.0, "f": "logistic"}),
+  "slic": ("gpo", {"beta": 10.0, "f": "hinge"}),
   "xsum_md": ("nash_md", {"beta": 0.008, "mixture": 0.125}),
   "xsum_rlhf": ("rlhf", {"beta": 0.05}),
 }
@@ -138,6 +142,8 @@ def train(name, policy, judge_size):
     c.steps, c.checkpoint.every, c.evaluation.every = 30_000, 2000, 2000
     c.checkpoint.keep = 15  # each of them meets one checkpoint of RLHF
     c.optimizer.learning_rate = 3e-5 if method == "nash_md" else 1e-4
+  if method == "gpo":
+    c.pairs.update(task="preferences", path="data/tldr/pairs_train.jsonl", held_out=512)
   c.evaluation.prompts = 128
   return c
 
@@ -183,4 +189,5 @@ def smoke(c):
   c.steps, c.checkpoint.every, c.evaluation.every = 2, 2, 2
   if c.job == "train":
     c.evaluation.update(prompts=4, texts=2)
+    c.pairs.held_out = min(c.pairs.held_out, 4)
   return c

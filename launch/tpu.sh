@@ -15,7 +15,8 @@ commands
   start    run `nash-jax` with the arguments after -- on every worker
   logs     follow the log of worker 0 (or --worker=N, or --worker=all)
   status   show the state of the slice and of every worker's program
-  resume   after a preemption, do what is needed of delete, create, wait, install and start
+  resume   after a preemption, do what is needed of delete, create, wait, install and start;
+           status 2: the program or this script refused its input, and would do so again
   stop     make every worker's program save and end
   delete   release the slice
 
@@ -143,7 +144,10 @@ wait_ready() {
     case $now in
       READY) return ;;
       '' | FAILED | SUSPEND* | PREEMPTED | TERMINATED | STOP* | DELETING)
-        fail "slice $name is ${now:-absent}: it will not become ready; resume creates another" ;;
+        printf 'launch/tpu.sh: slice %s is %s: it will not become ready; resume creates another\n' \
+          "$name" "${now:-absent}" >&2
+        exit 1
+        ;;
     esac
     [[ $now == "$last" ]] || printf '%s is %s; waiting\n' "$name" "$now"
     last=$now
@@ -180,6 +184,12 @@ start() {
   on all "bash nash_jax/launch/worker.sh start$(quoted "${job[@]}")"
 }
 
+# A program that refused its input would refuse it again.
+bad_input() {
+  on 0 "tail -n 5 nash_jax/runs/launch/log" >&2
+  fail "slice $name: the program refused its input (status 2); its last lines are above. Mend that, then launch/tpu.sh start"
+}
+
 resume() {
   local now
   if [[ -n $dry_run ]]; then # show the commands after a preemption
@@ -195,6 +205,7 @@ resume() {
           printf '%s: the program is %s\n' "$name" "${now/exited 0/finished}"
           return
         fi
+        [[ $now != "exited 2" ]] || bad_input
         ;;
       '') create ;;
       FAILED | SUSPEND* | PREEMPTED | TERMINATED | STOP*)

@@ -156,7 +156,8 @@ def _make_step(config, loss: Loss) -> tuple[Callable, Callable, Callable]:
     if judge := judges.FITTED.get(config.loss):
       params = judges.with_head(judge, params, keys.key(config.seed, "head"), config)
     params = init_params(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, None, tx.init(params), {})
+    opt_state = tx.init(lora.split(params)[0])
+    return TrainState(jnp.zeros((), jnp.int32), params, None, opt_state, {})
 
   def train_step(base, state, batch):
     def joined_loss(params, part):

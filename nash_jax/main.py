@@ -23,6 +23,7 @@ JOBS = {
   "train": ("train", "stories", "fine-tune a policy online against a judge"),
   "fit": ("fit", "storyteller", "train on data: next token, pairwise judge or reward model"),
   "collect": ("jobs.collect", "votes", "sample pairs of responses, and let a judge vote on them"),
+  "design": ("jobs.design", "design", "compare designs: which pairs to label"),
   "convert": ("jobs.convert", "convert", "convert records of other programs to ours"),
   "sample": ("jobs.sample", "sample", "continue prompts, typed or from a file"),
   "arena": ("jobs.arena", "arena", "compare policies: win rates with intervals"),

@@ -80,13 +80,13 @@ def make_policy(model, sampling, tokenizer: Tokenizer, model_config: GemmaConfig
 
 def forbidden(sampling, tokenizer: Tokenizer, model_config: GemmaConfig) -> Bool[Array, "V"]:
   """Returns a mask of the ids that no policy may sample."""
-  forbidden = tokenizer.forbidden(model_config.num_embed)
+  forbidden = tokenizer.forbidden(model_config.num_embed, sampling.markers)
   allowed = np.asarray(sampling.tokens, int)
   if not len(allowed):
     return jnp.asarray(forbidden)
-  expected = f"ids below the tokenizer's {tokenizer.size} pieces, without markers and padding"
+  expected = f"ids below the tokenizer's {tokenizer.size} pieces, without padding and markers"
   unknown = allowed[~np.isin(allowed, np.flatnonzero(~forbidden))].tolist()
-  fix = "Leave it empty to allow every piece."
+  fix = "Leave it empty to allow every piece; sampling.markers allows markers."
   require(not unknown, "sampling.tokens", expected, unknown, fix)
   return jnp.asarray(~np.isin(np.arange(model_config.num_embed), allowed))
 
@@ -128,6 +128,20 @@ def parse_weights(spec: str, what: str = "weights") -> WeightsSource:
   run = os.path.isdir(path) and not weights.kind(path)
   require(run, what, "a run's workdir before @", spec, "Leave out @ and what follows.")
   return WeightsSource(path, field or "params", step)
+
+
+def _is_run(path: str) -> bool:
+  return os.path.isdir(path) and not weights.kind(path) and not adapters.is_folder(path)
+
+
+def check_saved(spec: str, what: str = "weights") -> None:
+  """Raises ValueError if a spec of `load_weights` is a run without that checkpoint; reads none."""
+  source = parse_weights(spec, what)
+  if _is_run(source.path):
+    try:
+      checkpoint.check_saved(source.path, *_step_and_best(source))
+    except ValueError as error:
+      raise ValueError(f"{what} {spec!r}: {error}") from error
 
 
 def check_vocabulary(specs: Iterable[str], tokenizer: Tokenizer, model_config: GemmaConfig) -> None:
@@ -201,9 +215,12 @@ def load_adapters(
 
 def _restore(source: WeightsSource, shapes: Params) -> tuple[Params, int]:
   """Returns a field of a run's state, and its step."""
-  step = int(source.step) if source.step.isdigit() else None
-  field, best = source.field or "params", source.step == "best"
-  return checkpoint.restore_part(source.path, field, shapes, step, best)
+  field = source.field or "params"
+  return checkpoint.restore_part(source.path, field, shapes, *_step_and_best(source))
+
+
+def _step_and_best(source: WeightsSource) -> tuple[int | None, bool]:
+  return int(source.step) if source.step.isdigit() else None, source.step == "best"
 
 
 def load_weights(spec: str, model_config: GemmaConfig, *args: Any, **options: Any) -> Params:
@@ -244,7 +261,7 @@ def load_weights_and_step(
   path = source.path
   if adapters.is_folder(path):
     return _load_adapted(path, model_config, seed, dtype, mesh, shardings), None
-  if os.path.isdir(path) and not weights.kind(path):
+  if _is_run(path):
     return _load_from_run(source, model_config, dtype, mesh, shardings)
   params = weights.load(path, model_config, dtype, shardings)
   return params if head else {n: leaf for n, leaf in params.items() if n != "head"}, None

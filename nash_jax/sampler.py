@@ -175,14 +175,18 @@ def truncates(sampling) -> bool:
 
 def _decoding_weights(params: Params, model_config: gemma.GemmaConfig, dtype: DTypeLike) -> Params:
   """Returns the weights that decoding reads: cast, unstacked and gathered once, before its loop."""
+  # A table of inputs by layer stays as it is: rows are read from it where they lie, then cast.
+  read, table_by_layer = lora.split(params)
   # Merged while stacked: layer by layer, a TPU compiler keeps the gathered weights in two layouts.
-  merged = gemma.cast(lora.merge(params), dtype)
+  merged = gemma.cast(lora.merge(read), dtype)
   plain = gemma.unstack(merged, model_config, library_gating=False)
   # Split by rows first: gathered by columns, the table would be in memory twice while transposed.
   table = sharding.constrain(plain["embedder"]["input_embedding"], ("fsdp", "tensor"))
-  gathered = sharding.gather_weights({**plain, "embedder": {"input_embedding": table}})
+  embedder = {**plain["embedder"], "input_embedding": table}
+  gathered = sharding.gather_weights({**plain, "embedder": embedder})
   # The barrier keeps XLA from moving a gather of weights that two samplers share into a loop.
-  return jax.lax.optimization_barrier(decoding.inputs_first(gathered))
+  once = jax.lax.optimization_barrier(decoding.inputs_first(gathered))
+  return lora.rejoin(once, table_by_layer)
 
 
 def _categorical(key: Array, logits: Float[Array, "N V"]) -> Int[Array, "N"]:

@@ -58,6 +58,8 @@ def gradients(
 ) -> tuple[Params, dict[str, Mean]]:
   """Returns the gradient of the mean loss over a batch, and the batch's metrics.
 
+  It has no leaf for what lora.split freezes.
+
   Totals and weights are added over micro-batches, so the result does not depend on the split. The
   gradient is 0 if nothing in the batch counts.
 
@@ -66,17 +68,19 @@ def gradients(
     micro_batches: number of parts. Each takes every n-th row, so that no row changes its device.
   """
 
-  def total_loss(params, part):
-    metrics = loss(params, part)
+  trained, frozen = lora.split(params)
+
+  def total_loss(trained, part):
+    metrics = loss(lora.rejoin(trained, frozen), part)
     return metrics["loss"].total, metrics
 
   def add(sums, part):
-    (_, metrics), grads = jax.value_and_grad(total_loss, has_aux=True)(params, part)
+    (_, metrics), grads = jax.value_and_grad(total_loss, has_aux=True)(trained, part)
     return jax.tree.map(jnp.add, sums, (grads, metrics)), None
 
   parts = _split(batch, micro_batches)
   metric_shapes = jax.eval_shape(loss, params, jax.tree.map(lambda leaf: leaf[0], parts))
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (params, metric_shapes))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (trained, metric_shapes))
   (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
   weight = jnp.where(metrics["loss"].weight > 0, metrics["loss"].weight, 1.0)
   return jax.tree.map(lambda grad: grad / weight, grads), metrics
@@ -118,9 +122,11 @@ def apply_gradients(
   optimiser's count goes back when an algorithm returns to an earlier optimiser state.
   """
   scheduled = optax.tree.set(state.opt_state, _is_schedule, count=state.step)
-  updates, opt_state = optimizer.update(grads, scheduled, state.params)
-  stepped = optax.apply_updates(state.params, updates), opt_state
-  return optax.tree.where(loss.weight > 0, stepped, (state.params, state.opt_state))
+  trained, frozen = lora.split(state.params)
+  updates, opt_state = optimizer.update(grads, scheduled, trained)
+  stepped = optax.apply_updates(trained, updates), opt_state
+  trained, opt_state = optax.tree.where(loss.weight > 0, stepped, (trained, state.opt_state))
+  return lora.rejoin(trained, frozen), opt_state
 
 
 def _is_schedule(path, value) -> bool:
@@ -206,7 +212,8 @@ def make_update(config, logprobs: Logprobs) -> Update:
 
   def init(base):
     params = init_params(base)
-    fields = {"params": params, "opt_state": optimizer.init(params), "target": params}
+    opt_state = optimizer.init(lora.split(params)[0])
+    fields = {"params": params, "opt_state": opt_state, "target": params}
     copies = {name: copy_tree(fields[source]) for name, source in copied_fields.items()}
     target = copy_tree(params) if method.keeps_target(algorithm) else None
     return TrainState(

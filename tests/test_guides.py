@@ -26,6 +26,7 @@ from nash_jax.config import comparison, fields, resolve
 from nash_jax.data.tokenizer import BUNDLED, Tokenizer
 from nash_jax.models import sharding
 from nash_jax.objectives import algorithms, losses
+from nash_jax.run import checkpoint
 
 GUIDES = ROOT / "docs" / "guides"
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -60,6 +61,16 @@ def type_in(tmp_path, monkeypatch):
   for name in {*sys.modules} - known:
     if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
       del sys.modules[name]
+
+
+def test_the_first_run_shows_how_another_config_is_refused(tmp_path):
+  (tmp_path / "runs" / "mine").mkdir(parents=True)
+  saved = {"algorithm": {"beta": 0.05}}
+  (tmp_path / "runs" / "mine" / "config.json").write_text(json.dumps(saved))
+  with pytest.raises(ValueError, match="another config") as error:
+    checkpoint.check_config(tmp_path / "runs" / "mine", {"algorithm": {"beta": 0.1}})
+  told = f"nash-jax train: {error.value}".replace(str(tmp_path), "...")
+  assert holding("first_run", "made with another config", "text").strip() == told
 
 
 def test_the_added_method_has_the_gradient_that_its_page_prints(type_in, capsys):
@@ -112,6 +123,15 @@ def test_the_added_method_passes_the_packages_own_test(type_in, monkeypatch, len
   importlib.import_module("chi")
   into_the_package(monkeypatch)
   enumeration.compare("chi_self_play", enumeration.config(), length)
+
+
+def test_the_added_methods_lines_fit_the_tables_that_they_go_to():
+  page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+  lines = holding("add_method", "](#chi_self_play)", "text").splitlines()
+  for line, part in zip(lines, page.split("### What a step costs"), strict=True):
+    name = line.split("|")[1].split("](")[0].strip().replace("chi_self_play", "reg_self_play")
+    other = next(x for x in part.splitlines() if x.startswith(f"| {name}"))
+    assert line.count("|") == other.count("|")
 
 
 @pytest.mark.slow

@@ -16,6 +16,9 @@ PACKAGE = ROOT / "nash_jax"
 # From bottom to top. A module imports only modules of the layers below its own.
 LAYERS = (
   ("validation", "types", "keys"),
+  ("design.optimal",),
+  ("design.rounds",),
+  ("design.simulation",),
   ("games.checks", "games.charts"),
   ("games.base", "games.equilibria", "games.rewards", "games.walk"),
   ("games.preference", "games.files", "games.episodes"),
@@ -42,7 +45,7 @@ LAYERS = (
   ("judges.base", "judges.chat", "policy"),
   ("judges.gemma", "judges.table", "judges.population", "judges.http", "judges.human"),
   ("judges.text", "judges.bradley_terry", "judges.own"),
-  ("judges.gpm",),
+  ("judges.gpm", "judges.features"),
   ("judges", "exact", "run.inputs"),
   ("config.fields", "config.meanings"),
   ("config.comparison",),
@@ -62,7 +65,7 @@ LAYERS = (
     "jobs.convert",
     "jobs.export",
   ),
-  ("jobs.agreement", "jobs.compare", "jobs.demo", "jobs.notebook"),
+  ("jobs.agreement", "jobs.compare", "jobs.demo", "jobs.design", "jobs.notebook"),
   ("jobs.vote_statistics",),
   ("jobs.vote_page",),
   ("jobs.vote",),
@@ -70,7 +73,7 @@ LAYERS = (
 )
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
 # Packages that only have a docstring: importing from them is importing their modules.
-EMPTY = ("data", "games", "jobs", "models", "objectives", "run")
+EMPTY = ("data", "design", "games", "jobs", "models", "objectives", "run")
 
 
 @functools.cache

@@ -166,16 +166,40 @@ class _Checker:
 
 def _check_model(model, path: str) -> None:
   check, layers = _Checker(model, path), model.changes.get("num_layers", 1)
-  check.one_of("preset", gemma.PRESETS)
+  gemma.check_preset(model.preset, f"{path}.preset")
   full = gemma.preset(model.preset)
   check("changes", layers <= full.num_layers, f"at most {full.num_layers} layers", "Lower it.")
   config = gemma.preset(model.preset, **model.changes)
   heads, expected = config.num_heads % config.num_kv_heads == 0, "num_kv_heads to divide num_heads"
   check("changes", heads, expected, "Change either.")
   check("changes", config.head_dim % 2 == 0, "an even head_dim", "Change it.")
+  _check_kinds(config, check)
   check.one_of("template", TEMPLATES)
   has_rank, fix = model.lora.rank > 0, "Set lora.rank to that of the adapters, or more."
   check("lora.init", has_rank or not model.lora.init, "none if lora.rank = 0", fix)
+
+
+# Fields that only blocks with value_norm have.
+_OF_VALUE_NORM = (
+  "global_key_size", "num_global_kv_heads", "k_eq_v_global", "per_layer_input_dim",
+  "num_kv_shared_layers", "override_kv_shared_ffw_hidden",
+)  # fmt: skip
+
+
+def _check_kinds(config: gemma.GemmaConfig, check: _Checker) -> None:
+  """Checks what differs between kinds of layers."""
+  own = [name for name in _OF_VALUE_NORM if getattr(config, name)]
+  named = f"value_norm with {', '.join(own)}"
+  check("changes", config.value_norm or not own, named, "Start from a preset of Gemma 4.")
+  heads, size = config.kv_shape(gemma.GLOBAL)
+  divides, expected = config.num_heads % heads == 0, "num_global_kv_heads to divide num_heads"
+  check("changes", divides, expected, "Change either.")
+  check("changes", size % 2 == 0, "an even global_key_size", "Change it.")
+  if config.num_kv_shared_layers:
+    period, repeats, rest = gemma.pattern(config)
+    whole = repeats > 0 and rest == 0 and config.num_kv_shared_layers % period == 0
+    expected = f"whole patterns of {period} layers before and among num_kv_shared_layers"
+    check("changes", whole, expected, "Set num_layers and num_kv_shared_layers together.")
 
 
 def _is_installed(package: str) -> bool:
@@ -210,6 +234,8 @@ def _check_sampling(config) -> None:
   tokens = sampling.tokens
   check("tokens", len({*tokens}) == len(tokens), "different ids", "Remove duplicates.")
   check("tokens", len(tokens) != 1, "two ids or more to choose from", "() allows every piece.")
+  texts = all(isinstance(piece, str) for piece in sampling.markers)
+  check("markers", texts, "pieces of the tokenizer", "Try ('<|channel>', '<channel|>').")
 
 
 def _check_judge(judge, path: str, sampling, remote: bool = False, training: bool = False) -> None:
@@ -231,7 +257,8 @@ def _check_judge(judge, path: str, sampling, remote: bool = False, training: boo
   if judge.name == "http":
     _check_http(judge, check, remote)
   if judge.name == "human":
-    fix = "Use human in the arena; elsewhere, use a judge fitted to votes (docs/votes.md)."
+    fix = "Use human in the arena, or in collect with a budget; elsewhere, use a judge fitted to"
+    fix += " votes (docs/votes.md)."
     check("name", remote, "a judge that answers at once", fix)
     check("votes", judge.votes != "", "a workdir of `nash-jax vote`", "Set it.")
   if judge.name in ("gemma", "gemma_text", "http"):
@@ -254,7 +281,7 @@ def _check_judge(judge, path: str, sampling, remote: bool = False, training: boo
 
 
 def _check_http(judge, check: _Checker, remote: bool) -> None:
-  fix = "Use http in the arena: training would send too many requests."
+  fix = "Use http in the arena, or in collect with a budget: training would send too many requests."
   check("name", remote, "a judge on this machine's devices", fix)
   in_words = judge.template != "stories"
   check("template", in_words, "a template that asks in words", "Set gemma, or your own text file.")
@@ -378,9 +405,20 @@ def _check_fit(config) -> None:
 
 def _check_collect(config) -> None:
   require(len(config.sources) > 0, "sources", "at least one", [], "Set --config.sources.<name>.")
+  check = _Checker(config)
+  fix = "Set budget, how many labels to buy."
+  check("design", config.design == "uniform" or config.budget > 0, "uniform if budget = 0", fix)
+  prompts, pairs = config.steps * config.prompts.batch_size, math.comb(config.sampling.samples, 2)
+  enough, most = config.design == "odpo", prompts * pairs
+  fix = "Raise steps or sampling.samples, or choose odpo, which labels pairs several times."
+  expected = f"at most {most}, the pairs of {prompts} prompts"
+  check("budget", enough or config.budget <= most, expected, fix)
   _check_model(config.model, "model")
   _check_sampling(config)
-  _check_judge(config.judge, "judge", config.sampling)
+  _check_judge(config.judge, "judge", config.sampling, remote=config.budget > 0)
+  if config.design != "uniform":
+    _check_model(config.features.model, "features.model")
+    judge_template.read(config.features.template)
 
 
 def _check_agreement(config) -> None:
@@ -419,6 +457,8 @@ def _check_rates(config) -> None:
   for rate in rates:
     for steps in {0, config.tuning_steps}:
       resolve(comparison.run_config(config.base, {}, rate, config.tuning_seed, steps), "train")
+  exact = config.tuning_metric != "gap" or config.base.evaluation.exact
+  check("tuning_metric", exact, "regularised, unless base.evaluation.exact", "Change either.")
   own = len(rates) < 2 or config.tuning_seed not in range(config.seeds)
   expected = f"a seed outside 0 to {config.seeds - 1}, because its runs choose the rate"
   check("tuning_seed", own, expected, "Set 100.")

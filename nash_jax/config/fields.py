@@ -21,7 +21,8 @@ OPTIMIZERS = {"adamw": ("b1", "b2", "eps", "weight_decay"), "adafactor": (), "sg
 SCHEDULES = {"constant": (), "linear": ("final_fraction",), "cosine": ("final_fraction",)}
 # The losses of the method gpo: IPO, DPO and SLiC are the first three.
 GPO = ("squared", "logistic", "hinge", "exponential", "truncated_quadratic", "savage")
-_GEMMA = tuple(f"model.{name}" for name in ("preset", "changes", "weights", "tokenizer", "dtype"))
+STATES = ("preset", "changes", "weights", "tokenizer", "dtype")  # of `model`, of what reads states
+_GEMMA = tuple(f"model.{name}" for name in STATES)
 _QUESTION = ("template", "answers")
 _TABLE = ("table", "first_token", "table_tokens")
 JUDGES = {
@@ -31,6 +32,8 @@ JUDGES = {
   "table": (*_TABLE, "mesh"), "table_reward": (*_TABLE, "mesh"), "http": ("http", *_QUESTION),
   "human": ("votes",), "none": (), "gpm": (*_GEMMA, "gpm", "mesh"),
 }  # fmt: skip
+DESIGNS = ("uniform", "odpo", "greedy", "active")
+FEATURES = ("bradley_terry", "gemma")  # judges whose states are features of pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +125,14 @@ CHANGES = {
   **{name: number(1, _FREQUENCY) for name in ("local_base_frequency", "global_base_frequency")},
   **{name: number(1.0, "[1, 1e6]") for name in ("local_scale_factor", "global_scale_factor")},
   "query_pre_attn_scalar": number(1, _SIZE, {None: "head_dim"}),
-  "use_qk_norm": False, "transpose_gating_einsum": False,
+  "use_qk_norm": False, "transpose_gating_einsum": False, "value_norm": False,
+  # Fields of blocks with value_norm.
+  "global_key_size": number(2, _SIZE, {None: "head_dim"}),
+  "num_global_kv_heads": number(1, _SIZE, {None: "num_kv_heads"}),
+  "k_eq_v_global": False, "global_rope_proportion": number(1.0, "[0, 1]"),
+  "per_layer_input_dim": number(1, _SIZE, {0: "none"}),
+  "num_kv_shared_layers": number(1, _SIZE, {0: "none"}),
+  "override_kv_shared_ffw_hidden": number(1, _SIZE, {None: "hidden_dim"}),
 }  # fmt: skip
 
 
@@ -281,6 +291,7 @@ def _train() -> ConfigDict:
       "top_k": number(0, "[1, 1e6]", {0: "off"}),
       "top_p": number(1.0, "[1e-6, 1]"),
       "tokens": _numbers(int, "[0, 1e6]"),
+      "markers": (),
     },
     algorithm=_algorithm(),
     optimizer=_optimizer(),
@@ -369,11 +380,30 @@ def _collect() -> ConfigDict:
     model=online.model,
     prompts=online.prompts,
     sampling={
-      **{name: online.sampling[name] for name in ("max_tokens", "top_k", "top_p", "tokens")},
+      **{
+        name: online.sampling[name]
+        for name in ("max_tokens", "top_k", "top_p", "tokens", "markers")
+      },
       "samples": number(4, "[2, 1024]"),
     },
     sources={"base": _source()},
     judge=_judge(name="population"),
+    # Which pairs to have judged, of all that are drawn.
+    design=_choice("uniform", DESIGNS),
+    budget=number(0, "[1, 1e9]", {0: "every pair"}),
+    labels=_choice("soft", ("soft", "sampled")),
+    features=_features(),
+  )
+
+
+def _features() -> ConfigDict:
+  """Features of pairs that a design reads: a model's states; see judges.features."""
+  return _group(
+    name=_choice("bradley_terry", FEATURES),
+    model=_model("assets:stories/policy.safetensors"),
+    template="stories",
+    max_tokens=number(0, "[1, 1e6]", {0: "wide enough for the longest"}),
+    dimension=number(256, "[1, 256]"),
   )
 
 
@@ -391,6 +421,7 @@ def _compare() -> ConfigDict:
     base=_train(),
     runs=(),
     learning_rates=_numbers(float, _optimizer().learning_rate.interval),
+    tuning_metric=_choice("regularised", ("regularised", "gap")),
     tuning_seed=number(100, "[0, 2147483647]"),
     tuning_steps=number(0, "[1, 1e9]", {0: "as many as the run's"}),
     seeds=number(3, "[1, 10000]"),

@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 
 from nash_jax.data import corpus, preferences, prompts
 from nash_jax.judges import MODELS
+from nash_jax.models import gemma
 from nash_jax.objectives import algorithms
-from nash_jax.policy import parse_weights
+from nash_jax.policy import check_saved, parse_weights
 from nash_jax.validation import asset_path, printable, require
 
 _POLICY = "Give runs/x, runs/x@target, runs/x@params:50 or a file."
+_ARENA = f"{_POLICY} --config=arena:mine=runs/x names the policies that meet the base."
 _OUTPUTS = "Give AlpacaEval's model_outputs.json or Arena-Hard's model_answer/x.jsonl."
 _LOCAL = "Give a local path, or assets:<file> for a bundled one; docs/weights.md: getting Gemma's."
 _SELF = " With only one model, its own start can judge: docs/true_size.md."
@@ -37,13 +39,16 @@ def _missing(config: ConfigDict, job: str) -> Iterator[str]:
   for path, judge in judges.items() or [("judge", config.get("judge"))]:
     if judge is not None and judge.name in MODELS:
       yield from _of_model(judge.model, f"{path}.model")
+  if job == "collect" and config.design != "uniform":
+    yield from _of_model(config.features.model, "features.model")
   for group in ("policies", "sources"):
     for name, policy in config.get(group, {}).items():
       path, optional = f"{group}.{printable(name)}", group == "sources"
       if outputs := policy.get("outputs"):
         yield from _text(f"{path}.outputs", "a file", outputs, _OUTPUTS, os.path.isfile(outputs))
       else:
-        yield from _of_policy(policy.weights, f"{path}.weights", optional)
+        fix = _POLICY if optional else _ARENA
+        yield from _of_policy(policy.weights, f"{path}.weights", optional, fix)
   tasks_of = {"prompts": prompts.TASKS, "data": preferences.TASKS}
   if job == "train" and algorithms.get(config.algorithm.name).offline:
     tasks_of["pairs"] = preferences.TASKS
@@ -85,16 +90,23 @@ def _download(spec: str, preset: str) -> str:
   """Returns how to download a folder that is named like a published Gemma; "" for any other."""
   path = pathlib.PurePath(spec)
   folder = path.parent if path.suffix in (".model", ".safetensors") else path
-  if not (preset.startswith("gemma") and folder.name.startswith("gemma-")):
+  licence = gemma.licence(preset)
+  if not (licence and folder.name.startswith("gemma-")):
     return ""
   download = f"hf download google/{folder.name} --local-dir {folder}"
+  if licence != "gemma":
+    return f"Download it: {download} (docs/gemma4.md has the tokenizer's address)."
   return f"Accept Gemma's terms, then: {download} (docs/weights.md: getting Gemma's)."
 
 
-def _of_policy(spec: str, what: str, optional: bool = False) -> Iterator[str]:
+def _of_policy(spec: str, what: str, optional: bool = False, fix: str = _POLICY) -> Iterator[str]:
   path = parse_weights(spec, what).path
   present = os.path.exists(path) or (optional and not path)
-  yield from _text(what, "a weights file or a run's workdir", spec, _POLICY, present)
+  yield from _text(what, "a weights file or a run's workdir", spec, fix, present)
+  try:
+    check_saved(spec, what)
+  except ValueError as error:
+    yield str(error)
 
 
 def _of_data(data: ConfigDict, group: str) -> Iterator[str]:

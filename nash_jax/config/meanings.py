@@ -89,7 +89,7 @@ _TRAIN = {
   "model.lora.rank": "The rank of the adapters that `train` and `fit` train ([LoRA](lora.md)).",
   "model.preset": "The architecture, such as `gemma3_1b`.",
   "model.remat": "Recompute activations in the backward pass: less memory, more time.",
-  "model.template": "The chat template: `plain` or `gemma` ([data](data.md)).",
+  "model.template": "The chat template ([data](data.md#chat-templates)).",
   "model.tokenizer": "A SentencePiece file, `tokenizer.model`.",
   "model.weights": (
     "A file or folder, a run (`runs/x`, `runs/x@target`), or `''` for random weights"
@@ -129,6 +129,7 @@ _TRAIN = {
   "prompts.path": "Files, folders or a mixture of them ([data](data.md#files)).",
   "prompts.task": "What the files hold ([data](data.md#prompts)).",
   "record_pairs": "Write the pairs that are trained on, in order, to `workdir/pairs.jsonl`.",
+  "sampling.markers": "Markers that may be sampled too ([data](data.md#chat-templates)).",
   "sampling.max_tokens": "The longest response.",
   "sampling.temperature": "The temperature of the distribution that is sampled from, and trained.",
   "sampling.tokens": "The only ids that may be sampled; `()` for every piece.",
@@ -183,7 +184,24 @@ MEANINGS = {
     "texts": "Prompts shown in `arena.md` with every policy's response.",
   },
   "collect": {
-    "sampling.samples": "Responses to a prompt; all pairs of them are judged.",
+    "budget": "How many labels to buy, for pairs that `design` chooses ([designs](design.md)).",
+    "design": (
+      "Which pairs are judged: random ones (`uniform`), or `odpo`, `greedy` or `active`"
+      " ([designs](design.md))."
+    ),
+    "features.dimension": "Models with more features are projected to so many, at random.",
+    "features.max_tokens": "As `judge.max_tokens`, of the features `gemma`.",
+    "features.model": "The model whose states they are; only its files and its dtype are read.",
+    "features.name": (
+      "The states that a design reads: of a reward model (`bradley_terry`) or a pairwise judge"
+      " (`gemma`)."
+    ),
+    "features.template": "The question, of the features `gemma`.",
+    "judge.votes": (
+      "Judge `human`, with a `budget`: a workdir of `nash-jax vote` ([designs](design.md#people))."
+    ),
+    "labels": "`soft`: a label is P. `sampled`: 1 with probability P, else 0.",
+    "sampling.samples": "Responses to a prompt; all pairs of them are judged, or a `budget`.",
     "sources.NAME.temperature": "The temperature of its responses.",
     "sources.NAME.weights": "The policies that respond in turn: a file or a run.",
     "steps": "Batches of prompts.",
@@ -195,6 +213,8 @@ MEANINGS = {
     "learning_rates": "Rates to try, of which each run takes the best; `()` for the base's.",
     "runs": "What each run changes ([jobs](jobs.md#comparisons)).",
     "seeds": "Seeds of each run.",
+    "tuning_metric": "What the best rate has least of: distance in the game with β (`regularised`:"
+    " SubOpt_β, on texts the win rate − β·KL), or in that without β (`gap`: `exact/gap`).",
     "tuning_seed": "The seed with which learning rates are tried.",
     "tuning_steps": "Steps of each try.",
   },
@@ -241,6 +261,14 @@ MEANINGS = {
     "query_pre_attn_scalar": "Queries are divided by its root.",
     "use_qk_norm": "Normalise queries and keys.",
     "transpose_gating_einsum": "Layout of the gating weights in published checkpoints.",
+    "value_norm": "The blocks are Gemma 4's, which normalise values too.",
+    "global_key_size": "Width of a head in global layers.",
+    "num_global_kv_heads": "Heads of keys and values in global layers.",
+    "k_eq_v_global": "Values of global layers are their keys, normalised.",
+    "global_rope_proportion": "Share of a global layer's head that rope turns.",
+    "per_layer_input_dim": "Columns of each layer's own embedding.",
+    "num_kv_shared_layers": "Last layers that read keys and values of the last ones before them.",
+    "override_kv_shared_ffw_hidden": "Width of the MLP in those layers.",
   },
 }
 

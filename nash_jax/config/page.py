@@ -28,6 +28,7 @@ ELSEWHERE = {
   "changes": "fields of [`model.changes`](#modelchanges)",
   "realign": "a number in [0, 1000] for each of them",
   "judges.NAME": "as `judge` of [`train`](#train)",
+  "features.model": "as `judge.model` of [`train`](#train)",
   "base": "the fields of [`train`](#train)", "arena": "the fields of [`arena`](#arena)",
 }  # fmt: skip
 

@@ -137,6 +137,19 @@ def _arena(config: ConfigDict) -> Iterator[tuple[str, str]]:
         yield f"policies.{name}.{field}", f"policies.{name}.outputs"
 
 
+def _collect(config: ConfigDict) -> Iterator[tuple[str, str]]:
+  if not config.budget:
+    yield "labels", "budget = 0"
+  for name in config.features.model:
+    if name not in fields.STATES:
+      yield f"features.model.{name}", "the job collect"
+  if config.features.name == "bradley_terry":
+    for name in ("template", "max_tokens"):
+      yield f"features.{name}", "features.name = bradley_terry"
+  if config.design == "uniform":
+    yield "features", "design = uniform"
+
+
 def _vote(config: ConfigDict) -> Iterator[tuple[str, str]]:
   if config.export:
     yield from (
@@ -146,7 +159,10 @@ def _vote(config: ConfigDict) -> Iterator[tuple[str, str]]:
     yield "by", "export = ''"
 
 
-_OF_JOB = {"train": _train, "fit": _fit, "sample": _sample, "arena": _arena, "vote": _vote}
+_OF_JOB = {
+  "train": _train, "fit": _fit, "sample": _sample, "arena": _arena, "vote": _vote,
+  "collect": _collect,
+}  # fmt: skip
 
 
 def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
@@ -163,7 +179,7 @@ def _unread_of_compare(config: ConfigDict) -> dict[str, str]:
   if config.learning_rates:
     found["base.optimizer.learning_rate"] = "learning_rates"
   if len(config.learning_rates) < 2:
-    for field in ("tuning_seed", "tuning_steps"):
+    for field in ("tuning_metric", "tuning_seed", "tuning_steps"):
       found[field] = "learning_rates (with nothing to choose from)"
   arena = _flat(config.arena)
   if not config.arena.judges:

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from nash_jax.data import files
-from nash_jax.data.chat_template import TEMPLATES, check_untemplated, text_of, turns
+from nash_jax.data.chat_template import TEMPLATES, check_untemplated, text_of, turns, with_system
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.types import Prompts
 from nash_jax.validation import asset_path, one_of, require
@@ -245,10 +245,13 @@ def _without(examples: Examples, kept: list[bool], reason: str) -> Examples:
   return examples
 
 
-def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
+def parse_paths(path: str | Sequence[str], flag: str = "`path`") -> list[tuple[str, float | None]]:
   """Splits "a.jsonl:3, b.jsonl:1", or a tuple, into pairs of file and rate (None without one).
 
   A folder is replaced by its files of records, sorted by name.
+
+  Args:
+    flag: what errors call the argument in which the user gave `path`.
   """
   pairs: list[tuple[str, float | None]] = []
   for entry in filter(None, map(str.strip, path.split(",") if isinstance(path, str) else path)):
@@ -256,7 +259,7 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
     rated = None if os.path.isfile(entry) else rated  # the colon is part of the name
     file = asset_path(rated[1] if rated else entry)
     if not os.path.exists(file):
-      raise ValueError(f"no data file {file!r}: give `path` the file(s) to read")
+      raise ValueError(f"no data file {file!r}: give {flag} the file(s) to read")
     rate = float(rated[2]) if rated else None
     shards = files.in_folder(file) if os.path.isdir(file) else [file]
     good = rate is None or 0 < rate < math.inf
@@ -267,7 +270,7 @@ def parse_paths(path: str | Sequence[str]) -> list[tuple[str, float | None]]:
     require(whole, f"files in {file!r}", "one, as the folder has a rate", len(shards), fix)
     pairs += [(shard, rate) for shard in shards]
   if not pairs:
-    raise ValueError("`path` is empty: give it the file(s) to read, separated by commas")
+    raise ValueError(f"{flag} is empty: give it the file(s) to read, separated by commas")
   if len({rate is None for _, rate in pairs}) > 1:
     raise ValueError(f"either every file of a mixture has a :rate or none has, got {path!r}")
   return pairs
@@ -295,7 +298,7 @@ def prompt_of(record: Any) -> str | list[dict[str, Any]]:
 
 def _texts(prompt: str | list[dict[str, Any]]) -> list[str]:
   """Returns the texts of a prompt; raises ValueError if its messages do not wait for an answer."""
-  return [prompt] if isinstance(prompt, str) else [t.system + t.text for t in turns(prompt)]
+  return [prompt] if isinstance(prompt, str) else [with_system(t) for t in turns(prompt)]
 
 
 def response_of(record: Any, name: str) -> str:

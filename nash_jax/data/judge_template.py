@@ -2,7 +2,8 @@
 
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -14,20 +15,27 @@ from nash_jax.validation import asset_path, one_of, require
 
 SLOTS = ("{prompt}", "{a}", "{b}")
 _SLOT = "|".join(map(re.escape, SLOTS))
-_CONTROL = ("<start_of_turn>", "<end_of_turn>")
+# Markers that a template may hold; those of a chat template that are left out stay text.
+_CONTROL = (
+  "<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>", "<|channel>", "<channel|>"
+)  # fmt: skip
+_MARKUP = "|".join(map(re.escape, _CONTROL))
 _CUT = "…"  # marks the cut of a slot
+
+_REPLIES = (
+  "Below is a conversation and two candidate replies to its last message. Decide which reply a"
+  " careful reader would prefer: the one that is more helpful, more correct and better written."
+  " Neither the order of the replies nor their length is a reason by itself.\n\n"
+  "Conversation:\n{prompt}\n\nReply A:\n{a}\n\nReply B:\n{b}\n\n"
+  "Which reply is better? Answer with a single letter, A or B."
+)
+_GEMMA4 = f"<|turn>user\n{_REPLIES}<turn|>\n<|turn>model\n"
 
 # Prompts as text with slots and markers, without <bos>, which is added.
 TEMPLATES = {
-  "gemma": (
-    "<start_of_turn>user\n"
-    "Below is a conversation and two candidate replies to its last message. Decide which reply a"
-    " careful reader would prefer: the one that is more helpful, more correct and better written."
-    " Neither the order of the replies nor their length is a reason by itself.\n\n"
-    "Conversation:\n{prompt}\n\nReply A:\n{a}\n\nReply B:\n{b}\n\n"
-    "Which reply is better? Answer with a single letter, A or B.<end_of_turn>\n"
-    "<start_of_turn>model\n"
-  ),
+  "gemma": f"<start_of_turn>user\n{_REPLIES}<end_of_turn>\n<start_of_turn>model\n",
+  "gemma4": _GEMMA4,
+  "gemma4_large": f"{_GEMMA4}<|channel>thought\n<channel|>",
   "summaries": (
     "<start_of_turn>user\n"
     "You are an expert summary rater. Given a piece of text and two of its possible summaries,"
@@ -55,6 +63,7 @@ class Layout(NamedTuple):
     answers: the ids of the two answers.
     markers: ids removed from prompts: bos, pad, stop tokens, turn markers. Role names stay, so a
       chat reads as a transcript.
+    thought: ids of the two markers around a thought, which is removed from all slots; or none.
     hidden: ids removed from responses.
     newlines: ids removed at both ends of a slot, because they would merge with the template's.
     cut: ids of the ellipsis that marks a cut.
@@ -64,6 +73,7 @@ class Layout(NamedTuple):
   parts: list[list[int] | str]
   answers: list[int]
   markers: list[int]
+  thought: list[int]
   hidden: list[int]
   newlines: list[int]
   pad_id: int
@@ -91,7 +101,7 @@ def read(name: str) -> str:
   counts = {slot: text.count(slot) for slot in SLOTS}
   require(set(counts.values()) == {1}, field, "each slot once", counts, "Fix the file.")
   require("<bos>" not in text, field, "a text without <bos>", "<bos>", "Remove it: <bos> is added.")
-  between = "|".join(("\n", *_CONTROL))
+  between = f"\n|{_MARKUP}"
   separate = re.findall(f"(?:^|{between})({_SLOT})(?={between})", text)
   require(
     len(separate) == 3,
@@ -117,28 +127,51 @@ def layout(
     ValueError: an unknown template; a marker or answer that is not a single piece of the
       tokenizer; a limit that leaves no room for the slots.
   """
-  text = read(name)
-  control = {piece: tokenizer.id_of(piece) for piece in _CONTROL}
+  text, known = read(name), tokenizer.known(_CONTROL)
   parts: list[list[int] | str] = [[tokenizer.bos_id]]
-  for part in re.split(f"({_SLOT}|{'|'.join(_CONTROL)})", text):
+  for part in re.split(f"({_SLOT}|{_MARKUP})", text):
+    fix = "Choose a template in the form of the model's chat template (docs/judges.md: templates)."
+    good, expected = part not in _CONTROL or part in known, "markers that the tokenizer has"
+    require(good, f"judge template {name!r}", expected, part, fix)
     if part in SLOTS:
       parts.append(part)
     elif part:
-      parts.append([control[part]] if part in control else tokenizer.encode(part))
+      parts.append([known[part]] if part in known else tokenizer.encode(part))
   stops = tokenizer.stop_ids if name in SHOW_STOP else ()
-  markers = {tokenizer.pad_id, tokenizer.bos_id, *tokenizer.stop_ids, *control.values()}
+  markers, thought = hidden_ids(tokenizer)
   merges = re.search(f"\n(?:{_SLOT})|(?:{_SLOT})\n", text)
   newlines = {i for k in range(1, 33) for i in tokenizer.encode("\n" * k)} if merges else ()
   answer_ids, cut = [tokenizer.id_of(piece) for piece in answers], tokenizer.encode(_CUT)
-  hidden, pad_id = sorted(markers - {*stops}), tokenizer.pad_id
+  hidden, pad_id = sorted({*markers} - {*stops}), tokenizer.pad_id
   template = Layout(
-    parts, answer_ids, sorted(markers), hidden, sorted(newlines), pad_id, cut, max_tokens
+    parts, answer_ids, markers, thought, hidden, sorted(newlines), pad_id, cut, max_tokens
   )
   least = max_tokens - template.room + 3 * (len(cut) + 1)
   good, expected = max_tokens == 0 or max_tokens >= least, f"0 or at least {least}"
   fix = "Raise it: the slots share what the template leaves."
   require(good, "judge.max_tokens", f"{expected} for the template {name!r}", max_tokens, fix)
   return template
+
+
+def hidden_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+  """Returns the ids of markers, which no judge is shown, and of the two around a thought."""
+  known = tokenizer.known(_CONTROL)
+  markers = {tokenizer.pad_id, tokenizer.bos_id, *tokenizer.stop_ids, *known.values()}
+  return sorted(markers), [known[x] for x in ("<|channel>", "<channel|>") if x in known]
+
+
+def question(name: str) -> str:
+  """Returns a template's text without markers, roles of turns and what it thinks."""
+  opens, thought = r"(?:<start_of_turn>|<\|turn>)\w+\n", r"<\|channel>.*?<channel\|>"
+  return re.sub(rf"{opens}|{thought}|(?:<end_of_turn>|<turn\|>)\n?", "", read(name), flags=re.S)
+
+
+def without_thoughts(thought: Sequence[int], tokens, mask) -> Bool[Any, "... W"]:
+  """Returns a mask without what is thought; see Layout.thought. Takes and returns any arrays."""
+  if not thought:
+    return mask
+  opened, closed = ((mask & (tokens == i)).cumsum(axis=-1) for i in thought)
+  return mask & (opened <= closed)
 
 
 def shown(
@@ -175,7 +208,7 @@ def shown(
 
 def _visible(layout: Layout, hidden: list[int], tokens, mask) -> Bool[Array, "N W"]:
   """Returns a slot's mask without hidden ids, and without newlines at both ends."""
-  mask = mask & ~jnp.isin(tokens, jnp.asarray(hidden))
+  mask = without_thoughts(layout.thought, tokens, mask) & ~jnp.isin(tokens, jnp.asarray(hidden))
   if not layout.newlines:
     return mask
   text = mask & ~jnp.isin(tokens, jnp.asarray(layout.newlines))

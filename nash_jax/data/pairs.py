@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nash_jax.data import corpus, forms
+from nash_jax.data.chat_template import TURN
 from nash_jax.data.files import Placed, placed, read_records
 from nash_jax.data.preferences import sides
 from nash_jax.data.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ _TEXTS = [
   f"{arena}{name}" for arena in ("", "arena/", "arena/*/") for name in ("texts.jsonl", "arena.json")
 ]
 IN_FOLDER = (*_TEXTS, "pairs.jsonl", "samples.jsonl")
-_TURN = re.compile(r"<start_of_turn>(user|model)\n")
+_ENDS = re.compile(r"(?:<end_of_turn>|<turn\|>|<\|channel>thought\n<channel\|>)\Z")
 
 
 def read(source: str, tokenizer: Tokenizer) -> list[Pair]:
@@ -135,13 +136,13 @@ def of_tokens(tokenizer: Tokenizer, inputs: list[int], a: list[int], b: list[int
 
 
 def asked(text: str) -> Prompt:
-  """Returns a decoded prompt without Gemma's template: the user's text, or messages."""
-  head, *turns = _TURN.split(text)
+  """Returns a decoded prompt without its chat template: the user's text, or messages."""
+  head, *turns = TURN.split(text)
   if head.strip() or not turns:
     return text
-  roles = {"user": "user", "model": "assistant"}
+  roles = {"system": "system", "user": "user", "model": "assistant"}
   messages = [
-    {"role": roles[role], "content": said.removesuffix("\n").removesuffix("<end_of_turn>")}
+    {"role": roles[role], "content": _ENDS.sub("", said.removesuffix("\n"))}
     for role, said in zip(turns[::2], turns[1::2], strict=True)
   ]
   if not messages[-1]["content"] and messages[-1]["role"] == "assistant":

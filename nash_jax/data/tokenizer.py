@@ -18,6 +18,8 @@ BUNDLED = "assets:stories/tokenizer.model"
 _SPELLINGS = {"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "..."}
 # Pieces that steer a model. If a user types them, they are split so that they stay text.
 _MARKER = r"(?:pad|eos|bos|unk|mask|unused\d+|image_soft_token|(?:start|end)_of_\w+)>"
+# Further ones where a tokenizer has them: <|x>, <x|> and <|x|>.
+_BARRED = r"<(?:\|(?:\w+|\")\|?|\w+\|)>"
 
 
 # A model's rows are its pieces, padded to a multiple of this; Gemma 2 has 256,128 for 256,000.
@@ -30,7 +32,8 @@ class Tokenizer:
   Attributes:
     size: number of pieces; a model may have more rows.
     pad_id, bos_id, eos_id: ids of <pad>, <bos>, <eos>.
-    stop_ids: ids that end a response: <eos> and the template's (<end_of_turn> for gemma).
+    stop_ids: ids that end a response: <eos> and the template's (<end_of_turn> for gemma). The last
+      one ends responses in data.
   """
 
   def __init__(self, path: str, template: str):
@@ -60,6 +63,8 @@ class Tokenizer:
     self.pad_id, self.eos_id, self.bos_id = map(self.id_of, ("<pad>", "<eos>", "<bos>"))
     ids = {marker: self.id_of(marker.piece) for marker in TEMPLATES[template].markers}
     self.stop_ids = (self.eos_id, *(ids[marker] for marker in TEMPLATES[template].stops))
+    barred = [piece[1:] for piece in self._pieces if re.fullmatch(_BARRED, piece)]
+    self._marker = "|".join((_MARKER, *map(re.escape, barred)))
 
   def id_of(self, piece: str) -> int:
     """Returns the id of a piece; raises ValueError if the model has no such piece."""
@@ -67,6 +72,11 @@ class Tokenizer:
     if self._pieces[piece_id] != piece:
       raise ValueError(f"the tokenizer {self.path!r} has no piece {piece!r}")
     return piece_id
+
+  def known(self, pieces: Iterable[str]) -> dict[str, int]:
+    """Returns {piece: id} of those that the model has."""
+    found = {piece: self._model.piece_to_id(piece) for piece in pieces}
+    return {piece: i for piece, i in found.items() if self._pieces[i] == piece}
 
   def check_rows(self, rows: int) -> None:
     """Raises ValueError unless this can be the tokenizer of a model with `rows` vocabulary rows.
@@ -80,17 +90,23 @@ class Tokenizer:
         "rows: use the tokenizer that the model was trained with"
       )
 
-  def forbidden(self, rows: int) -> Bool[np.ndarray, "V"]:
+  def forbidden(self, rows: int, markers: Iterable[str] = ()) -> Bool[np.ndarray, "V"]:
     """Returns a mask of the ids never to sample: markers, unused pieces, rows without a piece.
 
-    Stop tokens may be sampled.
+    <eos> may be sampled, and so may the last of the stop tokens.
+
+    Args:
+      markers: pieces that may be sampled all the same, such as those around a thought; not <pad>
+        and <bos>.
     """
     self.check_rows(min(rows, self.size))
     forbidden, model = np.ones(rows, bool), self._model
+    marker = re.compile(f"<(?:{self._marker})")
     for i in range(self.size):
-      marker = re.fullmatch("<" + _MARKER, self._pieces[i]) is not None
-      forbidden[i] = marker or model.is_control(i) or model.is_unused(i) or model.is_unknown(i)
-    forbidden[list(self.stop_ids)] = False
+      steers = marker.fullmatch(self._pieces[i]) is not None
+      forbidden[i] = steers or model.is_control(i) or model.is_unused(i) or model.is_unknown(i)
+    forbidden[[self.eos_id, self.stop_ids[-1], *map(self.id_of, markers)]] = False
+    forbidden[[self.pad_id, self.bos_id]] = True
     return forbidden
 
   def encode(self, text: str) -> list[int]:
@@ -99,7 +115,7 @@ class Tokenizer:
     Raises:
       ValueError: a text with a lone surrogate.
     """
-    parts = re.split(f"(?<=<)(?={_MARKER})", text)
+    parts = re.split(f"(?<=<)(?={self._marker})", text)
     try:
       return [i for part in parts for i in self._model.encode(part)]
     except RuntimeError:  # its message names neither the text nor the problem
@@ -134,8 +150,8 @@ class Tokenizer:
   def cut_prompt(self, ids: Sequence[int], most: int) -> list[int]:
     """Returns at most `most` ids of a prompt: its end, still in the template's form.
 
-    The oldest turns are dropped first, a user's turn together with its answer. If the last turn is
-    too long by itself, it keeps its opening and the end of its text.
+    The oldest turns are dropped first: the system's, then a user's turn together with its answer.
+    If the last turn is too long by itself, it keeps its opening and the end of its text.
 
     Raises:
       ValueError: `most` is too small for the template and a token of text.
@@ -146,7 +162,7 @@ class Tokenizer:
     starts = [i for i, x in enumerate(ids) if opening and x == self.id_of(opening[0].piece)]
     if opening is None or len(starts) < 2 or starts[0] != 1:  # not this template's ids
       return ids[:1] + ids[len(ids) - most + 1 :]
-    for start in starts[:-1:2]:
+    for start in starts[len(starts) % 2 : -1 : 2]:  # an odd one out is the system's turn
       if 1 + len(ids) - start <= most:
         return ids[:1] + ids[start:]
     head = ids[:1] + [i for part in opening for i in self._part(part)]

@@ -40,8 +40,9 @@ def run(config: ConfigDict, workdir: Workdir, progress: bool = True) -> dict[str
   """Tunes, runs and evaluates the runs of `config` (see config.compare); resumes if interrupted.
 
   If `learning_rates` has several values, each run takes the one that is best with `tuning_seed`.
-  The score is the last SubOpt_β if that is exact. Otherwise it is the regularised win rate
-  P(π≻π_ref) − β·KL under the training judge on the evaluated held-out prompts after `tuning_steps`.
+  The score is the last SubOpt_β if that is exact, or the gap of the game without β if that is
+  `tuning_metric`. Otherwise it is the regularised win rate P(π≻π_ref) − β·KL under the training
+  judge on the evaluated held-out prompts after `tuning_steps`.
   Then it runs with every seed.
 
   Returns:
@@ -99,7 +100,7 @@ def _tune_and_run(config, folder: pathlib.Path, policy: str, progress: bool) -> 
     pilots = ((name, rate, config.tuning_seed) for name in runs for rate in rates)
     tuned = run_all(pilots, config.tuning_steps)
     for (name, rate, seed), c in tuned.items():
-      scores[name][rate] = _score(c, record(name, rate, seed, c))
+      scores[name][rate] = _score(c, record(name, rate, seed, c), _least(config))
   for name, tried in scores.items():
     if tried and not any(map(math.isfinite, tried.values())):
       logging.warning(
@@ -133,11 +134,16 @@ def _record(config, folder: pathlib.Path) -> dict[str, Any]:
   return {"steps": steps, **values, "folder": str(folder)}
 
 
-def _score(config, record: dict[str, Any]) -> float:
+def _least(config) -> str:
+  """Returns the exact metric that a comparison's best rate, and its first row, has least of."""
+  return GAP if config.tuning_metric == "gap" else SUBOPT
+
+
+def _score(config, record: dict[str, Any], least: str = SUBOPT) -> float:
   """Returns the score that tuning maximises; -inf for a run that is not finite at its end."""
   result = {"seeds": [record], "beta": config.algorithm.beta}
   exact = config.evaluation.exact
-  score = -_values(result, SUBOPT)[0, -1] if exact else _regularised_win_rate(result)[0]
+  score = -_values(result, least)[0, -1] if exact else _regularised_win_rate(result)[0]
   return -math.inf if np.isnan(score) else float(score)
 
 
@@ -169,8 +175,9 @@ def _scientific(value: float) -> str:
 
 def _table_of_runs(config, results: dict[str, Result]) -> tuple[str, list[str], list[list[str]]]:
   """Returns title, header and rows of the table of all runs with a kind of policy."""
-  make_table = _exact_table if config.base.evaluation.exact else _win_rate_table
-  title, columns, cells_by_run = make_table(results)
+  exact = config.base.evaluation.exact
+  table = _exact_table(results, _least(config)) if exact else _win_rate_table(results)
+  title, columns, cells_by_run = table
   rows = [
     [run, rate_name(results[run]["learning_rate"]), *cells] for run, cells in cells_by_run.items()
   ]
@@ -234,14 +241,14 @@ def _write_page(config, results: dict[str, dict[str, Any]], folder: pathlib.Path
   page.write(path, title, facts=facts, curves=curves, tables=tables, texts=texts)
 
 
-def _exact_table(results: dict[str, Result]) -> Table:
-  """Returns the table of runs by SubOpt_β of their last iterate."""
+def _exact_table(results: dict[str, Result], least: str = SUBOPT) -> Table:
+  """Returns the table of runs by SubOpt_β of their last iterate, in the order of `least`."""
   starts = {name: _values(result, SUBOPT)[0, 0] for name, result in results.items()}  # depends on β
   ends = " to ".join(
     dict.fromkeys(_scientific(end([*starts.values()])) for end in (np.min, np.max))
   )
   cells = {}
-  for name, result in _sorted(results, SUBOPT, 1):
+  for name, result in _sorted(results, least, 1):
     subopt = _median_and_range(result, SUBOPT)
     kl, gap = (_median_and_range(result, metric)[0] for metric in (KL_TO_EQUILIBRIUM, GAP))
     # A reference at the equilibrium has no share, only rounding.

@@ -106,7 +106,7 @@ def _inputs(source: str, output: str) -> list[str]:
   good = output.endswith(".jsonl") and "://" not in output and not os.path.isdir(output)
   require(good, "output (--to)", "a .jsonl file on this machine", output, "Give its path.")
   require(bool(source.strip()), "source (--from)", "files or folders", source, "Give their path.")
-  pairs = corpus.parse_paths(source)
+  pairs = corpus.parse_paths(source, "source (--from)")
   rated = [path for path, rate in pairs if rate is not None]
   require(not rated, "source (--from)", "files without rates", source, "Mix what is written.")
   own = {path for path, _ in pairs if os.path.exists(output) and os.path.samefile(path, output)}

@@ -26,11 +26,13 @@ from ml_collections import ConfigDict
 from nash_jax import judges, weights
 from nash_jax.config import describe
 from nash_jax.config.fields import DECLARED, DTYPES, default
+from nash_jax.data.chat_template import TURN
 from nash_jax.data.corpus import pad
 from nash_jax.data.files import read_records
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.models import gemma, logprobs
 from nash_jax.policy import (
+  check_saved,
   config_of_run,
   load_adapters,
   load_weights,
@@ -49,7 +51,9 @@ RECORD = "nash_jax.json"
 PROMPTS = "assets:stories/prompts.jsonl"  # texts for a run that recorded none
 TEXTS, LENGTH = 8, 128  # number of texts that rounding is measured on, and tokens of each
 FAITHFUL = 0.1  # the largest share of a run's change that a good dtype may lose or add
-_MARKUP = re.compile(r"<start_of_turn>(?:user|model)\n|<(?:bos|eos|start_of_turn|end_of_turn)>")
+_MARKUP = re.compile(
+  rf"{TURN.pattern}|<(?:bos|eos|start_of_turn|end_of_turn|\|turn|turn\||\|channel|channel\|)>"
+)
 
 
 class Source(NamedTuple):
@@ -153,7 +157,8 @@ def _is_multimodal(path: str, model_config: gemma.GemmaConfig) -> bool:
   file = pathlib.Path(path) / "config.json"
   if file.is_file():
     return "vision_config" in read_json(file)
-  return model_config.global_scale_factor > 1  # Gemma 3 4B and larger
+  # Gemma 3 4B and larger, and all of Gemma 4.
+  return model_config.global_scale_factor > 1 or model_config.value_norm
 
 
 def _read_source(spec: str, tokenizer: str) -> Source:
@@ -170,6 +175,7 @@ def _read_source(spec: str, tokenizer: str) -> Source:
   fix = "For other weights, call weights.export from Python (docs/weights.md)."
   saved = saved if isinstance(saved, dict) else {}
   require(isinstance(saved.get("model"), dict), "run", expected, spec, fix)
+  check_saved(spec, "run")
   config = _as_its_job_has_it(path, saved)
   if tokenizer:
     config.model.tokenizer = tokenizer

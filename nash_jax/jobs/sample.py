@@ -44,7 +44,7 @@ Write = Callable[[dict[str, Any]], None]
 # Fields that are taken from the config of a run, besides all of model.changes.
 OF_RUN = (
   *(f"model.{name}" for name in ("preset", "tokenizer", "template", "dtype")),
-  *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "tokens")),
+  *(f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "tokens", "markers")),
 )  # fmt: skip
 LEAST_WIDTH = 16
 

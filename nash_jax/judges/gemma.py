@@ -23,6 +23,27 @@ from nash_jax.types import Answers, Mean, Params, Prompts
 from nash_jax.validation import asset_path
 
 
+def answer_states(
+  params: Params,
+  model_config: gemma.GemmaConfig,
+  layout: Layout,
+  prompts: Prompts,
+  a: Answers,
+  b: Answers,
+  **options,
+) -> Float[Array, "N 2 D"]:
+  """Returns the hidden states from which the answers' logits are read, in both orders.
+
+  [:, 0] shows a then b, [:, 1] b then a. `options` are those of gemma.forward (dtype, remat).
+  """
+  # Interleaved, so that both orders of a pair stay on the device that has its row.
+  orders = zip(assemble(layout, prompts, a, b), assemble(layout, prompts, b, a), strict=True)
+  tokens, mask = (jnp.stack(arrays, 1).reshape(2 * len(a.tokens), -1) for arrays in orders)
+  positions, visible = gemma.positions_of(mask), gemma.causal_mask(mask)
+  x, _ = gemma.forward(params, model_config, tokens, positions, visible, **options)
+  return x[:, -1].reshape(len(a.tokens), 2, -1)
+
+
 def answer_logits(
   params: Params,
   model_config: gemma.GemmaConfig,
@@ -36,13 +57,10 @@ def answer_logits(
 
   [:, 0] shows a then b, [:, 1] b then a. `options` are those of gemma.forward (dtype, remat).
   """
-  # Interleaved, so that both orders of a pair stay on the device that has its row.
-  orders = zip(assemble(layout, prompts, a, b), assemble(layout, prompts, b, a), strict=True)
-  tokens, mask = (jnp.stack(arrays, 1).reshape(2 * len(a.tokens), -1) for arrays in orders)
-  positions, visible = gemma.positions_of(mask), gemma.causal_mask(mask)
-  x, _ = gemma.forward(params, model_config, tokens, positions, visible, **options)
+  x = answer_states(params, model_config, layout, prompts, a, b, **options)
   rows = params["embedder"]["input_embedding"][jnp.asarray(layout.answers)]
-  logits = gemma.logits({"embedder": {"input_embedding": rows}}, model_config, x[:, -1])
+  flat = x.reshape(-1, x.shape[-1])
+  logits = gemma.logits({"embedder": {"input_embedding": rows}}, model_config, flat)
   return logits.reshape(-1, 2, 2)
 
 
@@ -119,8 +137,13 @@ def _in_parts(compare: Compare, most: int, params, prompts, a, b) -> Comparison:
   return Comparison(p, valid, metrics, p_first)
 
 
-def architecture(config, tokenizer: Tokenizer) -> tuple[gemma.GemmaConfig, dict[str, Any]]:
+def architecture(
+  config, tokenizer: Tokenizer, what: str = "judge.model"
+) -> tuple[gemma.GemmaConfig, dict[str, Any]]:
   """Returns a judge's architecture and options for gemma.forward from a `model` config.
+
+  Args:
+    what: the config's name, for errors.
 
   Raises:
     ValueError: a tokenizer other than the policy's, or with more pieces than the model has rows.
@@ -128,7 +151,7 @@ def architecture(config, tokenizer: Tokenizer) -> tuple[gemma.GemmaConfig, dict[
   path, policy_path = asset_path(config.tokenizer), tokenizer.path
   if not filecmp.cmp(path, policy_path, shallow=False):
     raise ValueError(
-      f"judge.model.tokenizer is {path!r}, but the judge reads tokens of the policy's tokenizer, "
+      f"{what}.tokenizer is {path!r}, but the judge reads tokens of the policy's tokenizer, "
       f"{policy_path!r}. Choose a judge with the policy's tokenizer, or judge.name='gemma_text', "
       "which reads text"
     )

@@ -44,12 +44,12 @@ def make(config, tokenizer: Tokenizer, params=None, mesh=None) -> Judge:
   It is asked about both orders of a pair, with `workers` requests at a time. A pair is invalid if
   an answer is neither of `config.answers`, is refused or does not arrive.
   """
-  markers = [*judge_template.layout(config.template, tokenizer).markers]
-  template = judge_template.read(config.template)
-  text = re.sub(r"<start_of_turn>\w+\n|<end_of_turn>\n?", "", template)
+  markers, thought = judge_template.hidden_ids(tokenizer)
+  text = judge_template.question(config.template)
   survey = _Survey(config)
 
   def decode(tokens, mask):
+    mask = judge_template.without_thoughts(thought, tokens, mask)
     rows = zip(tokens, mask & ~np.isin(tokens, markers), strict=True)
     return [tokenizer.decode(ids[shown]).strip("\n") for ids, shown in rows]
 

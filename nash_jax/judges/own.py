@@ -17,7 +17,7 @@ import numpy as np
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
-from nash_jax.data.chat_template import TEMPLATES
+from nash_jax.data import judge_template
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges.base import Comparison, Judge, pairwise
 from nash_jax.models import sharding
@@ -217,11 +217,12 @@ def from_texts(
     inspect.signature(prefer).bind("prompt", "a", "b")
   except TypeError as error:
     raise ValueError(f"from_texts: expected a function of (prompt, a, b): {error}") from error
-  hidden = {tokenizer.id_of(marker.piece) for marker in TEMPLATES[tokenizer.template].markers}
+  hidden, thought = judge_template.hidden_ids(tokenizer)
   warned: list[str] = []
 
   def text(ids: np.ndarray, mask: np.ndarray) -> str:
-    return tokenizer.decode(i for i in ids[mask].tolist() if i not in hidden)
+    shown = judge_template.without_thoughts(thought, ids, mask)
+    return tokenizer.decode(i for i in ids[shown].tolist() if i not in hidden)
 
   def ask(prompt: str, a: str, b: str) -> float:
     try:

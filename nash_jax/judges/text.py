@@ -8,7 +8,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from nash_jax.data.corpus import pad
-from nash_jax.data.judge_template import SHOW_STOP, layout
+from nash_jax.data.judge_template import SHOW_STOP, hidden_ids, without_thoughts
 from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.judges.base import Judge
 from nash_jax.judges.gemma import make as make_gemma
@@ -20,7 +20,7 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
   """Builds the judge; see judges.make."""
   judge_tokenizer = Tokenizer(config.model.tokenizer, config.model.template)
   judge, width = make_gemma(config, judge_tokenizer, params, mesh), config.max_tokens
-  markers = {*layout(config.template, tokenizer).markers}
+  markers, thought = hidden_ids(tokenizer)
   stop = [judge_tokenizer.stop_ids[-1]] if config.template in SHOW_STOP else []
 
   def retokenize(ids, stopped):
@@ -29,7 +29,9 @@ def make(config, tokenizer: Tokenizer, params: Params | None = None, mesh=None) 
     return ids[-width:] if stopped is None else (ids + stop * int(stopped))[:width]
 
   def host(tokens, mask, stopped):
-    rows = [ids[shown] for ids, shown in zip(np.asarray(tokens), np.asarray(mask), strict=True)]
+    tokens = np.asarray(tokens)
+    mask = without_thoughts(thought, tokens, np.asarray(mask))
+    rows = [ids[shown] for ids, shown in zip(tokens, mask, strict=True)]
     ends = [None] * len(rows) if stopped is None else stopped
     return pad([*map(retokenize, rows, ends)], width, judge_tokenizer.pad_id)
 

@@ -13,6 +13,7 @@ import jax
 from flax import linen as nn
 from flax import traverse_util
 from gemma import gm
+from gemma.gm.nn.gemma4 import _modules as gemma4
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nash_jax.models import gemma, lora, sharding
 from nash_jax.types import Params
 
+_ATTENTION = (gm.nn.Attention, gemma4.Attention)
 _HEADS = (sharding.BATCH, "tensor?")
 # Mesh axes that split the leading axes of a cache from `grow`.
 CACHE = {"k": _HEADS, "v": _HEADS, "positions": (sharding.BATCH,), "end_index": ()}
@@ -53,15 +55,15 @@ def inputs_first(params: Params) -> Params:
 
 def _intercept(call, args, kwargs, context):
   """Replaces the library's attention and products; every other method runs unchanged."""
-  if context.method_name == "__call__" and isinstance(context.module, gm.nn.Attention):
+  if context.method_name == "__call__" and isinstance(context.module, _ATTENTION):
     return _attend(context.module, *args)
-  if context.method_name == "__call__" and isinstance(context.module, gm.nn.Einsum):
+  if context.method_name == "__call__" and isinstance(context.module, lora.EINSUMS):
     return _einsum(context.module, *args)
   return call(*args, **kwargs)
 
 
-def _einsum(module: gm.nn.Einsum, equation: str, x: Array) -> Array:
-  """gm.nn.Einsum over a weight from `inputs_first`; transposes only the small result."""
+def _einsum(module: nn.Module, equation: str, x: Array) -> Array:
+  """The library's Einsum over a weight from `inputs_first`; transposes only the small result."""
   operands, out = equation.split("->")
   inputs, axes = operands.split(",")
   # The summed axes are the last of the inputs and the first of the weight.
@@ -81,8 +83,17 @@ def _qk_norms(attn: gm.nn.Attention) -> tuple[nn.Module, nn.Module]:
     raise RuntimeError(f"{lacks}, gemma 4.0.1 has both") from error
 
 
-def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
-  """gm.nn.Attention of one token over a cache from `grow`."""
+def _project(attn, x, shared: bool) -> tuple[Array, ...]:
+  """Returns queries, and keys and values unless they are another layer's; all normed."""
+  if isinstance(attn, gemma4.Attention):
+    q = attn.query_norm(attn.q_einsum("BTD,NDH->BTNH", x))
+    if shared:
+      return (q,)
+    if attn.k_eq_v:
+      k = v = attn.k_einsum("BTD,KDH->BTKH", x)
+    else:
+      k, v = attn.kv_einsum("BTD,CKDH->CBTKH", x)
+    return q, attn.key_norm(k), attn.value_norm(v)
   if attn.use_qkv_einsum:
     q, k, v = attn.qkv_einsum("BTD,SNDH->SBTNH", x)
   else:
@@ -91,29 +102,42 @@ def _attend(attn: gm.nn.Attention, x, positions, cache, visible):
   if attn.use_qk_norm:
     query_norm, key_norm = _qk_norms(attn)
     q, k = query_norm(q), key_norm(k)
-  frequency, scale = attn.rope_base_frequency, attn.rope_scale_factor
+  return q, k, v
+
+
+def _attend(attn, x, positions, cache, visible, shared=None):
+  """The library's attention of one token over a cache from `grow`, its own or a `shared` one."""
+  q, *own = _project(attn, x, shared is not None)
   rope = functools.partial(
-    gm.math.apply_rope, positions=positions, base_frequency=frequency, scale_factor=scale
+    gm.math.apply_rope,
+    positions=positions,
+    base_frequency=attn.rope_base_frequency,
+    scale_factor=attn.rope_scale_factor,
+    rope_proportion=getattr(attn, "rope_proportion", 1.0),
   )
-  q, k = rope(q) * attn.query_pre_attn_scalar, rope(k)
-  column = cache["end_index"][0]
-  write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column)
-  cache = {
-    "k": write(cache["k"], jnp.moveaxis(k, 1, 3), axis=3),
-    "v": write(cache["v"], jnp.moveaxis(v, 1, 2), axis=2),
-    "positions": write(cache["positions"], positions, axis=1),
-    "end_index": cache["end_index"] + 1,
-  }
-  if attn.attn_type == gemma.LOCAL:
-    visible &= cache["positions"][:, None] > positions[..., None] - attn.sliding_window_size
+  q = rope(q) * getattr(attn, "query_pre_attn_scalar", 1.0)
+  if shared is None:
+    k, v = own
+    write = functools.partial(
+      jax.lax.dynamic_update_slice_in_dim, start_index=cache["end_index"][0]
+    )
+    cache = {
+      "k": write(cache["k"], jnp.moveaxis(rope(k), 1, 3), axis=3),
+      "v": write(cache["v"], jnp.moveaxis(v, 1, 2), axis=2),
+      "positions": write(cache["positions"], positions, axis=1),
+      "end_index": cache["end_index"] + 1,
+    }
+  read = cache if shared is None else shared
+  if attn.attn_type.name == gemma.LOCAL.name:  # the library has two of these types
+    visible &= read["positions"][:, None] > positions[..., None] - attn.sliding_window_size
   rows, _, heads, size = q.shape
   q = q.reshape(rows, attn.num_kv_heads, -1, size)
-  logits = jnp.einsum("BKGH,BKHS->BKGS", q, cache["k"])
+  logits = jnp.einsum("BKGH,BKHS->BKGS", q, read["k"])
   if attn.attn_logits_soft_cap is not None:
     logits = jnp.tanh(logits / attn.attn_logits_soft_cap) * attn.attn_logits_soft_cap
   # In the compute dtype, as in the library, so that sampler and trainer round identically.
   weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -2e38), axis=-1)
-  attended = jnp.einsum("BKGS,BKSH->BKGH", weights, cache["v"])
+  attended = jnp.einsum("BKGS,BKSH->BKGH", weights, read["v"])
   return cache, attn.attn_vec_einsum("BTNH,NHD->BTD", attended.reshape(rows, 1, heads, size))
 
 

@@ -4,7 +4,9 @@ Two layouts of one parameter tree:
 
 * stacked, for training, judging and prefill: `layers/<i>` holds all blocks at position i of the
   pattern, with a leading repeat axis that is scanned over; `tail/<i>` holds the remaining layers.
-  If local and global layers differ only in their window (Gemma 2), the pattern is one layer;
+  If local and global layers differ only in their window (Gemma 2), the pattern is one layer.
+  `shared/<i>` holds the layers that read another layer's keys and values (Gemma 4 E2B and E4B): a
+  second scan, over whole patterns, that reads those of the first scan's last pattern;
 * unstacked, for decoding and checkpoints: `layer_<n>` as in the library.
 
 Both gating layouts of the published checkpoints become [2, features, hidden] when stacked.
@@ -19,7 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from flax import linen as nn
 from gemma import gm
+from gemma.gm.nn.gemma4 import _layers as gemma4_layers
+from gemma.gm.nn.gemma4 import _modules as gemma4
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -56,14 +61,30 @@ class GemmaConfig:
   local_scale_factor: float = 1.0
   global_scale_factor: float = 1.0
   query_pre_attn_scalar: int | None = None  # queries are divided by its square root; None: head_dim
+  # The block is gm.nn.gemma4's: values are normalised too, queries are not scaled, norms multiply
+  # by their scale and not by 1 + scale, and a learnt scalar multiplies the block's output.
+  value_norm: bool = False
+  # The fields below need it.
+  global_key_size: int | None = None  # head size of global layers; None: head_dim
+  num_global_kv_heads: int | None = None  # key-value heads of global layers; None: num_kv_heads
+  k_eq_v_global: bool = False  # global layers project keys only; values are those, normalised
+  global_rope_proportion: float = 1.0  # share of a global layer's head that is rotated
+  per_layer_input_dim: int = 0  # columns of each layer's own embedding of the tokens; 0: none
+  num_kv_shared_layers: int = 0  # last layers, which read keys and values of the last before them
+  override_kv_shared_ffw_hidden: int | None = None  # hidden_dim of those layers; None: hidden_dim
 
   @property
   def query_scale(self) -> float:
-    return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+    return 1.0 if self.value_norm else (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
   @property
   def num_layers(self) -> int:
     return len(self.attention_types)
+
+  @property
+  def num_kv_layers(self) -> int:
+    """How many layers have keys and values of their own: the first ones."""
+    return self.num_layers - self.num_kv_shared_layers
 
   @property
   def one_rope(self) -> bool:
@@ -71,14 +92,33 @@ class GemmaConfig:
 
     The compiler then sees one layer instead of a pattern, which halves its time for Gemma 2.
     """
-    local = (self.local_base_frequency, self.local_scale_factor)
-    return local == (self.global_base_frequency, self.global_scale_factor)
+    local = (self.local_base_frequency, self.local_scale_factor, 1.0, self.kv_shape(LOCAL))
+    frequency, scale = self.global_base_frequency, self.global_scale_factor
+    own = (frequency, scale, self.global_rope_proportion, self.kv_shape(GLOBAL))
+    return local == own and not (self.k_eq_v_global or self.num_kv_shared_layers)
+
+  def kv_shape(self, attn_type: gm.nn.AttentionType) -> tuple[int, int]:
+    """Returns (key-value heads, head size) of a layer of this kind."""
+    if attn_type == LOCAL:
+      return self.num_kv_heads, self.head_dim
+    return self.num_global_kv_heads or self.num_kv_heads, self.global_key_size or self.head_dim
+
+  def donor(self, layer: int) -> int | None:
+    """Returns the layer whose keys and values this one reads; None where it has its own."""
+    if layer < self.num_kv_layers:
+      return None
+    kind = self.attention_types[layer]
+    return max(n for n in range(self.num_kv_layers) if self.attention_types[n] == kind)
 
 
-_PAIR, _SIX = (LOCAL, GLOBAL), (LOCAL,) * 5 + (GLOBAL,)  # the patterns of Gemma 2 and Gemma 3
+_PAIR, _SIX = (LOCAL, GLOBAL), (LOCAL,) * 5 + (GLOBAL,)  # the patterns of Gemma 2, and 3 and 4
 _GEMMA3: dict[str, Any] = {
   "final_logit_softcap": None, "attn_logits_soft_cap": None, "use_qk_norm": True,
   "transpose_gating_einsum": True, "global_base_frequency": 1_000_000,
+}  # fmt: skip
+_GEMMA4: dict[str, Any] = {
+  **_GEMMA3, "final_logit_softcap": 30.0, "value_norm": True, "global_key_size": 512,
+  "global_rope_proportion": 0.25,
 }  # fmt: skip
 PRESETS = {  # positional: from num_embed to sliding_window_size
   "stories": GemmaConfig(1024, 128, 512, 4, 2, 32, _PAIR * 2, 128),
@@ -108,7 +148,77 @@ PRESETS = {  # positional: from num_embed to sliding_window_size
     **_GEMMA3,
     query_pre_attn_scalar=168,
   ),
+  "gemma4_e2b": GemmaConfig(
+    262_144,
+    1536,
+    6144,
+    8,
+    1,
+    256,
+    _SIX[1:] * 7,
+    512,
+    **_GEMMA4,
+    per_layer_input_dim=256,
+    num_kv_shared_layers=20,
+    override_kv_shared_ffw_hidden=12_288,
+  ),
+  "gemma4_e4b": GemmaConfig(
+    262_144,
+    2560,
+    10_240,
+    8,
+    2,
+    256,
+    _SIX * 7,
+    512,
+    **_GEMMA4,
+    per_layer_input_dim=256,
+    num_kv_shared_layers=18,
+  ),
+  "gemma4_12b": GemmaConfig(
+    262_144,
+    3840,
+    15_360,
+    16,
+    8,
+    256,
+    _SIX * 8,
+    1024,
+    **_GEMMA4,
+    num_global_kv_heads=1,
+    k_eq_v_global=True,
+  ),
+  "gemma4_31b": GemmaConfig(
+    262_144,
+    5376,
+    21_504,
+    32,
+    16,
+    256,
+    _SIX * 10,
+    1024,
+    **_GEMMA4,
+    num_global_kv_heads=4,
+    k_eq_v_global=True,
+  ),
 }
+
+
+# {beginning of a preset's name: licence of the published weights, as model cards spell it}
+LICENCES = {"gemma4": "apache-2.0", "gemma": "gemma"}
+NO_EXPERTS = "mixtures of experts are not supported yet: use gemma4_31b or a smaller Gemma 4"
+
+
+def check_preset(name: str, what: str = "model.preset") -> None:
+  """Raises ValueError unless there is a preset of this name; `what` names the field in errors."""
+  if name.startswith("gemma4_26b"):
+    raise ValueError(f"{what}: got {name!r}, which is a mixture of experts: {NO_EXPERTS}")
+  one_of(what, name, PRESETS)
+
+
+def licence(name: str) -> str:
+  """Returns the licence of the weights published for a preset; "" if none are."""
+  return next((licence for start, licence in LICENCES.items() if name.startswith(start)), "")
 
 
 def preset(name: str, **changes: Any) -> GemmaConfig:
@@ -116,7 +226,7 @@ def preset(name: str, **changes: Any) -> GemmaConfig:
 
   A change of `num_layers` keeps only the first layers.
   """
-  one_of("model.preset", name, PRESETS)
+  check_preset(name)
   fields = [field.name for field in dataclasses.fields(GemmaConfig)]
   for change in changes:
     one_of("model.changes", change, [*fields, "num_layers"])
@@ -126,11 +236,25 @@ def preset(name: str, **changes: Any) -> GemmaConfig:
 
 
 def pattern(model_config: GemmaConfig) -> tuple[int, int, int]:
-  """Returns (period of the layer pattern, full repeats, remaining layers)."""
+  """Returns (period of the layer pattern, full repeats, remaining layers).
+
+  Repeats and remaining layers are of those with keys and values of their own; the layers that share
+  them are whole patterns (config/checks.py).
+  """
   layers, length, period = tuple(model_config.attention_types), model_config.num_layers, 1
   while not model_config.one_rope and (layers[:period] * length)[:length] != layers:
     period += 1
-  return period, length // period, length % period
+  return period, model_config.num_kv_layers // period, model_config.num_kv_layers % period
+
+
+def place_of(model_config: GemmaConfig, layer: int) -> tuple[str, str, int | None]:
+  """Returns where a layer is in the stacked tree: (stack, place, repeat; None in "tail")."""
+  period, repeats, _ = pattern(model_config)
+  if layer >= model_config.num_kv_layers:
+    repeat, place = divmod(layer - model_config.num_kv_layers, period)
+    return "shared", str(place), repeat
+  repeat, place = divmod(layer, period)
+  return ("layers", str(place), repeat) if repeat < repeats else ("tail", str(place), None)
 
 
 @functools.cache
@@ -153,24 +277,61 @@ def _import_annotations() -> None:
       del sys.modules["tensorflow"]
 
 
+class _Block(gemma4.Block):
+  """gm.nn.gemma4's block, but gating is [2, features, hidden], as in every stacked tree."""
+
+  def _setup_dense(self):
+    self.pre_ffw_norm = gemma4_layers.RMSNorm()
+    self.mlp = gm.nn.FeedForward(self.embed_dim, self.hidden_dim, transpose_gating_einsum=False)
+    self.post_ffw_norm = gemma4_layers.RMSNorm()
+
+
 def block(
-  model_config: GemmaConfig, attn_type: gm.nn.AttentionType, transpose_gating: bool = False
-) -> gm.nn.Block:
-  """Returns the library's block for one layer; gating is [2, features, hidden] by default."""
+  model_config: GemmaConfig,
+  attn_type: gm.nn.AttentionType,
+  transpose_gating: bool = False,
+  sharing: bool = False,
+) -> nn.Module:
+  """Returns the library's block for one layer; gating is [2, features, hidden] by default.
+
+  Args:
+    sharing: whether it reads another layer's keys and values.
+  """
   _import_annotations()  # otherwise the block's call imports TensorFlow
   if attn_type == LOCAL:
     frequency, scale = model_config.local_base_frequency, model_config.local_scale_factor
   else:
     frequency, scale = model_config.global_base_frequency, model_config.global_scale_factor
-  return gm.nn.Block(
-    num_heads=model_config.num_heads, num_kv_heads=model_config.num_kv_heads,
-    embed_dim=model_config.embed_dim, head_dim=model_config.head_dim,
-    hidden_dim=model_config.hidden_dim, sliding_window_size=model_config.sliding_window_size,
-    use_post_attn_norm=True, use_post_ffw_norm=True,
-    attn_logits_soft_cap=model_config.attn_logits_soft_cap, attn_type=attn_type,
-    query_pre_attn_scalar=model_config.query_scale, transpose_gating_einsum=transpose_gating,
-    use_qk_norm=model_config.use_qk_norm, rope_base_frequency=frequency, rope_scale_factor=scale,
+  wide = sharing and model_config.override_kv_shared_ffw_hidden
+  common: dict[str, Any] = {
+    "num_heads": model_config.num_heads, "num_kv_heads": model_config.num_kv_heads,
+    "embed_dim": model_config.embed_dim, "head_dim": model_config.head_dim,
+    "hidden_dim": wide or model_config.hidden_dim,
+    "sliding_window_size": model_config.sliding_window_size,
+    "use_post_attn_norm": True, "use_post_ffw_norm": True,
+    "attn_logits_soft_cap": model_config.attn_logits_soft_cap,
+    "rope_base_frequency": frequency, "rope_scale_factor": scale,
+  }  # fmt: skip
+  if not model_config.value_norm:
+    return gm.nn.Block(
+      **common, attn_type=attn_type, query_pre_attn_scalar=model_config.query_scale,
+      transpose_gating_einsum=transpose_gating, use_qk_norm=model_config.use_qk_norm,
+    )  # fmt: skip
+  return (gemma4.Block if transpose_gating else _Block)(
+    **common, attn_type=gemma4.AttentionType[attn_type.name],
+    num_global_kv_heads=model_config.num_global_kv_heads,
+    global_key_size=model_config.global_key_size, k_eq_v_global=model_config.k_eq_v_global,
+    global_rope_proportion=model_config.global_rope_proportion, local_rope_proportion=1.0,
+    per_layer_input_dim=model_config.per_layer_input_dim,
   )  # fmt: skip
+
+
+def _norm(model_config: GemmaConfig) -> gemma4_layers.RMSNorm | gm.nn.RMSNorm:
+  return gemma4_layers.RMSNorm() if model_config.value_norm else gm.nn.RMSNorm()
+
+
+# Parameters of the attention of a layer that has keys and values of its own, and no other.
+_OWN = ("kv_einsum", "k_einsum", "key_norm")
 
 
 def init(key: Array, model_config: GemmaConfig) -> Params:
@@ -178,23 +339,48 @@ def init(key: Array, model_config: GemmaConfig) -> Params:
   period, repeats, rest = pattern(model_config)
   x, visible = jnp.zeros((1, 1, model_config.embed_dim)), jnp.ones((1, 1, 1), bool)
   positions = jnp.zeros((1, 1), jnp.int32)
+  columns = model_config.per_layer_input_dim
+  per_layer = (jnp.zeros((1, 1, columns)),) if columns else ()
 
   def stacked(n: int, count: int) -> Params:
     """Returns `count` layers of the type of layer n."""
     keys = jax.random.split(jax.random.fold_in(key, n), count)
-    layer = block(model_config, model_config.attention_types[n])
-    return jax.vmap(lambda key: layer.init(key, x, positions, None, visible)["params"])(keys)
+    sharing = model_config.donor(n) is not None
+    layer = block(model_config, model_config.attention_types[n], sharing=sharing)
 
+    def init_layer(key):
+      with jax.numpy_rank_promotion("allow"):  # gm.nn.gemma4 multiplies by a scalar of shape [1]
+        found = layer.init(key, x, positions, None, visible, *per_layer)["params"]
+      if sharing:
+        found["attn"] = {name: leaf for name, leaf in found["attn"].items() if name not in _OWN}
+      return found
+
+    return jax.vmap(init_layer)(keys)
+
+  owners = model_config.num_kv_layers
   last = [stacked(period * repeats + i, 1) for i in range(rest)]
   tail = {str(i): jax.tree.map(lambda leaf: leaf[0], layer) for i, layer in enumerate(last)}
-  embedder = gm.nn.Embedder(model_config.num_embed, model_config.embed_dim)
-  embedder_key = jax.random.fold_in(key, model_config.num_layers)
+  count = model_config.num_kv_shared_layers // period
+  shared = {str(i): stacked(owners + i, count) for i in range(period if count else 0)}
   return {
-    "embedder": embedder.init(embedder_key, positions, method="encode")["params"],
-    "final_norm": {"scale": jnp.zeros((model_config.embed_dim,))},
+    "embedder": _init_embedder(jax.random.fold_in(key, model_config.num_layers), model_config),
+    "final_norm": _norm(model_config).init(key, x)["params"],
     "layers": {str(i): stacked(i, repeats) for i in range(period)},
     **({"tail": tail} if tail else {}),
+    **({"shared": shared} if shared else {}),
   }
+
+
+def _init_embedder(key: Array, model_config: GemmaConfig) -> Params:
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  rows, width, columns = (
+    model_config.num_embed, model_config.embed_dim, model_config.per_layer_input_dim
+  )  # fmt: skip
+  if not columns:
+    return gm.nn.Embedder(rows, width).init(key, tokens, method="encode")["params"]
+  embedder = gemma4.Embedder(rows, width, model_config.num_layers, columns)
+  x = jnp.zeros((1, 1, width))
+  return embedder.init(key, x, tokens, method="encode_per_layer_input")["params"]
 
 
 def shapes(model_config: GemmaConfig) -> Params:
@@ -208,14 +394,12 @@ def unstack(params: Params, model_config: GemmaConfig, library_gating: bool = Tr
   Args:
     library_gating: False keeps gating as [2, features, hidden], for `decoding`.
   """
-  period, repeats, _ = pattern(model_config)
   out = {"embedder": params["embedder"], "final_norm": params["final_norm"]}
   for n in range(model_config.num_layers):
-    repeat, place = divmod(n, period)
-    if repeat < repeats:
-      layer = jax.tree.map(lambda leaf, r=repeat: leaf[r], params["layers"][str(place)])
-    else:
-      layer = params["tail"][str(place)]
+    stack, place, repeat = place_of(model_config, n)
+    layer = params[stack][place]
+    if repeat is not None:
+      layer = jax.tree.map(lambda leaf, r=repeat: leaf[r], layer)
     if library_gating and model_config.transpose_gating_einsum:
       gating = jnp.swapaxes(layer["mlp"]["gating_einsum"], -1, -2)
       layer = {**layer, "mlp": {**layer["mlp"], "gating_einsum": gating}}
@@ -229,11 +413,10 @@ def cast(params: Params, dtype: DTypeLike) -> Params:
 
 
 def init_cache(model_config: GemmaConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
-  """Returns an empty cache of `length` columns for every layer."""
-  heads, size = model_config.num_kv_heads, model_config.head_dim
+  """Returns an empty cache of `length` columns for every layer with keys of its own."""
   return tuple(
-    gm.nn.Attention.init_cache(length, heads, size, batch, dtype)
-    for _ in model_config.attention_types
+    gm.nn.Attention.init_cache(length, *model_config.kv_shape(attn_type), batch, dtype)
+    for attn_type in model_config.attention_types[: model_config.num_kv_layers]
   )
 
 
@@ -277,67 +460,139 @@ def forward(
   """
   fix = "float16 is only for files: Gemma's activations and masks overflow it."
   require(jnp.dtype(dtype) != jnp.float16, "dtype", "float32 or bfloat16", "float16", fix)
-  embedding = params["embedder"]["input_embedding"]
-  x = sharding.constrain(embedding.astype(dtype)[tokens], sharding.BATCH)
+  embedder = params["embedder"]
+  x = sharding.constrain(embedder["input_embedding"].astype(dtype)[tokens], sharding.BATCH)
   x *= jnp.sqrt(model_config.embed_dim).astype(dtype)
+  inputs = None
+  if model_config.per_layer_input_dim:
+    per_layer = jax.checkpoint(_per_layer_inputs) if remat else _per_layer_inputs
+    inputs = per_layer({n: p for n, p in embedder.items() if n != "input_embedding"}, tokens, x)
 
-  def run_layer(layer, attn_type, x, layer_cache, visible=attn_mask):
+  def run_layer(layer, attn_type, x, layer_cache, visible=attn_mask, inputs=None, donor=None):
     x = sharding.constrain(x, sharding.BATCH)
-    return lora.apply(block(model_config, attn_type), layer, x, positions, layer_cache, visible)
+    args = (x, positions, layer_cache, visible)
+    if not model_config.value_norm:
+      return lora.apply(block(model_config, attn_type), layer, *args)
+    if donor is not None:
+      layer = _with_unread(layer, model_config, attn_type, dtype)
+    module = block(model_config, attn_type, sharing=donor is not None)
+    with jax.numpy_rank_promotion("allow"):  # gm.nn.gemma4 multiplies by a scalar of shape [1]
+      return lora.apply(module, layer, *args, inputs, donor)
 
   if "layers" in params:
     in_window = _within_window(model_config, positions, cache)
     x, new_cache = _stacked_layers(
-      params, model_config, x, attn_mask, in_window, cache, run_layer, dtype, remat
+      params, model_config, x, inputs, attn_mask, in_window, cache, run_layer, dtype, remat
     )
   else:
     new_cache = []
     for n, attn_type in enumerate(model_config.attention_types):
+      donor, own = model_config.donor(n), inputs if inputs is None else inputs[n]
       layer = cast(params[f"layer_{n}"], dtype)
-      layer_cache, x = run_layer(layer, attn_type, x, cache and cache[n])
-      new_cache.append(layer_cache)
+      if donor is None:
+        layer_cache, x = run_layer(layer, attn_type, x, cache and cache[n], inputs=own)
+        new_cache.append(layer_cache)
+      else:
+        _, x = run_layer(layer, attn_type, x, None, inputs=own, donor=new_cache[donor])
   norm = {"params": cast(params["final_norm"], dtype)}
-  return gm.nn.RMSNorm().apply(norm, x), cache and tuple(new_cache)
+  x = jnp.asarray(_norm(model_config).apply(norm, x))
+  return x, cache and tuple(new_cache)
+
+
+def _with_unread(layer: Params, model_config: GemmaConfig, attn_type, dtype) -> Params:
+  """Returns a sharing layer with the parameters of keys that the library's block makes and drops.
+
+  The compiler drops them too.
+  """
+  heads, size = model_config.kv_shape(attn_type)
+  shape = (heads, model_config.embed_dim, size)
+  unread = {"kv_einsum": {"w": jnp.zeros((2, *shape), dtype)}}
+  if attn_type == GLOBAL and model_config.k_eq_v_global:
+    unread = {"k_einsum": {"w": jnp.zeros(shape, dtype)}}
+  norm = {"key_norm": {"scale": jnp.zeros(size, dtype)}}
+  return {**layer, "attn": {**layer["attn"], **unread, **norm}}
+
+
+def _per_layer_inputs(
+  embedder: Params, tokens: Int[Array, "N T"], x: Float[Array, "N T D"]
+) -> Float[Array, "layers N T P"]:
+  """Returns what each layer reads beside x: the mean of a row of its own table and of projected x.
+
+  As gm.nn.gemma4.Embedder.encode_per_layer_input, which would first cast the whole table.
+  """
+  rows = embedder["per_layer_embeddings"][tokens].astype(x.dtype)
+  weights = {n: cast(embedder[n], x.dtype) for n in embedder if n != "per_layer_embeddings"}
+  weights = sharding.gather_weights({"embedder": weights})["embedder"]
+  projection = weights["per_layer_model_projection"]["w"] * x.shape[-1] ** -0.5
+  norm = {"params": weights["per_layer_projection_norm"]}
+  projected = gemma4_layers.RMSNorm().apply(norm, jnp.einsum("NTD,DLP->NTLP", x, projection))
+  mean = (projected + rows * rows.shape[-1] ** 0.5) * 2**-0.5
+  return sharding.constrain(jnp.moveaxis(mean, 2, 0), None, sharding.BATCH)
 
 
 def _stacked_layers(
-  params, model_config, x, attn_mask, in_window, cache, run_layer, dtype, remat
+  params, model_config, x, inputs, attn_mask, in_window, cache, run_layer, dtype, remat
 ) -> tuple[Float[Array, "N T D"], list]:
   """Scans the stacked layers, then runs the remaining ones; see `forward`."""
   attention_types = tuple(model_config.attention_types)
   period, repeats, _ = pattern(model_config)
-  num_scanned = period * repeats
+  num_scanned, owners = period * repeats, model_config.num_kv_layers
+  donors = {model_config.donor(n) for n in range(owners, model_config.num_layers)}
+  again = jax.checkpoint if remat else lambda fn: fn
 
   def gathered(layer):
     return sharding.gather_weights(cast(layer, dtype))
 
   def run_group(x, scanned):
-    layers, local, caches = scanned
-    new_caches = []
+    layers, local, caches, inputs = scanned
+    kept = []
     for place in range(period):
       attn_type, visible = attention_types[place], attn_mask
       if model_config.one_rope:
         attn_type, visible = GLOBAL, attn_mask & (in_window | ~local)
+      own = inputs if inputs is None else inputs[place]
+      layer_cache, x = run_layer(
+        gathered(layers[str(place)]), attn_type, x, caches and caches[place], visible, own
+      )
+      is_donor = num_scanned - period + place in donors
+      kept.append(layer_cache if caches or is_donor else None)
+    return x, tuple(kept)
+
+  def run_sharing(x, scanned):
+    layers, inputs = scanned
+    for place in range(period):
+      own, donor = inputs if inputs is None else inputs[place], last[attention_types[place]]
       layer = gathered(layers[str(place)])
-      layer_cache, x = run_layer(layer, attn_type, x, caches and caches[place], visible)
-      new_caches.append(layer_cache)
-    return x, tuple(new_caches)
+      _, x = run_layer(layer, attention_types[place], x, None, inputs=own, donor=donor)
+    return x, None
 
   def stacked(caches):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
 
+  def grouped(first, last):
+    """Returns the inputs of these layers with an axis of patterns in front."""
+    return inputs if inputs is None else inputs[first:last].reshape(-1, period, *inputs.shape[1:])
+
   local = jnp.array([attn_type == LOCAL for attn_type in attention_types[:num_scanned:period]])
   caches = cache and tuple(stacked(cache[i:num_scanned:period]) for i in range(period))
-  scanned = (params["layers"], local, caches)
-  x, caches = jax.lax.scan(jax.checkpoint(run_group) if remat else run_group, x, scanned)
+  scanned = (params["layers"], local, caches, grouped(0, num_scanned))
+  x, kept = jax.lax.scan(again(run_group), x, scanned)
   new_cache = [
-    cache and jax.tree.map(lambda leaf, r=n // period: leaf[r], caches[n % period])
+    cache and jax.tree.map(lambda leaf, r=n // period: leaf[r], kept[n % period])
     for n in range(num_scanned)
   ]
-  for n in range(num_scanned, len(attention_types)):
-    layer = gathered(params["tail"][str(n - num_scanned)])
-    layer_cache, x = run_layer(layer, attention_types[n], x, cache and cache[n])
+  for n in range(num_scanned, owners):
+    layer, own = params["tail"][str(n - num_scanned)], inputs if inputs is None else inputs[n]
+    layer_cache, x = run_layer(
+      gathered(layer), attention_types[n], x, cache and cache[n], inputs=own
+    )
     new_cache.append(layer_cache)
+  if "shared" in params:
+    last = {
+      attention_types[n]: jax.tree.map(lambda leaf: leaf[-1], kept[n % period]) for n in donors
+    }
+    theirs = grouped(owners, model_config.num_layers)
+    x, _ = jax.lax.scan(again(run_sharing), x, (params["shared"], theirs))
   return x, new_cache
 
 

@@ -13,6 +13,7 @@ import jax
 from flax import linen as nn
 from flax import traverse_util
 from gemma import gm, peft
+from gemma.gm.nn.gemma4 import _layers as gemma4_layers
 from jax import numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -26,12 +27,16 @@ from nash_jax.validation import require
 FACTORS = {
   "attn/q_einsum/w": ("Dr", "rNH", "NDH"),
   "attn/kv_einsum/w": ("Dr", "rCKH", "CKDH"),
+  "attn/k_einsum/w": ("Dr", "rKH", "KDH"),
   "attn/qkv_einsum/w": ("Dr", "rCNH", "CNDH"),
   "attn/attn_vec_einsum/w": ("NHr", "rD", "NHD"),
   "mlp/gating_einsum": ("Dr", "rCF", "CDF"),
   "mlp/linear": ("Fr", "rD", "FD"),
+  "per_layer_input_gate/w": ("Dr", "rP", "DP"),
+  "per_layer_projection/w": ("Pr", "rD", "PD"),
 }
-_STACKS = ("layers", "tail")
+_STACKS = ("layers", "tail", "shared")
+EINSUMS = (gm.nn.Einsum, gemma4_layers.Einsum)  # of the two modules that blocks are from
 
 
 def init_and_join(
@@ -124,6 +129,24 @@ def merge(params: Params) -> Params:
   return traverse_util.unflatten_dict(layer, sep="/")
 
 
+def split(params: Params) -> tuple[Params, Params]:
+  """Returns the parameters without the table of inputs by layer, and that table, which is frozen.
+
+  It is half of a small Gemma 4. A step reads a few of its rows; the optimiser would hold and move
+  all of them.
+  """
+  frozen = {n: x for n, x in params.get("embedder", {}).items() if n == "per_layer_embeddings"}
+  if not frozen:
+    return params, {}
+  embedder = {name: x for name, x in params["embedder"].items() if name not in frozen}
+  return {**params, "embedder": embedder}, frozen
+
+
+def rejoin(trained: Params, frozen: Params) -> Params:
+  """Returns the tree of which `split` made these parts."""
+  return {**trained, "embedder": {**trained["embedder"], **frozen}} if frozen else trained
+
+
 def apply(block: nn.Module, layer: Params, *args) -> Any:
   """Returns block.apply's outputs for one layer, joined or plain.
 
@@ -137,11 +160,16 @@ def apply(block: nn.Module, layer: Params, *args) -> Any:
 
 
 def _add(call, args, kwargs, context):
-  """Adds the adapters' product to gm.nn.Einsum.__call__; other methods run unchanged."""
+  """Adds the adapters' product to Einsum.__call__; other methods run unchanged.
+
+  A projection that the block makes and drops (keys of a layer that reads another's) has none.
+  """
   out, module = call(*args, **kwargs), context.module
-  if not isinstance(module, gm.nn.Einsum) or context.method_name != "__call__":
+  if not isinstance(module, EINSUMS) or context.method_name != "__call__":
     return out
   pair = module.get_variable("lora", module.weight_name)
+  if pair is None:
+    return out
   adapter = peft.LoRAEinsumAdapter(
     rank=pair["a"].shape[-1], einsum_str=args[0], shape=module.shape, dtype=out.dtype, parent=None
   )

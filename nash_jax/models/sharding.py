@@ -20,21 +20,29 @@ from nash_jax.validation import require
 # replicates key and value heads if the tensor axis does not divide their number.
 RULES = (
   (r"embedder/input_embedding$", ("tensor", "fsdp")),
+  (r"embedder/per_layer_embeddings$", ("tensor", None, "fsdp")),
+  (r"embedder/per_layer_model_projection/w$", ("fsdp", None, "tensor")),
   (r"attn/q_einsum/w$", ("tensor", "fsdp", None)),
+  (r"attn/k_einsum/w$", ("tensor?", "fsdp", None)),
   (r"attn/kv_einsum/w$", (None, "tensor?", "fsdp", None)),
   (r"attn/qkv_einsum/w$", (None, "tensor", "fsdp", None)),
   (r"attn/attn_vec_einsum/w$", ("tensor", None, "fsdp")),
   (r"mlp/gating_einsum$", (None, "fsdp", "tensor")),
   (r"mlp/linear$", ("tensor", "fsdp")),
+  (r"per_layer_input_gate/w$", ("fsdp", "tensor")),
+  (r"per_layer_projection/w$", ("tensor", "fsdp")),
   # Adapters (models/lora.py): A's inputs and B's outputs are split like the weight's.
-  (r"(attn/(q|kv|qkv)_einsum/w|mlp/gating_einsum)/a$", ("fsdp", None)),
+  (r"(attn/(q|k|kv|qkv)_einsum/w|mlp/gating_einsum|per_layer_input_gate/w)/a$", ("fsdp", None)),
   (r"attn/q_einsum/w/b$", (None, "tensor", None)),
+  (r"attn/k_einsum/w/b$", (None, "tensor?", None)),
   (r"attn/q?kv_einsum/w/b$", (None, None, "tensor?", None)),
   (r"attn/attn_vec_einsum/w/a$", ("tensor", None, None)),
   (r"mlp/gating_einsum/b$", (None, None, "tensor")),
-  (r"mlp/linear/a$", ("tensor", None)),
-  (r"(attn/attn_vec_einsum/w|mlp/linear)/b$", (None, "fsdp")),
+  (r"(mlp/linear|per_layer_projection/w)/a$", ("tensor", None)),
+  (r"per_layer_input_gate/w/b$", (None, "tensor")),
+  (r"(attn/attn_vec_einsum/w|mlp/linear|per_layer_projection/w)/b$", (None, "fsdp")),
   (r"norm/scale$", ()),
+  (r"skip_scale$", (None,)),
   (r"head/(w|v|scale)$", ()),
   (r"^(counts|cap|finish|per_token)?$", ()),  # judges that are not models
 )

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -40,10 +40,13 @@ class StandInTokenizer(Tokenizer):
   def id_of(self, piece: str) -> int:
     return 3 + sum(piece.encode()) % 1000
 
+  def known(self, pieces: Iterable[str]) -> dict[str, int]:
+    return {piece: self.id_of(piece) for piece in pieces}
+
   def encode(self, text: str) -> list[int]:
     return [3] * math.ceil(len(text) / 4)
 
-  def forbidden(self, rows: int) -> np.ndarray:
+  def forbidden(self, rows: int, markers: Iterable[str] = ()) -> np.ndarray:
     return np.arange(rows) < 3
 
   def check_rows(self, rows: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from nash_jax.models import gemma
 from nash_jax.objectives import algorithms
 from nash_jax.report import escaped, markdown_table, number
 from nash_jax.run.metrics import step_of
@@ -69,7 +70,7 @@ def text(model: Model, workdir: pathlib.Path | None, command: str) -> str:
   parts += ["## Measured", "\n".join(f"- {line}" for line in measured) or none]
   parts += [f"## The files\n\n{_files(model)}", f"## How to make it again\n\n{_again(run)}"]
   parts.append(f"And then this folder:\n\n    {command}")
-  if model.config["model"]["preset"].startswith("gemma"):
+  if gemma.licence(model.config["model"]["preset"]) == "gemma":
     parts.append(_TERMS)
   return "\n\n".join(parts) + "\n"
 
@@ -86,8 +87,8 @@ def _front_matter(model: Model) -> str:
   fields["library_name"] = "peft" if model.adapter else "transformers"
   scores = _head_size(model.config) > 0
   fields["pipeline_tag"] = "text-classification" if scores else "text-generation"
-  if model.config["model"]["preset"].startswith("gemma"):
-    fields["license"] = "gemma"
+  if licence := gemma.licence(model.config["model"]["preset"]):
+    fields["license"] = licence
   tags = ["nash_jax"]
   if "algorithm" in model.config:  # a fit has none
     tags += ["nlhf", model.config["algorithm"]["name"].replace("_", "-")]

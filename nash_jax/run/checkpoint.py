@@ -317,7 +317,7 @@ ADDED = {
   "pairs.window": 0, "pairs.cache_reference": False, "gpm.blocks": 4, "gpm.prompt_scale": False,
   "algorithm.advantage": "wins", "algorithm.normalise": "none", "algorithm.kl": "score",
   "algorithm.updates": 1, "algorithm.clip_low": 0.2, "algorithm.clip_high": 0.2,
-  "algorithm.history": 0.5,
+  "algorithm.history": 0.5, "sampling.markers": [],
 }  # fmt: skip
 # Inputs that old runs did not record, with the values that those runs used.
 ADDED_INPUTS = {"sampling.draw": {"an id of a large vocabulary": "levels:1"}}
@@ -541,11 +541,7 @@ def restore_part(
   folder, given = _folder(workdir), step
   for _ in range(ATTEMPTS):
     steps = _steps(folder)
-    step = _best(_scores(folder)) if best and given is None else given
-    if not steps or step not in (None, *steps) or (best and step is None):
-      expected = "the best by a score" if step is None and best else "one" if step is None else step
-      raise ValueError(f"checkpoint in {folder}: expected {expected}, found {steps or 'none'}")
-    candidates = steps if step is None else [step]
+    candidates = _candidates(folder, steps, given, best)
     try:
       with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
         state, restored_step, _ = _restore_newest(reader, folder, candidates, {field: spec}, field)
@@ -560,6 +556,22 @@ def restore_part(
     f"checkpoint in {folder}: a run replaced the checkpoints during each of {ATTEMPTS} attempts to"
     " read one. Raise that run's checkpoint.keep or checkpoint.every, or stop it."
   )
+
+
+def _candidates(folder: epath.Path, steps: list[int], step: int | None, best: bool) -> list[int]:
+  """Returns those of `steps` that `restore_part` may read; raises ValueError if there is none."""
+  step = _best(_scores(folder)) if best and step is None else step
+  if steps and step in (None, *steps) and not (best and step is None):
+    return steps if step is None else [step]
+  expected = "the best by a score" if step is None and best else "one" if step is None else step
+  fix = "Take one of these." if steps else "A run saves some as it goes on: repeat its command."
+  raise ValueError(f"checkpoint in {folder}: expected {expected}, found {steps or 'none'}. {fix}")
+
+
+def check_saved(workdir: Workdir, step: int | None = None, best: bool = False) -> None:
+  """Raises ValueError unless a run has the checkpoint that `restore_part` would read."""
+  folder = _folder(workdir)
+  _candidates(folder, _steps(folder), step, best)
 
 
 def saved_steps(workdir: Workdir) -> list[int]:

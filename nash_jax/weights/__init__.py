@@ -58,10 +58,9 @@ def load(
       embedding; or names the first leaf that is missing, unknown, of another shape or not finite.
   """
   places, read = reader(path, model_config)
-  by_name, sizes = _shardings(shardings, places), names.sizes(model_config)
-  leaves = {}
+  by_name, leaves = _shardings(shardings, places), {}
   for name, place in places.items():
-    leaves[name] = read(place, place.shape(sizes), jnp.dtype(dtype), by_name[name])
+    leaves[name] = read(place, place.shape, jnp.dtype(dtype), by_name[name])
   params = traverse_util.unflatten_dict(leaves, sep="/")
   check_finite(f"weights {path}", params, dtype)
   return params
@@ -200,11 +199,10 @@ def export(
 
 def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
   """Returns the number of tensors in each file of an export."""
-  sizes = {**names.sizes(model_config), "V": rows}
   counts, used = [0], 0
-  for *_, parts, axes in names.sources(model_config, names.hugging_face):
+  for _, place, _, parts, axes in names.sources(model_config, names.hugging_face):
     for _ in parts:
-      size = math.prod(names.shape(axes, sizes)) * itemsize
+      size = math.prod(names.shape(axes, {**place.sizes, "V": rows})) * itemsize
       if counts[-1] and used + size > limit:
         counts, used = [*counts, 0], 0
       counts[-1], used = counts[-1] + 1, used + size
@@ -213,10 +211,9 @@ def _counts(model_config, rows: int, itemsize: int, limit: int) -> list[int]:
 
 def _check_params(path: str, params: Params, model_config: gemma.GemmaConfig, dtype) -> None:
   """Raises ValueError unless these are parameters of a plain model, finite in `dtype`."""
-  places, sizes = names.places(model_config), names.sizes(model_config)
   shapes = {name: x.shape for name, x in traverse_util.flatten_dict(params, sep="/").items()}
-  places |= names.heads(shapes)
-  expected = {name: place.shape(sizes) for name, place in places.items()}
+  places = names.places(model_config) | names.heads(shapes, model_config)
+  expected = {name: place.shape for name, place in places.items()}
   names.check(f"for {path}", shapes, expected)
   check_finite(f"weights for {path}", params, dtype)
 

@@ -25,7 +25,7 @@ from nash_jax.weights import files, names, safetensors
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _SCORE = "base_model.model.score.weight"  # our head of a judge: its reward or vector
 _NAME = re.compile(
-  r"(?:base_model\.model\.)?(?:model\.|language_model\.)*layers\.(\d+)\.(\w+\.\w+)"
+  r"(?:base_model\.model\.)?(?:model\.|language_model\.)*layers\.(\d+)\.(\w+(?:\.\w+)?)"
   r"\.lora_([AB])(?:\.default)?\.weight"
 )
 _SAVED: tuple[set[str], ...] = (
@@ -72,7 +72,7 @@ def write(
     adapters: the trained parameters of a run, including a reward model's head.
     alpha: B is scaled by alpha / rank.
     base: the adapted model's name at Hugging Face, or its path.
-    multimodal: whether the base is a Gemma 3 with vision, whose text model has another name.
+    multimodal: whether the base is a Gemma 3 or 4 with encoders, whose text model has another name.
   """
   tensors = dict(_tensors(adapters, model_config, multimodal))
   rank = next(len(x) for name, x in tensors.items() if name.endswith("lora_A.weight"))
@@ -96,12 +96,11 @@ def _whole(number: float) -> float:
 
 def _weights(model_config: gemma.GemmaConfig) -> Iterator[tuple[str, names.Place, _Weight]]:
   """Yields (path, place, PEFT's modules) of every weight that has adapters."""
-  sizes = names.sizes(model_config)
   for path, place in names.places(model_config).items():
     if place.tensor.name in lora.FACTORS:
       a, b, _ = lora.FACTORS[place.tensor.name]
       modules = tuple(name.removesuffix(".weight") for name in place.tensor.hf_names)
-      inputs, outputs = (tuple(sizes[x] for x in axes if x in sizes) for axes in (a, b))
+      inputs, outputs = (tuple(place.sizes[x] for x in axes if x in place.sizes) for axes in (a, b))
       yield path, place, _Weight(modules, inputs, outputs)
 
 

@@ -18,6 +18,10 @@ _BESIDE = ("tokenizer.json", _TOKENIZER, "special_tokens_map.json", "added_token
 _PIECES = {256_128: 256_000}
 # {pieces of a published tokenizer: id of <end_of_turn>}; <pad>, <eos> and <bos> are 0, 1 and 2.
 _END_OF_TURN = {256_000: 107, 262_144: 106}
+_NOT_COMPARED = ("architectures", "torch_dtype", "vocab_size", "vocab_size_per_layer_input")
+# Text models whose architecture is another one's.
+_SAME = {"gemma4_unified_text": "gemma4_text"}
+_TOOL_RESPONSE = 50  # where a Gemma 4 waits for a tool
 
 
 def rows(model_config: gemma.GemmaConfig, tokenizer: Tokenizer | None = None) -> int:
@@ -41,6 +45,8 @@ def special_ids(model_config: gemma.GemmaConfig, tokenizer: Tokenizer | None) ->
   else:
     end_of_turn = _END_OF_TURN.get(rows(model_config))
     pad_id, bos_id, stop_ids = 0, 2, (1,) if end_of_turn is None else (1, end_of_turn)
+    if end_of_turn and model_config.value_norm:
+      stop_ids = (*stop_ids, _TOOL_RESPONSE)
   eos_token_id = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
   return {"bos_token_id": bos_id, "eos_token_id": eos_token_id, "pad_token_id": pad_id}
 
@@ -55,9 +61,11 @@ def export_json(
   """
   config, ids = config_json(model_config, dtype), special_ids(model_config, tokenizer)
   gemma2, stretched = config["model_type"] == "gemma2", model_config.global_scale_factor > 1
-  config["vocab_size"] = rows(model_config, tokenizer)
+  long = stretched or model_config.value_norm
+  for name in {"vocab_size", "vocab_size_per_layer_input"} & config.keys():
+    config[name] = rows(model_config, tokenizer)
   # As published. Positions are rotary, so nothing depends on this number.
-  config["max_position_embeddings"] = 8192 if gemma2 else 131_072 if stretched else 32_768
+  config["max_position_embeddings"] = 8192 if gemma2 else 131_072 if long else 32_768
   config |= {"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True}
   if gemma2:
     config["hidden_act"] = config["hidden_activation"]  # the name that older readers expect
@@ -102,8 +110,65 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
   """Returns config.json's fields.
 
   Raises:
-    ValueError: neither Gemma 2 nor Gemma 3 has this architecture.
+    ValueError: neither Gemma 2, 3 nor 4 has this architecture.
   """
+  return (_gemma4_json if model_config.value_norm else _gemma2_or_3_json)(model_config, dtype)
+
+
+def _shared_json(model_config: gemma.GemmaConfig, dtype: str, name: str) -> dict[str, Any]:
+  """Returns the fields that all generations have; `name` is that of transformers' classes."""
+  return {
+    "architectures": [f"{name}ForCausalLM"], "vocab_size": rows(model_config),
+    "hidden_size": model_config.embed_dim, "intermediate_size": model_config.hidden_dim,
+    "num_hidden_layers": model_config.num_layers, "num_attention_heads": model_config.num_heads,
+    "num_key_value_heads": model_config.num_kv_heads, "head_dim": model_config.head_dim,
+    "layer_types": [
+      "sliding_attention" if attn_type == gemma.LOCAL else "full_attention"
+      for attn_type in model_config.attention_types
+    ],
+    "sliding_window": model_config.sliding_window_size,
+    "final_logit_softcapping": model_config.final_logit_softcap,
+    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "attention_bias": False,
+    "tie_word_embeddings": True, "torch_dtype": dtype,
+  }  # fmt: skip
+
+
+def _gemma4_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
+  local_scale, scale = model_config.local_scale_factor, model_config.global_scale_factor
+  width, wide = model_config.hidden_dim, model_config.override_kv_shared_ffw_hidden
+  if not (
+    local_scale == scale == 1 and model_config.attn_logits_soft_cap is None
+    and model_config.use_qk_norm and model_config.query_pre_attn_scalar is None
+    and wide in (None, width, 2 * width)
+    and model_config.attention_types[-1] == gemma.GLOBAL
+    and (model_config.k_eq_v_global or model_config.num_global_kv_heads is None)
+  ):  # fmt: skip
+    raise ValueError(
+      "config.json: expected an architecture of Gemma 4 (query and key norms, no soft-cap of"
+      " attention, no scaled rope, a global layer last, MLPs of one width or twice as wide where"
+      " keys are shared, and key-value heads of global layers only where keys are their values),"
+      f" got {model_config}"
+    )
+  full_rope = {
+    "rope_type": "proportional", "rope_theta": float(model_config.global_base_frequency),
+    "partial_rotary_factor": model_config.global_rope_proportion,
+  }  # fmt: skip
+  local_rope = {"rope_type": "default", "rope_theta": float(model_config.local_base_frequency)}
+  columns = model_config.per_layer_input_dim
+  table = {"vocab_size_per_layer_input": rows(model_config)} if columns else {}
+  return _shared_json(model_config, dtype, "Gemma4") | table | {
+    "model_type": "gemma4_text", "enable_moe_block": False,
+    "global_head_dim": model_config.kv_shape(gemma.GLOBAL)[1],
+    "num_global_key_value_heads": model_config.num_global_kv_heads,
+    "attention_k_eq_v": model_config.k_eq_v_global,
+    "num_kv_shared_layers": model_config.num_kv_shared_layers,
+    "use_double_wide_mlp": wide == 2 * width,
+    "hidden_size_per_layer_input": columns,
+    "rope_parameters": {"full_attention": full_rope, "sliding_attention": local_rope},
+  }  # fmt: skip
+
+
+def _gemma2_or_3_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
   soft_caps = (model_config.final_logit_softcap, model_config.attn_logits_soft_cap)
   local_scale, scale = model_config.local_scale_factor, model_config.global_scale_factor
   norms, one_rope = model_config.use_qk_norm, model_config.one_rope
@@ -114,24 +179,12 @@ def config_json(model_config: gemma.GemmaConfig, dtype: str) -> dict[str, Any]:
       "config.json: expected an architecture of Gemma 2 (both soft-caps, one rope) or Gemma 3 (no"
       f" soft-cap, query and key norms), got {model_config}"
     )
-  config: dict[str, Any] = {
-    "architectures": ["Gemma2ForCausalLM" if gemma2 else "Gemma3ForCausalLM"],
-    "model_type": "gemma2" if gemma2 else "gemma3_text", "vocab_size": rows(model_config),
-    "hidden_size": model_config.embed_dim, "intermediate_size": model_config.hidden_dim,
-    "num_hidden_layers": model_config.num_layers, "num_attention_heads": model_config.num_heads,
-    "num_key_value_heads": model_config.num_kv_heads, "head_dim": model_config.head_dim,
+  config = _shared_json(model_config, dtype, "Gemma2" if gemma2 else "Gemma3") | {
+    "model_type": "gemma2" if gemma2 else "gemma3_text",
     "query_pre_attn_scalar": model_config.query_pre_attn_scalar or model_config.head_dim,
-    "layer_types": [
-      "sliding_attention" if attn_type == gemma.LOCAL else "full_attention"
-      for attn_type in model_config.attention_types
-    ],
-    "sliding_window": model_config.sliding_window_size,
-    "final_logit_softcapping": model_config.final_logit_softcap,
     "attn_logit_softcapping": model_config.attn_logits_soft_cap,
     "rope_theta": float(model_config.global_base_frequency),
-    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "attention_bias": False,
-    "tie_word_embeddings": True, "torch_dtype": dtype,
-  }  # fmt: skip
+  }
   if gemma3:
     config["rope_local_base_freq"] = float(model_config.local_base_frequency)
     config["rope_scaling"] = None if scale == 1 else {"rope_type": "linear", "factor": scale}
@@ -154,11 +207,13 @@ def check_config(path: str, model_config: gemma.GemmaConfig) -> None:
     got = fields(found)
   except ValueError as error:
     raise ValueError(f"{file}: {error}") from error
+  if got.get("enable_moe_block"):
+    raise ValueError(f"{file}: enable_moe_block is true: {gemma.NO_EXPERTS}")
   period = got.get("sliding_window_pattern")  # older form of layer_types
   if period is not None and "layer_types" not in got:
     got["layer_types"] = _layer_types(period, model_config.num_layers)
   for name, value in ours.items():
-    compared = name not in ("architectures", "torch_dtype", "vocab_size")
+    compared = name not in _NOT_COMPARED
     if compared and name in got and got[name] != value:
       raise ValueError(
         f"{file}: {name} is {got[name]!r}, but model.preset with its changes has {value!r}"
@@ -195,9 +250,33 @@ def fields(config: dict[str, Any]) -> dict[str, Any]:
     config["local rope"] = _scaling(local_rope)
   if scaling or "rope_theta" in config:
     config["rope factor"], config["rope type"] = _scaling(scaling)
+    config["rope share"] = scaling.get("partial_rotary_factor", 1.0)
   if "use_bidirectional_attention" in config:  # Gemma's embedding models have it
-    config["use_bidirectional_attention"] = config["use_bidirectional_attention"] or False
-  return config
+    both_ways = config["use_bidirectional_attention"] or False
+    # Among the tokens of an image only, which a text model has none of.
+    config["use_bidirectional_attention"] = False if both_ways == "vision" else both_ways
+  if "model_type" in config:
+    config["model_type"] = _SAME.get(config["model_type"], config["model_type"])
+  return _by_kind(config)
+
+
+def _by_kind(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns a config with the head sizes and key-value heads of global layers in the older form.
+
+  The newer one is per_layer_config, {layer: fields that differ there}.
+  """
+  layers = _group(config, "per_layer_config")
+  if not layers:
+    return config
+  differ = [_group(layers, layer) for layer in sorted(layers)]
+  kinds = config.get("layer_types")
+  is_full = {i for i, kind in enumerate(kinds or ()) if kind == "full_attention"}
+  if {int(i) for i in layers if i.isdecimal()} != is_full or any(x != differ[0] for x in differ):
+    raise ValueError(f"per_layer_config is {layers!r:.80}, expected the same for all global layers")
+  config = {name: x for name, x in config.items() if name != "per_layer_config"}
+  own, heads = differ[0], "num_key_value_heads"
+  named = {"global_head_dim": own.get("head_dim"), "num_global_key_value_heads": own.get(heads)}
+  return config | named
 
 
 def _group(config: dict[str, Any], name: str) -> dict[str, Any]:

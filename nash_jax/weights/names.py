@@ -1,12 +1,15 @@
 """The tensors of a text model: their names in our tree, in the gemma library and at Hugging Face.
 
-Axes are letters: V vocabulary rows, D embed, F hidden, N heads, K key-value heads, H head size. A
-digit is an axis of that size, and "NH" is one axis of size N·H.
+Axes are letters: V vocabulary rows, D embed, F hidden, N heads, K key-value heads, H head size, L
+layers, P columns of per-layer embeddings. A digit is an axis of that size, and "NH" is one axis of
+size N·H. F, K and H may differ between layers.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -40,18 +43,20 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """The source of a leaf of our stacked tree; `layers` is () for tensors outside the blocks."""
+  """The source of a leaf of our stacked tree; `layers` is () for tensors outside the blocks.
+
+  `sizes` are {axis letter: length}, the same for all its layers.
+  """
 
   tensor: Tensor
+  sizes: Mapping[str, int]
   layers: tuple[int, ...] = ()
   stacked: bool = False
-  columns: int = 0  # the axis G of a head, which no architecture names
 
-  def shape(self, sizes: Mapping[str, int]) -> Shape:
-    """Returns the shape of the leaf."""
-    return (len(self.layers),) * self.stacked + shape(
-      self.tensor.axes, {**sizes, "G": self.columns}
-    )
+  @property
+  def shape(self) -> Shape:
+    """The shape of the leaf."""
+    return (len(self.layers),) * self.stacked + shape(self.tensor.axes, self.sizes)
 
 
 # (place, shape, dtype, sharding) -> the array of one leaf.
@@ -65,6 +70,20 @@ HEADS = tuple(
   for name, axes in (("w", "D"), ("v", "D G"), ("scale", "D G"))
 )
 _NORM = Tensor("final_norm/scale", "D", ("norm.weight",), "D")
+# Of a model with an embedding of its own for each layer.
+LAYERS_EMBEDDING = Tensor(
+  "embedder/per_layer_embeddings", "V L P", ("embed_tokens_per_layer.weight",), "V LP"
+)
+_PER_LAYER = (
+  LAYERS_EMBEDDING,
+  Tensor(
+    "embedder/per_layer_model_projection/w", "D L P", ("per_layer_model_projection.weight",), "LP D"
+  ),
+  Tensor(
+    "embedder/per_layer_projection_norm/scale", "P", ("per_layer_projection_norm.weight",), "P"
+  ),
+)
+TABLES = (EMBEDDING, LAYERS_EMBEDDING)  # a row for each piece of a tokenizer
 _Q, _K, _V = (f"self_attn.{x}_proj.weight" for x in "qkv")
 _GROUPED = (
   Tensor("attn/q_einsum/w", "N D H", (_Q,), "NH D"),
@@ -75,6 +94,16 @@ _UNGROUPED = (Tensor("attn/qkv_einsum/w", "3 N D H", (_Q, _K, _V), "NH D"),)
 _QK_NORMS = (
   Tensor("attn/_query_norm/scale", "H", ("self_attn.q_norm.weight",), "H"),
   Tensor("attn/_key_norm/scale", "H", ("self_attn.k_norm.weight",), "H"),
+)
+# Of a block whose values are normed too: a layer that reads another's keys has only the queries'.
+_QUERIES = (_GROUPED[0], Tensor("attn/query_norm/scale", "H", ("self_attn.q_norm.weight",), "H"))
+_KEY_NORM = Tensor("attn/key_norm/scale", "H", ("self_attn.k_norm.weight",), "H")
+_KEYS = Tensor("attn/k_einsum/w", "K D H", (_K,), "KH D")  # which are the values too
+_SCALAR = Tensor("skip_scale", "1", ("layer_scalar",), "1")
+_OWN_INPUT = (
+  Tensor("per_layer_input_gate/w", "D P", ("per_layer_input_gate.weight",), "P D"),
+  Tensor("per_layer_projection/w", "P D", ("per_layer_projection.weight",), "D P"),
+  Tensor("post_per_layer_input_norm/scale", "D", ("post_per_layer_input_norm.weight",), "D"),
 )
 _BLOCK = (
   Tensor("attn/attn_vec_einsum/w", "N H D", ("self_attn.o_proj.weight",), "D NH"),
@@ -87,13 +116,17 @@ _BLOCK = (
 )
 
 
-def sizes(model_config: GemmaConfig) -> dict[str, int]:
-  """Returns {axis letter: length}."""
-  return {
-    "V": model_config.num_embed, "D": model_config.embed_dim, "F": model_config.hidden_dim,
-    "N": model_config.num_heads, "K": model_config.num_kv_heads, "H": model_config.head_dim,
-    "2": 2, "3": 3,
+def sizes(model_config: GemmaConfig, layer: int | None = None) -> dict[str, int]:
+  """Returns {axis letter: length}, those of a layer included."""
+  outside = {
+    "V": model_config.num_embed, "D": model_config.embed_dim, "N": model_config.num_heads,
+    "L": model_config.num_layers, "P": model_config.per_layer_input_dim, "1": 1, "2": 2, "3": 3,
   }  # fmt: skip
+  if layer is None:
+    return outside
+  heads, size = model_config.kv_shape(model_config.attention_types[layer])
+  wider = model_config.donor(layer) is not None and model_config.override_kv_shared_ffw_hidden
+  return outside | {"K": heads, "H": size, "F": wider or model_config.hidden_dim}
 
 
 def shape(axes: str, sizes: Mapping[str, int]) -> Shape:
@@ -101,25 +134,57 @@ def shape(axes: str, sizes: Mapping[str, int]) -> Shape:
   return tuple(math.prod(sizes[letter] for letter in axis) for axis in axes.split())
 
 
+def _keys(model_config: GemmaConfig, layer: int) -> tuple[Tensor, ...]:
+  """Returns the tensors of a layer's keys and values, where its values are normed."""
+  is_global = model_config.attention_types[layer] == gemma.GLOBAL
+  return (_KEYS if is_global and model_config.k_eq_v_global else _GROUPED[1]), _KEY_NORM
+
+
+def _tensors(model_config: GemmaConfig, layer: int) -> tuple[Tensor, ...]:
+  if model_config.value_norm:
+    own = () if model_config.donor(layer) is not None else _keys(model_config, layer)
+    more = _OWN_INPUT if model_config.per_layer_input_dim else ()
+    return (*_QUERIES, *own, *_BLOCK, _SCALAR, *more)
+  grouped = model_config.num_heads != model_config.num_kv_heads
+  return (*(_GROUPED if grouped else _UNGROUPED), *_QK_NORMS * model_config.use_qk_norm, *_BLOCK)
+
+
 def places(model_config: GemmaConfig) -> dict[str, Place]:
   """Returns {path: place} of the stacked tree's leaves, without building a block."""
-  grouped = model_config.num_heads != model_config.num_kv_heads
-  attention = (_GROUPED if grouped else _UNGROUPED) + _QK_NORMS * model_config.use_qk_norm
-  period, repeats, rest = gemma.pattern(model_config)
-  scanned = period * repeats
-  leaves = {tensor.name: Place(tensor) for tensor in (EMBEDDING, _NORM)}
-  for tensor in attention + _BLOCK:
-    for i in range(period):
-      layers = tuple(range(i, scanned, period))
-      leaves[f"layers/{i}/{tensor.name}"] = Place(tensor, layers, stacked=True)
-    for i in range(rest):
-      leaves[f"tail/{i}/{tensor.name}"] = Place(tensor, (scanned + i,))
+  outside = (EMBEDDING, _NORM, *(_PER_LAYER if model_config.per_layer_input_dim else ()))
+  leaves = {tensor.name: Place(tensor, sizes(model_config)) for tensor in outside}
+  stacks: dict[tuple[str, str], list[int]] = {}
+  for layer in range(model_config.num_layers):
+    stack, place, _ = gemma.place_of(model_config, layer)
+    stacks.setdefault((stack, place), []).append(layer)
+  tensors = {path: _tensors(model_config, layers[0]) for path, layers in stacks.items()}
+  for tensor in dict.fromkeys(itertools.chain(*tensors.values())):
+    for (stack, place), layers in stacks.items():
+      if tensor in tensors[stack, place]:
+        leaves[f"{stack}/{place}/{tensor.name}"] = Place(
+          tensor, sizes(model_config, layers[0]), tuple(layers), stack != "tail"
+        )
   return leaves
 
 
-def heads(got: Mapping[str, Shape]) -> dict[str, Place]:
+def unread(model_config: GemmaConfig, scheme: Scheme) -> set[str]:
+  """Returns the names of tensors that a file may have but no model reads.
+
+  They are keys and values of layers that read another layer's.
+  """
+  sharing = range(model_config.num_kv_layers, model_config.num_layers)
+  return {
+    name
+    for layer in sharing
+    for tensor in _keys(model_config, layer)
+    for name in scheme(model_config, tensor, layer)[0]
+  }
+
+
+def heads(got: Mapping[str, Shape], model_config: GemmaConfig) -> dict[str, Place]:
   """Returns the heads among leaves of these shapes by name, each with as many columns as it has."""
-  return {x.name: Place(x, columns=(*got[x.name], 0)[1]) for x in HEADS if got.get(x.name)}
+  own = {x: {"G": (*got[x.name], 0)[1]} for x in HEADS if got.get(x.name)}
+  return {x.name: Place(x, sizes(model_config) | columns) for x, columns in own.items()}
 
 
 def library(model_config: GemmaConfig, tensor: Tensor, layer: int | None = None) -> Names:
@@ -142,6 +207,13 @@ def sources(
   for path, place in places(model_config).items():
     for repeat, layer in enumerate(place.layers or (None,)):
       yield path, place, repeat, *scheme(model_config, place.tensor, layer)
+
+
+def check_experts(path: str, got: Collection[str]) -> None:
+  """Raises ValueError if a file holds a mixture of experts."""
+  for name in got:
+    if re.search(r"\.(experts|router)\.|/mlp2/", name):
+      raise ValueError(f"weights {path}: {printable(name)} belongs to experts: {gemma.NO_EXPERTS}")
 
 
 def check(path: str, got: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:

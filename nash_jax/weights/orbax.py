@@ -20,8 +20,8 @@ from nash_jax.models import gemma
 from nash_jax.weights import names
 
 _STACK = "stacked_layers/attention_type_"
-# Tensors of the vision model, and of its projection into the text model.
-_NOT_TEXT = re.compile(r"(SigLiPFromPatches_0|vision_encoder|embedder/mm_)")
+# Tensors of the models of images and sounds, and of their projections into the text model.
+_NOT_TEXT = re.compile(r"(SigLiPFromPatches_0|vision_encoder|audio_\w+|embedder/(mm|audio)_)")
 
 
 def is_checkpoint(path: str) -> bool:
@@ -45,8 +45,12 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
     saved = _flatten(checkpointer.metadata(folder).item_metadata.tree)
   stacks = filter(None, (re.match(rf"{_STACK}(\d+)/", name) for name in saved))
   period = max((int(stack[1]) + 1 for stack in stacks), default=0)
+  names.check_experts(path, saved)
+  expected = _expected_shapes(model_config, period)
+  unread = names.unread(model_config, names.library)
+  saved = {name: found for name, found in saved.items() if name not in unread}
   shapes = {name: shape for name, (_, shape, _) in saved.items()}
-  names.check(path, shapes, _expected_shapes(model_config, period))
+  names.check(path, shapes, expected)
   names.check_dtypes(path, {name: dtype for name, (*_, dtype) in saved.items()})
 
   def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:
@@ -102,7 +106,7 @@ def _saved_as(tensor: names.Tensor, layer: int | None, period: int) -> tuple[str
 
 def _expected_shapes(model_config: gemma.GemmaConfig, period: int) -> dict[str, names.Shape]:
   """Returns {nested name: shape} of a checkpoint's tensors."""
-  sizes, shapes = names.sizes(model_config), {}
+  shapes = {}
   for place in names.places(model_config).values():
     _, axes = names.library(model_config, place.tensor)
     for layer in place.layers or (None,):
@@ -110,7 +114,7 @@ def _expected_shapes(model_config: gemma.GemmaConfig, period: int) -> dict[str, 
       stack: names.Shape = ()
       if layer is not None and period:
         stack = (len(range(layer % period, model_config.num_layers, period)),)
-      shapes[name] = stack + names.shape(axes, sizes)
+      shapes[name] = stack + names.shape(axes, place.sizes)
   return shapes
 
 

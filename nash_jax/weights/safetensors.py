@@ -5,7 +5,7 @@ import itertools
 import math
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,8 +21,10 @@ from nash_jax.weights import files, hf_config, names
 
 _ROWS_READ = 4096  # rows at a time when an output layer is compared with the embedding
 _SPARE_ROWS = 128  # most embedding rows of a published Gemma beyond its tokenizer's pieces
-# Tensors of a multimodal Gemma 3 outside its text model.
-_NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+# Tensors of a multimodal Gemma 3 or 4 outside its text model.
+_NOT_TEXT = re.compile(
+  r"(model\.)?(vision_tower|multi_modal_projector|vision_embedder|audio_tower|embed_(vision|audio))\."
+)
 
 
 def open_all(path: str) -> dict[str, Any]:
@@ -100,29 +102,33 @@ def reader(path: str, model_config: gemma.GemmaConfig) -> tuple[dict[str, names.
   The leaves include the head of a judge's file.
   """
   slices = _without_vision(open_all(path))
-  places, sizes = names.places(model_config), names.sizes(model_config)
+  places = names.places(model_config)
   scheme: names.Scheme = names.library
   prefix = ""
   if names.EMBEDDING.name not in slices:
     scheme, prefix = names.hugging_face, _prefix(path, slices)
     _tie(path, slices, prefix)
     hf_config.check_config(path, model_config)
+  names.check_experts(path, slices)
+  unread = {prefix + name for name in names.unread(model_config, scheme)}
+  slices = {name: tensor for name, tensor in slices.items() if name not in unread}
   expected = {
-    prefix + part: names.shape(axes, sizes)
-    for *_, parts, axes in names.sources(model_config, scheme)
+    prefix + part: names.shape(axes, place.sizes)
+    for _, place, _, parts, axes in names.sources(model_config, scheme)
     for part in parts
   }
   if scheme is names.library:
-    heads = names.heads({name: tuple(tensor.get_shape()) for name, tensor in slices.items()})
+    got = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+    heads = names.heads(got, model_config)
     places |= heads
-    expected |= {name: place.shape(sizes) for name, place in heads.items()}
+    expected |= {name: place.shape for name, place in heads.items()}
   _check(path, slices, expected, prefix, model_config)
 
   def read(place: names.Place, shape: names.Shape, dtype, sharding: Sharding) -> jax.Array:
     def read_layer(layer, index):
       parts, axes = scheme(model_config, place.tensor, layer)
       found = [slices[prefix + part] for part in parts]
-      return _read(found, axes, place.tensor.axes, sizes, index)
+      return _read(found, axes, place.tensor.axes, place.sizes, index)
 
     @functools.cache  # a host reads each distinct part once
     def read_part(index):
@@ -195,13 +201,13 @@ def _check(
   prefix: str,
   model_config: gemma.GemmaConfig,
 ) -> None:
-  """Runs names.check, but lets the embedding lack rows without a piece, or have a few more."""
+  """Runs names.check, but lets embeddings lack rows without a piece, or have a few more."""
   got = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-  embedding = prefix + "embed_tokens.weight"
-  if embedding in expected and len(got.get(embedding, ())) == 2:
-    (rows, width), expected_rows = got[embedding], expected[embedding][0]
-    spare = hf_config.rows(model_config) <= rows <= expected_rows + _SPARE_ROWS
-    got[embedding] = (expected_rows if spare else rows, width)
+  for name in (prefix + table.hf_names[0] for table in names.TABLES):
+    if name in expected and len(got.get(name, ())) == 2:
+      (rows, width), expected_rows = got[name], expected[name][0]
+      spare = hf_config.rows(model_config) <= rows <= expected_rows + _SPARE_ROWS
+      got[name] = (expected_rows if spare else rows, width)
   names.check(path, got, expected)
   names.check_dtypes(path, {name: tensor.get_dtype() for name, tensor in slices.items()})
 
@@ -215,7 +221,7 @@ def _slice(tensor, index) -> np.ndarray:
   return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) if missing else x
 
 
-def _read(found: list, file_axes: str, axes: str, sizes: dict[str, int], index) -> np.ndarray:
+def _read(found: list, file_axes: str, axes: str, sizes: Mapping[str, int], index) -> np.ndarray:
   """Returns a part of one of our tensors, which files may store split, merged or transposed."""
   ranges = dict(zip(axes.split(), index, strict=True))
   first = axes.split()[0]
@@ -248,15 +254,15 @@ def tensors(
     rows: number of embedding rows to keep.
   """
   leaves = traverse_util.flatten_dict(params, sep="/")
-  sizes = {**names.sizes(model_config), "V": rows}
   for path, place, repeat, parts, axes in names.sources(model_config, scheme):
     x = leaves[path][repeat] if place.stacked else leaves[path]
-    x = _host((x[:rows] if place.tensor is names.EMBEDDING else x).astype(dtype))
+    x = _host((x[:rows] if place.tensor in names.TABLES else x).astype(dtype))
+    shape = names.shape(axes, {**place.sizes, "V": rows})
     split = len(parts) > 1
     letters = place.tensor.axes.split()[split:]
     order = [letters.index(letter) for axis in axes.split() for letter in axis]
     for part, tensor in zip(parts, x if split else [x], strict=True):
-      yield part, np.ascontiguousarray(tensor.transpose(order).reshape(names.shape(axes, sizes)))
+      yield part, np.ascontiguousarray(tensor.transpose(order).reshape(shape))
 
 
 def _host(x) -> np.ndarray:

@@ -33,6 +33,7 @@ SMALL = {
     '"runs/ablations"': '"run"',
     '"seeds": SEEDS': '"seeds": SEEDS, "base.prompts.batch_size": 16',
   },
+  "labels": {"SEEDS = 10": "SEEDS = 3", '"runs/labels"': '"run"'},
   "poker": {"EPISODES = 1_000_000": "EPISODES = 50_000", '"runs/poker"': '"run"'},
 }
 
@@ -160,6 +161,24 @@ def test_the_ablations_notebook_sweeps_and_its_two_ways_to_drop_the_target_agree
   starts = [curve[0] for curve in found["beta"].values()]
   assert starts == sorted(starts, reverse=True)  # the weaker the pull, the worse the reference
   assert pictures(cells) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("executed", ["labels"], indirect=True)
+def test_the_labels_notebook_finds_the_design_and_compares_four(executed):
+  cells, folder = executed
+  world, best, regrets, table, _, own = (printed for printed, _ in cells[2:])
+  assert world.split() == "3000 pairs, 150 of them of rare prompts".split()
+  uniform, optimal = (float(word) for word in best.split("uniform,")[0].split()[1:2] + [
+    best.split("uniform, ")[1].split()[0]])  # fmt: skip
+  assert 12 <= optimal <= 1.01 * 12 + 0.005 < uniform
+  worst = {line.split()[0]: float(line.split()[2]) for line in regrets.splitlines()}
+  assert worst["odpo"] < worst["uniform"] / 2
+  assert table.count("| isotropic") == 8
+  assert "first round" in own
+  assert pictures(cells) == 1
+  assert (folder / "run" / "design.csv").exists()
 
 
 @pytest.mark.slow

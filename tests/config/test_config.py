@@ -62,7 +62,11 @@ def test_defaults_are_good_and_come_back_locked(kind):
       " human, module:function, none, population, table, table_reward; did you mean 'population'",
     ),
     ("model.dtype", "float64", "model.dtype: expected bfloat16 or float32, got 'float64'"),
-    ("model.template", "chat", "model.template: got 'chat', expected one of gemma, plain"),
+    (
+      "model.template",
+      "chat",
+      "model.template: got 'chat', expected one of gemma, gemma4, gemma4_large, plain",
+    ),
     ("optimizer.name", "adam", "optimizer.name: got 'adam', expected one of adafactor, adamw"),
     ("optimizer.schedule", "step", "optimizer.schedule: got 'step', expected one of constant"),
     ("algorithm.kappa_schedule", "cosine", "kappa_schedule: got 'cosine', expected one of const"),

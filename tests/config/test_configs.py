@@ -179,6 +179,20 @@ def test_one_start_says_everything_that_a_config_of_true_size_lacks(
   assert checks.judged_by_reference(resolve(config, "train"), memory.ONE_DEVICE) is (judge is None)
 
 
+def test_an_arena_without_its_runs_says_how_to_name_others(tmp_path, monkeypatch):
+  """Also a run that has saved nothing yet, before any weights load."""
+  monkeypatch.chdir(tmp_path)
+  config = runpy.run_path(main.config_file("arena"))["get_config"]()
+  with pytest.raises(ValueError, match="2 files that this run reads are missing") as error:
+    resolve(config, "arena")
+  for name, line in zip(("target", "trained"), str(error.value).splitlines()[1:], strict=True):
+    assert line.startswith(f"  policies.{name}.weights: expected a weights file or a run's workdir")
+    assert line.endswith("--config=arena:mine=runs/x names the policies that meet the base.")
+  (tmp_path / "runs" / "stories").mkdir(parents=True)
+  with pytest.raises(ValueError, match=r"policies\.trained\.weights 'runs/stories': .* found none"):
+    resolve(config, "arena")
+
+
 def test_a_judges_fields_follow_the_policys_until_they_are_set():
   config = gemma2_2b.get_config("self")
   config.update_from_flattened_dict({"model.weights": "mine", "model.tokenizer": "mine.model"})

@@ -47,6 +47,9 @@ def test_the_runs_are_those_of_the_published_table():
   for name in tldr.XSUM:
     c = tldr.get_config(name)
     assert (c.steps, c.prompts.path) == (30_000, "data/xsum/train.jsonl")
+    assert bool(c.pairs.path) == algorithms.get(c.algorithm.name).offline
+  offline = [tldr.get_config(name) for name in ("dpo", "slic")]
+  assert [(c.algorithm.f, c.algorithm.beta) for c in offline] == [("logistic", 5), ("hinge", 10)]
 
 
 def test_a_starred_column_is_the_average_that_its_run_keeps():
@@ -90,7 +93,7 @@ def test_a_smoke_of_every_stage_and_method_runs_from_published_records_to_the_ta
     convert.convert(f"data/xsum/raw/{part}", f"data/xsum/{part}.jsonl")
   for section in tldr.FITS:
     fit.run(tldr.get_config(f"{section},smoke"), f"runs/tldr/fit_{section}", progress=False)
-  for section in ONE_EACH:
+  for section in (*ONE_EACH, "slic"):
     done = train.run(tldr.get_config(f"{section},smoke"), f"runs/tldr/{section}", progress=False)
     assert int(done.state.step) == 2
   columns = [run for run in ONE_EACH if run in tldr.TLDR]

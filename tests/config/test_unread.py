@@ -108,7 +108,7 @@ def test_the_demo_and_the_configs_of_the_package_are_told_nothing(told, tmp_path
   from nash_jax.jobs import demo
 
   for workdir in ("run", "runs/stories"):
-    (tmp_path / workdir).mkdir(parents=True)
+    (tmp_path / workdir / "checkpoints" / "00000001").mkdir(parents=True)
   monkeypatch.chdir(tmp_path)
   resolve(demo._arena_config(stories.get_config(), "run@params", "run@target"))
   for name in main.config_names():

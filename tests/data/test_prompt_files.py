@@ -123,6 +123,7 @@ TEMPLATED = [
   "system <start_of_turn>model\nHi",
   "Hi<end_of_turn>\n",
   "Hi<eos>",
+  "<|turn>user\nHi<turn|>\n<|turn>model\n",
 ]
 
 
@@ -137,7 +138,7 @@ def test_a_prompt_that_carries_the_template_is_refused(tmp_path, text, tokenizer
 
 def test_prompts_that_spell_out_markers_are_counted_in_a_warning(tmp_path, caplog):
   texts = ["Hi", "<bos>Hi", "What is <end_of_turn> for?", "[INST] Hi", "<|im_start|>user", "a <b>"]
-  texts += ["<|turn>user\nHi<turn|>", "Human: Hi\n\nAssistant:", "Dear Assistant: hi", "a <- b|>"]
+  texts += ["What is <|turn> for?", "Human: Hi\n\nAssistant:", "Dear Assistant: hi", "a <- b|>"]
   path = write(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])
   with caplog.at_level(logging.WARNING, "absl"):
     loaded = load_all(path)

@@ -59,33 +59,45 @@ def test_real_gemma_has_its_published_special_pieces(gemma):
 
 
 TURNS = st.lists(
-  st.sampled_from(["Hi", " two\nlines ", [{"type": "text", "text": " part "}] * 2, ""])
+  st.sampled_from(
+    [
+      "Hi",
+      " two\nlines ",
+      "<|channel>thought\nHm<channel|> So ",
+      [{"type": "text", "text": " part "}] * 2,
+      "",
+    ]
+  )
 )
 
 
-@given(TURNS.filter(lambda texts: len(texts) % 2), st.sampled_from([None, "Be brief.", " x\n"]))
-def test_the_template_for_other_programs_is_ours(texts, system):
+@pytest.mark.parametrize("name", ["gemma", "gemma4", "gemma4_large"])
+@given(TURNS.filter(lambda texts: len(texts) % 2), st.sampled_from([None, "", "Be brief.", " x\n"]))
+@settings(max_examples=30)
+def test_the_template_for_other_programs_is_ours(name, texts, system):
   """Rendered as transformers renders it, and read by a SentencePiece that knows the markers."""
   environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-  template = environment.from_string(TEMPLATES["gemma"].jinja)
+  template = environment.from_string(TEMPLATES[name].jinja)
   messages = [] if system is None else [{"role": "system", "content": system}]
   for i, text in enumerate(texts):
     messages.append({"role": ("user", "assistant")[i % 2], "content": text})
   got = template.render(messages=messages, bos_token="<bos>", add_generation_prompt=True)
-  parts = TEMPLATES["gemma"].render(turns(messages))
+  parts = TEMPLATES[name].render(turns(messages))
   assert got == "<bos>" + "".join(x if isinstance(x, str) else x.piece for x in parts)
   done = template.render(messages=messages, bos_token="<bos>")
-  assert got == done + "<start_of_turn>model\n"
+  opening = {"gemma": "<start_of_turn>model\n", "gemma4": "<|turn>model\n"}
+  assert got == done + opening.get(name, "<|turn>model\n<|channel>thought\n<channel|>")
 
 
-def test_the_template_for_other_programs_refuses_turns_that_do_not_alternate():
+@pytest.mark.parametrize("name", ["gemma", "gemma4"])
+def test_the_template_for_other_programs_refuses_turns_that_do_not_alternate(name):
   class Refused(Exception):
     pass
 
   def refuse(message):
     raise Refused(message)
 
-  template = sandbox.ImmutableSandboxedEnvironment().from_string(TEMPLATES["gemma"].jinja)
+  template = sandbox.ImmutableSandboxedEnvironment().from_string(TEMPLATES[name].jinja)
   ask = {"role": "user", "content": "Hi"}
   for messages in ([ask, ask], [{**ask, "role": "assistant"}], [{**ask, "role": "tool"}]):
     with pytest.raises(Refused, match="turns must alternate"):
@@ -159,7 +171,7 @@ def test_bad_files_and_names_are_refused(tmp_path):
   foreign.write_text("not a model")
   with pytest.raises(ValueError, match="not a SentencePiece model"):
     Tokenizer(str(foreign), "plain")
-  with pytest.raises(ValueError, match="expected one of gemma, plain"):
+  with pytest.raises(ValueError, match="expected one of gemma, gemma4, gemma4_large, plain"):
     Tokenizer(BUNDLED, "llama")
   with pytest.raises(ValueError, match="no piece '<start_of_image>'"):
     PLAIN.id_of("<start_of_image>")

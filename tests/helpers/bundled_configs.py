@@ -26,10 +26,11 @@ def local_files(config: ConfigDict) -> set[str]:
 
 
 def make_local_files(config: ConfigDict, folder: pathlib.Path) -> None:
-  """Makes what `local_files` returns: files to read lines from, and folders."""
+  """Makes what `local_files` returns: files to read lines from, runs and weights that are empty."""
   for file in local_files(config):
     if file.endswith((".jsonl", ".safetensors")):
       (folder / file).parent.mkdir(parents=True, exist_ok=True)
       (folder / file).touch()
     else:
-      (folder / file).mkdir(parents=True, exist_ok=True)
+      inside = "checkpoints/00000001" if file.startswith("runs/") else "model.safetensors"
+      (folder / file / inside).mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 from flax import traverse_util
 from jax import numpy as jnp
 from paths import FIXTURES
@@ -20,6 +21,15 @@ SHAPE = {
   "num_heads": 4,
   "num_kv_heads": 2,
   "sliding_window_size": 6,
+}
+GEMMA4 = {
+  "attn_logits_soft_cap": None,
+  "use_qk_norm": True,
+  "transpose_gating_einsum": True,
+  "global_base_frequency": 1_000_000,
+  "value_norm": True,
+  "global_key_size": 16,
+  "global_rope_proportion": 0.25,
 }
 # The architectures of programs/make_hf.py.
 MODELS = {
@@ -37,7 +47,34 @@ MODELS = {
     global_base_frequency=1_000_000,
     global_scale_factor=8.0,
   ),
+  "hf_gemma4": gemma.preset(
+    "tiny",
+    **SHAPE,
+    **GEMMA4,
+    attention_types=(G, L, G, L, G),
+    k_eq_v_global=True,
+    num_global_kv_heads=1,
+  ),
+  "hf_gemma4_e2b": gemma.preset(
+    "tiny",
+    **{**SHAPE, "num_kv_heads": 1},
+    **GEMMA4,
+    attention_types=(L, L, G) * 4,
+    num_kv_shared_layers=6,
+    override_kv_shared_ffw_hidden=96,
+    per_layer_input_dim=6,
+  ),
+  "hf_gemma4_e4b": gemma.preset(
+    "tiny",
+    **SHAPE,
+    **GEMMA4,
+    attention_types=(L, G) * 4,
+    num_kv_shared_layers=4,
+    per_layer_input_dim=6,
+  ),
 }
+# Their names: the last one differs from the one before in sizes.
+NAMES = [*[*MODELS][:-1], pytest.param([*MODELS][-1], marks=pytest.mark.slow)]
 
 
 def same(got, expected):
@@ -57,7 +94,10 @@ def random(config, seed=0, scale=1.0):
   return jax.device_put(jax.tree.map(draw, gemma.shapes(config)))
 
 
-PERIOD = {False: 2, True: 6}  # of the attention pattern, of Gemma 2 and 3
+def period(config):
+  """Returns the period of the attention pattern."""
+  types = config.attention_types
+  return next(n for n in range(1, 7) if types == (types[:n] * len(types))[: len(types)])
 
 
 def _flat(nested):
@@ -88,10 +128,18 @@ def _stacked(nested, period):
   )
 
 
-def checkpoint(path, params, config, layout, **more):
+def library_tree(params, config):
+  """Returns the library's own tree: layers that read another's keys have some that nobody reads."""
   nested = jax.tree.map(np.asarray, gemma.unstack(jax.device_get(params), config))
-  period = PERIOD[config.use_qk_norm]
-  layouts = {"nested": lambda x: x, "flat": _flat, "stacked": lambda x: _stacked(x, period)}
+  for n in range(config.num_kv_layers, config.num_layers):
+    attn, own = nested[f"layer_{n}"]["attn"], nested[f"layer_{config.donor(n)}"]["attn"]
+    attn |= {name: own[name] for name in own if name.startswith("k")}
+  return nested
+
+
+def checkpoint(path, params, config, layout, **more):
+  nested = library_tree(params, config)
+  layouts = {"nested": lambda x: x, "flat": _flat, "stacked": lambda x: _stacked(x, period(config))}
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path, {**layouts[layout](nested), **more})
   return str(path)

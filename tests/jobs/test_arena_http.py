@@ -57,6 +57,7 @@ class Digits:
     return jnp.zeros(tokens.shape), jnp.zeros(tokens.shape)
 
 
+@pytest.mark.slow
 def test_an_arena_pays_for_no_filler(serve):
   """Three prompts in batches of two: a fourth is not asked about."""
   server, config = serve(lambda text, times: (200, says("A" if len(text) % 2 else "B.")))

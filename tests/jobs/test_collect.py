@@ -62,6 +62,7 @@ def test_a_collection_on_a_full_disk_names_its_file_and_is_not_taken_for_whole(
   assert not (tmp_path / "pairs.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_collected_votes_are_data_for_a_judge(tmp_path):
   config = nash_jax.config.collect()
   config.model.update({"preset": "tiny", "changes": {"num_embed": 1024}, "weights": ""})

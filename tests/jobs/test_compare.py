@@ -10,6 +10,7 @@ from page_files import page_data
 
 from nash_jax import report
 from nash_jax.config import comparison, describe, resolve
+from nash_jax.configs import short_compare
 from nash_jax.jobs import arena, compare, sweep
 from nash_jax.jobs.rates import interval
 
@@ -167,6 +168,35 @@ def test_a_learning_rate_is_not_chosen_by_what_is_not_there(calls, tmp_path, mon
     monkeypatch.setitem(ENDS, ("nash_mp", rate), (float("nan"), 0.0))
   compare.run(config("nash_mp"), tmp_path, progress=False)
   assert "run 'nash_mp' diverges at every learning rate, so none is the best" in caplog.text
+
+
+@pytest.mark.parametrize(("metric", "rates"), [("regularised", [1, 3]), ("gap", [3, 1])])
+def test_rates_and_rows_are_chosen_in_the_game_with_or_without_beta(
+  metric, rates, tmp_path, monkeypatch, capsys
+):
+  """At rate 1 mpo is nearest in the game with β, sppo in that without."""
+
+  def run(named, workdir, policy, progress):
+    for name, c in named.items():
+      small = (c.optimizer.learning_rate == 1) == (c.algorithm.name == "mpo")
+      values = {compare.SUBOPT: 0.1 if small else 0.2, compare.GAP: 0.2 if small else 0.1}
+      values[compare.SUBOPT] += 0.01 * (c.algorithm.name == "mpo")
+      rest = (compare.KL_TO_EQUILIBRIUM, compare.EXACT_WIN, compare.EXACT_KL)
+      values |= dict.fromkeys(rest, 0.5)
+      folder = workdir / sweep._folder(name)
+      folder.mkdir(parents=True, exist_ok=True)
+      lines = [json.dumps({"step": step, **values}) + "\n" for step in (0, 10, 20)]
+      (folder / "metrics.jsonl").write_text("".join(lines))
+
+  monkeypatch.setattr(sweep, "run", run)
+  c = short_compare.get_config("smoke,gap")
+  assert c.tuning_metric == "gap"
+  c.runs, c.learning_rates, c.tuning_metric = c.runs[:2], (1.0, 3.0), metric
+  found = compare.run(c, tmp_path, progress=False)["tabular"]
+  assert [found[name]["learning_rate"] for name in ("mpo", "sppo")] == rates
+  table = capsys.readouterr().out
+  if metric == "regularised":
+    assert table.index("| sppo") < table.index("| mpo"), "which has less of SubOpt_β"
 
 
 @pytest.mark.parametrize("start", [0.0, 9e-16, None])

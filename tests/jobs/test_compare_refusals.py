@@ -55,6 +55,7 @@ def test_runs_that_cannot_be_compared_are_refused_by_name(runs, message):
     ("learning_rates", (0.1, 0.1), "learning_rates: expected different numbers"),
     ("learning_rates", (0.1, float("nan")), "learning_rates: expected numbers in"),
     ("tuning_seed", 1, "tuning_seed: expected a seed outside 0 to"),
+    ("tuning_metric", "gap", "tuning_metric: expected regularised, unless base.evaluation.exact"),
     ("seeds", 0, "seeds: expected a whole number in"),
     ("kinds", (), "kinds: expected at least one"),
     ("kinds", ("tabular",), "kinds: expected only network"),

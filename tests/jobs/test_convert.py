@@ -286,7 +286,7 @@ def test_a_bad_file_ends_a_conversion_in_one_line_and_leaves_the_output(
   ("given", "message"),
   [
     ({"source": ""}, r"source \(--from\): expected files or folders, got ''"),
-    ({"source": "nowhere"}, "no data file 'nowhere'"),
+    ({"source": "nowhere"}, r"no data file 'nowhere': give source \(--from\) the file"),
     ({"source": "in.jsonl:2"}, r"source \(--from\): expected files without rates"),
     ({"output": ""}, r"output \(--to\): expected a \.jsonl file on this machine, got ''"),
     ({"output": "x.parquet"}, r"output \(--to\): expected a \.jsonl file on this machine"),

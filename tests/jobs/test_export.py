@@ -172,6 +172,21 @@ def test_what_cannot_be_exported_is_said(written, tmp_path):
   assert not [*tmp_path.iterdir()]
 
 
+def test_a_run_without_the_checkpoint_is_refused_before_a_weight_is_read(
+  written, tmp_path, monkeypatch
+):
+  workdir, *_ = written
+  monkeypatch.setattr(export, "_base_logprobs", None)  # would be called first
+  early = tmp_path / "early"
+  early.mkdir()
+  shutil.copy(workdir / "config.json", early)
+  for spec, found in ((f"{early}", "found none"), (f"{workdir}@params:3", rf"found \[{STEP}\]")):
+    with pytest.raises(ValueError, match=f"run '{spec}': checkpoint in .*{found}") as error:
+      write(spec, str(tmp_path / "out"))
+    assert "\n" not in str(error.value)
+  assert [*tmp_path.iterdir()] == [early]
+
+
 def test_an_arenas_win_rates_come_into_the_card(written, tmp_path):
   workdir, _, _ = written
   cell = {"mean": 0.7, "sigma3": 0.05, "significant": True, "n": 96}

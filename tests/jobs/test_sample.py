@@ -77,6 +77,7 @@ def test_continuations_follow_their_prompt_and_repeat_with_the_seed(printed):
   assert printed(seed=1) != out
 
 
+@pytest.mark.slow
 def test_realignment_goes_from_the_reference_at_0_to_the_policy_at_1_and_beyond(
   printed, alone, files
 ):

@@ -236,6 +236,7 @@ def test_a_run_of_a_sweep_is_the_ordinary_run(rank, tmp_path):
   assert last("other")[1] != last("run")[1]
 
 
+@pytest.mark.slow
 def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(tmp_path, capsys):
   c = short_compare.get_config("smoke")
   c.runs = ({"algorithm.name": "nash_mp"}, {"algorithm.name": "rlhf", "judge.name": "table_reward"})
@@ -256,6 +257,7 @@ def test_a_comparison_takes_each_methods_best_rate_and_goes_on_where_it_stopped(
     compare.run(c, tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_a_comparison_shows_what_diverged_as_such(tmp_path, capsys):
   c = short_compare.get_config("smoke")
   c.runs = (

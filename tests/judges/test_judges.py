@@ -296,7 +296,7 @@ def test_judges_load_what_was_saved_and_say_what_does_not_fit(tmp_path, tokenize
     match=r"jury.*bradley_terry, gemma, gemma_text, gpm, http, human, module:function, none, pop",
   ):
     judges.make(settings("jury"), tokenizer)
-  with pytest.raises(ValueError, match=r"poems.*gemma, stories"):
+  with pytest.raises(ValueError, match=r"poems.*gemma, gemma4"):
     judges.make(settings("gemma", template="poems"), tokenizer)
   with pytest.raises(ValueError, match="1024 pieces, the model only 64"):
     judges.make(settings("gemma", model={"changes": {"num_embed": 64}}), tokenizer)

@@ -5,112 +5,17 @@ import pathlib
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from unittest import mock
 
 import pytest
 from jax._src import clusters
-from launch_scripts import TPU, WORKER, script, until
+from launch_scripts import AT, JOB, TPU, WORKER, script, until, worker
 from paths import ROOT
 
 from nash_jax import main
 from nash_jax.config import train
-
-AT = ("--project=my-project", "--zone=us-west4-a")
-
-
-JOB = (
-  "--",
-  "train",
-  "--config=configs/stories.py",
-  '--config.judge.name=it\'s $HOME; "x" *',
-  "--workdir=gs://bucket/run 1",
-)
-
-
-# Records its arguments; answers what was asked; runs a worker's command in that worker's folder.
-GCLOUD = """#!/usr/bin/env bash
-printf '%s\\0' "$@" >>"$RECORD"; printf '\\1' >>"$RECORD"
-[[ ! -e $ANSWERS/fail ]] || { echo "gcloud: not authorised" >&2; exit 7; }
-case "$3 $4" in
-  "tpu-vm list") cat "$ANSWERS/node" ;;
-  "queued-resources list") cat "$ANSWERS/queue" ;;
-  *" delete") : >"$ANSWERS/node"; : >"$ANSWERS/queue" ;;
-  "tpu-vm create") echo READY >"$ANSWERS/node" ;;
-  "queued-resources create") echo READY >"$ANSWERS/node"; echo ACTIVE >"$ANSWERS/queue" ;;
-  "tpu-vm scp") for w in 0 1; do cp "$5" "$WORKERS/$w/${6#*:}"; done ;;
-  "tpu-vm ssh")
-    for arg; do case $arg in --command=*) do=${arg#*=} ;; --worker=*) which=${arg#*=} ;; esac; done
-    [[ $which != all ]] || which="0 1"
-    for w in $which; do (cd "$WORKERS/$w" && HOME=$WORKERS/$w bash -c "$do") || exit; done ;;
-esac
-"""
-
-
-# The program: prints how it was called, and runs until a signal stops it.
-PROGRAM = """#!/usr/bin/env bash
-trap 'echo saved; exit ${STATUS:-0}' TERM
-printf 'called:'; printf ' <%s>' "$@" "$NASH_JAX_COORDINATOR"; echo
-for ((i = 0; i < 300; i++)); do sleep 0.1; done
-"""
-
-
-UV = """#!/usr/bin/env bash
-echo "uv $*" >>uv.log
-[[ $1 != venv ]] || { mkdir -p .venv/bin; cp "$PROGRAM" .venv/bin/nash-jax; }
-"""
-
-
-@pytest.fixture
-def cloud(tmp_path):
-  """Returns run(*arguments) of launch/tpu.sh, with what gcloud was asked in its `calls`."""
-  bin, answers, checkout = (tmp_path / name for name in ("bin", "answers", "checkout"))
-  shutil.copytree(ROOT / "launch", checkout / "launch")
-  git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@localhost"]
-  for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=all"]):
-    subprocess.run([*git, *words], check=True)
-  for folder in (bin, answers, tmp_path / "0", tmp_path / "1"):
-    folder.mkdir()
-  for name in ("node", "queue"):
-    (answers / name).touch()
-  script(bin / "gcloud", GCLOUD)
-  script(bin / "uv", UV)
-  env = {
-    **os.environ,
-    "PATH": f"{bin}:{os.environ['PATH']}",
-    "RECORD": str(tmp_path / "record"),
-    "ANSWERS": str(answers),
-    "WORKERS": str(tmp_path),
-    "TPU_POLL_SECONDS": "0.05",
-    "PROGRAM": script(tmp_path / "program", PROGRAM),
-    "TMPDIR": str(tmp_path),
-  }
-  for name in ("TPU_PROJECT", "TPU_ZONE"):
-    env.pop(name, None)
-
-  def run(*arguments, **more):
-    record = tmp_path / "record"
-    record.unlink(missing_ok=True)
-    done = subprocess.run(
-      [str(checkout / "launch" / "tpu.sh"), *arguments],
-      env={**env, **more},
-      capture_output=True,
-      text=True,
-      timeout=60,
-    )
-    text = record.read_text() if record.exists() else ""
-    run.calls = [call.split("\0")[:-1] for call in text.split("\1")[:-1]]
-    return done
-
-  run.answers, run.folder = answers, tmp_path
-  yield run
-  for pid in tmp_path.glob("*/nash_jax/runs/launch/pid"):  # what a failed test left
-    try:
-      os.killpg(int(pid.read_text()), signal.SIGKILL)
-    except ProcessLookupError:
-      continue
 
 
 def test_the_scripts_pass_shellcheck():
@@ -185,10 +90,6 @@ def test_variables_name_project_and_zone(cloud):
   assert cloud.calls[0][5:7] == ["--project=p", "--zone=z"]
 
 
-def worker(cloud, number, name):
-  return (cloud.folder / str(number) / "nash_jax" / "runs" / "launch" / name).read_text()
-
-
 def test_a_run_from_create_to_delete(cloud):
   for command in (["create", *AT, "--spot"], ["wait", *AT], ["install", *AT]):
     done = cloud(*command)
@@ -220,22 +121,6 @@ def test_a_run_from_create_to_delete(cloud):
   assert (cloud.answers / "node").read_text() == ""
 
 
-def test_a_run_that_a_signal_stopped_is_not_finished(cloud):
-  """Its status says so, and resume starts it again on the same slice."""
-  assert cloud("create", *AT).returncode == 0
-  assert cloud("install", *AT).returncode == 0
-  assert cloud("start", *AT, *JOB, STATUS="75").returncode == 0
-  until(lambda: all("<auto>\n" in worker(cloud, n, "log") for n in (0, 1)))
-  stopped = "exited 75: stopped, the same command resumes it\n"
-  assert cloud("stop", *AT).stdout == 2 * stopped
-  assert cloud("status", *AT).stdout == f"READY\n{2 * stopped}"
-  resumed = cloud("resume", *AT, *JOB)
-  assert resumed.returncode == 0
-  assert "finished" not in resumed.stdout
-  until(lambda: worker(cloud, 1, "log").count("<auto>\n") == 2)
-  assert cloud("stop", *AT).stdout == "exited 0\nexited 0\n"
-
-
 def test_the_coordinator_listens_where_googles_firewall_rule_lets_workers_through(tmp_path):
   """8470, 8471, 8474 and 8476 are open; the variable is the one that jax reads."""
   (tmp_path / "launch").mkdir()
@@ -262,45 +147,6 @@ def test_the_coordinator_listens_where_googles_firewall_rule_lets_workers_throug
   assert found[0] == "10.0.0.1:8476"
 
 
-@pytest.mark.parametrize(
-  ("node", "queue", "made"),
-  [
-    ("PREEMPTED", "SUSPENDED", ["delete", "create"]),
-    ("", "SUSPENDED", ["delete", "create"]),
-    ("", "FAILED", ["delete", "create"]),
-    ("", "", ["create"]),
-    ("READY", "ACTIVE", []),  # the machine was started anew: its program is gone
-  ],
-)
-def test_resume_does_what_is_needed(cloud, node, queue, made):
-  (cloud.answers / "node").write_text(node)
-  (cloud.answers / "queue").write_text(queue)
-  done = cloud("resume", *AT, *JOB)
-  assert done.returncode == 0, done.stderr
-  asked = [call[3] for call in cloud.calls if call[2] == "queued-resources" and call[3] != "list"]
-  assert asked == made
-  until(lambda: "<auto>\n" in worker(cloud, 1, "log"))
-  assert [call[3] for call in cloud.calls][-3:] == ["scp", "ssh", "ssh"]
-  assert cloud("stop", *AT).returncode == 0
-
-
-def test_a_new_slice_has_what_the_setup_copies_before_the_program_starts(cloud):
-  """A shell's own command, run in the checkout of every worker; a failed one starts nothing."""
-  setup = "--setup=mkdir -p data && echo '{}' >data/prompts.jsonl"
-  done = cloud("resume", *AT, setup, *JOB)
-  assert done.returncode == 0, done.stderr
-  for number in (0, 1):
-    assert (cloud.folder / str(number) / "nash_jax/data/prompts.jsonl").read_text() == "{}\n"
-    until(lambda number=number: "<auto>\n" in worker(cloud, number, "log"))
-  commands = [call[-1] for call in cloud.calls if call[2:4] == ["tpu-vm", "ssh"]]
-  order = [("install" in c, "mkdir" in c, "start" in c) for c in commands[-3:]]
-  assert order == [(True, False, False), (False, True, False), (False, False, True)]
-  assert cloud("stop", *AT).returncode == 0
-  (cloud.answers / "node").write_text("PREEMPTED")
-  assert cloud("resume", *AT, "--setup=false", *JOB).returncode != 0
-  assert not [call for call in cloud.calls if "worker.sh start" in call[-1]]
-
-
 def test_the_planners_name_of_a_slice_is_told_googles(cloud):
   done = cloud("create", *AT, "--type=v5e-4")
   assert done.returncode == 2
@@ -310,7 +156,7 @@ def test_the_planners_name_of_a_slice_is_told_googles(cloud):
 def test_wait_ends_with_an_error_where_a_slice_has_failed(cloud):
   (cloud.answers / "queue").write_text("FAILED")
   done = cloud("wait", *AT)
-  assert done.returncode == 2
+  assert done.returncode == 1  # not 2, which ends the loop around resume
   assert "slice nash-jax is FAILED: it will not become ready" in done.stderr
 
 
@@ -372,7 +218,7 @@ def commands():
     for line in text.splitlines():
       found = re.search(r"(tpu.sh (start|resume) .*?-- |local.sh \d |nash-jax )(\w+ --.*)", line)
       if found:
-        yield path.name, shlex.split(re.split(r"[`\]]", found[3])[0])
+        yield path.name, shlex.split(re.split(r"[`\]]| \|\| ", found[3])[0])
 
 
 def test_the_program_has_every_job_flag_and_field_that_is_named():

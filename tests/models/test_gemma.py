@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import scipy
 from gemma import gm
+from gemma.gm.nn.gemma4 import _config as gemma4_config
+from gemma.gm.nn.gemma4 import _modules as gemma4_modules
+from gemma.gm.nn.gemma4 import _transformer as gemma4_transformer
 from jax import numpy as jnp
 
 import nash_jax
@@ -17,6 +20,15 @@ from nash_jax.models import gemma, logprobs
 LOCAL, GLOBAL = gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL
 # Windows are shorter than the sequences; attention multi-head, grouped and multi-query; both
 # gating layouts; a pattern that leaves layers over.
+SMALL4 = {
+  "num_embed": 64,
+  "embed_dim": 16,
+  "hidden_dim": 32,
+  "num_heads": 4,
+  "head_dim": 8,
+  "global_key_size": 16,
+  "sliding_window_size": 4,
+}
 GENERATIONS = {
   "gemma2_multihead": {
     "preset": "tiny",
@@ -37,12 +49,51 @@ GENERATIONS = {
     "query_pre_attn_scalar": 4,  # embed_dim / num_heads, as in 27B, and not head_dim
     "attention_types": (LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL, LOCAL),
   },
+  # Values that are keys, with a tail; then layers that share keys and values, with wider MLPs.
+  "gemma4_dense": {
+    **SMALL4,
+    "preset": "gemma4_31b",
+    "num_kv_heads": 2,
+    "num_global_kv_heads": 1,
+    "attention_types": (LOCAL, LOCAL, GLOBAL) * 2 + (LOCAL,),
+  },
+  "gemma4_sharing": {
+    **SMALL4,
+    "preset": "gemma4_e2b",
+    "attention_types": (LOCAL, LOCAL, GLOBAL) * 4,
+    "num_kv_shared_layers": 6,
+    "override_kv_shared_ffw_hidden": 48,
+    "per_layer_input_dim": 6,
+  },
 }
 
 
 def library_config(config):
   """The library's config of an architecture of ours."""
   fields = dataclasses.asdict(config)
+  shared, value_norm = fields.pop("num_kv_shared_layers"), fields.pop("value_norm")
+  if value_norm:
+    for name in ("query_pre_attn_scalar", "use_qk_norm", "transpose_gating_einsum"):
+      fields.pop(name)
+    types = gemma4_modules.AttentionType
+    fields["attention_types"] = tuple(types[kind.name] for kind in config.attention_types)
+    sharing = gemma4_config.KVCacheSharingConfig(shared / config.num_layers, True, True)
+    return gemma4_config.TransformerConfig(
+      use_post_attn_norm=True,
+      use_post_ffw_norm=True,
+      local_rope_proportion=1.0,
+      kv_cache_sharing_config=sharing if shared else None,
+      **fields,
+    )
+  for name in (
+    "global_key_size",
+    "num_global_kv_heads",
+    "k_eq_v_global",
+    "global_rope_proportion",
+    "per_layer_input_dim",
+    "override_kv_shared_ffw_hidden",
+  ):
+    fields.pop(name)
   norms = gm.nn.config.QueryPreAttentionNormalisation
   norm = norms.BY_ONE_OVER_SQRT_HEAD_DIM
   if scalar := fields.pop("query_pre_attn_scalar"):
@@ -63,13 +114,27 @@ def model(request):
   params = jax.tree.map(
     lambda x: (0.1 * rng.normal(size=x.shape)).astype(x.dtype), gemma.shapes(config)
   )
-  library = gm.nn.Transformer(config=library_config(config), dtype=jnp.float32)
+  module = gemma4_transformer if config.value_norm else gm.nn
+  library = module.Transformer(config=library_config(config), dtype=jnp.float32)
   return config, jax.device_put(params), library
 
 
 def unstack(params, config, **options):
   """On the host, where slices compile nothing."""
   return jax.device_put(gemma.unstack(jax.device_get(params), config, **options))
+
+
+def library_params(params, config):
+  """With the tensors that the library has in sharing layers and never reads, in which 9s are."""
+  out = unstack(params, config)
+  for n in range(config.num_kv_layers, config.num_layers):
+    heads, size = config.kv_shape(config.attention_types[n])
+    unread = {
+      "kv_einsum": {"w": np.full((2, heads, config.embed_dim, size), 9.0, np.float32)},
+      "key_norm": {"scale": np.full(size, 9.0, np.float32)},
+    }
+    out[f"layer_{n}"]["attn"] |= unread
+  return out
 
 
 def tokens_and_mask():
@@ -81,7 +146,7 @@ def test_logits_are_the_gemma_librarys(model):
   config, params, library = model
   tokens, mask = tokens_and_mask()
   with jax.numpy_rank_promotion("allow"):
-    expected = library.apply({"params": unstack(params, config)}, tokens).logits
+    expected = library.apply({"params": library_params(params, config)}, tokens).logits
 
   @jax.jit
   def ours(p):
@@ -97,7 +162,7 @@ def test_logits_of_cached_decoding_are_the_gemma_librarys(model):
   config, params, library = model
   tokens, mask = tokens_and_mask()
   with jax.numpy_rank_promotion("allow"):
-    expected = library.apply({"params": unstack(params, config)}, tokens).logits
+    expected = library.apply({"params": library_params(params, config)}, tokens).logits
   unstacked = unstack(params, config, library_gating=False)
 
   @jax.jit
@@ -153,17 +218,24 @@ def test_remat_and_bfloat16_change_no_structure(model):
     ("gemma3_4b", "Gemma3_4B"),
     ("gemma3_12b", "Gemma3_12B"),
     ("gemma3_27b", "Gemma3_27B"),
+    ("gemma4_e2b", "Gemma4_E2B"),
+    ("gemma4_e4b", "Gemma4_E4B"),
+    ("gemma4_31b", "Gemma4_31B"),
   ],
 )
 def test_full_size_presets_have_the_gemma_librarys_names_and_shapes(name, library):
   config = gemma.preset(name)
   text_only = {"text_only": True} if name in ("gemma3_4b", "gemma3_12b", "gemma3_27b") else {}
   model = getattr(gm.nn, library)(dtype=jnp.float32, **text_only)
-  assert library_config(config) == model.config
+  of_images = {"use_bidirectional_attention": None} if config.value_norm else {}
+  assert library_config(config) == dataclasses.replace(model.config, **of_images)
   with jax.numpy_rank_promotion("allow"):
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
   got = jax.eval_shape(lambda p: gemma.unstack(p, config), gemma.shapes(config))
-  assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected["params"])
+  shapes = jax.tree.map(jnp.shape, expected["params"])
+  for n in range(config.num_kv_layers, config.num_layers):  # never read
+    del shapes[f"layer_{n}"]["attn"]["kv_einsum"], shapes[f"layer_{n}"]["attn"]["key_norm"]
+  assert jax.tree.map(jnp.shape, got) == shapes
 
 
 def test_unknown_preset_lists_the_choices():

@@ -87,6 +87,7 @@ def test_joined_and_merged_models_agree(trees):
   np.testing.assert_allclose(run(unstacked(joined)), run(joined), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_responses_of_a_joined_policy_are_those_of_the_merged_one():
   """The sampler merges: its tokens and log-probabilities are those of the joined model."""
   config = gemma.preset("tiny")

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from flax import traverse_util
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
@@ -29,7 +30,7 @@ def trees():
   # A library variant whose queries, keys and values are one array.
   found["joint"] = gemma.shapes(gemma.preset("tiny", num_kv_heads=2))
   found["reward"] = jax.eval_shape(bradley_terry.add_head, found["tiny"], jax.random.key(0))
-  for name in ("gemma2_2b", "joint"):
+  for name in ("gemma2_2b", "gemma4_e2b", "gemma4_12b", "joint"):
     adapters = functools.partial(lora.init, rank=16)
     found[f"lora {name}"] = jax.eval_shape(adapters, jax.random.key(0), found[name])
   found["population"] = population.judge(Tokenizer(BUNDLED, "plain")).params
@@ -54,7 +55,7 @@ def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
   assert used == {pattern for pattern, _ in sharding.RULES}
 
 
-@pytest.mark.parametrize("preset", ["gemma2_2b", "gemma2_9b", "gemma3_4b"])
+@pytest.mark.parametrize("preset", ["gemma2_2b", "gemma2_9b", "gemma3_4b", "gemma4_31b"])
 def test_large_presets_divide_over_a_pod_with_their_optimiser_state(preset):
   params = gemma.shapes(gemma.preset(preset))
   pod = mesh(1, 32, 4)
@@ -73,23 +74,21 @@ def test_large_presets_divide_over_a_pod_with_their_optimiser_state(preset):
   assert sum(share) < 1.1 * whole / 128, "no large array is left whole"
 
 
-def test_adapters_are_split_as_their_weights_are():
-  params = gemma.shapes(gemma.preset("gemma2_9b"))
+@pytest.mark.parametrize("preset", ["gemma2_9b", "gemma4_e2b", "gemma4_12b"])
+def test_adapters_are_split_as_their_weights_are(preset):
+  params = gemma.shapes(gemma.preset(preset))
   adapters = jax.eval_shape(functools.partial(lora.init, rank=16), jax.random.key(0), params)
   weights, pairs = (
-    sharding.shardings(tree, mesh(1, 4, 4))["layers"]["0"] for tree in (params, adapters)
+    traverse_util.flatten_dict(sharding.shardings(tree, mesh(1, 4, 4)), sep="/")
+    for tree in (params, adapters)
   )
-  for name, (a, b, axes) in lora.FACTORS.items():
-    *path, last = name.split("/")
-    if name == "attn/qkv_einsum/w":
-      continue  # of other models
-    weight, pair = (
-      functools.reduce(lambda tree, key: tree[key], [*path, last], tree)
-      for tree in (weights, pairs)
-    )
-    split = dict(zip(axes, weight.spec[1:], strict=True)) | {"r": None}
-    assert pair["a"].spec[1:] == tuple(split[axis] for axis in a), name
-    assert pair["b"].spec[1:] == tuple(split[axis] for axis in b), name
+  paths = {path.removesuffix("/a") for path in pairs if path.endswith("/a")}
+  assert paths
+  for path in paths:
+    a, b, axes = lora.FACTORS[path.split("/", 2)[2]]
+    split = dict(zip(axes, weights[path].spec[1:], strict=True)) | {"r": None}
+    assert pairs[f"{path}/a"].spec[1:] == tuple(split[axis] for axis in a), path
+    assert pairs[f"{path}/b"].spec[1:] == tuple(split[axis] for axis in b), path
 
 
 def test_few_key_value_heads_are_held_everywhere():

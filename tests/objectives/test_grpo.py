@@ -312,7 +312,9 @@ def test_normalised_pairs_rests_in_the_game_of_majorities(name, suboptimality):
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize(("name", "suboptimality"), [("rps", 7.96e-5), ("r6", 0.0297)])
+@pytest.mark.parametrize(
+  ("name", "suboptimality"), [("rps", 7.96e-5), pytest.param("r6", 0.0297, marks=pytest.mark.slow)]
+)
 def test_a_normalised_group_of_four_rests_elsewhere_too(name, suboptimality):
   expected = slope(name, normalise="group", samples=4)
 

@@ -36,6 +36,7 @@ def workdir(tmp_path):
   return shutil.copytree(FIXTURES / "old_workdir", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_old_run_goes_on_with_the_metrics_it_would_have_had(workdir, monkeypatch):
   load = functools.partial(policy.load_weights, str(REFERENCE))
   monkeypatch.setattr(train, "load_weights", lambda spec, *args, **options: load(*args, **options))

@@ -269,6 +269,7 @@ def test_a_workdir_of_another_config_is_refused_before_anything_loads(whole, mon
   assert "algorithm.beta: 0.1 there, 0.05 here" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_target_of_another_and_copies_its_own_periodically(whole, tmp_path):
   """Set up in full: its own weights, its own compilation, the other form of target."""
   config = tiny.train(

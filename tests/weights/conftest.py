@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 from paths import FIXTURES
-from weight_files import MODELS, hugging_face_model
+from weight_files import MODELS, NAMES, hugging_face_model
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=NAMES)
 def from_transformers(request):
   return hugging_face_model(request.param)
 

@@ -22,16 +22,16 @@ from peft_folders import (
   write,
 )
 from safetensors.numpy import load_file
-from weight_files import MODELS, random, same
+from weight_files import MODELS, NAMES, random, same
 
 from nash_jax import weights
-from nash_jax.models import lora
+from nash_jax.models import gemma, lora
 from nash_jax.weights import adapters, names, safetensors
 
 ATTENTION = [f"self_attn.{x}_proj" for x in "qkvo"]
 
 
-MODULES = [*ATTENTION, *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))]
+MLP = [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
 
 
 def updates(tensors, config):
@@ -52,26 +52,41 @@ def test_what_is_written_is_read_again_to_the_last_bit(name, tmp_path):
   assert adapters.base_of(str(tmp_path)) == "google/gemma"
 
 
-@pytest.mark.parametrize("name", MODELS)
+def matrices(model, layer):
+  """Returns {module: (inputs, outputs)} of a layer."""
+  kv_heads, size = model.kv_shape(model.attention_types[layer])
+  heads, kv_heads, width, hidden = 4 * size, kv_heads * size, 32, 48
+  found = dict(
+    zip(ATTENTION, [(width, heads), *[(width, kv_heads)] * 2, (heads, width)], strict=True)
+  )
+  if model.k_eq_v_global and model.attention_types[layer] == gemma.GLOBAL:
+    del found["self_attn.v_proj"]
+  if layer >= model.num_kv_layers:
+    del found["self_attn.k_proj"], found["self_attn.v_proj"]
+    hidden = model.override_kv_shared_ffw_hidden or hidden
+  found |= dict(zip(MLP, [(width, hidden), (width, hidden), (hidden, width)], strict=True))
+  if model.per_layer_input_dim:
+    found |= {"per_layer_input_gate": (width, 6), "per_layer_projection": (6, width)}
+  return found
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_names_and_shapes_are_those_of_peft(name, tmp_path):
   """Layers beyond the last period of the pattern among them."""
   model, got = MODELS[name], load_file(pathlib.Path(write(tmp_path, name)) / adapters.WEIGHTS)
-  heads, kv_heads, width = 4 * 8, 2 * 8, 32
-  sizes = {
-    "q": (width, heads), "k": (width, kv_heads), "v": (width, kv_heads), "o": (heads, width),
-    "gate": (width, 48), "up": (width, 48), "down": (48, width),
-  }  # fmt: skip
   expected = {}
   for layer in range(model.num_layers):
-    for module in MODULES:
-      inputs, outputs = sizes[module.split(".")[1].removesuffix("_proj")]
+    for module, (inputs, outputs) in matrices(model, layer).items():
       name = f"base_model.model.model.layers.{layer}.{module}"
       expected[f"{name}.lora_A.weight"] = (RANK, inputs)
       expected[f"{name}.lora_B.weight"] = (outputs, RANK)
   assert {name: x.shape for name, x in got.items()} == expected
   assert {str(x.dtype) for x in got.values()} == {"float32"}
   config = json.loads((tmp_path / adapters.CONFIG).read_text())
-  assert config["target_modules"] == sorted(module.split(".")[1] for module in MODULES)
+  modules = {
+    module.split(".")[-1] for n in range(model.num_layers) for module in matrices(model, n)
+  }
+  assert config["target_modules"] == sorted(modules)
   assert (config["r"], config["lora_alpha"], config["task_type"]) == (RANK, 6, "CAUSAL_LM")
   assert config["modules_to_save"] is None
 

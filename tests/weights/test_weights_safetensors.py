@@ -40,15 +40,13 @@ def file(tmp_path):
   return path, config, params
 
 
-@pytest.mark.parametrize("name", ["tiny", "gemma2_9b", "gemma3_4b", "ungrouped"])
+@pytest.mark.parametrize(
+  "name", ["tiny", "gemma2_9b", "gemma3_4b", "gemma4_e2b", "gemma4_31b", "ungrouped"]
+)
 def test_the_table_of_names_is_the_models_own_tree(name):
   config = gemma.preset("tiny", num_kv_heads=2) if name == "ungrouped" else gemma.preset(name)
   ours = traverse_util.flatten_dict(gemma.shapes(config), sep="/")
-  sizes = names.sizes(config)
-  listed = {
-    path: (len(place.layers),) * place.stacked + names.shape(place.tensor.axes, sizes)
-    for path, place in names.places(config).items()
-  }
+  listed = {path: place.shape for path, place in names.places(config).items()}
   assert listed == {path: leaf.shape for path, leaf in ours.items()}
 
 

@@ -1,0 +1,156 @@
+"""Compares designs, which pairs to label: in a simulation, and on a policy's own responses."""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from nash_jax import judges, report
+from nash_jax.config import resolve
+from nash_jax.data.prompts import load_prompts
+from nash_jax.design import rounds, simulation
+from nash_jax.games import charts
+from nash_jax.games.charts import Rows
+from nash_jax.jobs import collect
+from nash_jax.policy import tokenizer_and_model
+from nash_jax.run import files, lock
+from nash_jax.validation import one_of, require
+
+# {study: (columns that tell groups of rows apart, columns of numbers)}
+STUDIES = {
+  "simulation": (("prompts", "design", "labels"), ("worst", "mean")),
+  "collection": (("design", "labels"), ("accuracy",)),
+}
+EVERYTHING = "every pair"  # what is fitted to P of all pairs, to which no budget comes closer
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> Rows:
+  """Buys labels by each design, and fits linear rewards to them; returns means with intervals.
+
+  Writes design.csv, a row for each seed; design_means.csv and design.md; and the config's figures.
+
+  Args:
+    config: `study`, "simulation" or "collection"; `designs`; `budgets`, numbers of labels; `seeds`,
+      how many; and `simulation`, see simulation.world, or `collection`, a config of the job
+      collect, of whose held-out prompts the responses are compared.
+
+  Raises:
+    ValueError: a bad config, data or weights; a workdir in use.
+  """
+  config = config.copy_and_resolve_references().unlock()
+  check(config)
+  folder = files.make_folder(workdir)
+  with lock.hold(folder):
+    if config.study == "simulation":
+      settings = config.simulation.to_dict()
+      rows = simulation.simulate(settings, config.designs, config.budgets, config.seeds)
+    else:
+      rows = _on_responses(config)
+    by, values = STUDIES[config.study]
+    means = simulation.summary(rows, by, values)
+    files.write_text(folder / "design.csv", _csv(rows))
+    files.write_text(folder / "design_means.csv", _csv(means))
+    files.write_text(folder / "design.md", table := _table(means, by, values))
+    for name, settings in config.figures.items():
+      charts.draw(folder / name, {"means": means}, **settings)
+  print(table)
+  return means
+
+
+def check(config: ConfigDict) -> None:
+  """Checks a config; that of a collection is completed and checked as the job collect does.
+
+  Raises:
+    ValueError: what, expected, got and how to fix it.
+  """
+  one_of("study", config.study, STUDIES)
+  require(len(config.designs) > 0, "designs", "at least one", config.designs, "Give some.")
+  for name in config.designs:
+    one_of("designs", name, rounds.DESIGNS)
+  for name, values, least in (("budgets", config.budgets, 1), ("seeds", (config.seeds,), 2)):
+    good = all(isinstance(value, int) and value >= least for value in values) and len(values) > 0
+    require(good, name, f"whole numbers of at least {least}", values, "Raise it.")
+  if config.study == "simulation":
+    simulation.check(config.simulation.to_dict())
+    return
+  c = config.collection
+  c.design, c.budget = "greedy", max(config.budgets)
+  config.collection = resolve(c, "collect")
+
+
+def _on_responses(config: ConfigDict) -> Rows:
+  """Returns a row for each design, budget and seed: accuracy on pairs of held-out prompts."""
+  c = config.collection.copy_and_resolve_references().unlock()
+  tokenizer, _ = tokenizer_and_model(c.model)
+  data, held_out = load_prompts(c.prompts, tokenizer, c.seed)
+  fix = "Set collection.prompts.held_out."
+  require(len(held_out) > 0, "held-out prompts", "at least one", len(held_out), fix)
+  judge, parts = judges.make(c.judge, tokenizer), []
+  fix = "Set population, or another that is a model or a table."
+  at_once = judge.server is None
+  require(at_once, "collection.judge.name", "a judge that answers at once", c.judge.name, fix)
+  for examples in (data, held_out):
+    if examples is held_out:
+      c.steps = math.ceil(len(held_out) / c.prompts.batch_size) * len(c.sources)
+    pool = collect.make_pool(c, tokenizer, examples)
+    p_win = collect.ask(judge, pool, np.arange(len(pool.pairs)), c.prompts.batch_size)
+    read = ~np.isnan(p_win)
+    require(bool(read.any()), "collection.judge", "a verdict on some pair", "none", "Check it.")
+    parts.append((pool.arms[read], p_win[read]))
+  (arms, p_win), others = parts
+  rows = []
+  for seed in range(config.seeds):
+    for name in config.designs:
+      for budget in config.budgets:
+        theta = simulation.buy(name, arms, budget, simulation.sampled(p_win, seed), seed)
+        found = {"design": name, "labels": budget, "seed": seed}
+        rows.append({**found, "accuracy": accuracy(theta, *others)})
+    best = accuracy(rounds.fit(arms, p_win, rounds.penalty(arms)), *others)
+    for budget in config.budgets:
+      rows.append({"design": EVERYTHING, "labels": budget, "seed": seed, "accuracy": best})
+  return rows
+
+
+def accuracy(
+  theta: Float[np.ndarray, "D"], arms: Float[np.ndarray, "N D"], p_win: Float[np.ndarray, "N"]
+) -> float:
+  """Returns the share of pairs with P ≠ 1/2 whose winner ⟨θ, b⟩ predicts; 0 is half correct."""
+  counted = p_win != 0.5
+  right = 0.5 + 0.5 * np.sign(arms @ theta) * np.sign(p_win - 0.5)
+  return float(right[counted].mean())
+
+
+def _csv(rows: Rows) -> str:
+  text = io.StringIO()
+  writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(
+    {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows
+  )
+  return text.getvalue()
+
+
+def _table(means: Rows, by: tuple[str, ...], values: tuple[str, ...]) -> str:
+  """Returns a Markdown table with a row for each design, and a column for each number of labels."""
+
+  def cell(row: Mapping[str, Any], name: str) -> str:
+    mean, low, high = (report.number(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{mean} ({low} to {high})"
+
+  groups: dict[tuple, list[Mapping[str, Any]]] = {}
+  for row in means:
+    groups.setdefault(tuple(row[name] for name in by[:-1]), []).append(row)
+  budgets = [str(row["labels"]) for row in next(iter(groups.values()))]
+  lines = [
+    [*group, name, *(cell(row, name) for row in members)]
+    for name in values
+    for group, members in groups.items()
+  ]
+  header = [*by[:-1], "mean over seeds (95% interval)", *(f"{n} labels" for n in budgets)]
+  return report.markdown_table(header, lines) + "\n"
