@@ -2,7 +2,8 @@
 
     python benchmarks/trees.py
 
-Needs the extra `games`. Three tables:
+Needs the extra `games`. Times are CPU times of all threads, which a busy machine disturbs least.
+Three tables:
 
 * Kuhn poker: five methods on a lane a core, taking turns with outcome-sampling MCCFR of OpenSpiel,
   in Python and in C++. An iteration of it is two episodes, one a player. The best turn of each
@@ -30,9 +31,10 @@ CORES = os.cpu_count()
 
 
 def seconds(what):
-  start = time.perf_counter()
+  """Returns the CPU time of all threads, and the time by the clock."""
+  cpu, clock = time.process_time(), time.perf_counter()
   what()
-  return time.perf_counter() - start
+  return time.process_time() - cpu, time.perf_counter() - clock
 
 
 def lanes(tree, rule, count, episodes):
@@ -62,15 +64,17 @@ def peers(turns, episodes, iterations):
       rule = regret.rule(tree, method, 0.02 if method != "adaptive_ftrl" else 3.0)
       lanes(tree, rule, CORES, 1000)
       spent = seconds(lambda rule=rule: lanes(tree, rule, CORES, episodes))
-      rates.setdefault(method, []).append(CORES * episodes / spent)
+      rates.setdefault(method, []).append(CORES * episodes / np.array(spent))
     for name, (step, count) in theirs.items():
       spent = seconds(lambda step=step, count=count: [step() for _ in range(count)])
-      rates.setdefault(name, []).append(2 * count / spent)
-  peer = max(rates["OpenSpiel's MCCFR, Python"])
+      rates.setdefault(name, []).append(2 * count / np.array(spent))
   print(f"Kuhn poker, {CORES} lanes on {CORES} cores; OpenSpiel has one")
+  peer = np.max(rates["OpenSpiel's MCCFR, Python"], 0)[0]
   for name, found in rates.items():
+    cpu, clock = np.max(found, 0)
     print(
-      f"  {name}: {max(found):,.0f} episodes a second, {max(found) / peer:.1f} times the peer's"
+      f"  {name}: {cpu:,.0f} episodes a CPU second, {cpu / peer:.1f} times the Python's;"
+      f" {clock:,.0f} a second"
     )
 
 
@@ -86,7 +90,7 @@ def sizes(turns, episodes):
     edge[inner] = 1 / tree.children[tree.parent[inner]]
     decisions = trees.reached(tree, edge)[decides].sum()
     run = functools.partial(regret.learn, tree, rule, state, episodes)
-    spent = min(seconds(run) for _ in range(turns)) / episodes * 1e6
+    spent = min(seconds(run)[0] for _ in range(turns)) / episodes * 1e6
     print(
       f"  {sides} sides: {len(tree.labels):,} sets, at most {trees.longest(tree)} steps,"
       f" {decisions:.2f} decisions, {spent:.3f} us an episode, {spent / decisions:.3f} a decision"
@@ -182,17 +186,17 @@ def jax_against_numba(turns, most_lanes):
   for part, name in zip(ends, ("logp", "seen", "most", "total"), strict=True):
     ours = np.stack([getattr(s, name) for s in lanes(tree, rule, 4, 400)])
     np.testing.assert_allclose(part, ours, rtol=1e-9, atol=1e-9)
-  print("Kuhn poker, tweaked_ftrl: lanes at once, millions of episodes a second")
+  print("Kuhn poker, tweaked_ftrl: lanes at once, millions of episodes a CPU second")
   count = 1
   while count <= most_lanes:
     episodes = max(100, 100_000 // count)
     state, draws = starts(tree, rule, count, episodes)
     run = functools.partial(program, state, 0, draws)
     jax.block_until_ready(run())  # compiles
-    with_jax = min(seconds(lambda run=run: jax.block_until_ready(run())) for _ in range(turns))
+    with_jax = min(seconds(lambda run=run: jax.block_until_ready(run()))[0] for _ in range(turns))
     longer = max(episodes, 400_000 // count)
     many = functools.partial(lanes, tree, rule, count, longer)
-    with_numba = min(seconds(many) for _ in range(turns))
+    with_numba = min(seconds(many)[0] for _ in range(turns))
     rates = count * episodes / with_jax / 1e6, count * longer / with_numba / 1e6
     print(f"  {count}: jax {rates[0]:.3f}, numba {rates[1]:.3f}")
     count *= 4

@@ -1,4 +1,4 @@
-"""Joins the games of studies, draws trees.png and trees.svg, and writes trees_published.csv.
+"""Joins the games of studies, draws trees and trees_end, and writes trees_published.csv.
 
 python docs/games/trees.py --runs FOLDER ... --at-the-end FOLDER ...
 
@@ -57,9 +57,9 @@ def write(name, rows):
 
 
 def at(curves, game, method, episodes, column="mean"):
-  """Returns a gap between two measured points, straight on logarithmic axes."""
+  """Returns a gap between two measured points, straight on logarithmic axes; "" beyond them."""
   chosen = [row for row in curves if (row["game"], row["method"]) == (game, method)]
-  if not chosen:
+  if not chosen or not chosen[0]["episodes"] <= episodes <= 1.001 * chosen[-1]["episodes"]:
     return ""
   t, gap = np.log([(row["episodes"], row[column]) for row in chosen]).T
   return f"{np.exp(np.interp(np.log(episodes), t, gap)):.3g}"
@@ -74,8 +74,10 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--runs", nargs="+", required=True)
 parser.add_argument("--at-the-end", nargs="*", default=[])
 flags = parser.parse_args()
-for name in ("trees_curves", "trees_tuned", "trees_grid", "trees_slopes"):
-  write(name, read(flags.runs, name))
+both = (("1e5", flags.runs), ("the end", flags.at_the_end))
+write("trees_curves", read(flags.runs, "trees_curves"))
+for name in ("trees_tuned", "trees_grid", "trees_slopes"):
+  write(name, [{"tuned_at": when} | row for when, folders in both for row in read(folders, name)])
 curves = numbers(read(flags.runs, "trees_curves"))
 later = numbers(read(flags.at_the_end, "trees_curves"))
 compared = [
@@ -97,5 +99,5 @@ write("trees_published", compared)
 for row in compared:
   print(*row.values(), sep=" | ")
 config = trees_config.get_config()
-for name, settings in config.figures.items():
-  charts.draw(FOLDER / name, {"trees_curves": curves}, **settings)
+charts.draw(FOLDER / "trees", {"trees_curves": curves}, **config.figures["trees"])
+charts.draw(FOLDER / "trees_end", {"trees_curves": later}, **config.figures["trees"])
