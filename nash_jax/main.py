@@ -179,6 +179,7 @@ def _join_processes() -> None:
   if not coordinator:
     return
   import jax
+  from jax.experimental import multihost_utils
 
   seconds = int(os.environ.get("NASH_JAX_HEARTBEAT", "100"))
   patience: dict[str, Any] = {"heartbeat_timeout_seconds": seconds}
@@ -195,6 +196,8 @@ def _join_processes() -> None:
         " launch/local.sh sets all three."
       ) from error
     jax.distributed.initialize(coordinator, count, index, **patience)
+  # CPUs connect at the first collective, and wait 30 s for each other: now all are here.
+  multihost_utils.sync_global_devices("the processes have joined")
   faulthandler.disable()  # its dump would bury what jax says when another process died
 
 
