@@ -5,8 +5,8 @@ Command:  nash-jax train --config=gemma4_e2b --workdir=runs/gemma4_e2b
           (:lora for adapters of rank 16, :self for the policy's own start as judge, :smoke for tiny
           random models on a CPU). docs/gemma4.md says what has been checked, and where the weights
           and the tokenizer come from.
-Cost:     :lora,self holds 9 GiB on one device and :lora 23; docs/gemma4.md has what fits. On a slice:
-          nash-jax plan --config=gemma4_e2b:lora --topology=v6e-8.
+Cost:     :lora,self holds 9 GiB on one device and :lora 23; docs/gemma4.md has what fits. On a
+          slice: nash-jax plan --config=gemma4_e2b:lora --topology=v6e-8.
 Expected: nothing is published for these models, and nothing has been run here yet.
 
 Everything is as in gemma2_2b.py, except the models and their form of a conversation. The embeddings
