@@ -97,7 +97,7 @@ def test_the_best_of_n_is_no_policy_to_realign_towards(files):
 
 def run_of(folder, tokenizer, rows):
   """What the workdir of a run says of its vocabulary."""
-  (folder / "checkpoints" / "1").mkdir(parents=True)
+  (folder / "checkpoints" / "00000001").mkdir(parents=True)
   model = {"preset": "tiny", "changes": {"num_embed": rows}}
   (folder / "config.json").write_text(json.dumps({"model": model}))
   inputs = {"model.tokenizer": {"x": tokenizer}} if tokenizer else {}
