@@ -189,8 +189,13 @@ _OF_VALUE_NORM = (
 def _check_kinds(config: gemma.GemmaConfig, check: _Checker) -> None:
   """Checks what differs between kinds of layers."""
   own = [name for name in _OF_VALUE_NORM if getattr(config, name)]
+  if config.global_rope_proportion != 1:
+    own.append("global_rope_proportion")
   named = f"value_norm with {', '.join(own)}"
   check("changes", config.value_norm or not own, named, "Start from a preset of Gemma 4.")
+  scaled = not config.use_qk_norm or config.query_pre_attn_scalar is not None
+  expected = "use_qk_norm and no query_pre_attn_scalar with value_norm"
+  check("changes", not (config.value_norm and scaled), expected, "Leave both as the preset's.")
   heads, size = config.kv_shape(gemma.GLOBAL)
   divides, expected = config.num_heads % heads == 0, "num_global_kv_heads to divide num_heads"
   check("changes", divides, expected, "Change either.")

@@ -47,6 +47,8 @@ def test_weights_of_experts_are_refused_before_their_shapes(tmp_path):
       "expected value_norm with global_key_size, per_layer_input_dim, num_kv",
     ),
     ({"per_layer_input_dim": -1}, "per_layer_input_dim: expected a whole number in"),
+    ({"use_qk_norm": False}, "expected use_qk_norm and no query_pre_attn_scalar"),
+    ({"query_pre_attn_scalar": 16}, "expected use_qk_norm and no query_pre_attn_scalar"),
   ],
 )
 def test_changes_that_make_no_model_are_refused(changes, message):
