@@ -7,6 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
+from gemma4_models import MODELS4
 from jax import numpy as jnp
 from paths import FIXTURES
 
@@ -21,15 +22,6 @@ SHAPE = {
   "num_heads": 4,
   "num_kv_heads": 2,
   "sliding_window_size": 6,
-}
-GEMMA4 = {
-  "attn_logits_soft_cap": None,
-  "use_qk_norm": True,
-  "transpose_gating_einsum": True,
-  "global_base_frequency": 1_000_000,
-  "value_norm": True,
-  "global_key_size": 16,
-  "global_rope_proportion": 0.25,
 }
 # The architectures of programs/make_hf.py.
 MODELS = {
@@ -47,31 +39,7 @@ MODELS = {
     global_base_frequency=1_000_000,
     global_scale_factor=8.0,
   ),
-  "hf_gemma4": gemma.preset(
-    "tiny",
-    **SHAPE,
-    **GEMMA4,
-    attention_types=(G, L, G, L, G),
-    k_eq_v_global=True,
-    num_global_kv_heads=1,
-  ),
-  "hf_gemma4_e2b": gemma.preset(
-    "tiny",
-    **{**SHAPE, "num_kv_heads": 1},
-    **GEMMA4,
-    attention_types=(L, L, G) * 4,
-    num_kv_shared_layers=6,
-    override_kv_shared_ffw_hidden=96,
-    per_layer_input_dim=6,
-  ),
-  "hf_gemma4_e4b": gemma.preset(
-    "tiny",
-    **SHAPE,
-    **GEMMA4,
-    attention_types=(L, G) * 4,
-    num_kv_shared_layers=4,
-    per_layer_input_dim=6,
-  ),
+  **MODELS4,
 }
 # Their names: the last one differs from the one before in sizes.
 NAMES = [*[*MODELS][:-1], pytest.param([*MODELS][-1], marks=pytest.mark.slow)]
