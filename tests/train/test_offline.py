@@ -197,13 +197,14 @@ def test_texts_written_by_others_are_learned_from_and_a_killed_run_goes_on(tmp_p
   assert difference(rest.state.params, whole.state.params) == 0
   rows = lines(tmp_path / "whole")
   assert rows[-2]["delta"] > rows[0]["delta"]
-  (tmp_path / "texts.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "y", "rejected": "z"}))
+  texts = (tmp_path / "texts.jsonl").read_text()
+  (tmp_path / "texts.jsonl").write_text(texts.replace("red", "blue"))
   with pytest.raises(ValueError, match=r"pairs.path"):
     train.run(c, tmp_path / "parts", progress=False)
 
 
 def last(workdir):
-  row = lines(workdir)[-1]
+  row = lines(pathlib.Path(workdir))[-1]
   return [row[f"exact/{name}"] for name in ("suboptimality", "kl_to_reference")]
 
 
