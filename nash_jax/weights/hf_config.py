@@ -19,8 +19,7 @@ _PIECES = {256_128: 256_000}
 # {pieces of a published tokenizer: id of <end_of_turn>}; <pad>, <eos> and <bos> are 0, 1 and 2.
 _END_OF_TURN = {256_000: 107, 262_144: 106}
 _NOT_COMPARED = ("architectures", "torch_dtype", "vocab_size", "vocab_size_per_layer_input")
-# Text models whose architecture is another one's.
-_SAME = {"gemma4_unified_text": "gemma4_text"}
+_UNIFIED = "gemma4_unified_text"  # its text model's architecture is gemma4_text's
 _TOOL_RESPONSE = 50  # where a Gemma 4 waits for a tool
 
 
@@ -255,8 +254,8 @@ def fields(config: dict[str, Any]) -> dict[str, Any]:
     both_ways = config["use_bidirectional_attention"] or False
     # Among the tokens of an image only, which a text model has none of.
     config["use_bidirectional_attention"] = False if both_ways == "vision" else both_ways
-  if "model_type" in config:
-    config["model_type"] = _SAME.get(config["model_type"], config["model_type"])
+  if config.get("model_type") == _UNIFIED:
+    config["model_type"] = "gemma4_text"
   return _by_kind(config)
 
 
@@ -270,7 +269,8 @@ def _by_kind(config: dict[str, Any]) -> dict[str, Any]:
     return config
   differ = [_group(layers, layer) for layer in sorted(layers)]
   kinds = config.get("layer_types")
-  is_full = {i for i, kind in enumerate(kinds or ()) if kind == "full_attention"}
+  listed = kinds if isinstance(kinds, list) else []
+  is_full = {i for i, kind in enumerate(listed) if kind == "full_attention"}
   if {int(i) for i in layers if i.isdecimal()} != is_full or any(x != differ[0] for x in differ):
     raise ValueError(f"per_layer_config is {layers!r:.80}, expected the same for all global layers")
   config = {name: x for name, x in config.items() if name != "per_layer_config"}
