@@ -12,9 +12,9 @@ Expected: docs/design.md
 from ml_collections import ConfigDict
 
 from nash_jax import config
+from nash_jax.design.rounds import DESIGNS
 from nash_jax.validation import one_of
 
-DESIGNS = ("uniform", "odpo", "greedy", "active")
 # Features of pairs: states of a plain policy as a reward model would read them, or those of the
 # bundled pairwise judge.
 FEATURES = {

@@ -274,10 +274,9 @@ def place_of(model_config: GemmaConfig, layer: int) -> tuple[str, str, int | Non
   repeat, place = divmod(layer - first, period)
   if stack == "layers" and repeat >= repeats:
     return "tail", str(place), None
-  for i, (start, length) in enumerate(runs(model_config)):
-    if place < start + length:
-      return stack, str(i), repeat * length + place - start
-  raise AssertionError(layer)
+  stacks = enumerate(runs(model_config))
+  i, start, length = next((i, start, n) for i, (start, n) in stacks if place < start + n)
+  return stack, str(i), repeat * length + place - start
 
 
 @functools.cache
@@ -618,8 +617,9 @@ def _stacked_runs(
       kind = attention_types[place]
       one = functools.partial(step, kind=kind, donor=donors and donors[kind])
       x, found = jax.lax.scan(again(one), x, stack)
-      # Without a cache, only the last layer's keys and values may be read again.
-      kept.append(found if cache else jax.tree.map(lambda leaf: leaf[-1:], found))
+      # Without a cache, only the last layer's keys and values are read again, if any layer shares.
+      last = jax.tree.map(lambda leaf: leaf[-1:], found) if "shared" in params else None
+      kept.append(found if cache else last)
     return x, tuple(kept)
 
   def scanned(name, first, count):

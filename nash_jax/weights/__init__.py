@@ -153,8 +153,8 @@ def export(
       and rows, without files.
 
   Raises:
-    ValueError: the folder has weights already; the model has a head, is no Gemma
-      2, 3 or 4, does not fit its architecture, or is not finite.
+    ValueError: the folder has weights already; the model has a head, is no Gemma 2, 3 or 4, does
+      not fit its architecture, or is not finite.
   """
   folder = pathlib.Path(path)
   if folder.is_file() or any(folder.glob("*.safetensors*")):

@@ -12,6 +12,7 @@ from judge_server import says
 from preference_files import TOKENIZER
 
 import nash_jax
+from nash_jax.config import fields
 from nash_jax.data import votes
 from nash_jax.design import rounds
 from nash_jax.jobs import collect
@@ -20,6 +21,10 @@ from nash_jax.types import Responses
 PROMPTS, SAMPLES, LENGTH = 8, 4, 5
 IDS = [*map(TOKENIZER.id_of, (".", "!", '"')), *range(300, 310)]
 PAIRS = PROMPTS * SAMPLES * (SAMPLES - 1) // 2
+
+
+def test_a_config_may_name_the_designs_that_there_are():
+  assert fields.DESIGNS == rounds.DESIGNS
 
 
 @pytest.fixture
