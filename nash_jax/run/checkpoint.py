@@ -499,7 +499,7 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits until saves are on disk, raises their errors, then deletes old checkpoints."""
-    self._write(self._orbax.wait_until_finished)
+    self._write(self._finish)
     scores = _scores(self._folder) if jax.process_index() == 0 else {}
     kept = {*sorted(scores)[-self._keep :], _best(scores)}
     for step in _steps(self._folder) if scores else ():
@@ -507,6 +507,22 @@ class Checkpoints:
       if step not in kept and step < max(scores):
         _delete(self._folder / f"{step:08d}")
     _sync("old checkpoints are deleted")
+
+  def _finish(self) -> None:
+    """Waits for all that Orbax has begun; raises the first error when none is left in its queues.
+
+    A full disk fails the arrays of a save and the metadata beside them, and Orbax raises one error
+    at each call: the second would come up later, as if it were another save's.
+    """
+    errors: list[Exception] = []
+    while True:
+      try:
+        self._orbax.wait_until_finished()
+        break
+      except Exception as error:
+        errors.append(error)
+    if errors:
+      raise errors[0]
 
   def close(self) -> None:
     """Waits for saves, and ends Orbax's threads."""

@@ -14,6 +14,9 @@ import jax
 from etils import epath
 
 log = logging.getLogger(__name__)
+NAMED_WITHIN = (
+  5.0  # seconds between taking a lock and naming its owner, or leaving and releasing it
+)
 
 
 def _owner(path: epath.Path) -> dict[str, Any]:
@@ -51,7 +54,8 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[None]:
     try:
       path.mkdir(parents=True, exist_ok=True)
       if not bucket:
-        on_exit.enter_context(filelock.FileLock(path / ".lock", timeout=0))
+        held = filelock.FileLock(path / ".lock", timeout=NAMED_WITHIN)
+        on_exit.enter_context(held.acquire(cancel_check=lambda: bool(_owner(name))))
       elif owner := _owner(name):
         log.warning(
           "%s may still be in use by %s. If that process still runs, stop one of the two, because a"

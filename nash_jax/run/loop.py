@@ -86,7 +86,9 @@ def run_loop[SetupT: Setup](
           tracked=describe(config) if config.tracker == "wandb" else None,
         )  # fmt: skip
         with _closing(record):
-          return setup, loop(setup, state, first_step, record, checkpoints, stop)
+          end = loop(setup, state, first_step, record, checkpoints, stop)
+          checkpoints.wait()  # so that an error of the last save names the last good one, too
+          return setup, end
       except FloatingPointError as error:
         raise FloatingPointError(
           f"{error}; {_last_good(checkpoints, workdir)}. {advice}"

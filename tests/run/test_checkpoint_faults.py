@@ -222,6 +222,27 @@ def test_a_checkpoint_that_cannot_be_written_says_so(tmp_path, monkeypatch):
   checkpoints.close()
 
 
+def test_all_errors_of_one_save_are_one(tmp_path, monkeypatch):
+  """Orbax keeps those of the arrays and those of the metadata apart, one for each call."""
+  checkpoints = start(tmp_path)
+  checkpoints.save(1, state(1))
+  checkpoints.wait()
+  full, finish = OSError(28, "No space left on device"), checkpoints._orbax.wait_until_finished
+  left = [full, full, full]
+
+  def wait():
+    if left:
+      raise left.pop()
+    finish()
+
+  monkeypatch.setattr(checkpoints._orbax, "wait_until_finished", wait)
+  message = r"the checkpoint of step 1 in .* cannot be written: .*No space left on device$"
+  with pytest.raises(OSError, match=message):
+    checkpoints.close()
+  assert not left
+  assert checkpoints.last_good() == 1
+
+
 def test_the_cause_of_a_failed_write_is_not_cut_off_behind_a_long_path():
   path = "/".join(["folder"] * 100)
   text = f'RESOURCE_EXHAUSTED: Error writing "x" at local file "{path}": Failed to write 80 bytes'
