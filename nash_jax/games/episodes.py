@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from jaxtyping import Float
 
-from nash_jax.games.walk import CHANCE, TERMINAL
+from nash_jax.games.trees import CHANCE, TERMINAL
 
 Vector = Float[np.ndarray, "X"]
 Table = Float[np.ndarray, "X A"]

@@ -1,39 +1,209 @@
-"""Games of imperfect information: read from OpenSpiel or from a file, and their policies.
+"""Games of imperfect information as arrays: from OpenSpiel, from a file, or from any walk.
 
-`Tree` holds a game as arrays, and `build` makes one of any game that can be walked (walk.py, which
-has the axes). A policy is [X A], with zeros beyond a set's own actions.
+A game has two players, is zero-sum, and has perfect recall: at an information set, its player knows
+every own decision that led there. A policy is [X A], with zeros beyond a set's own actions.
+
+Axes: N nodes, in breadth-first order, so that a node's children are consecutive; X information sets
+of both players, parents before their children; A the most actions of a set.
 """
 
+import collections
 import math
 import os
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from nash_jax.games import checks, files
-from nash_jax.games.walk import CHANCE, MOST_NODES, TERMINAL, Node, Tree, build
 from nash_jax.validation import did_you_mean, require
 
-__all__ = [
-  "CHANCE",
-  "MOST_NODES",
-  "TERMINAL",
-  "Node",
-  "Tree",
-  "build",
-  "by_label",
-  "last_decisions",
-  "legal",
-  "levels",
-  "load",
-  "load_json",
-  "longest",
-  "openspiel",
-  "policy",
-  "reached",
-  "uniform",
-]
+CHANCE, TERMINAL = 2, 3  # who decides at a node, where no player (0 or 1) does
+MOST_NODES = 5_000_000  # the walk of so many takes a minute or two, and 2 GB
+
+
+class Tree(NamedTuple):
+  """A game as arrays.
+
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> kuhn = trees.load("kuhn_poker")
+    >>> len(kuhn.player), len(kuhn.labels), int(kuhn.actions.sum())
+    (58, 12, 24)
+
+  Attributes:
+    name: as OpenSpiel has it, or as the file does.
+    player: who decides at a node: 0, 1, CHANCE or TERMINAL.
+    infoset: the information set of a node; -1 where no player decides.
+    first: a node's first child; the others follow it.
+    children: how many children a node has.
+    parent: a node's parent; -1 at the root.
+    slot: which of its parent's children a node is, from 0.
+    chance: the probability with which chance chooses a node; 1 where a player does.
+    returns: what the first player wins at a terminal node; 0 elsewhere.
+    owner: the player of an information set, 0 or 1.
+    depth: the player's own decisions before it.
+    before: the player's information set before it; -1 where it is their first.
+    choice: the action, as a slot, that they took there; 0 where it is their first.
+    actions: how many actions a set has.
+    labels: information states, as OpenSpiel or the file writes them.
+    names: what the actions of each set are called.
+    low: the least that the first player can win.
+    high: the most.
+  """
+
+  name: str
+  player: Int[np.ndarray, "N"]
+  infoset: Int[np.ndarray, "N"]
+  first: Int[np.ndarray, "N"]
+  children: Int[np.ndarray, "N"]
+  parent: Int[np.ndarray, "N"]
+  slot: Int[np.ndarray, "N"]
+  chance: Float[np.ndarray, "N"]
+  returns: Float[np.ndarray, "N"]
+  owner: Int[np.ndarray, "X"]
+  depth: Int[np.ndarray, "X"]
+  before: Int[np.ndarray, "X"]
+  choice: Int[np.ndarray, "X"]
+  actions: Int[np.ndarray, "X"]
+  labels: tuple[str, ...]
+  names: tuple[tuple[Any, ...], ...]
+  low: float
+  high: float
+
+
+class Node(NamedTuple):
+  """A node as a walk finds it.
+
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> trees.Node(trees.TERMINAL, returns=1.0).children
+    ()
+
+  Attributes:
+    player: 0, 1, CHANCE or TERMINAL.
+    returns: what the first player wins, at a terminal node.
+    label: the information state, where a player decides.
+    names: of the actions.
+    chances: probabilities of the children, where chance decides.
+    children: whatever the walk expands next.
+  """
+
+  player: int
+  returns: float = 0.0
+  label: str = ""
+  names: tuple[Any, ...] = ()
+  chances: tuple[float, ...] = ()
+  children: tuple[Any, ...] = ()
+
+
+class _Sets:
+  """Information sets, as a walk finds them; checks that their player never forgets."""
+
+  def __init__(self) -> None:
+    self.index: dict[tuple[int, str], int] = {}
+    self.rows: list[tuple[int, int, int, int, int]] = []  # owner, depth, before, choice, actions
+    self.names: list[tuple[Any, ...]] = []
+
+  def add(self, node: Node, last: tuple[int, int]) -> int:
+    """Returns the set of a node, of which `last` is the player's (set, action) before it."""
+    found = self.index.setdefault((node.player, node.label), len(self.rows))
+    if found == len(self.rows):
+      depth = self.rows[last[0]][1] + 1 if last[0] >= 0 else 0
+      self.rows.append((node.player, depth, *last, len(node.names)))
+      self.names.append(node.names)
+    what, names = f"information set {node.label!r} of player {node.player + 1}", self.names[found]
+    if names != node.names:
+      expected, got = "the same actions at all of its nodes", f"{names} and {node.names}"
+      fix = "Nodes that a player can tell apart are different information sets."
+      require(False, what, expected, got, fix)
+    if (earlier := self.rows[found][2:4]) != last:
+      labels, both = [label for _, label in self.index], (earlier, last)
+      words = (f"{self.names[x][a]!r} at {labels[x]!r}" if x >= 0 else "none" for x, a in both)
+      expected = "perfect recall: one own decision that leads to it"
+      require(False, what, expected, " and ".join(words), "Let players remember what they did.")
+    return found
+
+
+def build(
+  name: str,
+  root: Any,
+  expand: Callable[[Any], Node],
+  bounds: tuple[float, float] | None = None,
+  most_nodes: int = MOST_NODES,
+) -> Tree:
+  """Returns the game that a walk from its root finds.
+
+  Examples:
+    >>> from nash_jax.games import trees
+    >>> leaves = {"heads": 1.0, "tails": -1.0}
+    >>> def expand(node):
+    ...   if node in leaves:
+    ...     return trees.Node(trees.TERMINAL, returns=leaves[node])
+    ...   player = 0 if node == "root" else 1
+    ...   children = ("left", "right") if node == "root" else ("heads", "tails")
+    ...   return trees.Node(player, label=node, names=("a", "b"), children=children)
+    >>> trees.build("coins", "root", expand).labels
+    ('root', 'left', 'right')
+
+  Args:
+    name: what tables and files call the game.
+    root: what `expand` is called with first.
+    expand: from a child, or the root, to a node.
+    bounds: the least and the most that the first player can win, by which losses are scaled; those
+      of the leaves without.
+    most_nodes: more are refused, before memory runs out.
+
+  Raises:
+    ValueError: no perfect recall, a player who never acts, chances that do not sum to 1, returns
+      that are all the same, or too many nodes.
+  """
+  checks.count("most_nodes", most_nodes)
+  sets, rows = _Sets(), list[tuple[Any, ...]]()
+  # (what to expand, parent, slot, chance, each player's last (set, action))
+  queue = collections.deque[Any]([(root, -1, 0, 1.0, ((-1, 0), (-1, 0)))])
+  while queue:
+    thing, parent, slot, chance, last = queue.popleft()
+    node, found, index = expand(thing), -1, len(rows)
+    first, count = index + len(queue) + 1, len(node.children)
+    expected = f"at most {most_nodes:,} nodes, for memory"
+    fix = "Choose a smaller game, or set most_nodes: 1,000,000 nodes take about 0.4 GB."
+    require(first + count <= most_nodes + 1, name, expected, "more", fix)
+    if node.player < CHANCE:
+      found = sets.add(node, last[node.player])
+    if node.player == CHANCE:
+      good = min(node.chances, default=-1.0) >= 0 and abs(math.fsum(node.chances) - 1) < 1e-9
+      expected, fix = "probabilities that sum to 1", "Give one for each child."
+      require(good, f"{name}: chances", expected, node.chances, fix)
+    rows.append((node.player, found, first, count, parent, slot, chance, node.returns))
+    for s, (child, p) in enumerate(zip(node.children, node.chances or (1.0,) * count, strict=True)):
+      after = list(last)
+      if found >= 0:
+        after[node.player] = (found, s)
+      queue.append((child, index, s, p, tuple(after)))
+  return _assemble(name, rows, sets, bounds)
+
+
+def _assemble(
+  name: str, rows: list[tuple[Any, ...]], sets: _Sets, bounds: tuple[float, float] | None
+) -> Tree:
+  """Returns the arrays of a walk's rows, once the game as a whole is right."""
+  owners, fix = {row[0] for row in sets.rows}, "Give both players a decision; one action is enough."
+  for mover in (0, 1):
+    require(mover in owners, name, f"player {mover + 1} to decide somewhere", "never", fix)
+  columns = [*zip(*rows, strict=True)]
+  integers = [np.array(x, np.int32) for x in (*columns[:6], *zip(*sets.rows, strict=True))]
+  chance, returns = np.array(columns[6:], float)
+  leaves = returns[integers[0] == TERMINAL]
+  least, most = float(leaves.min()), float(leaves.max())
+  low, high = map(float, bounds or (least, most))
+  require(low < high, name, "returns that differ", f"{low:g} at every leaf", "Nothing is at stake.")
+  expected, fix = f"returns between {low:g} and {high:g}", "Losses are scaled by these bounds."
+  require(low <= least and most <= high, name, expected, f"{least:g} to {most:g}", fix)
+  texts = tuple(label for _, label in sets.index), tuple(sets.names)
+  fields = name, *integers[:6], chance, returns, *integers[6:], *texts, low, high
+  return Tree._make(fields)
 
 
 def openspiel() -> Any:
@@ -83,18 +253,16 @@ def load(name: str, most_nodes: int = MOST_NODES) -> Tree:
   except spiel.SpielError as error:
     message = str(error).strip().splitlines()[0]
     raise ValueError(f"game {name!r}: OpenSpiel refuses it: {message}") from error
-  kind = game.get_type()
-  fix = "Kuhn poker, Leduc poker and liar's dice are such games."
-  require(game.num_players() == 2, name, "two players", game.num_players(), fix)
-  turns = kind.dynamics == spiel.GameType.Dynamics.SEQUENTIAL
+  kind, fix = game.get_type(), "Kuhn poker, Leduc poker and liar's dice are such games."
   turned = f"Load turn_based_simultaneous_game(game={name})."
-  require(turns, name, "players who move in turns", "simultaneous moves", turned)
-  zero_sum = kind.utility == spiel.GameType.Utility.ZERO_SUM
-  require(zero_sum, name, "a zero-sum game", kind.utility.name, fix)
-  known_chances = kind.chance_mode != spiel.GameType.ChanceMode.SAMPLED_STOCHASTIC
-  require(known_chances, name, "known chances", "sampled ones", fix)
-  states = kind.provides_information_state_string
-  require(states, name, "information states as text", "none", fix)
+  for good, expected, got, remedy in (
+    (game.num_players() == 2, "two players", game.num_players(), fix),
+    (kind.dynamics.name == "SEQUENTIAL", "players who move in turns", "simultaneous moves", turned),
+    (kind.utility.name == "ZERO_SUM", "a zero-sum game", kind.utility.name, fix),
+    (kind.chance_mode.name != "SAMPLED_STOCHASTIC", "known chances", "sampled ones", fix),
+    (kind.provides_information_state_string, "information states as text", "none", fix),
+  ):
+    require(good, name, expected, got, remedy)
   bounds = game.min_utility(), game.max_utility()
   return build(name, game.new_initial_state(), _expand_openspiel, bounds, most_nodes)
 
@@ -262,6 +430,14 @@ def levels(values: Int[np.ndarray, "n"]) -> list[Int[np.ndarray, "m"]]:
   return np.split(order, np.searchsorted(values[order], np.arange(1, values.max(initial=0) + 1)))
 
 
+def _generations(tree: Tree) -> Iterator[slice]:
+  """Yields where the nodes one step from the root lie, those two steps from it, and so on."""
+  start, stop = 0, 1
+  while stop < len(tree.player):
+    start, stop = stop, stop + int(tree.children[start:stop].sum())
+    yield slice(start, stop)
+
+
 def reached(tree: Tree, edge: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
   """Returns the product of `edge` along the path from the root to each node.
 
@@ -276,10 +452,8 @@ def reached(tree: Tree, edge: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     edge: a number for the step into each node.
   """
   product = np.array(edge, float)
-  start, stop = 0, 1
-  while stop < len(product):  # a generation at a time, which breadth-first order keeps together
-    start, stop = stop, stop + int(tree.children[start:stop].sum())
-    product[start:stop] *= product[tree.parent[start:stop]]
+  for nodes in _generations(tree):
+    product[nodes] *= product[tree.parent[nodes]]
   return product
 
 
@@ -295,15 +469,11 @@ def last_decisions(tree: Tree, player: int) -> Int[np.ndarray, "N"]:
   Args:
     player: 0 or 1.
   """
-  width = int(tree.actions.max())
   last = np.full(len(tree.player), -1, np.int64)
-  start, stop = 0, 1
-  while stop < len(last):
-    start, stop = stop, stop + int(tree.children[start:stop].sum())
-    parent = tree.parent[start:stop]
-    own = tree.player[parent] == player
-    decision = tree.infoset[parent].astype(np.int64) * width + tree.slot[start:stop]
-    last[start:stop] = np.where(own, decision, last[parent])
+  for nodes in _generations(tree):
+    parent = tree.parent[nodes]
+    decision = tree.infoset[parent] * np.int64(tree.actions.max()) + tree.slot[nodes]
+    last[nodes] = np.where(tree.player[parent] == player, decision, last[parent])
   return last
 
 
@@ -315,7 +485,4 @@ def longest(tree: Tree) -> int:
     >>> trees.longest(trees.load("kuhn_poker"))
     5
   """
-  count, start, stop = 0, 0, 1
-  while stop < len(tree.player):
-    start, stop, count = stop, stop + int(tree.children[start:stop].sum()), count + 1
-  return count
+  return len([*_generations(tree)])
