@@ -12,19 +12,8 @@ from nash_jax.games import trees
 from nash_jax.games.trees import Tree
 
 
-def below(tree: Tree) -> Float[np.ndarray, "X"]:
-  """Returns S_x, the number of actions in each set and all sets below it.
-
-  Examples:
-    >>> from nash_jax.games import balance, trees
-    >>> balance.below(trees.load("kuhn_poker"))[:2].tolist()
-    [4.0, 4.0]
-  """
-  return _with_below(tree, tree.actions)
-
-
-def _with_below(tree: Tree, count: Int[np.ndarray, "X"]) -> Float[np.ndarray, "X"]:
-  """Returns the sum of `count` over each set and all sets below it."""
+def _below(tree: Tree, count: Int[np.ndarray, "X"]) -> Float[np.ndarray, "X"]:
+  """Returns the sum of `count` over each set and all sets below it; S_x, if it counts actions."""
   total = count.astype(float)
   for x in range(len(total) - 1, -1, -1):
     if tree.before[x] >= 0:
@@ -48,7 +37,7 @@ def transition(tree: Tree) -> Float[np.ndarray, "X"]:
     >>> balance.transition(trees.load("kuhn_poker"))[:3].round(3).tolist()
     [0.333, 0.333, 0.333]
   """
-  count = below(tree)
+  count = _below(tree, tree.actions)
   later = _below_actions(tree, count)
   whole = np.bincount(tree.owner, tree.actions)
   chances = count / whole[tree.owner]
@@ -68,7 +57,7 @@ def plan(tree: Tree) -> Float[np.ndarray, "X"]:
   balanced = np.ones(len(tree.actions))
   for depth in range(int(tree.depth.max()) + 1):
     here = tree.depth == depth
-    later = _below_actions(tree, _with_below(tree, np.where(here, tree.actions, 0)))
+    later = _below_actions(tree, _below(tree, np.where(here, tree.actions, 0)))
     share = later / np.maximum(later.sum(1, keepdims=True), 1)
     reach = np.ones(len(balanced))
     for x in map(int, np.flatnonzero(tree.before >= 0)):
@@ -85,7 +74,7 @@ def shares(tree: Tree) -> Float[np.ndarray, "X A"]:
     >>> balance.shares(trees.load("kuhn_poker"))[0].tolist()
     [0.75, 0.25]
   """
-  count = below(tree)
+  count = _below(tree, tree.actions)
   inside = trees.legal(tree) * (1 + _below_actions(tree, count))
   return inside / count[:, None]
 

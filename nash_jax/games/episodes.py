@@ -36,38 +36,26 @@ def visit(x: int, top: float, logp: Table, total: Table, count: int, draw: float
   lag = top
   for b in range(count):
     lag -= total[x, b]
-  chosen = -1
-  last = 0
+  chosen = 0
   below = 0.0
   for b in range(count):
     weight = np.exp(logp[x, b])
     total[x, b] += lag * weight
-    below += weight
-    if weight > 0:
-      last = b
-    if chosen < 0 and draw < below:
+    if weight > 0 and draw >= below:
       chosen = b
-  return chosen if chosen >= 0 else last
+    below += weight
+  return chosen
 
 
 @numba.njit(cache=True, nogil=True)
 @typing.no_type_check
 def move(
-  x: int,
-  action: int,
-  lost: float,
-  value: float,
-  change: float,
-  eta: float,
-  logp: Table,
-  base: Table,
-  count: int,
+  x: int, action: int, loss: float, change: float, eta: float, logp: Table, base: Table, count: int
 ) -> float:
   """Moves the policy of set x, in place; returns the change of its value, negated.
 
   Args:
-    lost: the estimated loss at (x, action).
-    value: what this function returned for the next set.
+    loss: the estimated loss at (x, action), less what this function returned for the next set.
     change: η after this episode over η before it.
     eta: η after this episode.
   """
@@ -75,7 +63,7 @@ def move(
   for b in range(count):
     logp[x, b] = change * logp[x, b] + (1 - change) * base[x, b]
     if b == action:
-      logp[x, b] -= eta * (lost - value)
+      logp[x, b] -= eta * loss
     most = max(most, logp[x, b])
   normaliser = 0.0
   for b in range(count):
@@ -136,14 +124,14 @@ def run(
     for p in range(2):
       value = 0.0
       below = 0.0
-      for back in range(lengths[p]):
-        h = lengths[p] - 1 - back
+      last = lengths[p] - 1
+      for h in range(last, -1, -1):
         x = sets[p, h]
         a = taken[p, h]
         count = actions[x]
         explored = 1 / (np.exp(plans[p, h]) + gammas[x] * (1 + seen[x, a]) ** -power)
         lost = 0.0
-        if back == 0:
+        if h == last:
           lost = explored * (loss[node] if p == 0 else 1 - loss[node])
         old = etas[x] * (1 + most[x]) ** -power
         seen[x, a] += explored
@@ -153,4 +141,4 @@ def run(
         below = max(most[x], below, mean)
         most[x] = below
         new = etas[x] * (1 + below) ** -power
-        value = move(x, a, lost, value, new / old, new, logp, base, count)
+        value = move(x, a, lost - value, new / old, new, logp, base, count)

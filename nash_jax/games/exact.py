@@ -19,8 +19,7 @@ from nash_jax.validation import one_of
 def _edges(tree: Tree, policy: Float[np.ndarray, "X A"], player: int) -> Float[np.ndarray, "N"]:
   """Returns a player's probability of the step into each node; 1 where others decide."""
   edge = np.ones(len(tree.player))
-  own = np.flatnonzero(tree.player[tree.parent] == player)
-  own = own[own > 0]
+  own = np.flatnonzero(tree.player[tree.parent] == player)  # the root's, -1, is a leaf
   edge[own] = policy[tree.infoset[tree.parent[own]], tree.slot[own]]
   return edge
 
@@ -58,12 +57,7 @@ def losses(tree: Tree, policy: Any, player: int) -> tuple[Float[np.ndarray, "X A
     >>> loss.shape, constant
     ((12, 2), 0.0)
 
-  Args:
-    policy: of both players; the player's own is not read.
-    player: 0 or 1.
-
-  Raises:
-    ValueError: not policies of this game, or another player.
+  Arguments and errors are those of `best_response`.
   """
   probabilities = trees.policy(tree, policy)
   one_of("player", str(player), ("0", "1"))
@@ -72,10 +66,8 @@ def losses(tree: Tree, policy: Any, player: int) -> tuple[Float[np.ndarray, "X A
   weight = reach * (loss if player == 0 else 1 - loss)
   leaves = np.flatnonzero(tree.player == TERMINAL)
   last = trees.last_decisions(tree, player)[leaves]
-  decided = last >= 0
-  shape = probabilities.shape
-  sums = np.bincount(last[decided], weight[leaves][decided], minlength=shape[0] * shape[1])
-  return sums.reshape(shape), float(weight[leaves][~decided].sum())
+  sums = np.bincount(last + 1, weight[leaves], minlength=probabilities.size + 1)  # 0: no decision
+  return sums[1:].reshape(probabilities.shape), float(sums[0])
 
 
 class Response(NamedTuple):
@@ -177,40 +169,34 @@ def solve(tree: Tree) -> Equilibrium:
   Raises:
     RuntimeError: the solver fails.
   """
-  width = int(tree.actions.max())
-  leaves = np.flatnonzero(tree.player == TERMINAL)
+  width, leaves = int(tree.actions.max()), np.flatnonzero(tree.player == TERMINAL)
   chances = trees.reached(tree, tree.chance)[leaves]
   ends = [trees.last_decisions(tree, player)[leaves] + 1 for player in (0, 1)]
   size = len(tree.actions) * width + 1  # plans of both players' (set, action), after an empty one
   payoff = scipy.sparse.coo_array((chances * tree.returns[leaves], ends), shape=(size, size))
   # A plan's probabilities at a set sum to the plan of what led there: E x = e.
-  flows, firsts = [], []
+  flows = []
   for player in (0, 1):
     sets = np.flatnonzero(tree.owner == player)
     rows, slots = np.nonzero(trees.legal(tree)[sets])
     before = np.where(tree.before[sets] < 0, 0, tree.before[sets] * width + tree.choice[sets] + 1)
-    columns = np.concatenate([[0], before, sets[rows] * width + slots + 1])
-    at = np.concatenate([[0], np.arange(len(sets)) + 1, rows + 1])
-    signs = np.concatenate([[1.0], -np.ones(len(sets)), np.ones(len(rows))])
+    columns = np.r_[0, before, sets[rows] * width + slots + 1]
+    at = np.r_[0, np.arange(len(sets)) + 1, rows + 1]
+    signs = np.r_[1.0, -np.ones(len(sets)), np.ones(len(rows))]
     flows.append(scipy.sparse.coo_array((signs, (at, columns)), shape=(len(sets) + 1, size)))
-    firsts.append(np.eye(1, len(sets) + 1).ravel())
+  first, second = (np.eye(1, flow.shape[0]).ravel() for flow in flows)
   # max q₀ over plans x ≥ 0 and q with E x = e and Fᵀ q ≤ Uᵀ x; y is the multiplier of the latter.
+  system = scipy.sparse.block_array([[-payoff.T, flows[1].T], [flows[0], None]], format="csr")
   answers = scipy.optimize.linprog(
-    np.concatenate([np.zeros(size), -firsts[1]]),
-    A_ub=scipy.sparse.hstack([-payoff.T, flows[1].T]).tocsr(),
-    b_ub=np.zeros(size),
-    A_eq=scipy.sparse.hstack(
-      [flows[0], scipy.sparse.coo_array((len(firsts[0]), len(firsts[1])))]
-    ).tocsr(),
-    b_eq=firsts[0],
-    bounds=[(0, None)] * size + [(None, None)] * len(firsts[1]),
-    method="highs",
-  )
+    np.r_[np.zeros(size), -second],
+    A_ub=system[:size], b_ub=np.zeros(size), A_eq=system[size:], b_eq=first,
+    bounds=[(0, None)] * size + [(None, None)] * len(second),
+  )  # fmt: skip
   if answers.status != 0:
     raise RuntimeError(f"{tree.name}: the linear program has no solution: {answers.message}")
   plans = [answers.x[1:size], -answers.ineqlin.marginals[1:]]
   mixed = np.where(tree.owner[:, None] == 0, *(plan.reshape(-1, width) for plan in plans))
   mixed = np.maximum(mixed, 0) * trees.legal(tree)
   sums = mixed.sum(1, keepdims=True)
-  policy = np.where(sums > 0, mixed / np.where(sums > 0, sums, 1), trees.uniform(tree))
+  policy = np.divide(mixed, sums, out=trees.uniform(tree), where=sums > 0)
   return Equilibrium(policy, float(-answers.fun))

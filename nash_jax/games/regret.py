@@ -222,32 +222,25 @@ def learn(tree: Tree, rule: Rule, state: State, episodes: int) -> State:
     ValueError: numba is not installed, a number of episodes that is none, or a state of another
       game.
   """
-  shape = rule.base.shape
-  require(state.logp.shape == shape, "state", f"one of {tree.name}, {shape}", state.logp.shape,
-          "Begin with init.")  # fmt: skip
-  count, kernel = checks.count("episodes", episodes), _compiled()
+  try:
+    from nash_jax.games.episodes import run
+  except ImportError as error:
+    fix = "Install it by `pip install 'nash_jax[games]'`."
+    raise ValueError(f"numba: expected this package, got {error}. {fix}") from error
+  expected, got = f"one of {tree.name}, {rule.base.shape}", state.logp.shape
+  require(got == rule.base.shape, "state", expected, got, "Begin with init.")
+  count, steps = checks.count("episodes", episodes), trees.longest(tree)
   loss = (tree.high - tree.returns) / (tree.high - tree.low)
   nodes = tree.player, tree.infoset, tree.first, tree.children, tree.chance, loss
   sets = tree.before, tree.choice, tree.actions
-  fields = state.logp, state.seen, state.most, state.total
-  logp, seen, most, total = (np.array(field) for field in fields)
-  steps = trees.longest(tree)
+  arrays = tuple(np.array(field) for field in state[:4])  # copies
   bits = np.random.PCG64(state.seed)
   bits.advance(state.episodes * steps)  # each episode has as many draws as the longest needs
   generator = np.random.Generator(bits)
   for start in range(0, count, _CHUNK):
     draws = generator.random((min(_CHUNK, count - start), steps))
-    kernel(nodes + sets, tuple(rule), (logp, seen, most, total), state.episodes + start, draws)
-  return State(logp, seen, most, total, state.episodes + count, state.seed)
-
-
-def _compiled() -> Callable[..., None]:
-  try:
-    from nash_jax.games import episodes
-  except ImportError as error:
-    fix = "Install it by `pip install 'nash_jax[games]'`."
-    raise ValueError(f"numba: expected this package, got {error}. {fix}") from error
-  return episodes.run
+    run(nodes + sets, tuple(rule), arrays, state.episodes + start, draws)
+  return State._make([*arrays, state.episodes + count, state.seed])
 
 
 def current(state: State) -> Float[np.ndarray, "X A"]:
@@ -284,7 +277,7 @@ def average(tree: Tree, state: State) -> Float[np.ndarray, "X A"]:
     lag = top - total[sets].sum(1)
     total[sets] += lag[:, None] * policy[sets]
   sums = total.sum(1, keepdims=True)
-  return np.where(sums > 0, total / np.where(sums > 0, sums, 1), policy)
+  return np.divide(total, sums, out=policy, where=sums > 0)
 
 
 def save(path: str | os.PathLike[str], tree: Tree, state: State) -> None:
