@@ -5,6 +5,8 @@ It takes a config (configs/games/trees.py) and returns tables by name.
 
 import concurrent.futures
 import functools
+import itertools
+import operator
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +20,6 @@ from nash_jax.games.convergence import StudyConfig, bar
 from nash_jax.validation import one_of, require
 
 THEORY = "theory: "  # before the name of a method at the rates of its bound
-
-
 BASELINES = ("cfr_plus", "mccfr")
 
 
@@ -34,13 +34,10 @@ def check(config: StudyConfig) -> None:
   Raises:
     ValueError: an unknown name, or not one number of episodes for each game.
   """
-  for what, choices in (("methods", regret.METHODS), ("theory", regret.METHODS)):
+  for what in ("methods", "theory", "baselines"):
     for name in config[what]:
-      one_of(what, name, choices)
-  for name in config.baselines:
-    one_of("baselines", name, BASELINES)
-  fix = "Give one for each of `trees`."
-  same = len(config.episodes) == len(config.trees)
+      one_of(what, name, BASELINES if what == "baselines" else regret.METHODS)
+  same, fix = len(config.episodes) == len(config.trees), "Give one for each of `trees`."
   require(same, "episodes", f"{len(config.trees)} numbers", config.episodes, fix)
 
 
@@ -67,14 +64,14 @@ def learn(config: StudyConfig) -> Tables:
     trees_grid: all that were tried;
     policies: the average policies at the end, which `study.run` writes as JSON.
   """
-  tables: Tables = {name: [] for name in ("trees", "trees_curves", "trees_tuned", "trees_grid")}
-  tables["policies"] = []
+  names = "trees", "trees_curves", "trees_tuned", "trees_grid", "policies"
+  tables: Tables = {name: [] for name in names}
   for name, episodes in zip(config.trees, config.episodes, strict=True):
-    tree = trees.load(name)
+    tree, first = trees.load(name), min(config.first_point, episodes)
+    points = np.unique(np.geomspace(first, episodes, config.points).round().astype(int))
     grid, tuned = _tune(config, tree)
     tables["trees_grid"] += grid
     tables["trees_tuned"] += tuned
-    points = _points(config, episodes)
     tasks = [(row["method"], row["multiplier"], seed) for row in tuned for seed in config.seeds]
     tasks += [(THEORY + m, 1.0, seed) for m in config.theory for seed in config.seeds]
     run = functools.partial(_curve, tree, points)
@@ -88,12 +85,6 @@ def learn(config: StudyConfig) -> Tables:
   tables["trees_curves"] = _bands(tables["trees"])
   tables["trees_slopes"] = _slopes(tables["trees_curves"])
   return tables
-
-
-def _points(config: StudyConfig, episodes: int) -> Int[np.ndarray, "n"]:
-  """Returns the episodes at which gaps are measured, evenly spaced in logarithms."""
-  first = min(config.first_point, episodes)
-  return np.unique(np.geomspace(first, episodes, config.points).round().astype(int))
 
 
 def _parallel(run: Any, tasks: list[tuple[Any, ...]], what: str) -> Iterator[Any]:
@@ -121,30 +112,22 @@ def _curve(
 
 def _tune(config: StudyConfig, tree: trees.Tree) -> tuple[Rows, Rows]:
   """Returns the gap of every multiplier after the tuning's episodes, and each method's best."""
-  points = np.array([config.tuning_episodes])
-  tasks = [
-    (method, multiplier, config.tuning_seed)
-    for method in config.methods
-    for multiplier in config.multipliers
-  ]
-  results = _parallel(functools.partial(_curve, tree, points), tasks, f"{tree.name}: rates")
+  tasks = [*itertools.product(config.methods, config.multipliers, [config.tuning_seed])]
+  run = functools.partial(_curve, tree, np.array([config.tuning_episodes]))
+  results = _parallel(run, tasks, f"{tree.name}: rates")
   grid = [
     {"game": tree.name, "method": method, "multiplier": multiplier, "gap": gaps[0]}
     for (method, multiplier, _), (gaps, _) in zip(tasks, results, strict=True)
   ]
-  tuned = [
-    min((row for row in grid if row["method"] == method), key=lambda row: row["gap"])
-    for method in config.methods
-  ]
-  return grid, tuned
+  methods = itertools.groupby(grid, operator.itemgetter("method"))
+  return grid, [min(rows, key=operator.itemgetter("gap")) for _, rows in methods]
 
 
 def _bands(rows: Rows) -> Rows:
   """Returns the mean and the range over seeds at every point."""
-  groups: dict[tuple[Any, ...], list[float]] = {}
+  names, groups = ("game", "method", "episodes"), dict[tuple[Any, ...], list[float]]()
   for row in rows:
-    groups.setdefault((row["game"], row["method"], row["episodes"]), []).append(row["gap"])
-  names = "game", "method", "episodes"
+    groups.setdefault(tuple(row[name] for name in names), []).append(row["gap"])
   return [
     dict(zip(names, key, strict=True)) | {"mean": np.mean(x), "low": min(x), "high": max(x)}
     for key, x in groups.items()
@@ -153,12 +136,10 @@ def _bands(rows: Rows) -> Rows:
 
 def _slopes(curves: Rows) -> Rows:
   """Returns the slope of log(mean gap) against log(episodes) over the last two decades."""
-  groups: dict[tuple[str, str], list[tuple[int, float]]] = {}
-  for row in curves:
-    groups.setdefault((row["game"], row["method"]), []).append((row["episodes"], row["mean"]))
   rows = []
-  for (game, method), points in groups.items():
-    last = np.log([(t, gap) for t, gap in points if t >= points[-1][0] / 100])
+  for (game, method), curve in itertools.groupby(curves, operator.itemgetter("game", "method")):
+    points = np.array([(row["episodes"], row["mean"]) for row in curve])
+    last = np.log(points[points[:, 0] >= points[-1, 0] / 100])
     slope = np.polyfit(last[:, 0], last[:, 1], 1)[0] if len(last) > 1 else np.nan
     rows.append({"game": game, "method": method, "points": len(last), "slope": slope})
   return rows
@@ -172,23 +153,22 @@ def _baseline(
   An iteration of outcome-sampling MCCFR is two episodes, one a player. One of CFR+ walks the whole
   tree, and counts as many episodes as there are leaves.
   """
-  spiel = trees.openspiel()
-  game, seeds, cost = spiel.load_game(tree.name), config.seeds, 2
-  if baseline == "cfr_plus":
-    seeds, cost = config.seeds[:1], int((tree.player == trees.TERMINAL).sum())
-  states, rows = _states(tree, game), []
-  for seed in seeds:
-    if baseline == "cfr_plus":
+  spiel, plus = trees.openspiel(), baseline == "cfr_plus"
+  game = spiel.load_game(tree.name)
+  cost = int((tree.player == trees.TERMINAL).sum()) if plus else 2
+  states, most, rows = _states(tree, game), min(points[-1], config.baseline_episodes), []
+  for seed in config.seeds[: 1 if plus else None]:
+    if plus:
       solver = spiel.CFRPlusSolver(game)
       step = solver.evaluate_and_update_policy
     else:
       solver = spiel.OutcomeSamplingMCCFRSolver(game, epsilon=0.6, seed=int(seed) + 1)
       step = solver.run_iteration
-    done, most = 0, min(int(points[-1]), config.baseline_episodes)
-    for t in points[(points >= cost) & (points <= most)]:
-      for _ in range(int(t) // cost - done):
+    done = 0
+    for t in points[(points >= cost) & (points <= most)].tolist():
+      for _ in range(done, t // cost):
         step()
-      done = int(t) // cost
+      done = t // cost
       gap = exact.gap(tree, _policy(tree, solver.average_policy(), states))
       row = {"game": tree.name, "method": baseline, "seed": seed}
       rows.append(row | {"episodes": done * cost, "gap": gap})
@@ -200,14 +180,12 @@ def _states(tree: trees.Tree, game: Any) -> list[Any]:
   _, nodes = np.unique(tree.infoset, return_index=True)
   states = []
   for node in nodes[-len(tree.labels) :]:
-    path = [int(node)]
-    while tree.parent[path[0]] >= 0:
-      path.insert(0, int(tree.parent[path[0]]))
-    state = game.new_initial_state()
-    for child in path[1:]:
-      actions = [a for a, _ in state.chance_outcomes()] if state.is_chance_node() else None
-      state.apply_action((actions or state.legal_actions())[int(tree.slot[child])])
-    states.append(state)
+    path = [node]
+    while tree.parent[path[-1]] >= 0:
+      path.append(tree.parent[path[-1]])
+    states.append(game.new_initial_state())
+    for child in path[-2::-1]:
+      states[-1].apply_action(states[-1].legal_actions()[tree.slot[child]])
   return states
 
 
