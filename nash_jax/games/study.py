@@ -5,6 +5,7 @@ is written in the config: see `charts.draw`.
 """
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -144,16 +145,25 @@ def _write_all(config: StudyConfig, tables: Tables, folder: pathlib.Path) -> Non
     path = folder / "policies" / f"{file_name('{game}_{method}_{seed}'.format(**row))}.json"
     path.write_text(json.dumps(row["policy"], indent=1) + "\n", encoding="utf-8")
   for name, rows in tables.items():
-    _write(folder / f"{file_name(name)}.csv", rows)
+    (folder / f"{file_name(name)}.csv").write_text(as_csv(rows), encoding="utf-8")
   for name, settings in config.figures.items():
     charts.draw(folder / file_name(name), tables, **settings)
 
 
-def _write(path: pathlib.Path, rows: Rows) -> None:
+def as_csv(rows: Rows) -> str:
+  """Returns rows as CSV under a header of their columns, with six digits of each float.
+
+  Examples:
+    >>> from nash_jax.games import study
+    >>> study.as_csv([{"k": 1, "gap": 1 / 3}]).splitlines()
+    ['k,gap', '1,0.333333']
+  """
+
   def cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float | np.floating | jax.Array) else value
 
-  with open(path, "w", newline="") as f:
-    writer = csv.DictWriter(f, rows[0] if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+  text = io.StringIO()
+  writer = csv.DictWriter(text, rows[0] if rows else [], lineterminator="\n")
+  writer.writeheader()
+  writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+  return text.getvalue()

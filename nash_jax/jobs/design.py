@@ -1,7 +1,6 @@
 """Compares designs, which pairs to label: in a simulation, and on a policy's own responses."""
 
-import csv
-import io
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from nash_jax import judges, report
 from nash_jax.config import resolve
 from nash_jax.data.prompts import load_prompts
 from nash_jax.design import rounds, simulation
-from nash_jax.games import charts
+from nash_jax.games import charts, study
 from nash_jax.games.charts import Rows
 from nash_jax.jobs import collect
 from nash_jax.policy import tokenizer_and_model
@@ -54,8 +53,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> Rows:
       rows = _on_responses(config)
     by, values = STUDIES[config.study]
     means = simulation.summary(rows, by, values)
-    files.write_text(folder / "design.csv", _csv(rows))
-    files.write_text(folder / "design_means.csv", _csv(means))
+    files.write_text(folder / "design.csv", study.as_csv(rows))
+    files.write_text(folder / "design_means.csv", study.as_csv(means))
     files.write_text(folder / "design.md", table := _table(means, by, values))
     for name, settings in config.figures.items():
       charts.draw(folder / name, {"means": means}, **settings)
@@ -126,16 +125,6 @@ def accuracy(
   return float(right[counted].mean())
 
 
-def _csv(rows: Rows) -> str:
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(
-    {name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows
-  )
-  return text.getvalue()
-
-
 def _table(means: Rows, by: tuple[str, ...], values: tuple[str, ...]) -> str:
   """Returns a Markdown table with a row for each design, and a column for each number of labels."""
 
@@ -143,14 +132,11 @@ def _table(means: Rows, by: tuple[str, ...], values: tuple[str, ...]) -> str:
     mean, low, high = (report.number(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
     return f"{mean} ({low} to {high})"
 
-  groups: dict[tuple, list[Mapping[str, Any]]] = {}
-  for row in means:
-    groups.setdefault(tuple(row[name] for name in by[:-1]), []).append(row)
-  budgets = [str(row["labels"]) for row in next(iter(groups.values()))]
+  groups = itertools.groupby(means, lambda row: [row[name] for name in by[:-1]])
+  members = [(group, [*rows]) for group, rows in groups]
   lines = [
-    [*group, name, *(cell(row, name) for row in members)]
-    for name in values
-    for group, members in groups.items()
+    [*group, name, *(cell(row, name) for row in rows)] for name in values for group, rows in members
   ]
-  header = [*by[:-1], "mean over seeds (95% interval)", *(f"{n} labels" for n in budgets)]
+  budgets = [f"{row['labels']} labels" for row in members[0][1]]
+  header = [*by[:-1], "mean over seeds (95% interval)", *budgets]
   return report.markdown_table(header, lines) + "\n"
