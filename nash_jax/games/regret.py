@@ -74,35 +74,18 @@ class State(NamedTuple):
   seed: int
 
 
-class Method(NamedTuple):
-  """A row of the table of methods.
-
-  Examples:
-    >>> from nash_jax.games import regret
-    >>> regret.METHODS["tweaked_ftrl"].power
-    0.5
-
-  Attributes:
-    scale: from a game to what multiplies η and γ at each set.
-    base: from a game to μ⁰.
-    power: how η and γ fall with visits.
-  """
-
-  scale: Callable[[Tree], Float[np.ndarray, "X"]]
-  base: Callable[[Tree], Float[np.ndarray, "X A"]]
-  power: float
-
-
 def _ones(tree: Tree) -> Float[np.ndarray, "X"]:
   return np.ones(len(tree.actions))
 
 
-METHODS = {
-  "ixomd": Method(_ones, trees.uniform, 0.0),
-  "balanced_omd": Method(balance.plan, trees.uniform, 0.0),
-  "balanced_ftrl": Method(lambda tree: 1 / balance.transition(tree), balance.shares, 0.0),
-  "adaptive_ftrl": Method(_ones, trees.uniform, 1.0),
-  "tweaked_ftrl": Method(_ones, trees.uniform, 0.5),
+_OfGame = Callable[[Tree], Float[np.ndarray, "..."]]
+# {method: (what multiplies η and γ at each set, μ⁰, the power of a Rule)}
+METHODS: dict[str, tuple[_OfGame, _OfGame, float]] = {
+  "ixomd": (_ones, trees.uniform, 0.0),
+  "balanced_omd": (balance.plan, trees.uniform, 0.0),
+  "balanced_ftrl": (lambda tree: 1 / balance.transition(tree), balance.shares, 0.0),
+  "adaptive_ftrl": (_ones, trees.uniform, 1.0),
+  "tweaked_ftrl": (_ones, trees.uniform, 0.5),
 }
 
 
@@ -131,17 +114,17 @@ def rule(
     ValueError: an unknown method, a rate out of its range, or an exact base of another method.
   """
   one_of("method", method, METHODS)
-  row, rate = METHODS[method], float(checks.number("eta", eta))
+  (scaled, start, power), rate = METHODS[method], float(checks.number("eta", eta))
   chosen = rate / 20 if gamma is None else gamma
   explored = float(checks.number("gamma", chosen, zero=True))
-  scale, base = row.scale(tree), row.base(tree)
+  scale, base = scaled(tree), start(tree)
   etas = rate * scale
   if exact_base:
     fix = "Leave it False."
     require(method == "balanced_ftrl", "exact_base", "the method balanced_ftrl", method, fix)
     etas, base = etas / balance.decisions_left(tree), balance.entropy_base(tree)
   with np.errstate(divide="ignore"):  # slots beyond a set's own actions
-    return Rule(etas, explored * scale, np.log(base), row.power)
+    return Rule(etas, explored * scale, np.log(base), power)
 
 
 def theory(tree: Tree, method: str, episodes: int, delta: float = 0.05) -> tuple[float, float]:

@@ -426,8 +426,7 @@ def levels(values: Int[np.ndarray, "n"]) -> list[Int[np.ndarray, "m"]]:
     >>> [level.tolist() for level in trees.levels(np.array([0, 1, 0]))]
     [[0, 2], [1]]
   """
-  order = np.argsort(values, kind="stable")
-  return np.split(order, np.searchsorted(values[order], np.arange(1, values.max(initial=0) + 1)))
+  return [np.flatnonzero(values == level) for level in range(values.max(initial=0) + 1)]
 
 
 def _generations(tree: Tree) -> Iterator[slice]:
