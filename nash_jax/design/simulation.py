@@ -4,6 +4,7 @@ Most prompts are alike: their responses differ in a few directions of the featur
 prompts differ in the others. Random pairs hardly ever come from those.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -88,17 +89,15 @@ def simulate(
     ValueError: a field out of its range.
   """
   check(config)
-  rows = []
-  for kind, alike in (("mostly alike", True), ("isotropic", False)):
-    for seed in range(seeds):
-      truth = world(config, alike, seed)
-      pairs = truth.pairs()
-      arms, p_win = rounds.scaled(pairs), special.expit(pairs @ truth.theta)
-      for name in designs:
-        for budget in budgets:
-          regrets = truth.regrets(buy(name, arms, budget, sampled(p_win, seed), seed))
-          found = {"worst": float(regrets.max()), "mean": float(regrets.mean())}
-          rows.append({"prompts": kind, "design": name, "labels": budget, "seed": seed, **found})
+  rows, kinds = [], (("mostly alike", True), ("isotropic", False))
+  for (kind, alike), seed in itertools.product(kinds, range(seeds)):
+    truth = world(config, alike, seed)
+    pairs = truth.pairs()
+    arms, p_win = rounds.scaled(pairs), special.expit(pairs @ truth.theta)
+    for name, budget in itertools.product(designs, budgets):
+      regrets = truth.regrets(buy(name, arms, budget, sampled(p_win, seed), seed))
+      found = {"worst": float(regrets.max()), "mean": float(regrets.mean())}
+      rows.append({"prompts": kind, "design": name, "labels": budget, "seed": seed, **found})
   return rows
 
 

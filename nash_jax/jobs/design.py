@@ -47,8 +47,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> Rows:
   folder = files.make_folder(workdir)
   with lock.hold(folder):
     if config.study == "simulation":
-      settings = config.simulation.to_dict()
-      rows = simulation.simulate(settings, config.designs, config.budgets, config.seeds)
+      rows = simulation.simulate(config.simulation, config.designs, config.budgets, config.seeds)
     else:
       rows = _on_responses(config)
     by, values = STUDIES[config.study]
@@ -76,7 +75,7 @@ def check(config: ConfigDict) -> None:
     good = all(isinstance(value, int) and value >= least for value in values) and len(values) > 0
     require(good, name, f"whole numbers of at least {least}", values, "Raise it.")
   if config.study == "simulation":
-    simulation.check(config.simulation.to_dict())
+    simulation.check(config.simulation)
     return
   c = config.collection
   c.design, c.budget = "greedy", max(config.budgets)
@@ -103,16 +102,13 @@ def _on_responses(config: ConfigDict) -> Rows:
     require(bool(read.any()), "collection.judge", "a verdict on some pair", "none", "Check it.")
     parts.append((pool.arms[read], p_win[read]))
   (arms, p_win), others = parts
-  rows = []
-  for seed in range(config.seeds):
-    for name in config.designs:
-      for budget in config.budgets:
-        theta = simulation.buy(name, arms, budget, simulation.sampled(p_win, seed), seed)
-        found = {"design": name, "labels": budget, "seed": seed}
-        rows.append({**found, "accuracy": accuracy(theta, *others)})
-    best = accuracy(rounds.fit(arms, p_win, rounds.penalty(arms)), *others)
-    for budget in config.budgets:
-      rows.append({"design": EVERYTHING, "labels": budget, "seed": seed, "accuracy": best})
+  every, rows = rounds.fit(arms, p_win, rounds.penalty(arms)), []
+  names = *config.designs, EVERYTHING
+  for seed, name, budget in itertools.product(range(config.seeds), names, config.budgets):
+    labels = simulation.sampled(p_win, seed)
+    theta = every if name == EVERYTHING else simulation.buy(name, arms, budget, labels, seed)
+    found = {"design": name, "labels": budget, "seed": seed}
+    rows.append({**found, "accuracy": accuracy(theta, *others)})
   return rows
 
 
