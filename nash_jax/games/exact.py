@@ -40,8 +40,8 @@ def value(tree: Tree, policy: Any) -> float:
     ValueError: not policies of this game.
   """
   probabilities = trees.policy(tree, policy)
-  edges = (_edges(tree, probabilities, player) for player in (0, 1))
-  return float(trees.reached(tree, tree.chance * np.prod([*edges], 0)) @ tree.returns)
+  edge = tree.chance * _edges(tree, probabilities, 0) * _edges(tree, probabilities, 1)
+  return float(trees.reached(tree, edge) @ tree.returns)
 
 
 def losses(tree: Tree, policy: Any, player: int) -> tuple[Float[np.ndarray, "X A"], float]:
@@ -175,15 +175,12 @@ def solve(tree: Tree) -> Equilibrium:
   size = len(tree.actions) * width + 1  # plans of both players' (set, action), after an empty one
   payoff = scipy.sparse.coo_array((chances * tree.returns[leaves], ends), shape=(size, size))
   # A plan's probabilities at a set sum to the plan of what led there: E x = e.
-  flows = []
-  for player in (0, 1):
-    sets = np.flatnonzero(tree.owner == player)
-    rows, slots = np.nonzero(trees.legal(tree)[sets])
-    before = np.where(tree.before[sets] < 0, 0, tree.before[sets] * width + tree.choice[sets] + 1)
-    columns = np.r_[0, before, sets[rows] * width + slots + 1]
-    at = np.r_[0, np.arange(len(sets)) + 1, rows + 1]
-    signs = np.r_[1.0, -np.ones(len(sets)), np.ones(len(rows))]
-    flows.append(scipy.sparse.coo_array((signs, (at, columns)), shape=(len(sets) + 1, size)))
+  sets, (rows, slots) = np.arange(len(tree.actions)), np.nonzero(trees.legal(tree))
+  before = np.where(tree.before < 0, 0, tree.before * width + tree.choice + 1)
+  entries = np.r_[0, sets + 1, rows + 1], np.r_[0, before, rows * width + slots + 1]
+  signs = np.r_[1.0, -np.ones(len(sets)), np.ones(len(rows))]
+  flow = scipy.sparse.csr_array((signs, entries), shape=(len(sets) + 1, size))
+  flows = [flow[np.r_[0, sets[tree.owner == player] + 1]] for player in (0, 1)]
   first, second = (np.eye(1, flow.shape[0]).ravel() for flow in flows)
   # max q₀ over plans x ≥ 0 and q with E x = e and Fᵀ q ≤ Uᵀ x; y is the multiplier of the latter.
   system = scipy.sparse.block_array([[-payoff.T, flows[1].T], [flows[0], None]], format="csr")
