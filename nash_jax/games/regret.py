@@ -114,10 +114,10 @@ def rule(
     ValueError: an unknown method, a rate out of its range, or an exact base of another method.
   """
   one_of("method", method, METHODS)
-  (scaled, start, power), rate = METHODS[method], float(checks.number("eta", eta))
-  chosen = rate / 20 if gamma is None else gamma
-  explored = float(checks.number("gamma", chosen, zero=True))
-  scale, base = scaled(tree), start(tree)
+  scale_of, base_of, power = METHODS[method]
+  rate = float(checks.number("eta", eta))
+  explored = float(checks.number("gamma", rate / 20 if gamma is None else gamma, zero=True))
+  scale, base = scale_of(tree), base_of(tree)
   etas = rate * scale
   if exact_base:
     fix = "Leave it False."
