@@ -53,9 +53,8 @@ def _whitened(arms: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N R"]:
 
   Variances of predictions are the same in any coordinates.
   """
-  require(
-    arms.ndim == 2 and len(arms) > 0, "arms", "an array [N D], N ≥ 1", arms.shape, "Add some."
-  )
+  good = arms.ndim == 2 and len(arms) > 0
+  require(good, "arms", "an array [N D], N ≥ 1", arms.shape, "Add some.")
   require(bool(np.isfinite(arms).all()), "arms", "finite numbers", "others", "Check the features.")
   left, lengths, _ = np.linalg.svd(np.asarray(arms, np.float64), full_matrices=False)
   least = max(arms.shape) * np.finfo(arms.dtype).eps * lengths[0]  # as matrix_rank
@@ -80,8 +79,7 @@ def optimal(arms: Float[np.ndarray, "N D"], tolerance: float = 0.01) -> Design:
   Raises:
     ValueError: no arms, or all are 0, or one is not finite.
   """
-  good, fix = tolerance >= 1e-6, "The default is 0.01."
-  require(good, "tolerance", "at least 1e-6", tolerance, fix)
+  require(tolerance >= 1e-6, "tolerance", "at least 1e-6", tolerance, "The default is 0.01.")
   basis = _whitened(arms)
   count, rank = basis.shape
   weights, inverse, variance = np.full(count, 1 / count), np.eye(rank), np.sum(basis**2, axis=1)

@@ -27,8 +27,7 @@ def fit(
     slope = arms.T @ (special.expit(ahead) - p_win)
     return nats + penalty * theta @ theta / 2, slope + penalty * theta
 
-  start = np.zeros(arms.shape[1])
-  options = {"gtol": 1e-8, "ftol": 1e-15, "maxiter": 10_000}
+  start, options = np.zeros(arms.shape[1]), {"gtol": 1e-8, "ftol": 1e-15, "maxiter": 10_000}
   return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
 
 
