@@ -188,7 +188,7 @@ def build(
 def _assemble(
   name: str, rows: list[tuple[Any, ...]], sets: _Sets, bounds: tuple[float, float] | None
 ) -> Tree:
-  """Returns the arrays of a walk's rows, once the game as a whole is right."""
+  """Returns the arrays of a walk's rows, from `player` to `returns`, if the game is right."""
   owners, fix = {row[0] for row in sets.rows}, "Give both players a decision; one action is enough."
   for mover in (0, 1):
     require(mover in owners, name, f"player {mover + 1} to decide somewhere", "never", fix)
@@ -202,8 +202,8 @@ def _assemble(
   expected, fix = f"returns between {low:g} and {high:g}", "Losses are scaled by these bounds."
   require(low <= least and most <= high, name, expected, f"{least:g} to {most:g}", fix)
   texts = tuple(label for _, label in sets.index), tuple(sets.names)
-  fields = name, *integers[:6], chance, returns, *integers[6:], *texts, low, high
-  return Tree._make(fields)
+  # In the order of Tree's fields.
+  return Tree._make((name, *integers[:6], chance, returns, *integers[6:], *texts, low, high))
 
 
 def openspiel() -> Any:
