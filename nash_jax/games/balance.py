@@ -12,20 +12,12 @@ from nash_jax.games import trees
 from nash_jax.games.trees import Tree
 
 
-def _below(tree: Tree, count: Int[np.ndarray, "X"]) -> Float[np.ndarray, "X"]:
-  """Returns the sum of `count` over each set and all sets below it; S_x, if it counts actions."""
-  total = count.astype(float)
-  for x in range(len(total) - 1, -1, -1):
-    if tree.before[x] >= 0:
-      total[tree.before[x]] += total[x]
-  return total
-
-
-def _below_actions(tree: Tree, count: Float[np.ndarray, "X"]) -> Float[np.ndarray, "X A"]:
-  """Returns the sum of `count` over the sets that each action may lead to next."""
+def _below(tree: Tree, count: Int[np.ndarray, "X"]) -> Float[np.ndarray, "X A"]:
+  """Returns the sum of `count` over all sets below each action."""
   later = np.zeros(trees.legal(tree).shape)
-  inner = tree.before >= 0
-  np.add.at(later, (tree.before[inner], tree.choice[inner]), count[inner])
+  for sets in reversed(trees.levels(tree.depth)[1:]):
+    parents = tree.before[sets], tree.choice[sets]
+    np.add.at(later, parents, count[sets] + later[sets].sum(1))
   return later
 
 
@@ -37,12 +29,12 @@ def transition(tree: Tree) -> Float[np.ndarray, "X"]:
     >>> balance.transition(trees.load("kuhn_poker"))[:3].round(3).tolist()
     [0.333, 0.333, 0.333]
   """
-  count = _below(tree, tree.actions)
-  later = _below_actions(tree, count)
-  whole = np.bincount(tree.owner, tree.actions)
-  chances = count / whole[tree.owner]
-  for x in map(int, np.flatnonzero(tree.before >= 0)):  # parents first
-    chances[x] = chances[tree.before[x]] * count[x] / later[tree.before[x], tree.choice[x]]
+  later = _below(tree, tree.actions)
+  count = tree.actions + later.sum(1)
+  chances = count / np.bincount(tree.owner, tree.actions)[tree.owner]
+  for sets in trees.levels(tree.depth)[1:]:
+    before, choice = tree.before[sets], tree.choice[sets]
+    chances[sets] = chances[before] * count[sets] / later[before, choice]
   return chances
 
 
@@ -55,13 +47,13 @@ def plan(tree: Tree) -> Float[np.ndarray, "X"]:
     [0.5, 0.5, 0.5]
   """
   balanced = np.ones(len(tree.actions))
-  for depth in range(int(tree.depth.max()) + 1):
-    here = tree.depth == depth
-    later = _below_actions(tree, _below(tree, np.where(here, tree.actions, 0)))
+  levels = trees.levels(tree.depth)
+  for depth, here in enumerate(levels):
+    later = _below(tree, np.where(tree.depth == depth, tree.actions, 0))
     share = later / np.maximum(later.sum(1, keepdims=True), 1)
     reach = np.ones(len(balanced))
-    for x in map(int, np.flatnonzero(tree.before >= 0)):
-      reach[x] = reach[tree.before[x]] * share[tree.before[x], tree.choice[x]]
+    for sets in levels[1 : depth + 1]:
+      reach[sets] = reach[tree.before[sets]] * share[tree.before[sets], tree.choice[sets]]
     balanced[here] = reach[here] / tree.actions[here]
   return balanced
 
@@ -74,9 +66,8 @@ def shares(tree: Tree) -> Float[np.ndarray, "X A"]:
     >>> balance.shares(trees.load("kuhn_poker"))[0].tolist()
     [0.75, 0.25]
   """
-  count = _below(tree, tree.actions)
-  inside = trees.legal(tree) * (1 + _below_actions(tree, count))
-  return inside / count[:, None]
+  inside = trees.legal(tree) * (1 + _below(tree, tree.actions))
+  return inside / inside.sum(1, keepdims=True)
 
 
 def decisions_left(tree: Tree) -> Int[np.ndarray, "X"]:
