@@ -216,8 +216,9 @@ def _activations(model_config: gemma.GemmaConfig, remat: bool, width: int) -> in
   columns = model_config.num_layers * model_config.per_layer_input_dim
   if not remat:
     return model_config.num_layers * inside + 2 * columns
-  period, _, _ = gemma.pattern(model_config)
-  return model_config.num_layers * model_config.embed_dim + period * inside + 2 * columns
+  # What is computed again at one time: a layer of Gemma 4, whose runs are scanned; else a pattern.
+  layers = 1 if model_config.value_norm else gemma.pattern(model_config)[0]
+  return model_config.num_layers * model_config.embed_dim + layers * inside + 2 * columns
 
 
 def advice(

@@ -46,6 +46,21 @@ def test_every_part_follows_its_field():
   assert parts(judge__name="gemma")["judge"] > 0
 
 
+def test_only_a_layer_of_gemma_4_is_computed_again_at_one_time():
+  kinds = gemma.LOCAL, gemma.GLOBAL
+  short, long = kinds * 6, ((gemma.LOCAL,) * 5 + (gemma.GLOBAL,)) * 2
+
+  def activations(attention_types, **changes):
+    c = config.train()
+    c.model.preset, c.model.remat = "stories", True
+    c.model.changes = {"attention_types": attention_types, **changes}
+    return memory.estimate(c)["activations"]
+
+  own_rope = {"global_base_frequency": 1_000_000}
+  assert activations(long, **own_rope) > 1.5 * activations(short, **own_rope)
+  assert activations(long, value_norm=True) == activations(short, value_norm=True)
+
+
 def test_the_published_size_of_gemma_is_counted():
   c = config.train()
   c.model.preset = "gemma2_2b"
