@@ -7,7 +7,7 @@ Command:  the lines of docs/online_offline.md: nash-jax train --config=online_of
           nash-jax compare --config=online_offline and :order. Before each word but the first of
           `compare`, `stories,` does the same on the storyteller; behind it `,smoke` is a minute.
           `strong,` does it on the strong game.
-Cost:     on two CPU cores a quarter of an hour; the storyteller 80 s a run.
+Cost:     on two CPU cores a quarter of an hour; as much on the storyteller.
 Expected: docs/online_offline.md
 """
 

@@ -47,8 +47,12 @@ def kl(log_p, log_q):
   return np.asarray(preference.kl(log_p, log_q)).mean()
 
 
+# One compiled program for all strengths, instead of every operation's own.
+laws_of = jax.jit(exact.realigned, static_argnums=3)
+
+
 def realigned(reward, strength, ref=REF):
-  return exact.realigned(ref, [trained(reward, BETA, ref)], np.array([strength]), T)
+  return laws_of(ref, [trained(reward, BETA, ref)], np.array([strength]), T)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.5, 4.0])
@@ -90,7 +94,7 @@ def test_the_two_laws_are_one_where_no_later_reward_depends_on_the_prefix(case):
 def test_several_policies_are_realigned_as_if_their_rewards_had_been_added():
   rewards, betas, strengths = (REWARD, draw(5, 2, T**L) / 4), (0.2, 0.5), (0.5, 0.7)
   policies = [trained(r, b) for r, b in zip(rewards, betas, strict=True)]
-  sequences, tokens = exact.realigned(REF, policies, np.array(strengths), T)
+  sequences, tokens = laws_of(REF, policies, np.array(strengths), T)
   total = sum(s * r / b for s, r, b in zip(strengths, rewards, betas, strict=True))
   np.testing.assert_allclose(sequences, trained(total, 1.0), atol=1e-12)
   assert kl(tokens, sequences) > 1e-4
@@ -110,7 +114,7 @@ def test_in_a_game_neither_law_is_the_equilibrium_of_the_other_beta(strength):
     return float(np.mean(preference.gap(p_win, log_policy, ref, beta / strength)))
 
   assert subopt(retrained) < 1e-9
-  laws = exact.realigned(ref, [star], np.array([strength]), 4)
+  laws = laws_of(ref, [star], np.array([strength]), 4)
   answer = preference.best_response(p_win, np.exp(star), np.exp(ref), beta / strength)
   np.testing.assert_allclose(laws[0], np.log(answer), atol=1e-8)
   for law in laws:
@@ -131,6 +135,6 @@ def test_a_gemmas_mixture_is_the_law_token_by_token_of_its_enumerated_policies()
     each = [log_policy(params) for params in models]
     logprobs = functools.partial(policy.logprobs, mixture=jnp.float32(strengths))
     mixed = jax.jit(functools.partial(game.log_policy, logprobs))(models)
-    sequences, tokens = exact.realigned(each[0], each[1:], jnp.float32(strengths), 4)
+    sequences, tokens = laws_of(each[0], each[1:], jnp.float32(strengths), 4)
   np.testing.assert_allclose(mixed, tokens, atol=1e-4)
   assert np.max(np.abs(sequences - tokens)) > 0.05

@@ -350,8 +350,11 @@ def summary(
   }
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str | os.PathLike[str], show: bool = True) -> dict[str, Any]:
   """Compares the policies of `config` (see config.arena); writes arena.json, arena.md and PNGs.
+
+  Args:
+    show: whether to print the tables.
 
   Raises:
     ValueError: a bad config, weights that do not fit, fewer than two held-out prompts, a workdir
@@ -360,7 +363,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
   """
   config, folder = resolve(config, "arena"), files.make_folder(workdir)
   with lock.hold(folder):
-    return _run(config, folder)
+    result = _run(config, folder)
+  if show:
+    print(report.arena(result))
+  return result
 
 
 def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
@@ -405,7 +411,6 @@ def _run(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     title = f"Row beats column: {count} held-out prompts, judge: {label}"
     report.heat_map(judge["win_rate"], title, folder / f"arena_{file_name(name)}.png")
   page.leave(page.write_arena, folder)
-  print(tables)
   return result
 
 

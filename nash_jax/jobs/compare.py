@@ -67,7 +67,8 @@ def _run(config: ConfigDict, folder: pathlib.Path, progress: bool) -> dict[str, 
     for name, panels in FIGURES[config.base.evaluation.exact].items():
       _figure(results[policy], panels, folder / f"{name}_{policy}.png")
   page.leave(functools.partial(_write_page, config, results), folder)
-  print(f"{text}\n\ntables: {folder}/compare.md, figures: {folder}/*.png")
+  arenas = f", arenas: {folder}/arena" if config.arena.judges else ""
+  print(f"{text}\n\ntables: {folder}/compare.md, figures: {folder}/*.png{arenas}")
   return files.without_nan(results)
 
 
@@ -291,7 +292,7 @@ def _run_arenas(config, results: dict[str, Result], folder: pathlib.Path) -> dic
       c.policies[policies[name]] = {"weights": weights, "best_of": 1}
     c.policies[REFERENCE] = {"weights": config.base.model.weights, "best_of": 1}
     place = folder / f"seed_{seed}"
-    arenas.append(arena.recorded_result(resolve(c), place) or arena.run(c, place))
+    arenas.append(arena.recorded_result(resolve(c), place) or arena.run(c, place, show=False))
   names = {policy: name for name, policy in policies.items()} | {REFERENCE: REFERENCE}
   return {
     judge: {

@@ -40,7 +40,8 @@ def calls(monkeypatch):
       ]
       (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-  def hold(config, workdir):
+  def hold(config, workdir, show):
+    assert not show, "the comparison prints one table of all seeds"
     calls["arenas"].append(set(config.policies))
     mean = 0.6 + config.seed / 100
     ends = {"low": mean - 0.03, "high": mean + 0.03}
@@ -81,7 +82,9 @@ def test_runs_on_texts_are_tuned_by_the_regularised_win_rate_then_meet(calls, tm
     "significant": True,
   }
   page = (tmp_path / "compare.md").read_text()
-  assert page.strip() in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert page.strip() in printed
+  assert printed.endswith(f"arenas: {tmp_path}/arena\n")
   row = next(line for line in page.splitlines() if line.startswith("| nash_mp"))
   shown = [float(cell) for cell in row.split("|")[2:-1]]
   assert shown == [1e-4, 0.75, 0.74, 0.76, 2.8, 0.61]
@@ -319,7 +322,9 @@ def test_a_run_that_diverged_is_not_in_the_arena(calls, tmp_path):
 
 def test_the_arena_reads_the_last_step_of_every_run(calls, tmp_path, monkeypatch):
   seen, hold = [], arena.run
-  monkeypatch.setattr(arena, "run", lambda c, workdir: seen.append(c) or hold(c, workdir))
+  monkeypatch.setattr(
+    arena, "run", lambda c, *rest, **show: seen.append(c) or hold(c, *rest, **show)
+  )
   compare.run(labelled({"label": "short", "steps": 20}, {"label": "long"}), tmp_path, False)
   for seed, c in enumerate(seen):
     for name, step in (("short", 20), ("long", 40)):

@@ -31,20 +31,25 @@ def drawn(samples, prompts=3, length=2):
   return logp, ref, Verdict(p_win, valid, rng.normal(size=(prompts, samples)).astype(np.float32))
 
 
-def sampled(name, a, logp, ref, verdict, old=None):
-  """Returns the gradient of a method's loss over a batch, of every token's log-probability."""
-  method = algorithms.get(name)
+@functools.cache
+def slope_of_tokens(name, options, later):
+  """Returns the compiled gradient of a method's loss over a batch; one for all tests."""
+  method, a = algorithms.get(name), config(**dict(options))
 
   @jax.jit
-  def slope(logp):
-    def loss(logp):
-      ratios = {"reference": logp - ref} | ({} if old is None else {"policy": logp - old})
-      mean = method.loss(a)(logp, ratios, verdict, role_weights=method.role_weights(a))
-      return mean.total / mean.weight
+  @jax.grad
+  def slope(logp, ref, verdict, old):
+    ratios = {"reference": logp - ref} | ({"policy": logp - old} if later else {})
+    mean = method.loss(a)(logp, ratios, verdict, role_weights=method.role_weights(a))
+    return mean.total / mean.weight
 
-    return jax.grad(loss)(logp)
+  return slope
 
-  return np.asarray(slope(logp))
+
+def sampled(name, a, logp, ref, verdict, old=None):
+  """Returns the gradient of a method's loss over a batch, of every token's log-probability."""
+  slope = slope_of_tokens(name, tuple(vars(a).items()), old is not None)
+  return np.asarray(slope(logp, ref, verdict, old))
 
 
 @pytest.mark.parametrize("samples", [2, 4])
@@ -114,11 +119,12 @@ def test_the_expected_gradient_is_that_of_the_stated_objective(options, length):
   a = config(**options)
   with jax.enable_x64(True):
     table, rewards, players = game(length=length)
-    objectives = (
-      lambda p: enumerated(GRPO, a, table, rewards, {**players, "policy": p}, length),
-      lambda p: stated(a, table, rewards, {**players, "policy": p}, length),
-    )
-    got, expected = (jax.jit(jax.grad(f))(players["policy"]) for f in objectives)
+
+    def both(p):
+      game = (table, rewards, {**players, "policy": p}, length)
+      return jnp.stack([enumerated(GRPO, a, *game), stated(a, *game)])
+
+    got, expected = jax.jit(jax.jacrev(both))(players["policy"])
   assert np.max(np.abs(expected)) > 1e-3
   np.testing.assert_allclose(got, expected, atol=1e-10)
 
@@ -134,17 +140,14 @@ def test_k3_estimates_the_kl_whose_gradient_it_does_not_have():
       seen = jax.lax.stop_gradient(jnp.exp(logp))
       return jnp.sum(seen * (jnp.exp(ref - logp) - (ref - logp) - 1), -1)
 
+    def estimate_and_kls(theta):
+      here = logps(theta, 1)[..., 0]
+      return jnp.stack([k3(theta), preference.kl(ref, here), preference.kl(here, ref)])
+
     theta = players["policy"]
-    here = logps(theta, 1)[..., 0]
-    np.testing.assert_allclose(k3(theta), preference.kl(here, ref), rtol=1e-12)
-    slopes = [
-      jax.grad(lambda t, f=f: jnp.sum(f(t)))(theta)
-      for f in (
-        k3,
-        lambda t: preference.kl(ref, logps(t, 1)[..., 0]),
-        lambda t: preference.kl(logps(t, 1)[..., 0], ref),
-      )
-    ]
+    values = jax.jit(estimate_and_kls)(theta)
+    np.testing.assert_allclose(values[0], values[2], rtol=1e-12)
+    slopes = jax.jit(jax.jacrev(lambda t: jnp.sum(estimate_and_kls(t), 1)))(theta)
   np.testing.assert_allclose(slopes[0], slopes[1], atol=1e-12)
   assert np.max(np.abs(slopes[0] - slopes[2])) > 1e-2
 

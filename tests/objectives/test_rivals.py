@@ -192,10 +192,12 @@ def test_agro_is_a_policy_gradient_with_a_baseline():
     centred = u - jnp.sum(pi * u, -1, keepdims=True)
     return -4 / CONFIG.beta * jnp.mean(jnp.sum(pi * centred * logp, -1))
 
-  got = jax.grad(lambda p: enumerated(method, CONFIG, table, rewards, {**players, "policy": p}, 1))(
-    players["policy"]
-  )
-  np.testing.assert_allclose(got, jax.grad(stated)(players["policy"]), atol=1e-10)
+  def both(p):
+    expected = enumerated(method, CONFIG, table, rewards, {**players, "policy": p}, 1)
+    return jnp.stack([expected, stated(p)])
+
+  got, expected = jax.jit(jax.jacrev(both))(players["policy"])
+  np.testing.assert_allclose(got, expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("law", ["uniform", pytest.param("skewed", marks=pytest.mark.slow)])

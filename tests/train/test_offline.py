@@ -25,7 +25,7 @@ def config(**changes):
   c.model.weights = ""
   c.model.changes = {"num_embed": 16, "embed_dim": 8, "hidden_dim": 16, "num_layers": 1}
   c.prompts.batch_size, c.steps = 8, 6
-  c.evaluation.every = c.checkpoint.every = 3
+  c.evaluation.every, c.checkpoint.every = 3, 6
   c.evaluation.exact = False
   c.algorithm.name = "online_ipo"
   c.update_from_flattened_dict({name.replace("__", "."): x for name, x in changes.items()})
