@@ -38,7 +38,7 @@ def experiment(policy, weights, judge, judge_weights, kind, template="gemma"):
   """
   kinds = kind.split(",")
   for name in kinds:
-    one_of("the config's kind, after the colon", name, KINDS)
+    one_of("the word after the colon", name, KINDS)
   c = config.train()
   for part, preset, name in ((c.model, policy, weights), (c.judge.model, judge, judge_weights)):
     part.update(preset=preset, weights=f"weights/{name}", dtype="bfloat16")

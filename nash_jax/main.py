@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -349,6 +350,8 @@ def _as_value_error(job: str) -> Iterator[None]:
   try:
     yield
   except (AttributeError, KeyError, OSError, flags.Error) as error:
+    if text := _of_config_file(error):
+      raise ValueError(text) from error
     text = str(error)
     if isinstance(error, AttributeError | KeyError):
       with contextlib.suppress(SyntaxError, ValueError):
@@ -356,3 +359,26 @@ def _as_value_error(job: str) -> Iterator[None]:
       text = f"the config has no such field: {text}"
     text = " ".join(text.replace("\\n", " ").split())
     raise ValueError(f"{text} (`nash-jax {job} --help` lists the fields)") from error
+
+
+def _of_config_file(error: BaseException | None) -> str:
+  """Returns in one line what a config's function raised, or "" if it raised nothing.
+
+  ml_collections puts the whole traceback into its message, which absl raises again.
+  """
+  flag = re.match(r"flag --config=(.*): Error whilst parsing config file:", str(error))
+  while error and not str(error).startswith("Error whilst parsing config file:"):
+    error = error.__context__
+  if flag is None or error is None or (raised := error.__context__) is None:
+    return ""
+  bundled = flag[1].startswith(f"{_config_folder()}{os.sep}")
+  spec = os.path.relpath(flag[1], _config_folder()).replace(".py", "", 1) if bundled else flag[1]
+  file, colon, word = flag[1].partition(":")
+  frames = traceback.extract_tb(raised.__traceback__)
+  lines = [x.lineno for x in frames if os.path.realpath(x.filename) == os.path.realpath(file)]
+  if not lines:  # the call itself failed
+    expected = "nothing after the colon" if colon else "a word after a colon"
+    return f"--config={spec}: expected {expected}, got {word!r}"
+  what = "" if isinstance(raised, ValueError) else f"{type(raised).__name__}: "
+  where = "" if bundled else f" ({file}, line {lines[-1]})"
+  return f"--config={spec}: {what}{' '.join(str(raised).split())}{where}"

@@ -152,6 +152,24 @@ BAD = (
   ("train --config=none.py", "No such file or directory: 'none.py'"),
   ("train --config=storis", "did you mean 'stories'?"),
   (
+    "train --config=stories:mild",
+    "train: --config=stories:mild: expected nothing after the colon, got 'mild'\n",
+  ),
+  (
+    "train --config=gemma3_270m:smock",
+    "train: --config=gemma3_270m:smock: the word after the colon: got 'smock', expected one of"
+    " lora, self, smoke, nothing; did you mean 'smoke'?\n",
+  ),
+  ("train --config=own.py", "train: --config=own.py: expected a word after a colon, got ''\n"),
+  (
+    "train --config=own.py:two",
+    "train: --config=own.py:two: invalid literal for int() with base 10: 'two' (own.py, line 2)\n",
+  ),
+  (
+    "train --config own.py:0",
+    "train: --config=own.py:0: TypeError: object of type 'int' has no len() (own.py, line 2)\n",
+  ),
+  (
     "train --config.optimizer.name=sgd --config.optimizer.weight_decay=0.5",
     "train: optimizer.weight_decay: expected no value, because optimizer.name = sgd does not read"
     " it, got 0.5. Leave it out, or choose what reads it.\n",
@@ -165,6 +183,7 @@ BAD = (
 
 
 def test_how_a_run_ended_and_bad_input_have_a_status_and_a_line(tmp_path):
+  (tmp_path / "own.py").write_text("def get_config(word):\n  return int(word) or len(0)\n")
   commands = [(end, ["train", f"--config.steps={steps}"]) for end, steps, *_ in ENDS]
   commands += [(None, words.split()) for words, _ in BAD]
   path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

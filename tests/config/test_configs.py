@@ -51,6 +51,15 @@ def test_a_config_takes_its_argument_after_a_colon():
   assert main.config_file("mine/own.py:strong") == "mine/own.py:strong"
 
 
+@pytest.mark.parametrize("name", sorted({*main.config_names()} - {"realign"}))
+def test_a_config_refuses_a_word_that_it_does_not_know(name):
+  """A mistyped ":smoke" would start a study of hours. After realign's colon any run may stand."""
+  get_config = runpy.run_path(main.config_file(name))["get_config"]
+  with pytest.raises((ValueError, TypeError)) as error:
+    get_config("smock")
+  assert "got 'smock'" in str(error.value) or "takes 0 positional arguments" in str(error.value)
+
+
 def test_an_unknown_name_lists_the_names_and_the_nearest():
   message = r"config \(a name, or a \.py file\): got 'storis', expected one of ablations/"
   with pytest.raises(ValueError, match=message) as error:
