@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -81,6 +82,17 @@ def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkey
     monkeypatch.setenv(name, told)
     main.keep_compiled_programs()
     assert os.environ[name] == told
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_demo_keeps_programs_where_the_command_finds_them():
+  """What it leaves to the command is in the user's folder; what the user sets stays."""
+  name = "JAX_COMPILATION_CACHE_DIR"
+  asked = ["make", "--no-print-directory", "--eval", f"demo-cache: ; @echo $${name}", "demo-cache"]
+  others = {key: value for key, value in os.environ.items() if key != name}
+  for environment, kept in ((others, ""), ({**others, name: "mine"}, "mine")):
+    done = subprocess.run(asked, cwd=ROOT, text=True, capture_output=True, env=environment)
+    assert done.stdout == f"{kept}\n", done.stderr
 
 
 def test_a_run_that_ends_leaves_its_curves_where_it_has_any(tmp_path, monkeypatch, caplog):
