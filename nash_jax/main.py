@@ -361,24 +361,33 @@ def _as_value_error(job: str) -> Iterator[None]:
     raise ValueError(f"{text} (`nash-jax {job} --help` lists the fields)") from error
 
 
-def _of_config_file(error: BaseException | None) -> str:
-  """Returns in one line what a config's function raised, or "" if it raised nothing.
+def _of_config_file(error: BaseException) -> str:
+  """Returns in one line what a config's file raised, or "" if it raised nothing.
 
-  ml_collections puts the whole traceback into its message, which absl raises again.
+  ml_collections puts the traceback of a ValueError or TypeError into a message, which absl raises
+  again; other errors arrive as they are.
   """
-  flag = re.match(r"flag --config=(.*): Error whilst parsing config file:", str(error))
-  while error and not str(error).startswith("Error whilst parsing config file:"):
-    error = error.__context__
-  if flag is None or error is None or (raised := error.__context__) is None:
+  wrapped = re.match(r"flag --config=(.*): Error whilst parsing config file:", str(error))
+  raised: BaseException | None = error
+  while wrapped and raised and not str(raised).startswith("Error whilst parsing config file:"):
+    raised = raised.__context__
+  raised = raised.__context__ if wrapped and raised else raised
+  if isinstance(raised, AttributeError) and raised.name == "get_config":
+    return f"{getattr(raised.obj, '__file__', 'config')}: expected a function get_config, got none"
+  places = [
+    (frame.f_code.co_filename, line)
+    for frame, line in traceback.walk_tb(raised.__traceback__ if raised else None)
+    if frame.f_globals.get("__name__") == "config_config"  # ml_collections calls the module so
+  ]
+  if not places and not wrapped:
     return ""
-  bundled = flag[1].startswith(f"{_config_folder()}{os.sep}")
-  spec = os.path.relpath(flag[1], _config_folder()).replace(".py", "", 1) if bundled else flag[1]
-  file, colon, word = flag[1].partition(":")
-  frames = traceback.extract_tb(raised.__traceback__)
-  lines = [x.lineno for x in frames if os.path.realpath(x.filename) == os.path.realpath(file)]
-  if not lines:  # the call itself failed
+  spec = wrapped[1] if wrapped else places[-1][0]
+  bundled = spec.startswith(f"{_config_folder()}{os.sep}")
+  name = os.path.relpath(spec, _config_folder()).replace(".py", "", 1) if bundled else spec
+  if not places:  # the call itself failed
+    _, colon, word = spec.partition(":")
     expected = "nothing after the colon" if colon else "a word after a colon"
-    return f"--config={spec}: expected {expected}, got {word!r}"
+    return f"--config={name}: expected {expected}, got {word!r}"
   what = "" if isinstance(raised, ValueError) else f"{type(raised).__name__}: "
-  where = "" if bundled else f" ({file}, line {lines[-1]})"
-  return f"--config={spec}: {what}{' '.join(str(raised).split())}{where}"
+  where = "" if bundled else " ({}, line {})".format(*places[-1])
+  return f"--config={name}: {what}{' '.join(str(raised).split())}{where}"

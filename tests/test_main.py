@@ -181,6 +181,8 @@ BAD = (
     "train --config own.py:0",
     "train: --config=own.py:0: TypeError: object of type 'int' has no len() (own.py, line 2)\n",
   ),
+  ("train --config=own.py:7", "train: --config=own.py: KeyError: 7 (own.py, line 2)\n"),
+  ("train --config=none_of_it.py", "none_of_it.py: expected a function get_config, got none\n"),
   (
     "train --config.optimizer.name=sgd --config.optimizer.weight_decay=0.5",
     "train: optimizer.weight_decay: expected no value, because optimizer.name = sgd does not read"
@@ -195,7 +197,8 @@ BAD = (
 
 
 def test_how_a_run_ended_and_bad_input_have_a_status_and_a_line(tmp_path):
-  (tmp_path / "own.py").write_text("def get_config(word):\n  return int(word) or len(0)\n")
+  (tmp_path / "own.py").write_text("def get_config(word):\n  return {}[int(word) or len(0)]\n")
+  (tmp_path / "none_of_it.py").write_text("steps = 3\n")
   commands = [(end, ["train", f"--config.steps={steps}"]) for end, steps, *_ in ENDS]
   commands += [(None, words.split()) for words, _ in BAD]
   path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
