@@ -6,7 +6,7 @@ Command:  nash-jax train --config=gemma2_2b --workdir=gs://my-bucket/runs/gemma2
           both, :smoke for tiny random models on a CPU). docs/true_size.md has every command from an
           empty machine on, docs/tpu.md those for a TPU slice. Select another method with
           --config.algorithm.name=online_dpo; each needs its own tuned rate.
-Cost:     9.0 of 15.75 GiB a chip and 1.9 s a step at best on v5e-16, by docs/plan.md:
+Cost:     9.1 of 15.75 GiB a chip and 1.9 s a step at best on v5e-16, by docs/plan.md:
           nash-jax plan --config=gemma2_2b --topology=v5e-16.
 Expected: published win rates of NashMP, kappa = .1, over SFT .8717, Online DPO .5608, Online IPO
           .5294, Nash-MD .6395, regularised self-play .5380 (3 sigma about .0115; Tiapkin et al.
