@@ -6,7 +6,6 @@ export JAX_PLATFORMS ?= cpu
 # XLA's large buffers on huge pages: a fifth less time a step on a CPU.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export TF_CPP_MIN_LOG_LEVEL ?= 2
-export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: demo test test-slow lint docs bench
 .DELETE_ON_ERROR:
@@ -31,6 +30,7 @@ lint: .venv/ready
 docs: .venv/ready
 	$(BIN)/python docs/build_site.py
 
+bench: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.decode
 

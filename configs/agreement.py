@@ -22,7 +22,7 @@ FITS = {"gpm": "gpm", "reward": "bradley_terry"}  # file in runs/: the judge tha
 
 
 def get_config(judges=""):
-  one_of("the config's judges, after the colon", judges, ("", "fits"))
+  one_of("the word after the colon", judges, ("", "fits"))
   c = config.agreement()
   c.data.update(task="tokens", path="runs/votes/pairs.jsonl", held_out=1000, batch_size=16)
   c.data.update(max_tokens=32, max_response_tokens=56)

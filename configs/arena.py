@@ -13,6 +13,7 @@ half under both judges, lower under the population, which the fitted judge only 
 """
 
 from nash_jax import config as configs
+from nash_jax.validation import require
 
 
 def get_config(policies="trained=runs/stories,target=runs/stories@target"):
@@ -20,6 +21,8 @@ def get_config(policies="trained=runs/stories,target=runs/stories@target"):
   config.sampling.max_tokens, config.sampling.temperature = 56, 0.8  # as configs/stories.py trains
   for entry in policies.split(","):
     name, _, weights = entry.partition("=")
+    fix = "For example --config=arena:mine=runs/x."
+    require(bool(name and weights), "a policy after the colon", "name=weights", entry, fix)
     answers = weights.endswith((".json", ".jsonl"))
     config.policies[name] = {"outputs": weights} if answers else {"weights": weights, "best_of": 1}
   return config

@@ -26,7 +26,7 @@ FEATURES = {
 def get_config(kind="simulation"):
   words = kind.split(",")
   for word in words:
-    one_of("configs/design.py", word, ("simulation", *FEATURES, "smoke"))
+    one_of("the word after the colon", word, ("simulation", *FEATURES, "smoke"))
   smoke, stories = "smoke" in words, [word for word in words if word in FEATURES]
   c = ConfigDict({
     "job": "design",

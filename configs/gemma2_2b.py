@@ -6,7 +6,7 @@ Command:  nash-jax train --config=gemma2_2b --workdir=gs://my-bucket/runs/gemma2
           both, :smoke for tiny random models on a CPU). docs/true_size.md has every command from an
           empty machine on, docs/tpu.md those for a TPU slice. Select another method with
           --config.algorithm.name=online_dpo; each needs its own tuned rate.
-Cost:     9.0 of 15.75 GiB a chip and 1.9 s a step at best on v5e-16, by docs/plan.md:
+Cost:     9.1 of 15.75 GiB a chip and 1.9 s a step at best on v5e-16, by docs/plan.md:
           nash-jax plan --config=gemma2_2b --topology=v5e-16.
 Expected: published win rates of NashMP, kappa = .1, over SFT .8717, Online DPO .5608, Online IPO
           .5294, Nash-MD .6395, regularised self-play .5380 (3 sigma about .0115; Tiapkin et al.
@@ -38,7 +38,7 @@ def experiment(policy, weights, judge, judge_weights, kind, template="gemma"):
   """
   kinds = kind.split(",")
   for name in kinds:
-    one_of("the config's kind, after the colon", name, KINDS)
+    one_of("the word after the colon", name, KINDS)
   c = config.train()
   for part, preset, name in ((c.model, policy, weights), (c.judge.model, judge, judge_weights)):
     part.update(preset=preset, weights=f"weights/{name}", dtype="bfloat16")
@@ -86,13 +86,8 @@ def smoke(c):
       "num_kv_heads": 1,
       "head_dim": 16,
     }
-  c.prompts.update(
-    task="stories",
-    path="assets:stories/prompts.jsonl",
-    held_out=8,
-    max_tokens=24,
-    batch_size=8,
-    overflow="cut",
+  c.prompts.update(  # the longest has 40 tokens
+    task="stories", path="assets:stories/prompts.jsonl", held_out=8, max_tokens=40, batch_size=8
   )
   c.sampling.max_tokens, c.steps, c.checkpoint.every = 16, 2, 2
   c.optimizer.warmup_steps = 0

@@ -5,7 +5,7 @@ Command:  nash-jax train --config=gemma3_270m --workdir=runs/gemma3_270m
           (:lora for adapters of rank 16, :self for the policy's own start as judge, :lora,self for
           both, :smoke for tiny random models on a CPU). docs/true_size.md has every command from an
           empty machine on.
-Cost:     3.5 of 15.75 GiB a chip and .32 s a step at best on v5e-4, by docs/plan.md:
+Cost:     3.8 of 15.75 GiB a chip and .30 s a step at best on v5e-4, by docs/plan.md:
           nash-jax plan --config=gemma3_270m --topology=v5e-4.
 Expected: nothing is published for these models, and nothing has been run here yet.
 

@@ -19,6 +19,7 @@ pilot on 24 held-out prompts; the arena is on 48 others.
 
 from nash_jax import config
 from nash_jax.configs import stories, stories_compare
+from nash_jax.validation import one_of
 
 RUNS = (
   {"algorithm.name": "nash_mp"},
@@ -47,6 +48,7 @@ def base():
 
 
 def get_config(size="all"):
+  one_of("the word after the colon", size, ("all", "paper", "smoke"))
   b = base()
   runs = PAPER if size == "paper" else RUNS
   c = config.compare(b, runs, learning_rates=(3e-5, 1e-4, 3e-4), tuning_steps=10, seeds=1)

@@ -33,7 +33,7 @@ def data(c):
 def get_config(kind=""):
   kinds = kind.split(",")
   for name in kinds:
-    one_of("the config's kind, after the colon", name, KINDS)
+    one_of("the word after the colon", name, KINDS)
   if "agreement" in kinds:
     return agreement()
   c, part = config.fit(), "b" if "b" in kinds else "a"

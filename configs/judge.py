@@ -15,7 +15,7 @@ from nash_jax.validation import one_of
 
 
 def get_config(loss="judge"):
-  one_of("the config's loss, after the colon", loss, ("judge", "gpm", "reward"))
+  one_of("the word after the colon", loss, ("judge", "gpm", "reward"))
   c = config.fit()
   c.loss = loss
   c.model.weights = "assets:stories/policy.safetensors"

@@ -24,7 +24,7 @@ def get_config(kind="tables"):
   words = kind.split(",")
   parts = [word for word in words if word in KINDS] or ["tables"]
   for word in words:
-    one_of("configs/online_offline.py", word, (*KINDS, "stories", "strong", "smoke"))
+    one_of("the word after the colon", word, (*KINDS, "stories", "strong", "smoke"))
   on_stories, smoke = "stories" in words, "smoke" in words
   game = "stories" if on_stories else "strong" if "strong" in words else "mild"
   place = folder(game)

@@ -15,6 +15,7 @@ Expected: docs/short_game.md
 from nash_jax import config
 from nash_jax.configs import online_offline, short_game
 from nash_jax.objectives import algorithms
+from nash_jax.validation import one_of
 
 # What methods need besides their name; all have the same budget of 512 responses a step.
 NEEDS = {
@@ -47,6 +48,7 @@ REFRESHED = (
 )
 # What aims at an equilibrium of the game without β.
 UNREGULARISED = ("mpo", "sppo", "emagnet")
+WITH = ("network", "offline", "gap")  # words after the comma
 
 
 def _offline(strength):
@@ -57,6 +59,9 @@ def _offline(strength):
 
 def get_config(kind="mild"):
   strength, *rest = kind.split(",")
+  one_of("the word after the colon", strength, (*short_game.BETA, "smoke"))
+  for word in rest:
+    one_of("the word after the comma", word, WITH)
   offline = {name for name, method in algorithms.ALGORITHMS.items() if method.offline}
   names = [x for x in algorithms.ALGORITHMS if "offline" in rest or x not in offline]
   names = UNREGULARISED if "gap" in rest else names

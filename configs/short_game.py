@@ -16,7 +16,7 @@ BETA = {"mild": 0.05, "strong": 0.01}  # c = 4, c = 8
 
 
 def get_config(strength="mild"):
-  one_of("configs/short_game.py", strength, BETA)
+  one_of("the word after the colon", strength, BETA)
   c = config.train()
   c.steps = 4000
   c.model.preset = "tiny"

@@ -15,6 +15,7 @@ Expected: docs/compare.md.
 from nash_jax import config
 from nash_jax.configs import stories
 from nash_jax.objectives import algorithms
+from nash_jax.validation import one_of
 
 PAPER = ("nash_mp", "reg_self_play", "nash_md", "online_ipo", "online_dpo")
 PAIRS = {"pairs.task": "tokens", "pairs.path": "runs/votes/pairs.jsonl"}
@@ -39,6 +40,7 @@ NEEDS = {
 
 
 def get_config(size="all"):
+  one_of("the word after the colon", size, ("all", "paper", "smoke"))
   b = stories.get_config()
   b.steps = 40
   # The first 64 held-out prompts tune, the last 96 decide.

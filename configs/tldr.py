@@ -69,7 +69,7 @@ def get_config(section="md1"):
       (without any: those of TL;DR); then "1b" or "smoke".
   """
   name, *words = section.split(",")
-  one_of("the config's section, after the colon", name, (*FITS, *RUNS, "arena"))
+  one_of("the word after the colon", name, (*FITS, *RUNS, "arena"))
   size = next((word for word in words if word in SIZES), "270m")
   columns = [word for word in words if word not in SIZES]
   for column in columns:

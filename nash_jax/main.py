@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -349,6 +350,8 @@ def _as_value_error(job: str) -> Iterator[None]:
   try:
     yield
   except (AttributeError, KeyError, OSError, flags.Error) as error:
+    if text := _of_config_file(error):
+      raise ValueError(text) from error
     text = str(error)
     if isinstance(error, AttributeError | KeyError):
       with contextlib.suppress(SyntaxError, ValueError):
@@ -356,3 +359,35 @@ def _as_value_error(job: str) -> Iterator[None]:
       text = f"the config has no such field: {text}"
     text = " ".join(text.replace("\\n", " ").split())
     raise ValueError(f"{text} (`nash-jax {job} --help` lists the fields)") from error
+
+
+def _of_config_file(error: BaseException) -> str:
+  """Returns in one line what a config's file raised, or "" if it raised nothing.
+
+  ml_collections puts the traceback of a ValueError or TypeError into a message, which absl raises
+  again; other errors arrive as they are.
+  """
+  wrapped = re.match(r"flag --config=(.*): Error whilst parsing config file:", str(error))
+  raised: BaseException | None = error
+  while wrapped and raised and not str(raised).startswith("Error whilst parsing config file:"):
+    raised = raised.__context__
+  raised = raised.__context__ if wrapped and raised else raised
+  if isinstance(raised, AttributeError) and raised.name == "get_config":
+    return f"{getattr(raised.obj, '__file__', 'config')}: expected a function get_config, got none"
+  places = [
+    (frame.f_code.co_filename, line)
+    for frame, line in traceback.walk_tb(raised.__traceback__ if raised else None)
+    if frame.f_globals.get("__name__") == "config_config"  # ml_collections calls the module so
+  ]
+  if not places and not wrapped:
+    return ""
+  spec = wrapped[1] if wrapped else places[-1][0]
+  bundled = spec.startswith(f"{_config_folder()}{os.sep}")
+  name = os.path.relpath(spec, _config_folder()).replace(".py", "", 1) if bundled else spec
+  if not places:  # the call itself failed
+    _, colon, word = spec.partition(":")
+    expected = "nothing after the colon" if colon else "a word after a colon"
+    return f"--config={name}: expected {expected}, got {word!r}"
+  what = "" if isinstance(raised, ValueError) else f"{type(raised).__name__}: "
+  where = "" if bundled else " ({}, line {})".format(*places[-1])
+  return f"--config={name}: {what}{' '.join(str(raised).split())}{where}"

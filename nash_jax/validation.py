@@ -40,7 +40,7 @@ def require(condition: bool, what: str, expected: str, got: Any, fix: str) -> No
 def one_of(what: str, got: str, choices: Collection[str]) -> None:
   """Raises a ValueError that lists the choices unless `got` is one of them."""
   if got not in choices:
-    listed = ", ".join(sorted(choices))
+    listed = ", ".join([*sorted(filter(None, choices)), *(["nothing"] if "" in choices else [])])
     raise ValueError(f"{what}: got {got!r}, expected one of {listed}{did_you_mean(got, choices)}")
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -83,6 +84,17 @@ def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path, monkey
     assert os.environ[name] == told
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_demo_keeps_programs_where_the_command_finds_them():
+  """What it leaves to the command is in the user's folder; what the user sets stays."""
+  name = "JAX_COMPILATION_CACHE_DIR"
+  asked = ["make", "--no-print-directory", "--eval", f"demo-cache: ; @echo $${name}", "demo-cache"]
+  others = {key: value for key, value in os.environ.items() if key != name}
+  for environment, kept in ((others, ""), ({**others, name: "mine"}, "mine")):
+    done = subprocess.run(asked, cwd=ROOT, text=True, capture_output=True, env=environment)
+    assert done.stdout == f"{kept}\n", done.stderr
+
+
 def test_a_run_that_ends_leaves_its_curves_where_it_has_any(tmp_path, monkeypatch, caplog):
   drawn = []
   monkeypatch.setattr(report, "curves", drawn.append)
@@ -152,6 +164,26 @@ BAD = (
   ("train --config=none.py", "No such file or directory: 'none.py'"),
   ("train --config=storis", "did you mean 'stories'?"),
   (
+    "train --config=stories:mild",
+    "train: --config=stories:mild: expected nothing after the colon, got 'mild'\n",
+  ),
+  (
+    "train --config=gemma3_270m:smock",
+    "train: --config=gemma3_270m:smock: the word after the colon: got 'smock', expected one of"
+    " lora, self, smoke, nothing; did you mean 'smoke'?\n",
+  ),
+  ("train --config=own.py", "train: --config=own.py: expected a word after a colon, got ''\n"),
+  (
+    "train --config=own.py:two",
+    "train: --config=own.py:two: invalid literal for int() with base 10: 'two' (own.py, line 2)\n",
+  ),
+  (
+    "train --config own.py:0",
+    "train: --config=own.py:0: TypeError: object of type 'int' has no len() (own.py, line 2)\n",
+  ),
+  ("train --config=own.py:7", "train: --config=own.py: KeyError: 7 (own.py, line 2)\n"),
+  ("train --config=none_of_it.py", "none_of_it.py: expected a function get_config, got none\n"),
+  (
     "train --config.optimizer.name=sgd --config.optimizer.weight_decay=0.5",
     "train: optimizer.weight_decay: expected no value, because optimizer.name = sgd does not read"
     " it, got 0.5. Leave it out, or choose what reads it.\n",
@@ -165,6 +197,8 @@ BAD = (
 
 
 def test_how_a_run_ended_and_bad_input_have_a_status_and_a_line(tmp_path):
+  (tmp_path / "own.py").write_text("def get_config(word):\n  return {}[int(word) or len(0)]\n")
+  (tmp_path / "none_of_it.py").write_text("steps = 3\n")
   commands = [(end, ["train", f"--config.steps={steps}"]) for end, steps, *_ in ENDS]
   commands += [(None, words.split()) for words, _ in BAD]
   path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -12,7 +12,9 @@ Expected: docs/short_game.md, docs/compare.md, docs/real_gemma.md
 
 from nash_jax import config
 from nash_jax.configs import gemma3_270m_compare, short_game, stories
+from nash_jax.validation import one_of
 
+GAMES = (*short_game.BETA, "stories", "gemma3_270m", "smoke")
 VALUES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 FEW = (0.0, 0.1, 1.0)  # if a run takes half an hour
 
@@ -25,10 +27,8 @@ def sweep(game):
 
 
 def base(game):
-  """Returns the run that an ablation changes.
-
-  `game` is a short game ("mild", "strong" or "smoke"), "stories", or "gemma3_270m".
-  """
+  """Returns the run that an ablation changes, by the game's name, one of GAMES."""
+  one_of("the word after the colon", game, GAMES)
   if game == "gemma3_270m":
     return gemma3_270m_compare.base()
   if game == "stories":

@@ -37,6 +37,9 @@ def devices(topology: str) -> list:
 
   # There is no TPU: don't query its metadata, and allow several plans at the same time.
   os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+  # Without a host's name and type libtpu prints errors; it compiles for the topology either way.
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
   name = SLICES.get(topology, topology)
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=name).devices

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import runpy
 import shutil
@@ -19,7 +20,17 @@ from paths import ROOT
 from nash_jax import main
 from nash_jax.config import checks, fields, resolve
 from nash_jax.configs import gemma2_2b
+from nash_jax.data.tokenizer import Tokenizer
 from nash_jax.plan import memory
+from nash_jax.validation import asset_path
+
+TRUE_SIZE = {
+  "gemma3_270m": ("gemma-3-270m-it", "gemma-3-1b-it"),
+  "gemma3_1b": ("gemma-3-1b-it", "gemma-3-4b-it"),
+  "gemma3_4b": ("gemma-3-4b-it", None),
+  "gemma2_2b": ("gemma-2-2b-it", "gemma-2-9b-it"),
+  "gemma4_e2b": ("gemma-4-E2B-it", "gemma-4-E4B-it"),
+}
 
 
 def test_every_config_has_a_name():
@@ -49,6 +60,24 @@ def test_a_config_loads_by_its_name_in_any_folder_and_resolves_for_its_job(
 def test_a_config_takes_its_argument_after_a_colon():
   assert main.config_file("short_game:strong") == f"{main.config_file('short_game')}:strong"
   assert main.config_file("mine/own.py:strong") == "mine/own.py:strong"
+
+
+@pytest.mark.parametrize("name", sorted({*main.config_names()} - {"realign"}))
+def test_a_config_refuses_a_word_that_it_does_not_know(name):
+  """A mistyped ":smoke" would start a study of hours. After realign's colon any run may stand."""
+  get_config = runpy.run_path(main.config_file(name))["get_config"]
+  with pytest.raises((ValueError, TypeError)) as error:
+    get_config("smock")
+  assert "got 'smock'" in str(error.value) or "takes 0 positional arguments" in str(error.value)
+
+
+@pytest.mark.parametrize("name", TRUE_SIZE)
+def test_a_smoke_of_true_size_cuts_no_prompt(name):
+  c = resolve(runpy.run_path(main.config_file(name))["get_config"]("smoke"), "train")
+  tokenizer = Tokenizer(c.model.tokenizer, c.model.template)
+  lines = pathlib.Path(asset_path(c.prompts.path)).read_text().splitlines()
+  longest = max(len(tokenizer.prompt(json.loads(line)["prompt"])) for line in lines)
+  assert longest == c.prompts.max_tokens
 
 
 def test_an_unknown_name_lists_the_names_and_the_nearest():
@@ -145,15 +174,6 @@ def test_a_wheel_trains_by_a_configs_name_in_an_empty_folder(wheel, tmp_path):
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [0, 1]
   assert not any(empty.iterdir())
-
-
-TRUE_SIZE = {
-  "gemma3_270m": ("gemma-3-270m-it", "gemma-3-1b-it"),
-  "gemma3_1b": ("gemma-3-1b-it", "gemma-3-4b-it"),
-  "gemma3_4b": ("gemma-3-4b-it", None),
-  "gemma2_2b": ("gemma-2-2b-it", "gemma-2-9b-it"),
-  "gemma4_e2b": ("gemma-4-E2B-it", "gemma-4-E4B-it"),
-}
 
 
 @pytest.mark.parametrize("kind", ["", "lora", "self", "lora,self"])

@@ -64,7 +64,7 @@ def test_a_starred_column_is_the_average_that_its_run_keeps():
 @pytest.mark.parametrize(
   ("section", "message"),
   [
-    ("md7", "section, after the colon: got 'md7'"),
+    ("md7", "the word after the colon: got 'md7'"),
     ("md1,big", "a word after the section: got 'big'"),
     ("md1,rlhf", "a word after the section: got 'rlhf'"),
     ("arena,md1,ipo", "arena's columns: expected all on TL;DR or on XSum"),

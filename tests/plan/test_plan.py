@@ -116,7 +116,14 @@ def test_a_judge_that_is_the_reference_is_planned_once():
 
 @pytest.mark.parametrize(
   ("topology", "message"),
-  [("v5f:4x4", "expected one of"), ("v5e-17", r"did you mean 'v5e-1"), ("tpu", "expected one of")],
+  [
+    ("v5f:4x4", "expected one of"),
+    ("v5e-17", r"did you mean 'v5e-1"),
+    ("tpu", "expected one of"),
+    pytest.param(
+      "v5e:3x3", r"got 'v5e:3x3', expected one of .* \(.+\)$", marks=TPU
+    ),  # libtpu's words
+  ],
 )
 def test_an_unknown_topology_lists_the_choices(topology, message):
   with pytest.raises(ValueError, match=message) as error:
@@ -196,7 +203,7 @@ def texts(request, tmp_path_factory):
   )
   assert done.returncode == 0, done.stderr[-3000:]
   read = {name: (folder / name).read_text() for name in ("sample", "update")}
-  return {**read, "platform": request.param}
+  return {**read, "platform": request.param, "printed": done.stderr}
 
 
 PROGRAM = """
@@ -236,6 +243,11 @@ config, tokenizer = plan.prepare(config, len(where))
 mesh = sharding.make_mesh(config.mesh, Mesh(np.array(where), ("all",)))
 print(plan.lowerings(config, tokenizer, mesh)["sample"]().compile().as_text())
 """
+
+
+def test_the_compiler_prints_no_errors_about_a_tpu_that_need_not_be_there(texts):
+  ours = "WARNING:absl:set, but not read by this run: "
+  assert [line for line in texts["printed"].splitlines() if not line.startswith(ours)] == []
 
 
 def test_no_weight_is_gathered_while_tokens_are_sampled(texts):
