@@ -8,7 +8,7 @@ Command:  nash-jax compare --config=short_compare:mild --workdir=runs/short_mild
           --workdir=runs/online_offline/reference makes it; for :strong,offline use
           :strong,reference and runs/online_offline_strong/reference; :mild,gap has the methods
           that aim at the game without β, each at the rate that is best there)
-Cost:     about half an hour of one CPU core, less with networks.
+Cost:     about half an hour of one CPU core, forty minutes with networks.
 Expected: docs/short_game.md
 """
 
