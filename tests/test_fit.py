@@ -162,7 +162,7 @@ def test_data_that_changed_are_named_at_a_resume(sft, start, tmp_path):
   assert set(found) == {"model.tokenizer", "data.path", "data.held_out_path", "template"}
 
 
-@pytest.mark.parametrize("loss", ["judge", "reward", "gpm"])
+@pytest.mark.parametrize("loss", ["judge", "reward", pytest.param("gpm", marks=pytest.mark.slow)])
 def test_preferences_are_learned(loss, tmp_path):
   config = settings(tmp_path, loss)
   figures = fit.run(config, tmp_path / "run", progress=False)
