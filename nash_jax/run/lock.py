@@ -14,9 +14,8 @@ import jax
 from etils import epath
 
 log = logging.getLogger(__name__)
-NAMED_WITHIN = (
-  5.0  # seconds between taking a lock and naming its owner, or leaving and releasing it
-)
+# Seconds from taking a lock to naming its owner, and from deleting the name to releasing it.
+NAMED_WITHIN = 5.0
 
 
 def _owner(path: epath.Path) -> dict[str, Any]:
